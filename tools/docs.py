@@ -1,0 +1,135 @@
+"The site without Quarto: nbdev processes the notebooks, pandoc makes a page of each, then every link and anchor is followed."
+import html, json, os, re, shutil, subprocess, sys
+from configparser import ConfigParser
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+import pypandoc
+from tools.markdown import to_markdown
+from tools.notebooks import ROOT, read_notebook, read_notebooks, report
+from tools.sidebar import sections
+
+FORMAT = 'markdown-yaml_metadata_block-tex_math_single_backslash+autolink_bare_uris+lists_without_preceding_blankline'
+TEMPLATE = Path(__file__).with_name('page.html')
+ASSETS = ('.svg', '.png', '.css', '.js', '.ico', '.json', '.html')
+
+def page_name(name:str)->str: # 'tutorials/01_first_run.ipynb' → 'tutorials/first_run.html'
+    "Where nbdev and Quarto put a notebook's page."
+    p = Path(name)
+    return p.with_name(re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.name.lower())).with_suffix('.html').as_posix()
+
+@dataclass(frozen=True)
+class Site:
+    title:str
+    url:str         # Of the published site; links to it become relative
+    source:str      # Of files in the repository's main branch
+    root:Path
+
+def site(root:Path=ROOT)->Site:
+    "What settings.ini says about the site."
+    ini = ConfigParser(delimiters=['='])
+    ini.read(root/'settings.ini', encoding='utf-8')
+    d = ini['DEFAULT']
+    return Site(d['title'], d['doc_host'] + d['doc_baseurl'] + '/', f"{d['git_url']}/blob/{d['branch']}/", root)
+
+def process(root:Path=ROOT)->Path: # The folder of processed notebooks
+    "nbdev's own processing: `show_doc`, links from backticks, hidden cells. Cached by the time of change."
+    code = 'from nbdev.serve import proc_nbs\nif __name__ == "__main__": print(proc_nbs(n_workers=0))'
+    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
+    p = subprocess.run([sys.executable, '-c', code], cwd=root, env=env, text=True, capture_output=True)
+    if p.returncode: raise RuntimeError(p.stderr.strip())
+    return root/'_proc'
+
+def sidebar_html(root:Path, here:str)->str: # `here` is the page that it stands on
+    "Floors and their pages; the titles are the notebooks' own."
+    up, out = '../' * here.count('/'), []
+    titles = {nb.name: re.match(r'(?:# )?(.*)', nb.cells[0].source)[1] for nb in read_notebooks(root) if nb.cells}
+    for section, names in sections(read_notebooks(root)).items():
+        items = [f'<li{" class=here" * (page_name(n) == here)}><a href="{up}{page_name(n)}">{html.escape(titles.get(n, n))}</a></li>'
+                 for n in names]
+        out.append((f'<h2>{section}</h2>' if section else '') + f'<ul>{"".join(items)}</ul>')
+    return '\n'.join(out)
+
+def relink(page:str, s:Site, here:str)->str:
+    "Links to notebooks and to the published site become links between pages."
+    def point(m:re.Match)->str:
+        path, frag = urldefrag(m[2])
+        if path.startswith(s.url): path = '../' * here.count('/') + path[len(s.url):]
+        elif path.endswith('.ipynb') and '://' not in path: path = page_name(path)
+        return f'{m[1]}"{path}{"#" + frag if frag else ""}"'
+    return re.sub(r'(\bhref=)"([^"]+)"', point, page)
+
+def front_matter(cells:list)->dict[str,str]:
+    "Title and description, which nbdev moves into a raw cell."
+    raw = next((c.source for c in cells if c.kind == 'raw'), '')
+    return {k: v.strip('\'"') for k, v in re.findall(r'^(title|description): (.*)$', raw, re.M)}
+
+def build_page(proc:Path, root:Path, s:Site, sidebar:str, here:str)->str:
+    "One page as HTML."
+    cells = read_notebook(proc, proc.parent).cells
+    meta = front_matter(cells)
+    up = '../' * here.count('/')
+    args = ['--standalone', f'--template={TEMPLATE}', '--toc', '--toc-depth=3', '--mathml', '--wrap=preserve',
+            f'--metadata=title:{meta.get("title", here)}', f'--variable=site:{s.title}', f'--variable=up:{up}',
+            f'--variable=summary:{html.escape(meta.get("description", ""))}', f'--variable=sidebar:{sidebar}']
+    page = pypandoc.convert_text(to_markdown(cells), 'html5', format=FORMAT, extra_args=args)
+    return relink(page, s, here)
+
+def build(root:Path=ROOT, out:Path|None=None)->Path:
+    "All pages into `out` (default _docs/), afresh."
+    out, s, proc = out or root/'_docs', site(root), process(root)
+    shutil.rmtree(out, ignore_errors=True)
+    for nb in read_notebooks(root):
+        here = page_name(nb.name)
+        (out/here).parent.mkdir(parents=True, exist_ok=True)
+        (out/here).write_text(build_page(proc/nb.name, root, s, sidebar_html(root, here), here), encoding='utf-8')
+    for f in (root/'nbs').rglob('*'):
+        if f.is_file() and f.suffix in ASSETS and not any(o[0] in '._' for o in f.relative_to(root/'nbs').parts):
+            (out/f.relative_to(root/'nbs')).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(f, out/f.relative_to(root/'nbs'))
+    return out
+
+class _Links(HTMLParser):
+    "Collects ids and links of one page."
+    def __init__(self):
+        super().__init__()
+        self.ids, self.links = [], []
+    def handle_starttag(self, tag, attrs):
+        for k, v in attrs:
+            if k == 'id' or (k == 'name' and tag == 'a'): self.ids.append(v)
+            if k in ('href', 'src') and v and tag != 'base': self.links.append(v)
+
+def follow(link:str, page:Path, pages:dict[Path, _Links], s:Site)->str|None: # What is wrong with it
+    "One link: the file must be there, and the anchor in it."
+    if link.startswith(s.source):
+        path = unquote(urldefrag(link)[0][len(s.source):])
+        return None if (s.root/path).exists() else f'{path} is not in the repository'
+    if re.match(r'[a-z][a-z0-9+.-]*:|//', link): return None
+    path, frag = urldefrag(link)
+    target = (page.parent/unquote(path)).resolve() if path else page
+    if not target.exists(): return f'{link} leads nowhere'
+    if frag and target in pages and unquote(frag) not in pages[target].ids: return f'{link}: no such anchor (a heading, or a name that the page documents)'
+
+def check_links(out:Path, s:Site)->list[str]:
+    "Every link of every page in `out`."
+    pages = {}
+    for f in sorted(out.resolve().rglob('*.html')):
+        pages[f] = _Links()
+        pages[f].feed(f.read_text(encoding='utf-8'))
+    problems = []
+    for f, p in pages.items():
+        name = f.relative_to(out.resolve()).as_posix()
+        problems += [f'{name}: two things have the id {i!r}' for i in sorted({i for i in p.ids if p.ids.count(i) > 1})]
+        problems += [f'{name}: {bad}' for l in dict.fromkeys(p.links) if (bad := follow(l, f, pages, s))]
+    return problems
+
+def check(root:Path=ROOT)->list[str]:
+    try: out = build(root)
+    except RuntimeError as e: return str(e).splitlines()[-25:]
+    return check_links(out, site(root))
+
+if __name__ == '__main__':
+    problems = check()
+    if not problems: print(f'{len(list((ROOT/"_docs").rglob("*.html")))} pages, links and anchors followed: _docs/index.html')
+    report('pages', problems) if problems else None
