@@ -4,7 +4,7 @@ SHELL   := /bin/bash
 PYTHON  ?= python3
 VENV    := .venv
 BENCH   := .venv-bench
-PIP     := -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP     := -m pip install -qq --disable-pip-version-check -c constraints.txt
 TORCH   := $(shell sed -n 's/^torch==//p' constraints.txt)
 SOURCES := settings.ini setup.py pyproject.toml constraints.txt
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)

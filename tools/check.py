@@ -1,7 +1,7 @@
 """Every check of the project, as `make test` and continuous integration run it; closes on `N passed, M failed`.
 
-Counted: each notebook under `nbdev_test`, each pytest test, each check of tools/. Jobs run two at a time with one thread
-each; files named tests/test_speed*.py run last, alone and with all threads, for what they measure.
+Counted: each notebook under `nbdev_test`, each pytest test, each check of tools/. Jobs run two at a time with one
+thread each; files named tests/test_speed*.py run last, alone and with all threads, for what they measure.
 """
 import os, re, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from tools.notebooks import ROOT, read_notebooks
 
-CHECKS = {'in_step': 'export and clean leave no diff', 'import_order': 'imports go down only', 'room_sizes': 'rooms are small',
-          'import_cells': 'imports have cells of their own', 'clean_outputs': 'outputs are clean', 'sidebar': 'sidebar is in step',
-          'readme': 'README is in step', 'docs': 'pages build, links and anchors hold'}
+CHECKS = {'in_step': 'export and clean leave no diff', 'import_order': 'imports go down only',
+          'room_sizes': 'rooms are small', 'import_cells': 'imports have cells of their own',
+          'clean_outputs': 'outputs are clean', 'sidebar': 'sidebar is in step', 'readme': 'README is in step',
+          'docs': 'pages build, links and anchors hold'}
 LIMITS = {'check': 420, 'notebook': 240, 'tests': 540}  # Seconds
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def count(job:Job, code:int, output:str)->tuple[int,int,int]: # Passed, failed, 
     closing = next((l for l in reversed(output.splitlines()) if re.search(r'\d+ (passed|failed|error|skipped)', l)), '')
     n = {k: int(v) for v, k in re.findall(r'(\d+) (passed|failed|error|skipped|xfailed|xpassed)', closing)}
     failed = n.get('failed', 0) + n.get('error', 0) + n.get('xpassed', 0)
-    return n.get('passed', 0) + n.get('xfailed', 0), failed or int(code != 0), n.get('skipped', 0)
+    return n.get('passed', 0) + n.get('xfailed', 0), failed or int(code != 0 or not n), n.get('skipped', 0)
 
 def run(job:Job, root:Path=ROOT, limit:float|None=None)->Result:
     "One job in a process group of its own, ended at its limit."
@@ -61,10 +62,11 @@ def run(job:Job, root:Path=ROOT, limit:float|None=None)->Result:
 
 def show(r:Result, done:int, total:int):
     "One line; all that it printed when it failed; why, when it skipped."
-    kind = f'{r.passed} passed' + f', {r.failed} failed' * bool(r.failed) + f', {r.skipped} skipped' * bool(r.skipped)
-    print(f'{"FAIL" if r.failed else "ok":4} {done:3}/{total} {r.seconds:5.1f} s  {r.job.name}' + f': {kind}' * (r.job.kind == 'tests'))
-    if r.failed: print('\n'.join(f'     | {l}' for l in r.output.strip().splitlines()[-120:]))
-    else: print(*(f'     | {l}' for l in r.output.splitlines() if l.startswith('SKIPPED')), sep='\n', end='\n' * bool(r.skipped))
+    said = [f'{getattr(r, k)} {k}' for k in ('passed', 'failed', 'skipped') if getattr(r, k)]
+    counts = f': {", ".join(said)}' if r.job.kind == 'tests' else ''
+    print(f'{"FAIL" if r.failed else "ok":4} {done:3}/{total} {r.seconds:5.1f} s  {r.job.name}{counts}')
+    lines = r.output.strip().splitlines()
+    for l in lines[-120:] if r.failed else [l for l in lines if l.startswith('SKIPPED')]: print(f'     | {l}')
     sys.stdout.flush()
 
 def main(root:Path=ROOT, only:str='')->int: # 0 when nothing failed

@@ -4,7 +4,7 @@ from pathlib import Path
 from tools.notebooks import ROOT, Cell, Notebook, read_notebooks, report
 
 FOLDERS = ('work', 'tmp', 'root', 'home', 'Users', 'mnt')
-MACHINE_PATH = re.compile(r'(?<![\w.~\-/>])/(?:%s)/[\w.~-]+|\b[A-Z]:\\Users\\' % '|'.join(FOLDERS))
+MACHINE_PATH = re.compile(r'(?<![\w.~\-/<])/(?:%s)/[\w.~-]+|\b[A-Z]:\\Users\\' % '|'.join(FOLDERS))
 ADDRESS = re.compile(r'\bat 0x[0-9a-f]{6,}')
 PROGRESS = re.compile(r'\d+it/s|it/s[,\]]|s/it[,\]]|\b\d\d:\d\d<\d\d:\d\d')  # What tqdm leaves behind
 TIMES = re.compile(r'Wall time:|CPU times:')

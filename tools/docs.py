@@ -1,4 +1,4 @@
-"The site without Quarto: nbdev processes the notebooks, pandoc makes a page of each, then every link and anchor is followed."
+"The site without Quarto: nbdev processes notebooks, pandoc makes a page of each, every link and anchor is followed."
 import html, json, os, re, shutil, subprocess, sys
 from configparser import ConfigParser
 from dataclasses import dataclass
@@ -46,8 +46,8 @@ def sidebar_html(root:Path, here:str)->str: # `here` is the page that it stands 
     up, out = '../' * here.count('/'), []
     titles = {nb.name: re.match(r'(?:# )?(.*)', nb.cells[0].source)[1] for nb in read_notebooks(root) if nb.cells}
     for section, names in sections(read_notebooks(root)).items():
-        items = [f'<li{" class=here" * (page_name(n) == here)}><a href="{up}{page_name(n)}">{html.escape(titles.get(n, n))}</a></li>'
-                 for n in names]
+        links = [(page_name(n), html.escape(titles.get(n, n))) for n in names]
+        items = [f'<li{" class=here" * (p == here)}><a href="{up}{p}">{title}</a></li>' for p, title in links]
         out.append((f'<h2>{section}</h2>' if section else '') + f'<ul>{"".join(items)}</ul>')
     return '\n'.join(out)
 
@@ -109,7 +109,8 @@ def follow(link:str, page:Path, pages:dict[Path, _Links], s:Site)->str|None: # W
     path, frag = urldefrag(link)
     target = (page.parent/unquote(path)).resolve() if path else page
     if not target.exists(): return f'{link} leads nowhere'
-    if frag and target in pages and unquote(frag) not in pages[target].ids: return f'{link}: no such anchor (a heading, or a name that the page documents)'
+    if frag and target in pages and unquote(frag) not in pages[target].ids:
+        return f'{link}: no such anchor; a page has those of its headings and of what it documents with `show_doc`'
 
 def check_links(out:Path, s:Site)->list[str]:
     "Every link of every page in `out`."
@@ -131,5 +132,6 @@ def check(root:Path=ROOT)->list[str]:
 
 if __name__ == '__main__':
     problems = check()
-    if not problems: print(f'{len(list((ROOT/"_docs").rglob("*.html")))} pages, links and anchors followed: _docs/index.html')
-    report('pages', problems) if problems else None
+    if problems: report('pages', problems)
+    n = len(list((ROOT/'_docs').rglob('*.html')))
+    print(f'{n} pages in _docs/, every link and anchor followed; begin at _docs/index.html')

@@ -28,7 +28,7 @@ def nbdev(command:str, cwd:Path)->list[str]:
     return [f'{command}: {l}' for l in (p.stderr.strip().splitlines() or ['failed'])[-5:]] if p.returncode else []
 
 def check(root:Path=ROOT)->list[str]:
-    before = {**{f'nbs/{k}': v for k, v in snapshot(root/'nbs').items()}, **{f'mypt/{k}': v for k, v in snapshot(root/'mypt').items()}}
+    before = {f'{d}/{k}': v for d in ('nbs', 'mypt') for k, v in snapshot(root/d).items()}
     before['pyproject.toml'] = (root/'pyproject.toml').read_bytes()
     with tempfile.TemporaryDirectory() as tmp:
         there = Path(tmp)/root.name
@@ -38,7 +38,8 @@ def check(root:Path=ROOT)->list[str]:
         after = {k: (there/k).read_bytes() if (there/k).is_file() else None for k in before}
         new = {f'mypt/{k}' for k in snapshot(there/'mypt')} - before.keys()
     out = [f'{k} has no notebook that exports it' for k, v in after.items() if v is None]
-    out += [f'{k} changes under export and clean; run `make export`' for k, v in before.items() if after[k] not in (v, None)]
+    changed = [k for k, v in before.items() if after[k] not in (v, None)]
+    out += [f'{k} changes under export and clean; run `make export`' for k in changed]
     return out + [f'{k} is missing; run `make export`' for k in sorted(new)]
 
 if __name__ == '__main__': report('export and clean', check())

@@ -49,8 +49,8 @@ def code_markdown(cell:Cell, **kw)->list[str]: # Source and outputs
     block = fence(source, 'python') if source and d.get('echo') != 'false' else ''
     if block and (fold := d.get('code-fold')) in ('true', 'show'):
         block = folded(block, d.get('code-summary', 'Code').strip('"\''), fold == 'show')
-    outs = [] if d.get('output') == 'false' else [output_markdown(o, d.get('output') == 'asis', **kw) for o in cell.outputs]
-    return [block, *outs]
+    outs = [] if d.get('output') == 'false' else cell.outputs
+    return [block, *(output_markdown(o, d.get('output') == 'asis', **kw) for o in outs)]
 
 def to_markdown(cells:list[Cell], **kw)->str:
     "All that a reader sees of `cells`."

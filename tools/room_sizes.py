@@ -22,13 +22,13 @@ def check_code(source:str, where:str)->list[str]:
     return long_functions(tree, where) + long_lines(source, where)
 
 def check_opening(nb:Notebook)->list[str]:
-    "The first cell is `# Title`, a blank line and `> one line`, alone: nbdev moves the whole cell into the page's head."
+    "The first cell is `# Title` and `> one line`, alone: nbdev moves the whole cell into the page's head."
     first = nb.cells[0].source.strip() if nb.cells else ''
     if not re.match(r'# \S[^\n]*\n\s*\n?> \S', first):
         return [f'nbs/{nb.name}: the first cell is not `# Title` and `> one-line summary`']
     _, rest = re.split(r'^> .*$', first, maxsplit=1, flags=re.M)
     more = [l for l in rest.splitlines() if l.strip() and not re.match(r'- \S+:', l)]  # `- key: value` is front matter
-    return [f'nbs/{nb.name}: the first cell goes on after the summary, which the site would drop; split it there'] if more else []
+    return [f'nbs/{nb.name}: the first cell goes on after the summary, and the site drops that; split it there'] if more else []
 
 def check_notebook(nb:Notebook)->list[str]:
     out = check_opening(nb)

@@ -3,8 +3,8 @@ import re, sys
 from pathlib import Path
 from tools.notebooks import ROOT, Notebook, read_notebooks, report
 
-FLOORS = {'The data path': (0, 9), 'The model': (10, 19), 'Training': (20, 29), 'Making data': (30, 39), 'Retrieval and tools': (40, 49),
-          'Judging': (50, 59), 'The phases': (60, 69), 'Faces': (70, 99)}
+FLOORS = {'The data path': (0, 9), 'The model': (10, 19), 'Training': (20, 29), 'Making data': (30, 39),
+          'Retrieval and tools': (40, 49), 'Judging': (50, 59), 'The phases': (60, 69), 'Faces': (70, 99)}
 FOLDERS = {'tutorials': 'Tutorials', 'how_to': 'How to', 'explanations': 'Explanations'}
 BLOCK = re.compile(r'(?<=    contents:)[^\n]*\n(?:      .*\n)*')
 
@@ -32,7 +32,8 @@ def in_step(text:str, notebooks:list[Notebook])->str: # _quarto.yml as it ought 
 
 def check(root:Path=ROOT)->list[str]:
     yml, link = root/'_quarto.yml', root/'nbs/_quarto.yml'
-    out = [] if link.is_symlink() and link.resolve() == yml.resolve() else ['nbs/_quarto.yml is not a link to ../_quarto.yml']
+    linked = link.is_symlink() and link.resolve() == yml.resolve()
+    out = [] if linked else ['nbs/_quarto.yml is not a link to ../_quarto.yml']
     text = yml.read_text(encoding='utf-8')
     if text != in_step(text, read_notebooks(root)):
         out.append('_quarto.yml: the sidebar and nbs/ are out of step; run `make export`')
