@@ -13,16 +13,19 @@ def settings(root):
 def wheel(root, tmp_path_factory):
     "A wheel built from what git would hand out, with nothing fetched."
     src, out = tmp_path_factory.mktemp('src')/'mypt', tmp_path_factory.mktemp('wheel')
-    skip = shutil.ignore_patterns('.git', '.venv*', '_proc', '_docs', 'nbs', 'tests', 'build', '*.egg-info', '__pycache__')
-    shutil.copytree(root, src, ignore=skip)
-    cmd = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '--no-index', '-w', str(out), str(src)]
+    shutil.copytree(root/'mypt', src/'mypt', ignore=shutil.ignore_patterns('__pycache__'))
+    for f in ('tools', 'tests'): shutil.copytree(root/f, src/f, ignore=shutil.ignore_patterns('__pycache__'))
+    for f in root.iterdir():
+        if f.is_file(): shutil.copy(f, src)
+    offline = ['-q', '--no-deps', '--no-build-isolation', '--no-index']
+    cmd = [sys.executable, '-m', 'pip', 'wheel', *offline, '-w', str(out), str(src)]
     subprocess.run(cmd, check=True, capture_output=True)
     return zipfile.ZipFile(next(out.glob('*.whl')))
 
 def test_wheel_holds_everything(root, wheel):
     packed = set(wheel.namelist())
-    want = {p.relative_to(root).as_posix() for p in (root/'mypt').rglob('*')
-            if p.is_file() and '__pycache__' not in p.parts and p.suffix in ('.py', '.json', '.jsonl', '.js', '.css', '.tiktoken', '.LICENSE')}
+    kinds = ('.py', '.json', '.jsonl', '.js', '.css', '.tiktoken', '.LICENSE')
+    want = {p.relative_to(root).as_posix() for p in (root/'mypt').rglob('*') if p.suffix in kinds}
     assert 'mypt/assets/gpt2.tiktoken' in want and want - packed == set()
     assert not [n for n in packed if n.startswith(('tests/', 'tools/', 'nbs/', 'bench/'))]
 
@@ -64,22 +67,26 @@ def test_constraints(root, settings):
 
 def test_ci_calls_make_test_alone(root):
     lines = [l for l in (root/'.ci/run').read_text().splitlines() if l and not l.startswith('#')]
-    assert lines == ['set -euo pipefail', 'cd "$(dirname "$0")/.."', 'exec make test'] and os.access(root/'.ci/run', os.X_OK)
+    assert lines == ['set -euo pipefail', 'cd "$(dirname "$0")/.."', 'exec make test']
+    assert os.access(root/'.ci/run', os.X_OK)
 
 # ---- Makefile
 
 def make(cwd, *args, **env):
     "Run make with an environment of its own; stdout and stderr together."
-    p = subprocess.run(['make', *args], cwd=cwd, env=os.environ | env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return p.returncode, p.stdout
+    clean = {k: v for k, v in os.environ.items() if not k.startswith('MAKE') and k != 'MFLAGS'}
+    p = subprocess.run(['make', *args], cwd=cwd, env=clean | env, text=True, capture_output=True)
+    return p.returncode, p.stdout + p.stderr
 
 @pytest.fixture
 def clone(root, tmp_path):
     "A copy of what the Makefile's stamps depend on, with a python3 that only notes how it was called."
-    for f in ('Makefile', 'settings.ini', 'setup.py', 'pyproject.toml', 'constraints.txt'): shutil.copy(root/f, tmp_path/f)
+    for f in ('Makefile', 'settings.ini', 'setup.py', 'pyproject.toml', 'constraints.txt'):
+        shutil.copy(root/f, tmp_path/f)
     fake = tmp_path/'fake/python3'
     fake.parent.mkdir()
-    fake.write_text('#!/bin/sh\necho "$@" >>"$CALLS"\ncase "$*" in "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python";; esac\n')
+    fake.write_text('#!/bin/sh\necho "$@" >>"$CALLS"\n'
+                    'case "$*" in "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python";; esac\n')
     fake.chmod(0o755)
     return tmp_path
 
@@ -89,7 +96,8 @@ def test_make_sets_up_once(clone):
     assert code == 0 and 'setup: ready' in out
     calls = (clone/'calls').read_text()
     assert '-m venv .venv' in calls and "torch==2.13.0 -e .[dev]" in calls and '-c constraints.txt' in calls
-    assert make(clone, 'setup', **env) == (0, "setup: ready; 'source .venv/bin/activate' puts mypt, nbdev and pytest on your path\n")
+    code, out = make(clone, 'setup', **env)
+    assert code == 0 and len(out.splitlines()) == 1 and out.startswith('setup: ready')
     assert (clone/'calls').read_text() == calls  # The second run had nothing to do
     stamp = (clone/'.venv/.dev.stamp').stat().st_mtime
     os.utime(clone/'settings.ini', (stamp + 5, stamp + 5))
@@ -107,8 +115,9 @@ def test_peers_get_an_environment_of_their_own(clone):
     assert '-e .[bench]' in (clone/'calls').read_text() and not (clone/'.venv').exists()
 
 @pytest.mark.parametrize('script, words', [
-    ('case "$*" in *version_info*) exit 1;; -V) echo Python 3.8.1;; esac', ('mypt needs Python 3.10', '3.8.1', 'make PYTHON=')),
-    ('case "$*" in *ensurepip*) exit 1;; esac', ('without venv and pip', 'apt-get install python3-venv')),
+    ('case "$*" in *version_info*) exit 1;; -V) echo Python 3.8.1;; esac',
+     ('mypt needs Python 3.10', '3.8.1', 'make PYTHON=')),
+    ('case "$*" in *ensurepip*) exit 1;; esac', ('without venv and pip', 'install python3-venv')),
 ])
 def test_a_python_that_will_not_do(clone, script, words):
     (clone/'fake/python3').write_text(f'#!/bin/sh\n{script}\n')

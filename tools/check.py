@@ -10,7 +10,8 @@ from pathlib import Path
 from tools.notebooks import ROOT, read_notebooks
 
 CHECKS = {'in_step': 'export and clean leave no diff', 'import_order': 'imports go down only',
-          'room_sizes': 'rooms are small', 'import_cells': 'imports have cells of their own',
+          'room_sizes': 'rooms are small',
+          'docstrings': 'public names say what they are', 'import_cells': 'imports have cells of their own',
           'clean_outputs': 'outputs are clean', 'sidebar': 'sidebar is in step', 'readme': 'README is in step',
           'docs': 'pages build, links and anchors hold'}
 LIMITS = {'check': 420, 'notebook': 240, 'tests': 540}  # Seconds

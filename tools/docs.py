@@ -1,11 +1,11 @@
 "The site without Quarto: nbdev processes notebooks, pandoc makes a page of each, every link and anchor is followed."
-import html, json, os, re, shutil, subprocess, sys
+import html, os, re, shutil, subprocess, sys
 from configparser import ConfigParser
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
-import pypandoc
+import pypandoc, yaml
 from tools.markdown import to_markdown
 from tools.notebooks import ROOT, read_notebook, read_notebooks, report
 from tools.sidebar import sections
@@ -42,13 +42,13 @@ def process(root:Path=ROOT)->Path: # The folder of processed notebooks
     return root/'_proc'
 
 def sidebar_html(root:Path, here:str)->str: # `here` is the page that it stands on
-    "Floors and their pages; the titles are the notebooks' own."
+    "Floors and their pages; the titles are the notebooks' own. The index is behind the site's name."
     up, out = '../' * here.count('/'), []
     titles = {nb.name: re.match(r'(?:# )?(.*)', nb.cells[0].source)[1] for nb in read_notebooks(root) if nb.cells}
     for section, names in sections(read_notebooks(root)).items():
         links = [(page_name(n), html.escape(titles.get(n, n))) for n in names]
         items = [f'<li{" class=here" * (p == here)}><a href="{up}{p}">{title}</a></li>' for p, title in links]
-        out.append((f'<h2>{section}</h2>' if section else '') + f'<ul>{"".join(items)}</ul>')
+        if section: out.append(f'<h2>{section}</h2><ul>{"".join(items)}</ul>')
     return '\n'.join(out)
 
 def relink(page:str, s:Site, here:str)->str:
@@ -63,7 +63,7 @@ def relink(page:str, s:Site, here:str)->str:
 def front_matter(cells:list)->dict[str,str]:
     "Title and description, which nbdev moves into a raw cell."
     raw = next((c.source for c in cells if c.kind == 'raw'), '')
-    return {k: v.strip('\'"') for k, v in re.findall(r'^(title|description): (.*)$', raw, re.M)}
+    return yaml.safe_load(raw.strip().strip('-')) or {}
 
 def build_page(proc:Path, root:Path, s:Site, sidebar:str, here:str)->str:
     "One page as HTML."

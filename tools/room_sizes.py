@@ -27,8 +27,9 @@ def check_opening(nb:Notebook)->list[str]:
     if not re.match(r'# \S[^\n]*\n\s*\n?> \S', first):
         return [f'nbs/{nb.name}: the first cell is not `# Title` and `> one-line summary`']
     _, rest = re.split(r'^> .*$', first, maxsplit=1, flags=re.M)
-    more = [l for l in rest.splitlines() if l.strip() and not re.match(r'- \S+:', l)]  # `- key: value` is front matter
-    return [f'nbs/{nb.name}: the first cell goes on after the summary, and the site drops that; split it there'] if more else []
+    more = [l for l in rest.splitlines() if l.strip() and not re.match(r'- \S+:', l)]  # But for `- key: value`
+    said = f'nbs/{nb.name}: the first cell goes on after the summary, and the site drops that; split it there'
+    return [said] if more else []
 
 def check_notebook(nb:Notebook)->list[str]:
     out = check_opening(nb)
