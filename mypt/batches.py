@@ -74,9 +74,10 @@ class Batches:
         shuffle:bool=True,     # False: every epoch in stored order
         drop_last:bool=True,   # Drop an epoch's last, incomplete step; else it runs on into the next epoch
         min_tokens:int=0,      # Leave out shorter episodes (unpacked data only)
-        loss_mask:bool=True, pad_id:int=0, rank:int=0, world:int=1):
+        loss_mask:bool=True, pad_id:int=0, rank:int=0, world:int=1,
+        replace:bool=False):   # Draw rows with replacement in place of epochs
         self.split, self.batch_size, self.seed, self.grad_accum = split, batch_size, seed, grad_accum
-        self.shuffle, self.loss_mask, self.pad_id, self.rank, self.world = shuffle, loss_mask, pad_id, rank, world
+        self.shuffle, self.loss_mask, self.pad_id, self.rank, self.world, self.replace = shuffle, loss_mask, pad_id, rank, world, replace
         lens = np.asarray(split.row_lengths)
         if (worst := int(lens.max(initial=0))) > block_size:
             raise UserError(f'{(lens > block_size).sum()} of {len(lens)} rows are longer than block_size {block_size} (longest {worst}); '
@@ -94,6 +95,7 @@ class Batches:
     def row_numbers(self, step:int, micro:int=0)->list[int]:
         "Which rows of the split make this micro-batch."
         at = step * self.per_step + (micro * self.world + self.rank) * self.batch_size
+        if self.replace: return self.rows[np.random.Generator(np.random.Philox(key=[self.seed, at])).integers(len(self.rows), size=self.batch_size)].tolist()
         out = []
         for p in range(at, at + self.batch_size):
             epoch, i = divmod(p, self.per_epoch)

@@ -102,7 +102,7 @@ def check_message(m, path:str='messages[0]')->dict:
         if f not in m: raise EpisodeError(f'{path}.{f}', f'missing; a {role} message needs it')
     for f in (*required, *optional):
         v, p = m.get(f), f'{path}.{f}'
-        if f in optional and (v is None or v == '' or v == []): continue
+        if f in optional and (v is None or v == '' or (f == 'cite' and v == [])): continue
         if f == 'arguments':
             if not isinstance(v, dict): raise EpisodeError(p, f'expected an object of arguments, found {_kind(v)}')
             _check_json(v, p)
@@ -118,8 +118,8 @@ def check_message(m, path:str='messages[0]')->dict:
 def _canonical_context(ep:dict, meta:dict)->None:
     "Move `context` to the first user message, or to the metadata where it only names the episode."
     ctx = ep.pop('context', None)
-    if not ctx: return
-    if m := _EPISODE_ID.fullmatch(_check_text(ctx, 'context')): meta.setdefault('episode_id', m[1]); return
+    if ctx is None or _check_text(ctx, 'context') == '': return
+    if m := _EPISODE_ID.fullmatch(ctx): meta.setdefault('episode_id', m[1]); return
     first = next((m for m in ep['messages'] if m['role'] == 'user'), None)
     if first is None: raise EpisodeError('context', 'there is no user message that it could stand in; add one or remove the context')
     if 'context' in first: raise EpisodeError('context', 'the first user message has a context of its own; keep one of the two')
@@ -141,7 +141,7 @@ def check_episode(obj # What JSON gave: an object of the table above
         system, msgs = _check_text(msgs[0].get('content'), 'messages[0].content'), msgs[1:]
         if not msgs: raise EpisodeError('messages', 'only a system message; add a user and an assistant message')
     start = len(obj['messages']) - len(msgs)
-    ep = {'system': _check_text(system, 'system')} if system else {}
+    ep = {'system': system} if system is not None and _check_text(system, 'system') else {}
     ep['messages'] = [check_message(m, f'messages[{i+start}]') for i, m in enumerate(msgs)]
     if 'context' in obj: ep['context'] = obj['context']
     meta = _check_meta(obj, ep)
