@@ -127,9 +127,15 @@ def test_heavy_light_module(project):
     assert said(import_order.check(project), '`import mypt.low` loads matplotlib')
 
 def test_optional_is_what_extras_say(root):
-    names = import_order.optional_modules(root)
-    assert {'torch', 'datasets', 'fastapi', 'deepl', 'llguidance', 'rapidfuzz', 'jsonschema', 'transformers'} <= names
-    assert not {'numpy', 'tiktoken', 'fastcore', 'safetensors', 'tqdm'} & names
+    core, extra = import_order.required(root)
+    assert {'datasets', 'fastapi', 'deepl', 'llguidance', 'rapidfuzz', 'jsonschema', 'transformers'} <= extra
+    assert core == {'numpy', 'tiktoken', 'safetensors', 'fastcore', 'tqdm', 'torch', 'matplotlib'}
+
+def test_exported_import_of_something_optional(project):
+    append(project, '08_high.ipynb', code('#| export\nimport anywidget, os'), code('import transformers'))
+    append(project, '08_high.ipynb', code('#| export\ndef f():\n    "F."\n    import deepl'))
+    problems = import_order.check_core(read_notebooks(project), import_order.required(project)[0])
+    assert said(problems, '08_high.ipynb cell 5', 'anywidget')
 
 # ---- room sizes
 
@@ -287,9 +293,17 @@ def test_broken_link(project, text, words):
     append(project, '08_high.ipynb', md(text))
     assert said(docs.check(project), 'high.html', *words)
 
+@pytest.mark.skipif(not docs.browser(), reason='no Chromium')
+@pytest.mark.parametrize('body, word', [('', 'blank'), ('<p style="width:3000px">w</p>' + '<p>text</p>' * 9, 'wider')])
+def test_ugly_page(tmp_path, body, word):
+    (tmp_path/'bad.html').write_text(f'<!DOCTYPE html><title>t</title><body>{body}')
+    assert said(docs.look(tmp_path/'bad.html'), 'bad.html', word)
+
 def test_page_that_cannot_be_built(project):
     append(project, '08_high.ipynb', code('import no_such_module'))
-    assert any('no_such_module' in p for p in docs.check(project))
+    cause, where, cell = docs.check(project)
+    assert cause == "ModuleNotFoundError: No module named 'no_such_module'"
+    assert where.startswith('Exception: Error in notebook: high') and cell == 'import no_such_module'
 
 # ---- the runner
 

@@ -1,11 +1,16 @@
-"The site without Quarto: nbdev processes notebooks, pandoc makes a page of each, every link and anchor is followed."
-import html, os, re, shutil, subprocess, sys
+"""The site without Quarto: nbdev processes notebooks, pandoc makes a page of each, every link and anchor is followed.
+
+Where there is Chromium two pages are looked at too: not blank, no wider than the window.
+"""
+import html, os, re, shutil, subprocess, sys, tempfile
 from configparser import ConfigParser
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
+import numpy as np
 import pypandoc, yaml
+from matplotlib.image import imread
 from tools.markdown import to_markdown
 from tools.notebooks import ROOT, read_notebook, read_notebooks, report
 from tools.sidebar import sections
@@ -40,6 +45,12 @@ def process(root:Path=ROOT)->Path: # The folder of processed notebooks
     p = subprocess.run([sys.executable, '-c', code], cwd=root, env=env, text=True, capture_output=True)
     if p.returncode: raise RuntimeError(p.stderr.strip())
     return root/'_proc'
+
+def why(trace:str)->list[str]: # What a chain of tracebacks says, without the way there
+    "The errors of a chain, then the cell that the last one shows."
+    lines = trace.splitlines()
+    last = max((i for i, l in enumerate(lines) if re.match(r'[\w.]*(Error|Exception)\b', l)), default=0)
+    return [*(l for l in lines[:last] if re.match(r'[\w.]*Error: ', l)), *lines[last:]]
 
 def sidebar_html(root:Path, here:str)->str: # `here` is the page that it stands on
     "Floors and their pages; the titles are the notebooks' own. The index is behind the site's name."
@@ -125,10 +136,30 @@ def check_links(out:Path, s:Site)->list[str]:
         problems += [f'{name}: {bad}' for l in dict.fromkeys(p.links) if (bad := follow(l, f, pages, s))]
     return problems
 
+def browser()->str|None: # Chromium's path, where there is one
+    "To look at pages with."
+    return next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
+
+def look(page:Path)->list[str]: # Its window is 1200 × 900
+    "Does a page show anything, and does it fit the window?"
+    flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking', '--hide-scrollbars']
+    with tempfile.TemporaryDirectory() as tmp:
+        probe, shot = Path(tmp)/'probe.html', Path(tmp)/'shot.png'
+        script = '<script>document.title = document.documentElement.scrollWidth</script>'
+        probe.write_text(f'<base href="{page.as_uri()}">' + page.read_text(encoding='utf-8') + script, encoding='utf-8')
+        chrome = [browser(), *flags, f'--user-data-dir={tmp}/profile', '--window-size=1200,900']
+        run = lambda *args: subprocess.run([*chrome, *args], capture_output=True, text=True, timeout=60).stdout
+        run(f'--screenshot={shot}', page.as_uri())
+        width = int(re.search(r'<title>(\d+)</title>', run('--dump-dom', probe.as_uri()))[1])
+        colours = len(np.unique(imread(shot).reshape(-1, 4), axis=0)) if shot.exists() else 0
+    blank = [f'{page.name} is blank in a browser'] if colours < 8 else []
+    return blank + ([f'{page.name} is wider than its window: {width} of 1200 pixels'] if width > 1200 else [])
+
 def check(root:Path=ROOT)->list[str]:
     try: out = build(root)
-    except RuntimeError as e: return str(e).splitlines()[-25:]
-    return check_links(out, site(root))
+    except RuntimeError as e: return why(str(e))
+    seen = [out/p for p in ('index.html', 'masks.html') if (out/p).exists() and browser()]
+    return check_links(out, site(root)) + [p for page in seen for p in look(page)]
 
 if __name__ == '__main__':
     problems = check()

@@ -44,14 +44,25 @@ def check_heights(notebooks:list[Notebook])->list[str]:
             problems += filter(None, (_one(nb, heights, f'nbs/{nb.name} cell {c.number}', m, n) for m, n in found))
     return problems
 
-def optional_modules(root:Path=ROOT)->set[str]: # Import names, to the extent that they follow from the package's name
-    "Whatever stands only in an extra, and torch."
+def required(root:Path=ROOT)->tuple[set[str], set[str]]: # Import names, as far as they follow from the package's
+    "What every installation has, and what stands only in an extra."
     ini = ConfigParser(delimiters=['='])
     ini.read(root/'settings.ini', encoding='utf-8')
     names = lambda reqs: {re.split(r'[<>=!~\[]', r)[0].lower().replace('-', '_') for r in reqs.split()}
     core = names(ini['DEFAULT']['requirements'])
     extra = set().union(*(names(v) for k, v in ini['DEFAULT'].items() if k.endswith('_requirements')))
-    return (extra - core) | {'torch', 'IPython', 'matplotlib'}
+    return core, extra - core
+
+def check_core(notebooks:list[Notebook], core:set[str])->list[str]:
+    "Exported modules import core requirements at their top; what is optional they import where it is used."
+    known, problems = core | set(sys.stdlib_module_names) | {'mypt'}, []
+    for nb, c in ((nb, c) for nb in notebooks for c in nb.codes if c.exported):
+        try: top = [n for n in c.tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+        except SyntaxError: continue
+        strange = {m.split('.')[0] for m, _ in imports(ast.Module(top, [])) if m[0] != '.'} - known
+        where = f'nbs/{nb.name} cell {c.number}'
+        problems += [f'{where} exports an import of {m}, which is optional' for m in sorted(strange)]
+    return problems
 
 def check_light(modules:list[str], banned:set[str], root:Path=ROOT)->list[str]:
     "Import each module in a fresh interpreter and look at what came along."
@@ -66,6 +77,8 @@ def check_light(modules:list[str], banned:set[str], root:Path=ROOT)->list[str]:
 def check(root:Path=ROOT)->list[str]:
     nbs = read_notebooks(root)
     light = ['mypt', *(nb.module for nb in nbs if nb.module and nb.number is not None and nb.number < TORCH_FROM)]
-    return check_heights(nbs) + check_light(light, optional_modules(root), root)
+    core, extra = required(root)
+    heavy = extra | {'torch', 'IPython', 'matplotlib'}
+    return check_heights(nbs) + check_core(nbs, core) + check_light(light, heavy, root)
 
 if __name__ == '__main__': report('import order', check())
