@@ -1,0 +1,317 @@
+"The inspector in a real browser: hostile content stays text, nothing is lost, keys work, colour is never alone."
+import json, random, re, string
+import numpy as np
+import pytest
+from mypt.board import chat_html, facts_html, gate_board, loss_board, read_log, report_html, tree_html
+from mypt.episodes import check_episode, write_episodes
+from mypt.inspect import (Item, inspect, inspect_data, inspect_html, inspector, item_text, items_of, json_script, runs,
+                          token_texts, write_inspect_html)
+from mypt.masks import encode
+from mypt.prepare import prepare
+from mypt.serialize import ROLES, random_episode
+from mypt.tokens import UserError, get_tokenizer
+from browser import CHROMIUM, Browser
+
+HOSTILE = ['</script><script>document.title="owned"</script>', '<img src=x onerror="document.title=\'owned\'">',
+           '<!-- <script> -->', ']]>', '<svg onload=document.title="owned">', '"><b id=owned>', '&lt;i&gt;&amp;',
+           "'};document.title='owned'//", '\u2028\u2029\u202e\x01\x07\x1b[31m', '<myPT_assistant>',
+           '${document.title="owned"}', '</style></title></textarea>', '\ud7ff\ue000😀é\u0301']
+
+
+def hostile_items():
+    "Every hostile string in every field of an episode, under two tokenizers."
+    out = []
+    for k, bad in enumerate(HOSTILE):
+        e = check_episode(dict(system=bad, messages=[
+            dict(role='user', content=bad, context=bad), dict(role='assistant', content=bad, think=bad, cite=bad),
+            dict(role='user', content='and then?'), dict(role='assistant_toolcall', name='t', arguments={'q': bad}, think=bad),
+            dict(role='toolresult', name='t', content={'r': bad}), dict(role='assistant', content=bad)]))
+        [it] = items_of(encode(e, get_tokenizer('byte' if k % 2 else 'gpt2'), weighted=True))
+        it.label, it.note = bad, bad
+        out.append(it)
+    return out
+
+def words(rng):
+    "A maker of short texts."
+    return lambda: ' '.join(rng.choices(['salt', 'Brücke', 'und', '1,024', 'seven\n', '中文'], k=rng.randrange(1, 12)))
+
+def packed_item(n=4096, seed=0):
+    "One packed row of random episodes with padding at its end."
+    rng, tok = random.Random(seed), get_tokenizer('gpt2')
+    ids, w, seg = [], [], []
+    while len(ids) < n - 50:
+        e = encode(random_episode(rng, words(rng)), tok, weighted=True)
+        if len(ids) + len(e) > n: break
+        seg += [max(seg, default=0) + 1] * len(e); ids += e.ids.tolist(); w += e.weights.tolist()
+    pad = n - len(ids)
+    ids, w, seg = ids + [tok.endoftext] * pad, w + [0.] * pad, seg + [0] * pad
+    return Item(np.array(ids, np.uint32), tok, weights=np.array(w, np.float32), segments=np.array(seg))
+
+def chat(user, assistant): return dict(messages=[dict(role='user', content=user), dict(role='assistant', content=assistant)])
+
+def embedded(page):
+    "The data of every inspector of a page."
+    return [json.loads(s) for s in re.findall(r'<script type="application/json" data-inspect>(.*?)</script>', page, re.S)]
+
+def unrun(a): return [v for v, n in zip(a[::2], a[1::2]) for _ in range(n)]
+
+
+def test_data_round_trip_through_the_page():
+    items = hostile_items() + [packed_item(1024)]
+    [data] = embedded(inspect_html(items, HOSTILE[0]))
+    assert data['title'] == HOSTILE[0] and data['roles'] == list(ROLES)
+    for it, got in zip(items, data['items'], strict=True):
+        vocab = [data['vocab'][t] for t in got['t']]
+        assert [v[0] for v in vocab] == it.ids.tolist()
+        assert ''.join(v[1] for v in vocab) == it.tok.decode(it.ids)
+        assert unrun(got['roles']) == it.roles.tolist()
+        np.testing.assert_allclose(unrun(got['weights']), it.weights, atol=1e-4)
+        if it.segments is not None: assert unrun(got['segments']) == it.segments.tolist()
+        assert (got['label'], got['note']) == (it.label, it.note)
+
+def test_no_content_can_end_the_script():
+    for bad in HOSTILE:
+        s = json_script([bad])
+        assert not set('<>&') & set(s) and json.loads(s) == [bad]
+    page = inspect_html(hostile_items(), '</title><script>1</script>')
+    assert page.count('<script') == 2 and page.count('</script') == 2 and '<img' not in page and '<title>&lt;/title&gt;' in page
+
+@pytest.mark.parametrize('kind', ['gpt2', 'gpt2:512', 'byte'])
+def test_texts_join_to_the_decoded_text(kind):
+    tok, rng = get_tokenizer(kind), random.Random(1)
+    for _ in range(200):
+        text = ''.join(rng.choice(string.printable + 'äöüß€中文😀\u202e') for _ in range(rng.randrange(40)))
+        assert ''.join(s for s, _ in token_texts(tok.encode(text), tok)) == text
+
+def test_runs():
+    rng = np.random.default_rng(0)
+    for n in (0, 1, 2, 50):
+        a = rng.integers(0, 3, n)
+        assert unrun(runs(a)) == a.tolist()
+
+def test_bad_input_is_one_line():
+    tok, e = get_tokenizer('byte'), chat('a', 'b')
+    for call in (lambda: items_of(3), lambda: items_of(e), lambda: items_of(object(), tok),
+                 lambda: Item(np.arange(3), tok, weights=np.zeros(2))):
+        with pytest.raises(UserError) as err: call()
+        assert '\n' not in str(err.value)
+
+def test_widget_holds_the_same_data():
+    pytest.importorskip('anywidget')
+    items = hostile_items()[:2]
+    w = inspector(items, title='t')
+    assert w.data == inspect_data(items, 't') and 'export default' in w._esm
+    w.show(items[0]); assert len(w.data['items']) == 1 and w.data['title'] == 't' and w.index == 0
+    with pytest.raises(Exception, match='layer'): inspector(items, layer='colour')
+
+
+@pytest.fixture(scope='module')
+def browser():
+    if CHROMIUM is None: pytest.skip('no Chromium on this machine')
+    pytest.importorskip('websocket', reason='websocket-client drives Chromium')
+    with Browser() as b: yield b
+
+def load(browser, tmp_path, items, title='Tokens'):
+    browser.open(write_inspect_html(items, tmp_path/'page.html', title))
+    return browser
+
+def shown(b): return b.js("[...document.querySelectorAll('.text .tok')].map(t => t.textContent)")
+
+ALIEN = 'img, b, i:not(.chip i), script:not([type]), #owned, .inspector script, .inspector style'
+
+def test_hostile_content_is_inert(browser, tmp_path):
+    b = load(browser, tmp_path, hostile_items(), 'safe')
+    for k in range(len(HOSTILE)):
+        assert b.js(f"document.querySelectorAll('{ALIEN}').length") == 0
+        assert b.js('document.title') == 'safe'
+        b.press('n')
+    assert b.problems() == []
+
+def test_policy_lets_no_other_script_run(browser, tmp_path):
+    evil = '<script>document.title="owned"</script><img src="http://127.0.0.1:9/x" onerror="document.title=1">'
+    page = inspect_html(hostile_items()[:1], 'safe').replace('<main>', '<main>' + evil)
+    (tmp_path/'page.html').write_text(page)
+    browser.open(tmp_path/'page.html')
+    assert browser.js('document.title') == 'safe' and len(shown(browser)) > 0
+
+def test_every_token_is_shown_in_order(browser, tmp_path):
+    items = hostile_items()[:4] + [packed_item(1024)]
+    b = load(browser, tmp_path, items)
+    for k, it in enumerate(items):
+        assert b.js("[...document.querySelectorAll('.text .tok')].map(t => +t.dataset.id)") == it.ids.tolist()
+        on = b.js("[...document.querySelectorAll('.text .tok')].map(t => t.classList.contains('on'))")
+        assert on == (it.weights > 0).tolist()
+        b.press('n')
+
+def test_newlines_and_hidden_characters_are_visible(browser, tmp_path):
+    items = items_of(chat('a\n\nb\tc\u202ed\x07\u00a0', 'ok'), get_tokenizer('gpt2'))
+    text = ''.join(shown(load(browser, tmp_path, items)))
+    for want in ('a⏎\n⏎\nb', '⇥\tc', '[U+202E]d', '[U+0007]', '[U+00A0]'): assert want in text, want
+
+def test_trained_is_told_without_colour(browser, tmp_path):
+    b = load(browser, tmp_path, hostile_items()[9:10])
+    for layer in ('role', 'trained', 'weight'):
+        b.js(f"document.querySelector('.layers input[value={layer}]').click()")
+        lines = b.js("""[...document.querySelectorAll('.text .tok')].map(t => [t, getComputedStyle(t)]).map(([t, s]) =>
+            [t.classList.contains('on'), s.borderBottomColor, parseFloat(s.borderBottomWidth), s.getPropertyValue('--w')])""")
+        assert {on for on, *_ in lines} == {True, False}
+        for on, color, width, w in lines: assert on == (color != 'rgba(0, 0, 0, 0)')
+        assert max(l[2] for l in lines if l[3] == '2') > max(l[2] for l in lines if l[3] == '1') >= 1
+    count = lambda what: b.js(f"document.querySelectorAll('{what}').length")
+    assert count('.block .who') == count('.block') > 2
+
+def test_keys_walk_through_items_and_tokens(browser, tmp_path):
+    items = hostile_items()[:3]
+    b = load(browser, tmp_path, items)
+    where = lambda: b.js("document.querySelector('.where').textContent")
+    assert where() == '1 of 3'
+    for key, want in (('ArrowRight', 2), ('n', 3), ('n', 1), ('p', 3), ('ArrowLeft', 2)):
+        b.press(key); assert where() == f'{want} of 3', key
+    b.js("document.querySelector('.text').focus()")
+    active = lambda: b.js("+document.querySelector('.text [aria-selected=true]').dataset.i")
+    assert active() == 0
+    b.press('ArrowRight', 3); assert active() == 3 and where() == '2 of 3'
+    b.press('ArrowLeft'); assert active() == 2
+    b.press('End'); assert active() == len(items[1].ids) - 1
+    b.press('Home'); assert active() == 0
+    b.press('ArrowDown'); assert active() > 0
+    b.press('ArrowUp'); assert active() == 0
+    said = b.js("document.querySelector('.text [aria-selected=true]').getAttribute('aria-label')")
+    assert 'role system' in said and 'trained no' in said
+    named = b.js("document.querySelector('.text').getAttribute('aria-activedescendant')")
+    assert b.js(f"document.getElementById('{named}').ariaSelected") == 'true'
+
+def test_search_finds_across_tokens_and_items(browser, tmp_path):
+    episodes = [chat('grüne Brücke', 'ja'), chat('nichts', 'nein'), chat('zwei', 'BRÜCKE und Brücke (.*)')]
+    b = load(browser, tmp_path, items_of(episodes, get_tokenizer('byte')))
+    says = lambda what: b.js(f"document.querySelector('{what}').textContent")
+    hits = lambda: b.js("[...document.querySelectorAll('.text .hit')].map(t => t.textContent).join('').replaceAll('·', '')")
+    b.press('/'); b.type('brücke')
+    assert says('.found') == '1 of 1' and hits() == 'Brücke'
+    b.press('Enter'); assert says('.where') == '3 of 3' and says('.found') == '1 of 2'
+    b.press('Enter'); assert says('.found') == '2 of 2'
+    b.press('Escape'); b.type('(.*)'); assert hits() == '(.*)'
+    assert b.problems() == []
+
+def test_filter_and_hover(browser, tmp_path):
+    b = load(browser, tmp_path, hostile_items()[9:10])
+    b.js("document.querySelector('.chip.f-think').click()")
+    assert b.js("document.querySelector('.chip.f-think').getAttribute('aria-pressed')") == 'true'
+    kept = b.js("""[...document.querySelectorAll('.block:not([hidden]) .tok')].map(t =>
+        [t.classList.contains('f-think'), getComputedStyle(t).opacity])""")
+    assert kept and all((o == '1') == f for f, o in kept)
+    assert b.js("document.querySelectorAll('.block[hidden]').length") > 0
+    b.js("document.querySelector('.chip.f-think').click()")
+    assert b.js("document.querySelectorAll('.block[hidden]').length") == 0
+    b.hover('.text .f-toolcall.tag.on')
+    assert b.js("document.querySelector('.detail').textContent").startswith('token<myPT_toolcall>id')
+
+def test_a_packed_row_shows_its_episodes_and_attention(browser, tmp_path):
+    it = packed_item(1024)
+    b, n = load(browser, tmp_path, [it, it]), int(it.segments.max())
+    assert b.js("document.querySelectorAll('.divider').length") == n + (it.segments[-1] == 0)
+    triangles = re.findall(r'M(\d+) \1L(\d+) \2H\1z', b.js("document.querySelector('.tri').getAttribute('d')"))
+    cuts = np.flatnonzero(np.diff(it.segments)) + 1
+    assert [int(a) for a, _ in triangles] == [0, *cuts.tolist()][:n] and int(triangles[-1][1]) == int((it.segments > 0).sum())
+
+def test_thousands_of_tokens_stay_quick(browser, tmp_path):
+    b = load(browser, tmp_path, [packed_item(16384, s) for s in (1, 2)])
+    assert b.js("document.querySelectorAll('.text .tok').length") == 16384
+    frame = "new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))"
+    took = lambda code: b.js(f"(async () => {{ const t = performance.now(); {code}; await {frame}; return performance.now() - t }})()")
+    assert took("document.querySelector('.layers input[value=weight]').click()") < 1500
+    b.js("document.querySelector('.text').focus()")
+    assert took("""for (let k = 0; k < 50; k++) document.querySelector('.text')
+        .dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}))""") < 1500
+
+@pytest.mark.parametrize('dark', [False, True])
+def test_text_is_legible(dark, tmp_path):
+    "WCAG AA: text and its background differ by 4.5 : 1 on every layer."
+    if CHROMIUM is None: pytest.skip('no Chromium on this machine')
+    pytest.importorskip('websocket', reason='websocket-client drives Chromium')
+    with Browser(dark=dark) as b:
+        load(b, tmp_path, hostile_items()[9:10])
+        worst = {}
+        for layer in ('role', 'trained', 'weight'):
+            b.js(f"document.querySelector('.layers input[value={layer}]').click()")
+            worst[layer] = b.js(CONTRAST)
+    assert all(c >= 4.5 for c, _ in worst.values()), worst
+
+CONTRAST = """(() => {
+  const ctx = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d', {willReadFrequently: true})
+  const over = (...layers) => {
+    ctx.clearRect(0, 0, 1, 1)
+    for (const c of layers) { ctx.fillStyle = c; ctx.fillRect(0, 0, 1, 1) }
+    return [...ctx.getImageData(0, 0, 1, 1).data]
+  }
+  const lum = p => p.slice(0, 3).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((s, v, i) => s + v * [.2126, .7152, .0722][i], 0)
+  let worst = [99, '']
+  const what = '.tok, .who, .chip, .chip small, .summary p, .layers span, .detail dt, .where, .search input, figcaption'
+  for (const e of document.querySelectorAll(what)) {
+    const back = []
+    for (let n = e; n; n = n.parentElement) back.unshift(getComputedStyle(n).backgroundColor)
+    const a = lum(over('#fff', ...back)), b = lum(over('#fff', ...back, getComputedStyle(e).color))
+    const c = (Math.max(a, b) + .05) / (Math.min(a, b) + .05)
+    if (c < worst[0]) worst = [c, e.className + ': ' + e.textContent]
+  }
+  return worst
+})()"""
+
+
+@pytest.fixture(scope='module')
+def dataset(tmp_path_factory):
+    d, rng = tmp_path_factory.mktemp('inspect'), random.Random(3)
+    write_episodes(d/'e.jsonl', [random_episode(rng, words(rng)) for _ in range(120)])
+    return prepare(str(d/'e.jsonl'), str(d/'set'), tokenization='byte', enable_packing=True, pack_block_size=4096, workers=1)
+
+def test_the_command_prints_and_writes(dataset, tmp_path, capsys):
+    inspect(dataset.dir, show_samples=3, html=str(tmp_path/'p.html'))
+    out = capsys.readouterr().out
+    assert f'{dataset.train.n_episodes:,} episodes' in out and '⟦' in out and 'episodes a row' in out and 'full' in out
+    assert not set(map(chr, [*range(10), *range(11, 32), 127])) & set(out)   # nothing that a terminal would obey
+    [data] = embedded((tmp_path/'p.html').read_text())
+    assert len(data['items']) == min(3, dataset.train.n_rows)
+    assert [data['vocab'][t][0] for t in data['items'][0]['t']] == dataset.train.row(0).ids.tolist()
+    with pytest.raises(UserError, match='no split'): inspect(dataset.dir, split='test')
+    with pytest.raises(UserError): inspect(dataset.dir, show_samples=-1)
+
+def test_roles_of_rows_are_those_of_the_episodes(dataset):
+    [it] = items_of(dataset.train, dataset.tok, n=1)
+    real = it.segments > 0
+    assert (it.roles[~real] == 0).all() and (it.roles[real] > 0).all()
+    assert ((it.weights > 0) <= np.isin(it.roles, [ROLES.index(r) for r in ROLES[7:17]])).all()
+
+def test_text_of_an_item_keeps_every_word():
+    [it] = items_of(chat('one\x1b[2J two', 'three'), get_tokenizer('gpt2'))
+    assert item_text(it).split('\n') == ['  user        <user>one\\u001b[2J two</user>',
+                                         '  assistant   <assistant>⟦three</assistant><eot>⟧']
+
+
+def test_report_is_inert_and_complete(browser, tmp_path):
+    bad = HOSTILE[0] + HOSTILE[1]
+    suite = dict(name=bad, passed=False, n=10, rate=.5, low=.2, high=.8, floor=.9)
+    log = [dict(step=1, loss=2.), {'step': 2, 'loss': 1., 'val_loss': 1.5, f'val_loss/{bad}': 2.}]
+    talk = chat(bad, bad) | dict(system=bad)
+    talk['messages'][0]['context'] = talk['messages'][1]['think'] = bad
+    talk['messages'][1]['cite'] = [dict(at=3, text=bad), bad]
+    page = report_html(tmp_path/'r.html', {
+        bad: bad, 'gate': gate_board(dict(phase=bad, model=bad, passed=False, suites=[suite])), 'mask': hostile_items()[:2],
+        'loss': loss_board({bad: log}, bad), 'chat': chat_html(talk), 'config': {bad: bad}, 'other': 3.5,
+        'lineage': tree_html({bad: [bad, {bad: bad}]}), 'facts': facts_html({bad: [bad]})}, bad, bad)
+    b = browser.open(page)
+    assert b.js("document.querySelectorAll('img, script:not([type]), #owned').length") == 0 and b.problems() == []
+    assert b.js('document.title') == bad.replace('\n', ' ')
+    assert b.js("document.querySelectorAll('section').length") == 9 and b.js("document.querySelectorAll('.inspector .tok').length") > 50
+    assert b.js("document.querySelector('.verdict').textContent") == '✗ failed'
+
+def test_loss_board_takes_logs_records_and_holes(tmp_path):
+    log = tmp_path/'run'/'log.jsonl'; log.parent.mkdir()
+    log.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": NaN}\n{"step": 3, "loss": 1.0, "val_loss": 2.0}\n{"st')
+    assert len(read_log(log)) == 3
+    text = loss_board([log, [dict(step=1, loss=1.)]]).html
+    assert 'nan' not in text.lower() and '>run <' in text and 'run 2' in text
+    for empty in ([], [dict(step=1)]): assert 'No steps yet' in loss_board(empty).html
+    (tmp_path/'bad').write_text('hello\n{"step": 1}\n')
+    for bad in (tmp_path/'bad', tmp_path/'none'):
+        with pytest.raises(UserError): read_log(bad)
