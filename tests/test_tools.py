@@ -26,10 +26,10 @@ def write_nb(root, name, *cells):
 
 def room(name, *cells): return title(name), code(f'#| default_exp {name}'), *cells
 
-@pytest.fixture
-def project(tmp_path, root):
+@pytest.fixture(scope='session')
+def template(tmp_path_factory, root):
     "Two rooms and an index, in step; every check is silent on it."
-    there = tmp_path/'mypt'
+    there = tmp_path_factory.mktemp('template')/'mypt'
     (there/'nbs').mkdir(parents=True)
     for f in ('settings.ini', 'setup.py', 'pyproject.toml', '_quarto.yml'): shutil.copy(root/f, there/f)
     (there/'nbs/_quarto.yml').symlink_to('../_quarto.yml')
@@ -39,13 +39,15 @@ def project(tmp_path, root):
     write_nb(there, '08_high.ipynb', *room('high', code('#| export\nfrom mypt.low import one'), two,
                                           md('See [low](00_low.ipynb).')))
     write_nb(there, 'index.ipynb', title('home'), md('[low](00_low.ipynb)'))
-    export(there)
+    (there/'mypt').mkdir()
+    assert in_step.nbdev('nbdev_export', there) == []
     for tool in (sidebar, readme): tool.write(there)
     return there
 
-def export(there):
-    (there/'mypt').mkdir(exist_ok=True)
-    assert in_step.nbdev('nbdev_export', there) == []
+@pytest.fixture
+def project(tmp_path, template):
+    "A copy of `template` to spoil."
+    return Path(shutil.copytree(template, tmp_path/'mypt', symlinks=True))
 
 def append(there, name, *cells):
     nb = json.loads((there/'nbs'/name).read_text())
@@ -291,7 +293,7 @@ def test_pages(project):
 ])
 def test_broken_link(project, text, words):
     append(project, '08_high.ipynb', md(text))
-    assert said(docs.check(project), 'high.html', *words)
+    assert said(docs.check_links(docs.build(project), docs.site(project)), 'high.html', *words)
 
 @pytest.mark.skipif(not docs.browser(), reason='no Chromium')
 @pytest.mark.parametrize('body, word', [('', 'blank'), ('<p style="width:3000px">w</p>' + '<p>text</p>' * 9, 'wider')])

@@ -41,7 +41,8 @@ def check_heights(notebooks:list[Notebook])->list[str]:
         for c in nb.codes:
             try: found = imports(c.tree)
             except SyntaxError: continue  # nbdev_test shows it better
-            problems += filter(None, (_one(nb, heights, f'nbs/{nb.name} cell {c.number}', m, n) for m, n in found))
+            said = (_one(nb, heights, f'nbs/{nb.name} cell {c.number}', m, n) for m, n in found)
+            problems += dict.fromkeys(filter(None, said))
     return problems
 
 def required(root:Path=ROOT)->tuple[set[str], set[str]]: # Import names, as far as they follow from the package's
