@@ -24,7 +24,8 @@ def hostile_items():
     for k, bad in enumerate(HOSTILE):
         e = check_episode(dict(system=bad, messages=[
             dict(role='user', content=bad, context=bad), dict(role='assistant', content=bad, think=bad, cite=bad),
-            dict(role='user', content='and then?'), dict(role='assistant_toolcall', name='t', arguments={'q': bad}, think=bad),
+            dict(role='user', content='and then?'),
+            dict(role='assistant_toolcall', name='t', arguments={'q': bad}, think=bad),
             dict(role='toolresult', name='t', content={'r': bad}), dict(role='assistant', content=bad)]))
         [it] = items_of(encode(e, get_tokenizer('byte' if k % 2 else 'gpt2'), weighted=True))
         it.label, it.note = bad, bad
@@ -47,11 +48,14 @@ def packed_item(n=4096, seed=0):
     ids, w, seg = ids + [tok.endoftext] * pad, w + [0.] * pad, seg + [0] * pad
     return Item(np.array(ids, np.uint32), tok, weights=np.array(w, np.float32), segments=np.array(seg))
 
-def chat(user, assistant): return dict(messages=[dict(role='user', content=user), dict(role='assistant', content=assistant)])
+def chat(user, assistant):
+    "One question, one answer."
+    return dict(messages=[dict(role='user', content=user), dict(role='assistant', content=assistant)])
 
 def embedded(page):
     "The data of every inspector of a page."
-    return [json.loads(s) for s in re.findall(r'<script type="application/json" data-inspect>(.*?)</script>', page, re.S)]
+    pattern = r'<script type="application/json" data-inspect>(.*?)</script>'
+    return [json.loads(s) for s in re.findall(pattern, page, re.S)]
 
 def unrun(a): return [v for v, n in zip(a[::2], a[1::2]) for _ in range(n)]
 
@@ -74,7 +78,8 @@ def test_no_content_can_end_the_script():
         s = json_script([bad])
         assert not set('<>&') & set(s) and json.loads(s) == [bad]
     page = inspect_html(hostile_items(), '</title><script>1</script>')
-    assert page.count('<script') == 2 and page.count('</script') == 2 and '<img' not in page and '<title>&lt;/title&gt;' in page
+    assert page.count('<script') == 2 and page.count('</script') == 2
+    assert '<img' not in page and '<title>&lt;/title&gt;' in page
 
 @pytest.mark.parametrize('kind', ['gpt2', 'gpt2:512', 'byte'])
 def test_texts_join_to_the_decoded_text(kind):
@@ -152,8 +157,9 @@ def test_trained_is_told_without_colour(browser, tmp_path):
     b = load(browser, tmp_path, hostile_items()[9:10])
     for layer in ('role', 'trained', 'weight'):
         b.js(f"document.querySelector('.layers input[value={layer}]').click()")
-        lines = b.js("""[...document.querySelectorAll('.text .tok')].map(t => [t, getComputedStyle(t)]).map(([t, s]) =>
-            [t.classList.contains('on'), s.borderBottomColor, parseFloat(s.borderBottomWidth), s.getPropertyValue('--w')])""")
+        lines = b.js("""[...document.querySelectorAll('.text .tok')].map(t => {
+            const s = getComputedStyle(t), width = parseFloat(s.borderBottomWidth)
+            return [t.classList.contains('on'), s.borderBottomColor, width, s.getPropertyValue('--w')] })""")
         assert {on for on, *_ in lines} == {True, False}
         for on, color, width, w in lines: assert on == (color != 'rgba(0, 0, 0, 0)')
         assert max(l[2] for l in lines if l[3] == '2') > max(l[2] for l in lines if l[3] == '1') >= 1
@@ -185,7 +191,8 @@ def test_search_finds_across_tokens_and_items(browser, tmp_path):
     episodes = [chat('grüne Brücke', 'ja'), chat('nichts', 'nein'), chat('zwei', 'BRÜCKE und Brücke (.*)')]
     b = load(browser, tmp_path, items_of(episodes, get_tokenizer('byte')))
     says = lambda what: b.js(f"document.querySelector('{what}').textContent")
-    hits = lambda: b.js("[...document.querySelectorAll('.text .hit')].map(t => t.textContent).join('').replaceAll('·', '')")
+    texts = "[...document.querySelectorAll('.text .hit')].map(t => t.textContent).join('')"
+    hits = lambda: b.js(texts).replace('·', '')
     b.press('/'); b.type('brücke')
     assert says('.found') == '1 of 1' and hits() == 'Brücke'
     b.press('Enter'); assert says('.where') == '3 of 3' and says('.found') == '1 of 2'
@@ -212,13 +219,15 @@ def test_a_packed_row_shows_its_episodes_and_attention(browser, tmp_path):
     assert b.js("document.querySelectorAll('.divider').length") == n + (it.segments[-1] == 0)
     triangles = re.findall(r'M(\d+) \1L(\d+) \2H\1z', b.js("document.querySelector('.tri').getAttribute('d')"))
     cuts = np.flatnonzero(np.diff(it.segments)) + 1
-    assert [int(a) for a, _ in triangles] == [0, *cuts.tolist()][:n] and int(triangles[-1][1]) == int((it.segments > 0).sum())
+    assert [int(a) for a, _ in triangles] == [0, *cuts.tolist()][:n]
+    assert int(triangles[-1][1]) == int((it.segments > 0).sum())
 
 def test_thousands_of_tokens_stay_quick(browser, tmp_path):
     b = load(browser, tmp_path, [packed_item(16384, s) for s in (1, 2)])
     assert b.js("document.querySelectorAll('.text .tok').length") == 16384
-    frame = "new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))"
-    took = lambda code: b.js(f"(async () => {{ const t = performance.now(); {code}; await {frame}; return performance.now() - t }})()")
+    frame = 'await new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))'
+    clock = '(async () => { const t = performance.now(); CODE; FRAME; return performance.now() - t })()'
+    took = lambda code: b.js(clock.replace('CODE', code).replace('FRAME', frame))
     assert took("document.querySelector('.layers input[value=weight]').click()") < 1500
     b.js("document.querySelector('.text').focus()")
     assert took("""for (let k = 0; k < 50; k++) document.querySelector('.text')
@@ -238,7 +247,8 @@ def test_text_is_legible(dark, tmp_path):
     assert all(c >= 4.5 for c, _ in worst.values()), worst
 
 CONTRAST = """(() => {
-  const ctx = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d', {willReadFrequently: true})
+  const canvas = Object.assign(document.createElement('canvas'), {width: 1, height: 1})
+  const ctx = canvas.getContext('2d', {willReadFrequently: true})
   const over = (...layers) => {
     ctx.clearRect(0, 0, 1, 1)
     for (const c of layers) { ctx.fillStyle = c; ctx.fillRect(0, 0, 1, 1) }
@@ -263,7 +273,7 @@ CONTRAST = """(() => {
 def dataset(tmp_path_factory):
     d, rng = tmp_path_factory.mktemp('inspect'), random.Random(3)
     write_episodes(d/'e.jsonl', [random_episode(rng, words(rng)) for _ in range(120)])
-    return prepare(str(d/'e.jsonl'), str(d/'set'), tokenization='byte', enable_packing=True, pack_block_size=4096, workers=1)
+    return prepare(str(d/'e.jsonl'), str(d/'set'), 'byte', enable_packing=True, pack_block_size=4096, workers=1)
 
 def test_the_command_prints_and_writes(dataset, tmp_path, capsys):
     inspect(dataset.dir, show_samples=3, html=str(tmp_path/'p.html'))
@@ -296,18 +306,21 @@ def test_report_is_inert_and_complete(browser, tmp_path):
     talk['messages'][0]['context'] = talk['messages'][1]['think'] = bad
     talk['messages'][1]['cite'] = [dict(at=3, text=bad), bad]
     page = report_html(tmp_path/'r.html', {
-        bad: bad, 'gate': gate_board(dict(phase=bad, model=bad, passed=False, suites=[suite])), 'mask': hostile_items()[:2],
+        bad: bad, 'mask': hostile_items()[:2],
+        'gate': gate_board(dict(phase=bad, model=bad, passed=False, suites=[suite])),
         'loss': loss_board({bad: log}, bad), 'chat': chat_html(talk), 'config': {bad: bad}, 'other': 3.5,
         'lineage': tree_html({bad: [bad, {bad: bad}]}), 'facts': facts_html({bad: [bad]})}, bad, bad)
     b = browser.open(page)
     assert b.js("document.querySelectorAll('img, script:not([type]), #owned').length") == 0 and b.problems() == []
     assert b.js('document.title') == bad.replace('\n', ' ')
-    assert b.js("document.querySelectorAll('section').length") == 9 and b.js("document.querySelectorAll('.inspector .tok').length") > 50
+    assert b.js("document.querySelectorAll('section').length") == 9
+    assert b.js("document.querySelectorAll('.inspector .tok').length") > 50
     assert b.js("document.querySelector('.verdict').textContent") == '✗ failed'
 
 def test_loss_board_takes_logs_records_and_holes(tmp_path):
     log = tmp_path/'run'/'log.jsonl'; log.parent.mkdir()
-    log.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": NaN}\n{"step": 3, "loss": 1.0, "val_loss": 2.0}\n{"st')
+    lines = ['{"step": 1, "loss": 3.0}', '{"step": 2, "loss": NaN}', '{"step": 3, "loss": 1, "val_loss": 2}', '{"st']
+    log.write_text('\n'.join(lines))
     assert len(read_log(log)) == 3
     text = loss_board([log, [dict(step=1, loss=1.)]]).html
     assert 'nan' not in text.lower() and '>run <' in text and 'run 2' in text
