@@ -53,7 +53,8 @@ def measure(lens):
             assert totals.max() <= CAP and np.array_equal(totals, ours), 'the two packers disagree'
     mine, plain = (median(times[f]) for f in (pack_lengths, plain_bfd))
     return dict(seconds=round(mine, 4), plain_seconds=round(plain, 3), ratio=round(plain / mine, 1),
-                all_seconds=[round(t, 4) for t in times[pack_lengths]], all_plain_seconds=[round(t, 3) for t in times[plain_bfd]],
+                all_seconds=[round(t, 4) for t in times[pack_lengths]],
+                all_plain_seconds=[round(t, 3) for t in times[plain_bfd]],
                 rows=len(ours), fill=round(float(lens.sum() / len(ours) / CAP), 5))
 
 
@@ -61,10 +62,11 @@ def main():
     result = {name: measure(lens) for name, lens in LENGTHS.items()}
     print(f'{N:,} lengths into rows of {CAP}, medians of {TRIES}')
     for name, r in result.items():
-        print(f"{name:24s} mypt {r['seconds']:.3f} s  plain {r['plain_seconds']:.2f} s  ratio {r['ratio']:.0f}x  fill {r['fill']:.2%}")
+        print(f"{name:24s} mypt {r['seconds']:.3f} s  plain {r['plain_seconds']:.2f} s  ratio {r['ratio']:.0f}x  "
+              f"fill {r['fill']:.2%}")
     machine = f'{platform.system()} {platform.machine()}, {cpu()}'
-    out = dict(bench='pack', date=date.today().isoformat(), machine=machine, python=platform.python_version(), numpy=np.__version__,
-               n=N, cap=CAP, tries=TRIES, results=result)
+    out = dict(bench='pack', date=date.today().isoformat(), machine=machine, python=platform.python_version(),
+               numpy=np.__version__, n=N, cap=CAP, tries=TRIES, results=result)
     path = Path(__file__).parent/'results'/'pack.json'
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(out, indent=1) + '\n')
@@ -74,7 +76,8 @@ def main():
 def cpu():
     "The processor's name where Linux tells it."
     info = Path('/proc/cpuinfo')
-    names = [l.split(':', 1)[1].strip() for l in info.read_text().splitlines() if l.startswith('model name')] if info.exists() else []
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [l.split(':', 1)[1].strip() for l in lines if l.startswith('model name')]
     return f'{len(names)}x {names[0]}' if names else platform.processor()
 
 

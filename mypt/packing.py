@@ -155,7 +155,7 @@ class Rows(NamedTuple):
 # %% ../nbs/04_packing.ipynb #7ce94d67
 def segment_dtype(most:int)->type: # `np.uint8`, or `np.uint16` past 255
     "The smallest type that counts `most` segments in a row."
-    if most > 65535: raise UserError(f'{most} episodes in a row, segments count to 65535; use a smaller --pack_block_size')
+    if most > 65535: raise UserError(f'{most} episodes in a row, at most 65535; use a smaller --pack_block_size')
     return np.uint8 if most < 256 else np.uint16
 
 def pack_arrays(ids:np.ndarray,       # Flat tokens, uint32[N]; a memory map will do
