@@ -186,9 +186,9 @@ class Frame:
                 f'style="width:100%;height:{self.height}px;border:0"></iframe>')
     def __repr__(self): return f'Frame({len(self.page):,} characters of HTML)'
 
-def inspect_frame(items, title:str='', height:int=460)->Frame:
-    "The page of `inspect_html`, to be shown in a notebook."
-    return Frame(inspect_html(items, title or 'Tokens'), height)
+def inspect_frame(items, title:str='', height:int=460)->Frame: # height in pixels
+    "The page of `inspect_html` as a notebook's output; the text scrolls within it."
+    return Frame(html_page(inspect_part(items, title), title or 'Tokens', kind='frame'), height)
 
 # %% ../nbs/70_inspect.ipynb #e1a65c69
 @lru_cache(1)

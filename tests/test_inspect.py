@@ -257,7 +257,7 @@ CONTRAST = """(() => {
   const lum = p => p.slice(0, 3).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
     .reduce((s, v, i) => s + v * [.2126, .7152, .0722][i], 0)
   let worst = [99, '']
-  const what = '.tok, .who, .chip, .chip small, .summary p, .layers span, .detail dt, .where, .search input, figcaption'
+  const what = '.tok, .who, .chip, .chip small, .summary p, .layers span, .detail .k, .where, .search input, figcaption'
   for (const e of document.querySelectorAll(what)) {
     const back = []
     for (let n = e; n; n = n.parentElement) back.unshift(getComputedStyle(n).backgroundColor)

@@ -145,9 +145,10 @@ class View {
     Object.assign(this, { root, data, on, id: `mypt${++uid}`, index: 0, cursor: -1, only: new Set(), hits: [], hit: -1 })
     root.classList.add('mypt', 'inspector')
     root.dataset.layer = 'role'
+    root.dataset.lmSuppressShortcuts = 'true'                     // JupyterLab: these keys are ours
     this.legend = el('div', { class: 'legend' })
     this.body = el('div', { class: 'body' })
-    this.detail = el('dl', { class: 'detail', 'aria-live': 'polite' })
+    this.detail = el('div', { class: 'detail', 'aria-live': 'polite' })
     root.replaceChildren(...[this.head(), this.legend, this.shelf(), this.body, this.detail].filter(Boolean))
     root.addEventListener('keydown', e => this.key(e))
     this.show(0)
@@ -314,11 +315,12 @@ class View {
       } else this.area.removeAttribute('aria-activedescendant')
     }
     this.attn?.mark(i)
-    if (i < 0) { this.detail.replaceChildren(el('div', { class: 'hint' }, el('dt', {}, 'keys'),
-      el('dd', {}, '← → previous, next · / search · Tab into the text, then arrows move token by token'))); return }
-    const word = el('dd', { class: `tok f-${o.fam[i]}${o.weights[i] > 0 ? ' on' : ''}` }, visible(o.texts[i]).replace(/\n/g, '') || '·')
-    this.detail.replaceChildren(el('div', {}, el('dt', {}, 'token'), word),
-      ...facts(o, i).map(([k, v]) => el('div', {}, el('dt', {}, k), el('dd', {}, String(v)))))
+    const fact = (k, v) => el('div', {}, el('span', { class: 'k' }, k), v)
+    if (i < 0)
+      return this.detail.replaceChildren(fact('keys',
+        (this.data.items.length > 1 ? '← → previous, next · ' : '') + '/ search · Tab into the text, then arrows move token by token'))
+    const word = el('span', { class: `tok f-${o.fam[i]}${o.weights[i] > 0 ? ' on' : ''}` }, visible(o.texts[i]).replace(/\n/g, '') || '·')
+    this.detail.replaceChildren(fact('token', word), ...facts(o, i).map(([k, v]) => fact(k, String(v))))
   }
 
   line(i, step) {                        // the token above or below i
