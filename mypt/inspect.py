@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['TEXT', 'TAG', 'PART', 'token_texts', 'Item', 'items_of', 'runs', 'inspect_data', 'json_script', 'asset',
            'inspect_part', 'html_page', 'inspect_html', 'write_inspect_html', 'Frame', 'inspect_frame', 'inspector',
-           'plain', 'item_text', 'split_summary', 'inspect', 'item_facts']
+           'score', 'plain', 'item_text', 'split_summary', 'inspect', 'item_facts']
 
 # %% ../nbs/70_inspect.ipynb #b2b4b0fd
 import base64, codecs, hashlib, html, json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 import numpy as np
 from .tokens import Tokenizer, UserError
-from .episodes import atomic_write, check_episode
+from .episodes import atomic_write, check_episode, iter_episodes
 from .serialize import ROLES
 from .masks import Encoded, encode, roles_of
 from .store import Dataset, Row, Split, open_dataset
@@ -71,20 +72,22 @@ def _roles(ids, tok, segments):
     return out
 
 # %% ../nbs/70_inspect.ipynb #946b98d5
-def items_of(obj,                    # `Item`, `Encoded`, `Row`, `Split`, `Dataset`, episode, or a list of such
-             tok:Tokenizer|None=None, # Needed for a bare `Row` or an episode
-             n:int=50,                # Rows to take from a split, at even distances
+def items_of(obj,                     # `Item`, `Encoded`, `Row`, `Split`, `Dataset`, episode, path, or a list of such
+             tok:Tokenizer|None=None, # Needed for a bare `Row`, a `Split`, an episode, and JSONL
+             n:int=50,                # Rows to take from a split at even distances, or the first lines of JSONL
              policy:str='pipeline',   # Mask policy for an episode
             )->list[Item]:
     "Items to look at; raises `UserError` for a thing without tokens, or without a tokenizer."
     if isinstance(obj, Item): return [obj]
     if isinstance(obj, Encoded): return [Item(obj.ids, obj.tok, obj.roles, obj.weights, obj.msgs)]
+    if isinstance(obj, (str, Path)) and Path(obj).is_dir(): obj = open_dataset(obj)
     if isinstance(obj, Dataset): return _split_items(obj.train, obj.tok, n)
     if isinstance(obj, (list, tuple)) and not isinstance(obj, Row): return _many(obj, tok, n, policy)
     if tok is None: raise UserError(f'inspect: a {type(obj).__name__} does not know its tokenizer; pass tok=…')
     if isinstance(obj, Split): return _split_items(obj, tok, n)
     if isinstance(obj, Row): return [Item(obj.ids, tok, None, obj.weights, None, obj.segments)]
     if isinstance(obj, dict): return items_of(encode(check_episode(obj), tok, policy))
+    if isinstance(obj, (str, Path)): return _line_items(obj, tok, n, policy)
     raise UserError(f'inspect: cannot show a {type(obj).__name__}; give an encoded episode, a dataset, a split, a row, '
                     'an episode, or a list of them')
 
@@ -93,6 +96,14 @@ def _many(objs, tok, n, policy):
     items = [it for o in objs for it in items_of(o, tok, n, policy)]
     for k, it in enumerate(items): it.label = it.label or f'episode {k+1}'
     return items
+
+def _line_items(path, tok, n, policy):
+    "The first `n` episodes of a JSONL file."
+    out = []
+    for k, e in islice(iter_episodes(path), n):
+        if isinstance(e, UserError): raise e
+        out += [replace(it, label=f'line {k}') for it in items_of(encode(e, tok, policy))]
+    return out
 
 def _split_items(split, tok, n):
     "At most `n` rows of a split, at even distances."
@@ -216,6 +227,25 @@ def inspector(obj,                      # What `items_of` takes
              ):                         # An `anywidget.AnyWidget`
     "A live picture of tokens; raises `UserError` when anywidget is not installed."
     return _widget_class()(data=inspect_data(items_of(obj, tok, n), title), layer=layer)
+
+# %% ../nbs/70_inspect.ipynb #64cfb7ce
+def score(model,         # A `GPT`
+          obj,           # What `items_of` takes
+          tok:Tokenizer|None=None,
+          n:int=50,
+         )->list[Item]:  # The items, each with `probs`; an episode's first token has none
+    "Items with the probability that `model` gives to each token."
+    from mypt.batches import collate      # brings torch, which looking at data does without
+    out, was = [], model.training
+    model.eval()
+    for it in items_of(obj, tok, n):
+        seg = np.ones(len(it.ids), np.uint16) if it.segments is None else it.segments
+        batch = collate([Row(it.ids, it.weights, seg)], length=len(it.ids), loss_mask=False)
+        asked = batch.weights[0, :-1].numpy() > 0
+        loss = model.token_losses(batch.to(next(model.parameters()).device))[0, :-1].cpu().numpy()
+        out.append(replace(it, probs=np.append(np.nan, np.where(asked, np.exp(-loss), np.nan))))
+    model.train(was)
+    return out
 
 # %% ../nbs/70_inspect.ipynb #adb7520a
 _RANGES = [(0, 31), (127, 159), (0xad, 0xad), (0x200b, 0x200f), (0x2028, 0x202e), (0x2060, 0x206f), (0xfeff, 0xfeff)]

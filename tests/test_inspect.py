@@ -5,7 +5,7 @@ import pytest
 from mypt.board import chat_html, facts_html, gate_board, loss_board, read_log, report_html, tree_html
 from mypt.episodes import check_episode, write_episodes
 from mypt.inspect import (Item, inspect, inspect_data, inspect_html, inspector, item_text, items_of, json_script, runs,
-                          token_texts, write_inspect_html)
+                          score, token_texts, write_inspect_html)
 from mypt.masks import encode
 from mypt.prepare import prepare
 from mypt.serialize import ROLES, random_episode
@@ -36,9 +36,9 @@ def words(rng):
     "A maker of short texts."
     return lambda: ' '.join(rng.choices(['salt', 'Brücke', 'und', '1,024', 'seven\n', '中文'], k=rng.randrange(1, 12)))
 
-def packed_item(n=4096, seed=0):
+def packed_item(n=4096, seed=0, kind='gpt2'):
     "One packed row of random episodes with padding at its end."
-    rng, tok = random.Random(seed), get_tokenizer('gpt2')
+    rng, tok = random.Random(seed), get_tokenizer(kind)
     ids, w, seg = [], [], []
     while len(ids) < n - 50:
         e = encode(random_episode(rng, words(rng)), tok, weighted=True)
@@ -291,6 +291,31 @@ def test_roles_of_rows_are_those_of_the_episodes(dataset):
     real = it.segments > 0
     assert (it.roles[~real] == 0).all() and (it.roles[real] > 0).all()
     assert ((it.weights > 0) <= np.isin(it.roles, [ROLES.index(r) for r in ROLES[7:17]])).all()
+
+def test_paths_are_items_too(dataset, tmp_path):
+    write_episodes(tmp_path/'e.jsonl', [chat('a', 'b'), chat('c', 'd')])
+    tok = get_tokenizer('byte')
+    assert [it.label for it in items_of(tmp_path/'e.jsonl', tok)] == ['line 1', 'line 2']
+    assert items_of(str(dataset.dir), n=1)[0].ids.tolist() == dataset.train.row(0).ids.tolist()
+    (tmp_path/'bad.jsonl').write_text('{"messages": 3}\n')
+    for bad in (tmp_path/'bad.jsonl', tmp_path/'none.jsonl'):
+        with pytest.raises(UserError, match=bad.name): items_of(bad, tok)
+
+def test_scores_are_the_models_own_probabilities():
+    torch = pytest.importorskip('torch')
+    from mypt.config import ModelConfig
+    from mypt.model import GPT
+    tok, row = get_tokenizer('byte'), packed_item(512, kind='byte')
+    model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=tok.vocab_size, block_size=512, dropout=.1))
+    [got] = score(model, row)
+    assert model.training and np.isnan(got.probs[row.segments == 0]).all()
+    for s in range(1, int(row.segments.max()) + 1):
+        here = np.flatnonzero(row.segments == s)
+        with torch.no_grad():
+            logits = model.eval()(torch.tensor(row.ids[here].astype(np.int64))[None])[0]
+        alone = logits[:-1].softmax(-1)[range(len(here) - 1), row.ids[here[1:]].astype(np.int64)]
+        assert np.isnan(got.probs[here[0]])
+        np.testing.assert_allclose(got.probs[here[1:]], alone.numpy(), rtol=1e-3)
 
 def test_text_of_an_item_keeps_every_word():
     [it] = items_of(chat('one\x1b[2J two', 'three'), get_tokenizer('gpt2'))
