@@ -502,4 +502,5 @@ d = { 'settings': { 'branch': 'main',
                                'mypt.validate._faults': ('validate.html#_faults', 'mypt/validate.py'),
                                'mypt.validate._pieces': ('validate.html#_pieces', 'mypt/validate.py'),
                                'mypt.validate._roles': ('validate.html#_roles', 'mypt/validate.py'),
+                               'mypt.validate.validate': ('validate.html#validate', 'mypt/validate.py'),
                                'mypt.validate.validate_dataset': ('validate.html#validate_dataset', 'mypt/validate.py')}}}

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from mypt.board import chat_html, facts_html, gate_board, loss_board, read_log, report_html, tree_html
 from mypt.episodes import check_episode, write_episodes
-from mypt.inspect import (Item, inspect, inspect_data, inspect_html, inspector, item_text, items_of, json_script, runs,
-                          score, token_texts, write_inspect_html)
+from mypt.inspect import (Item, html_page, inspect, inspect_data, inspect_html, inspector, item_text, items_of, json_script,
+                          runs, score, token_texts, write_inspect_html)
 from mypt.masks import encode
 from mypt.prepare import prepare
 from mypt.serialize import ROLES, random_episode
@@ -131,6 +131,17 @@ def test_hostile_content_is_inert(browser, tmp_path):
         assert b.js('document.title') == 'safe'
         b.press('n')
     assert b.problems() == []
+
+def test_a_token_that_is_markup_stays_text(browser, tmp_path):
+    "No tokenizer here has such tokens; an imported one may."
+    data = inspect_data(hostile_items()[:3], 'safe')
+    data['vocab'] = [[i, HOSTILE[k % len(HOSTILE)], kind] for k, (i, _, kind) in enumerate(data['vocab'])]
+    part = f'<div></div><script type="application/json" data-inspect>{json_script(data)}</script>'
+    (tmp_path/'page.html').write_text(html_page(part, 'safe'))
+    browser.open(tmp_path/'page.html')
+    browser.hover('.text .tok')
+    assert '<img src=x' in ''.join(shown(browser)) and browser.js('document.title') == 'safe'
+    assert browser.js(f"document.querySelectorAll('{ALIEN}').length") == 0
 
 def test_policy_lets_no_other_script_run(browser, tmp_path):
     evil = '<script>document.title="owned"</script><img src="http://127.0.0.1:9/x" onerror="document.title=1">'
