@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from mypt.board import chat_html, facts_html, gate_board, loss_board, read_log, report_html, tree_html
 from mypt.episodes import check_episode, write_episodes
-from mypt.inspect import (Item, html_page, inspect, inspect_data, inspect_html, inspector, item_text, items_of, json_script,
-                          runs, score, token_texts, write_inspect_html)
+from mypt.inspect import (Item, html_page, inspect, inspect_data, inspect_html, inspector, item_text, items_of,
+                          json_script, runs, score, token_texts, write_inspect_html)
 from mypt.masks import encode
 from mypt.prepare import prepare
 from mypt.serialize import ROLES, random_episode
@@ -219,6 +219,8 @@ def test_filter_and_hover(browser, tmp_path):
         [t.classList.contains('f-think'), getComputedStyle(t).opacity])""")
     assert kept and all((o == '1') == f for f, o in kept)
     assert b.js("document.querySelectorAll('.block[hidden]').length") > 0
+    b.js("document.querySelector('.text').focus()"); b.press('ArrowRight', 3)
+    assert b.js("document.querySelector('.text [aria-selected=true]').classList.contains('f-think')")
     b.js("document.querySelector('.chip.f-think').click()")
     assert b.js("document.querySelectorAll('.block[hidden]').length") == 0
     b.hover('.text .f-toolcall.tag.on')
@@ -228,6 +230,9 @@ def test_a_packed_row_shows_its_episodes_and_attention(browser, tmp_path):
     it = packed_item(1024)
     b, n = load(browser, tmp_path, [it, it]), int(it.segments.max())
     assert b.js("document.querySelectorAll('.divider').length") == n + (it.segments[-1] == 0)
+    b.js("document.querySelector('.chip.f-toolcall').click()")
+    calls = {int(s) for s, r in zip(it.segments, it.roles) if ROLES[r].startswith('toolcall')}
+    assert b.js("document.querySelectorAll('.divider:not([hidden])').length") == len(calls) > 0
     triangles = re.findall(r'M(\d+) \1L(\d+) \2H\1z', b.js("document.querySelector('.tri').getAttribute('d')"))
     cuts = np.flatnonzero(np.diff(it.segments)) + 1
     assert [int(a) for a, _ in triangles] == [0, *cuts.tolist()][:n]

@@ -61,7 +61,8 @@ function open(item, data) {              // the item with one entry per token, m
 }
 
 function strip(o) {                      // a row as a skyline: colour is the role, full height is trained
-  const H = 20, paths = {}, box = svg('svg', { viewBox: `0 0 ${o.n} ${H}`, preserveAspectRatio: 'none', class: 'strip', 'aria-hidden': 'true' })
+  const H = 20, paths = {}
+  const box = svg('svg', { viewBox: `0 0 ${o.n} ${H}`, preserveAspectRatio: 'none', class: 'strip', 'aria-hidden': 'true' })
   for (let i = 0, j; i < o.n; i = j) {
     const f = o.fam[i], on = o.weights[i] > 0
     for (j = i + 1; j < o.n && o.fam[j] === f && o.weights[j] > 0 === on && o.segments[j] === o.segments[i];) j++
@@ -90,7 +91,8 @@ function attention(o) {                  // which positions may look at which: a
 }
 
 function tokens(o, id) {                 // blocks of tokens, one per message or tag pair
-  const area = el('div', { class: o.n > 3000 ? 'text long' : 'text', role: 'listbox', tabindex: 0, 'aria-label': 'Tokens: arrow keys move from one to the next' })
+  const area = el('div', { class: o.n > 3000 ? 'text long' : 'text', role: 'listbox', tabindex: 0,
+    'aria-label': 'Tokens: arrow keys move from one to the next' })
   const spans = new Array(o.n)
   let block = null, name = null, seg = null
   for (let i = 0; i < o.n; i++) {
@@ -258,8 +260,18 @@ class View {
   filter() {
     if (this.only.size) this.root.dataset.only = [...this.only].join(' ')
     else delete this.root.dataset.only
-    for (const b of this.area.querySelectorAll('.block'))
+    let divider = null
+    for (const b of this.area.children) {
+      if (b.matches('.divider')) { divider = b; b.hidden = this.only.size > 0; continue }
       b.hidden = this.only.size > 0 && ![...this.only].some(f => b.querySelector('.tok.f-' + f))
+      if (divider && !b.hidden) divider.hidden = false
+    }
+  }
+
+  step(i, by) {                          // the next token that the filter lets through
+    const shown = k => !this.only.size || this.only.has(this.o.fam[k])
+    for (let k = i + by; k >= 0 && k < this.o.n; k += by) if (shown(k)) return k
+    return i
   }
 
   find(query, jump = true) {
@@ -348,9 +360,10 @@ class View {
       return e.stopPropagation()
     }
     if (inText) {
-      const to = { ArrowRight: () => c + 1, ArrowLeft: () => c - 1, Home: () => 0, End: () => last,
+      const to = { ArrowRight: () => this.step(c, 1), ArrowLeft: () => this.step(c, -1),
+        Home: () => this.step(-1, 1), End: () => this.step(last + 1, -1),
         ArrowDown: () => this.line(c, 1), ArrowUp: () => this.line(c, -1) }[e.key]
-      if (to) return go(() => this.point(Math.min(last, Math.max(0, to())), true))
+      if (to) return go(() => this.point(to(), true))
     } else if (!radio) {
       if (e.key === 'ArrowRight') return go(() => this.show(this.index + 1))
       if (e.key === 'ArrowLeft') return go(() => this.show(this.index - 1))
