@@ -41,7 +41,7 @@ class Progress(Callback):
         self.disable = disable
     def before_fit(self, t):
         self.peak = peak_flops(t.device)
-        self.bar = tqdm(total=t.max_steps, initial=t.step, desc='train', unit='step', leave=False, disable=self.disable)
+        self.bar = tqdm(total=t.max_steps, initial=t.step, desc='train', unit='step', leave=False, delay=2, disable=self.disable)
         self.ema = None
     def after_step(self, t):
         r = t.record

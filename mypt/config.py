@@ -62,15 +62,15 @@ def count_params(cfg:ModelConfig)->int: # Trainable numbers, a tied head counted
     C, K, L = cfg.n_embd, cfg.kv_heads * cfg.head_dim, cfg.n_layer
     norm = C * (2 if cfg.norm_type == 'layernorm' and cfg.bias else 1)
     biases = (2*C + 2*K + C + cfg.mlp_hidden * (2 if cfg.mlp_type == 'swiglu' else 1)) if cfg.bias else 0
-    tables = cfg.vocab_size * C * (1 if cfg.tie_weights else 2) + (cfg.block_size * C if cfg.pos_encoding == 'learned' else 0)
-    return tables + matmul_params(cfg) + L * (2*norm + biases) + norm
+    tables = cfg.vocab_size * (1 if cfg.tie_weights else 2) + (cfg.block_size if cfg.pos_encoding == 'learned' else 0)
+    return tables*C + matmul_params(cfg) + L * (2*norm + biases) + norm
 
 # %% ../nbs/10_config.ipynb #f9c3b84b
 def flops_per_token(cfg:ModelConfig,    # The model
                     T:int,              # Tokens per episode; a packed row counts as its episodes
                     supervised:float=1. # Share of tokens that carry loss
                    )->float:            # Operations per token, forward and backward
-    "Floating point operations of one training step per token (6 per weight; Kaplan et al. 2020, appendix B, causal half)."
+    "Floating point operations of a training step per token: 6 per weight, and causal attention (Kaplan et al. 2020)."
     head = supervised * cfg.n_embd * cfg.vocab_size
     return 6 * (matmul_params(cfg) + head + cfg.n_layer * cfg.n_embd * (T + 1) / 2 * 2)
 
@@ -120,45 +120,50 @@ class TrainConfig:
 _CHOICES = dict(pos_encoding=('rope', 'learned'), mlp_type=('swiglu', 'gelu'), norm_type=('rmsnorm', 'layernorm'),
                 optimizer=('adamw', 'muon'), batch_sampling_mode=('epoch', 'random'), amp_dtype=('bf16', 'fp32'),
                 compile=('auto', 'on', 'off'))
-_AT_LEAST = dict.fromkeys(('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'block_size', 'vocab_size', 'hidden', 'rope_scale',
-                           'batch_size', 'grad_accum_steps', 'eval_interval', 'eval_iters'), 1)
-_ABOVE = dict.fromkeys(('rope_theta', 'norm_eps', 'learning_rate', 'muon_lr', 'adam_eps', 'early_stop_gap'), 0)
-_SHARE = dict.fromkeys(('dropout', 'beta1', 'beta2'), 'below 1') | {'min_lr_ratio': 'up to 1'}
-_TYPES = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a string', list: 'a list', dict: 'an object',
-          type(None): 'null'}
+_AT_LEAST_1 = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'block_size', 'vocab_size', 'hidden', 'rope_scale',
+               'batch_size', 'grad_accum_steps', 'eval_interval', 'eval_iters')
+_ABOVE_0 = ('rope_theta', 'norm_eps', 'learning_rate', 'muon_lr', 'adam_eps', 'early_stop_gap')
+_BELOW_1 = ('dropout', 'beta1', 'beta2')
+_TYPES = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a string', list: 'a list',
+          dict: 'an object', type(None): 'null'}
 
 def _types(f)->tuple: # The plain types that the annotation of field `f` allows
     return getattr(f.type, '__args__', (f.type,))
 
+def _range_problem(name:str, v)->str: # '' when the number is in range; NaN never is
+    "What is wrong with a number."
+    if name in _ABOVE_0: return '' if v > 0 else 'it must be above 0'
+    low = 1 if name in _AT_LEAST_1 else 0
+    if not v >= low: return f'it must be at least {low}'
+    if name in _BELOW_1 and not v < 1: return 'it must be below 1'
+    return 'it must be at most 1' if name == 'min_lr_ratio' and v > 1 else ''
+
 def _check_value(f, v, where:str):
     "The value in the field's type; raises `UserError` on a wrong type or range."
-    ts = _types(f)
+    ts, bad = _types(f), ''
     if type(v) is int and float in ts and int not in ts: v = float(v)
-    if type(v) not in ts: raise UserError(f'{where}: {f.name} is {v!r}, it must be {" or ".join(_TYPES[t] for t in ts)}')
-    if (c := _CHOICES.get(f.name)) and v not in c: raise UserError(f'{where}: {f.name} is {v!r}, choose one of {", ".join(c)}')
-    if isinstance(v, (int, float)) and not isinstance(v, bool):
-        if f.name in _ABOVE and not v > 0: raise UserError(f'{where}: {f.name} is {v}, it must be above 0')
-        low = _AT_LEAST.get(f.name, 0)
-        if f.name not in _ABOVE and not v >= low: raise UserError(f'{where}: {f.name} is {v}, it must be at least {low}')
-        if f.name in _SHARE and not (v < 1 or v == 1 and _SHARE[f.name] == 'up to 1'):
-            raise UserError(f'{where}: {f.name} is {v}, it must be from 0 {_SHARE[f.name]}')
+    if type(v) not in ts: bad = 'it must be ' + ' or '.join(_TYPES[t] for t in ts)
+    elif f.name in _CHOICES and v not in _CHOICES[f.name]: bad = 'choose one of ' + ', '.join(_CHOICES[f.name])
+    elif type(v) in (int, float): bad = _range_problem(f.name, v)
+    if bad: raise UserError(f'{where}: {f.name} is {v!r}, {bad}')
     return v
 
 # %% ../nbs/10_config.ipynb #f285a378
 def _check_model(cfg:ModelConfig, where:str)->ModelConfig:
     "Rules between keys of a `ModelConfig`."
-    if cfg.n_embd % cfg.n_head: raise UserError(f'{where}: n_embd {cfg.n_embd} is not a multiple of n_head {cfg.n_head}')
-    if cfg.n_head % cfg.kv_heads: raise UserError(f'{where}: n_head {cfg.n_head} is not a multiple of n_kv_head {cfg.kv_heads}')
+    for a, b in (('n_embd', 'n_head'), ('n_head', 'n_kv_head')):
+        x, y = getattr(cfg, a), getattr(cfg, b) or 1
+        if x % y: raise UserError(f'{where}: {a} {x} is not a multiple of {b} {y}')
     if cfg.pos_encoding == 'rope' and cfg.head_dim % 2:
         raise UserError(f'{where}: n_embd / n_head = {cfg.head_dim} is odd, RoPE turns pairs; choose other head counts')
     if cfg.pos_encoding == 'learned' and cfg.rope_scale != 1:
-        raise UserError(f"{where}: rope_scale {cfg.rope_scale} needs pos_encoding 'rope'; learned positions cannot be interpolated here")
+        raise UserError(f"{where}: rope_scale {cfg.rope_scale} needs pos_encoding 'rope'; learned positions stay")
     return cfg
 
 # %% ../nbs/10_config.ipynb #571fb039
 @dataclass
 class Config:
-    "A phase's settings: `model`, `train`, and which keys were written down (`given`), as opposed to left at their defaults."
+    "A phase's settings: `model`, `train`, and the keys that were written down (`given`), not left at their defaults."
     model:ModelConfig
     train:TrainConfig
     given:dict       # Key → value as written in the JSON files and `sets`
@@ -177,21 +182,23 @@ def list_configs()->list[str]: # Bare names
 def find_config(name:str|Path,          # Bare name, with or without .json, or a path
                 beside:Path|None=None   # A folder that is searched first
                )->Path:
-    "The file of a config; raises `UserError` with the nearest name. A path of the documents (`configs/sft/x.json`) finds its shipped twin."
+    "The file of a config (`configs/sft/x.json` finds the shipped x); raises `UserError` with the nearest name."
     p = Path(name)
     for q in ([beside/p, beside/f'{p}.json'] if beside else []) + [p]:
         if q.is_file(): return q
     stem = p.name.removesuffix('.json')
     if stem in list_configs(): return Path(str(files('mypt')/'configs'/f'{stem}.json'))
     near = get_close_matches(stem, list_configs(), 1, .5)
-    raise UserError(f'{name}: no such config; ' + (f'did you mean {near[0]!r}?' if near else f'choose one of {", ".join(list_configs())}'))
+    hint = f'did you mean {near[0]!r}?' if near else 'choose one of ' + ', '.join(list_configs())
+    raise UserError(f'{name}: no such config; {hint}')
 
 # %% ../nbs/10_config.ipynb #e645cbae
 def _read_json(path:Path)->dict:
     "A JSON object without repeated keys."
     def pairs(kv):
         keys = [k for k, _ in kv]
-        if twice := {k for k in keys if keys.count(k) > 1}: raise UserError(f'{path}: {sorted(twice)[0]!r} is there twice; keep one')
+        twice = [k for k in keys if keys.count(k) > 1]
+        if twice: raise UserError(f'{path}: {twice[0]!r} is there twice; keep one')
         return dict(kv)
     try: d = json.loads(path.read_text(encoding='utf-8'), object_pairs_hook=pairs)
     except UserError: raise
@@ -205,6 +212,7 @@ def _resolve(path:Path, seen:tuple=())->dict:
     d = _read_json(path)
     base = d.pop('extends', None)
     if base is None: return d
+    if not isinstance(base, str): raise UserError(f'{path}: extends is {base!r}, it must be the name of a config')
     return _resolve(find_config(base, path.parent), (*seen, path.resolve())) | d
 
 # %% ../nbs/10_config.ipynb #410ee180
@@ -223,11 +231,12 @@ def parse_sets(sets)->dict: # Key → value
 def make_config(d:dict,             # Flat keys
                 where:str='config'  # Named in errors
                )->Config:
-    "A `Config` from flat keys; raises `UserError` on an unknown key (with the nearest name), a wrong type or a wrong range."
+    "A `Config` from flat keys; raises `UserError` on an unknown key (naming the nearest), a wrong type or range."
     for k in d:
         if k not in _FIELDS:
             near = get_close_matches(k, _FIELDS, 1, .5)
-            raise UserError(f'{where}: unknown key {k!r}' + (f', did you mean {near[0]!r}?' if near else '; see mypt.config for all keys'))
+            hint = f'did you mean {near[0]!r}?' if near else 'mypt.config lists all keys'
+            raise UserError(f'{where}: unknown key {k!r}, {hint}')
     d = {k: _check_value(_FIELDS[k], v, where) for k, v in d.items()}
     pick = lambda cls: cls(**{f.name: d[f.name] for f in fields(cls) if f.name in d})
     return Config(_check_model(pick(ModelConfig), where), pick(TrainConfig), d, where)
@@ -241,8 +250,8 @@ def load_config(name:str|Path,          # A bare name ("phase1_format_lock") or 
 
 # %% ../nbs/10_config.ipynb #017bcbb3
 # Keys that decide what the weights mean; every other key of ModelConfig may change from phase to phase
-ARCH_FIELDS = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'vocab_size', 'bias', 'tie_weights', 'pos_encoding', 'mlp_type', 'norm_type',
-               'rope_theta', 'hidden', 'norm_eps')
+ARCH_FIELDS = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'hidden', 'vocab_size', 'bias', 'tie_weights',
+               'pos_encoding', 'mlp_type', 'norm_type', 'rope_theta', 'norm_eps')
 
 def check_same_arch(base:ModelConfig, # The checkpoint's
                     cfg:Config        # The new phase's
@@ -251,9 +260,10 @@ def check_same_arch(base:ModelConfig, # The checkpoint's
     want = dict(n_kv_head=base.kv_heads, hidden=base.mlp_hidden)   # None means: derived
     bad = [f'{k} {cfg.given[k]} (base: {b})' for k in ARCH_FIELDS if k in cfg.given
            if cfg.given[k] is not None and cfg.given[k] != (b := want.get(k, getattr(base, k)))]
-    if bad: raise UserError(f'{cfg.source}: contradicts the base model in {", ".join(bad)}; remove these keys or choose another base')
+    if bad: raise UserError(f'{cfg.source}: contradicts the base in {", ".join(bad)}; remove them or take another base')
     keep = ('dropout', 'rope_scale') + (('block_size',) if base.pos_encoding == 'rope' else ())
     new = replace(base, **{k: cfg.given[k] for k in keep if k in cfg.given})
     if new.block_size < cfg.model.block_size and 'block_size' in cfg.given:
-        raise UserError(f'{cfg.source}: block_size {cfg.model.block_size} is more than the {base.block_size} learned positions of the base')
+        n = f'block_size {cfg.model.block_size} exceeds the {base.block_size} learned positions of the base'
+        raise UserError(f'{cfg.source}: {n}; use shorter rows')
     return new

@@ -240,7 +240,9 @@ def atomic_write(path:str|Path): # A file open for bytes; renamed to `path` when
     except OSError as e: raise UserError(f'{path}: cannot be written ({e.strerror or e}); free space or choose another place') from e
     finally: tmp.unlink(missing_ok=True) if tmp.parent.is_dir() else None
 
-def dump_line(ep:dict)->bytes: return json.dumps(ep, ensure_ascii=False, allow_nan=False).encode() + b'\n'
+def dump_line(ep:dict)->bytes: # One line of JSONL, with its newline
+    "An episode as UTF-8 JSON."
+    return json.dumps(ep, ensure_ascii=False, allow_nan=False).encode() + b'\n'
 
 def write_episodes(path:str|Path, episodes)->int: # Number of episodes written
     "Write episodes as JSONL, atomically."

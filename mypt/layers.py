@@ -17,21 +17,19 @@ from .config import ModelConfig
 from .rope import apply_rope
 from .tokens import UserError
 
-# %% ../nbs/12_layers.ipynb #02fbd08f
+# %% ../nbs/12_layers.ipynb #2aae90c0
 class RMSNorm(nn.Module):
-    "`weight · x / √(mean(x²) + eps)` over the last axis, computed in float32."
+    "`weight · x / √(mean(x²) + eps)` over the last axis, computed in float32 or better."
     def __init__(self, d:int, eps:float=1e-6):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(d)), eps
-
     def forward(self, x:Tensor)->Tensor: # [..., C] → same
-        h = x.float()
-        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * h.to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 def make_norm(cfg:ModelConfig)->nn.Module:
     "The norm that `cfg` asks for."
-    return RMSNorm(cfg.n_embd, cfg.norm_eps) if cfg.norm_type == 'rmsnorm' else nn.LayerNorm(cfg.n_embd, cfg.norm_eps, bias=cfg.bias)
+    if cfg.norm_type == 'rmsnorm': return RMSNorm(cfg.n_embd, cfg.norm_eps)
+    return nn.LayerNorm(cfg.n_embd, cfg.norm_eps, bias=cfg.bias)
 
 # %% ../nbs/12_layers.ipynb #00717e45
 class SwiGLU(nn.Module):
@@ -88,7 +86,7 @@ class Segments:
     @staticmethod
     def of(segments:Tensor|None,  # [B, T] int, on the model's device; None: each row is one episode
            shape:tuple[int,int],  # B, T
-           kind:str='auto',       # 'reference', 'buckets', 'varlen', or 'auto': 'varlen' on CUDA in half precision, else 'buckets'
+           kind:str='auto',       # 'reference', 'buckets', 'varlen'; 'auto': 'varlen' on CUDA if `half`, else 'buckets'
            device=None,           # Where the model is
            half:bool=False        # Queries will be bfloat16 or float16
           )->'Segments':
@@ -104,7 +102,8 @@ class Segments:
         s = Segments(kind, own_len.view(B, T), pos.view(B, T), T=T)
         if kind == 'reference': s.ids = segments
         if kind == 'varlen': s.cu = F.pad(starts, (0, 1), value=B*T).int()
-        if kind == 'buckets': s.shapes, s.tokens, s.slots, s.filling, s.padding = _buckets(starts, lens, segments.flatten() > 0)
+        if kind == 'buckets':
+            s.shapes, s.tokens, s.slots, s.filling, s.padding = _buckets(starts, lens, segments.flatten() > 0)
         return s
 
 def _runs(segments:Tensor)->tuple[Tensor,Tensor]:
@@ -116,7 +115,8 @@ def _runs(segments:Tensor)->tuple[Tensor,Tensor]:
 
 # %% ../nbs/12_layers.ipynb #131e49eb
 def _buckets(starts:Tensor, lens:Tensor, real:Tensor)->tuple[list,Tensor,Tensor,Tensor,Tensor]:
-    "Episodes in buckets of similar length: shapes, slot → token, token → slot, slots that are filling, tokens that are padding."
+    "Episodes in buckets of similar length: shapes, slot → token, token → slot, filling slots, padding tokens."
+    if not real.any(): real = torch.ones_like(real)   # a batch of padding alone: treat it as episodes
     keep = real[starts]
     lens, order = lens[keep].sort(descending=True, stable=True)
     starts, todo = starts[keep][order], lens.tolist()
@@ -163,7 +163,8 @@ def take_rows(x:Tensor,    # [N, C]
     return _Rows.apply(x, keep)
 
 # %% ../nbs/12_layers.ipynb #dd55991f
-_CAUSAL = dict(window_size=(-1, 0)) if 'window_size' in inspect.signature(varlen_attn).parameters else dict(is_causal=True)
+_NEW = 'window_size' in inspect.signature(varlen_attn).parameters   # torch 2.10 said `is_causal`
+_CAUSAL = dict(window_size=(-1, 0)) if _NEW else dict(is_causal=True)
 
 def attention(q:Tensor,         # [B, T, H, D]
               k:Tensor,         # [B, T, Hkv, D]
@@ -182,9 +183,10 @@ def _sdpa(q, k, v): # [n, L, H, D] → same
 def _bucketed(q, k, v, s):
     "Gather the episodes into padded buckets, attend in each, gather back."
     sizes, D = [n*L for n, L in s.shapes], q.shape[-1]
-    q4, k4, v4 = (_Gather.apply(x.reshape(-1, x.shape[2]*D), s.tokens, s.filling, s.slots, s.padding).split(sizes) for x in (q, k, v))
-    outs = [_sdpa(*(x.view(n, L, -1, D) for x in xs)).reshape(n*L, -1) for (n, L), *xs in zip(s.shapes, q4, k4, v4)]
-    return _Gather.apply(torch.cat(outs), s.slots, s.padding, s.tokens, s.filling).view(q.shape)
+    there, back = (s.tokens, s.filling), (s.slots, s.padding)
+    parts = (_Gather.apply(x.reshape(-1, x.shape[2]*D), *there, *back).split(sizes) for x in (q, k, v))
+    outs = [_sdpa(*(x.view(n, L, -1, D) for x in xs)).reshape(n*L, -1) for (n, L), *xs in zip(s.shapes, *parts)]
+    return _Gather.apply(torch.cat(outs), *back, *there).view(q.shape)
 
 def _varlen(q, k, v, s):
     "FlashAttention over cumulative lengths (CUDA, half precision)."
@@ -194,7 +196,7 @@ def _varlen(q, k, v, s):
 
 # %% ../nbs/12_layers.ipynb #bd75b296
 class KVCache:
-    "Keys and values of `B` running texts, `n_slots` each; allocated once."
+    "Keys and values of `B` running texts, `n_slots` each; allocated once. To go back, lower `top`."
     def __init__(self, cfg:ModelConfig, B:int, n_slots:int, device=None, dtype=torch.float32):
         shape = (cfg.n_layer, B, cfg.kv_heads, n_slots, cfg.head_dim)
         self.k, self.v = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
@@ -205,10 +207,12 @@ class KVCache:
              )->Tensor:                    # The positions
         "Prepare one forward pass, the same for all layers; raises `UserError` when the slots run out."
         old, self.top = self.top, self.top + shape[1]
-        if self.top > self.n_slots: raise UserError(f'{self.top} tokens do not fit a cache of {self.n_slots}; shorten the prompt or raise block_size')
+        if self.top > self.n_slots:
+            raise UserError(f'{self.top} tokens do not fit a cache of {self.n_slots}; shorten them or raise block_size')
         if positions is None: positions = torch.arange(old, self.top, device=self.k.device).expand(shape)
         self.positions = positions
-        self.mask = (torch.arange(self.top, device=positions.device) <= positions[..., None])[:, None]   # [B, 1, T, top]
+        slots = torch.arange(self.top, device=positions.device)
+        self.mask = (slots <= positions[..., None])[:, None]   # [B, 1, T, top]
         return positions
 
     def attend(self, layer:int, q:Tensor, k:Tensor, v:Tensor)->Tensor: # [B, T, H or Hkv, D] → [B, T, H, D]
@@ -216,8 +220,8 @@ class KVCache:
         rows = torch.arange(len(k), device=k.device)[:, None]
         for mem, x in ((self.k, k), (self.v, v)): mem[layer][rows, :, self.positions] = x.to(mem.dtype)
         K, V = self.k[layer, :, :, :self.top], self.v[layer, :, :, :self.top]
-        q = q.transpose(1, 2).to(K.dtype)
-        return F.scaled_dot_product_attention(q, K, V, attn_mask=self.mask, enable_gqa=q.shape[1] != K.shape[1]).transpose(1, 2)
+        q, gqa = q.transpose(1, 2).to(K.dtype), q.shape[2] != K.shape[1]
+        return F.scaled_dot_product_attention(q, K, V, attn_mask=self.mask, enable_gqa=gqa).transpose(1, 2)
 
 # %% ../nbs/12_layers.ipynb #46cda27b
 class Attention(nn.Module):
@@ -225,8 +229,8 @@ class Attention(nn.Module):
     def __init__(self, cfg:ModelConfig, layer:int):
         super().__init__()
         C, K = cfg.n_embd, cfg.kv_heads * cfg.head_dim
-        self.q_proj, self.k_proj, self.v_proj = nn.Linear(C, C, cfg.bias), nn.Linear(C, K, cfg.bias), nn.Linear(C, K, cfg.bias)
-        self.o_proj = nn.Linear(C, C, cfg.bias)
+        self.q_proj, self.o_proj = nn.Linear(C, C, cfg.bias), nn.Linear(C, C, cfg.bias)
+        self.k_proj, self.v_proj = nn.Linear(C, K, cfg.bias), nn.Linear(C, K, cfg.bias)
         self.layer, self.head_dim = layer, cfg.head_dim
 
     def forward(self, x:Tensor,              # [B, T, C]

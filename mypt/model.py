@@ -9,28 +9,29 @@ __all__ = ['CHUNK', 'head_loss', 'Trunk', 'neftune', 'init_weights', 'Decoder', 
 import torch
 from torch import nn, Tensor
 from torch.utils.checkpoint import checkpoint
-from .config import ModelConfig
+from .config import ModelConfig, matmul_params
 from .layers import Block, KVCache, Segments, make_norm, take_rows
 from .rope import rope_tables
 from .tokens import INIT_WORDS, Tokenizer, UserError
 
 # %% ../nbs/13_model.ipynb #7718e670
-CHUNK = 2**25   # Logits held at once: 128 MiB in float32
+CHUNK = 2**24   # Logits held at once: 64 MiB in float32
 
 class _HeadLoss(torch.autograd.Function):
     "Σ w·ce of rows `h` under head `W`; gradients are computed in the forward pass, slice by slice."
     @staticmethod
     def forward(ctx, h, W, targets, weights, dtype, chunk, grad):
-        n, Wd = max(1, chunk // W.shape[0]), W.to(dtype)
+        n, Wd = min(max(1, chunk // W.shape[0]), max(1, h.shape[0])), W.to(dtype)
+        z = torch.empty(n, W.shape[0], device=h.device, dtype=dtype)   # one buffer for all slices
         loss = torch.zeros((), device=h.device, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
         dh = torch.empty_like(h) if grad and ctx.needs_input_grad[0] else None
         dW = torch.zeros_like(W) if grad and ctx.needs_input_grad[1] else None
         for i in range(0, h.shape[0], n):
             x = h[i:i+n].to(dtype)
-            part, g = _ce(x @ Wd.T, targets[i:i+n, None], weights[i:i+n, None])
+            part, g = _ce(torch.mm(x, Wd.T, out=z[:len(x)]), targets[i:i+n, None], weights[i:i+n, None])
             loss, g = loss + part, g.to(dtype)
             if dh is not None: dh[i:i+n] = g @ Wd
-            if dW is not None: dW.addmm_(g.T, x) if dW.dtype == dtype else dW.add_(g.T @ x)   # sums in W's own precision
+            if dW is not None: dW.addmm_(g.T, x) if dW.dtype == dtype else dW.add_(g.T @ x)   # in W's own precision
         ctx.save_for_backward(*(t for t in (dh, dW) if t is not None))
         ctx.have = dh is not None, dW is not None
         return loss
@@ -76,7 +77,8 @@ class Trunk(nn.Module):
         "The angles at these positions; None where positions are learned."
         c = self.cfg
         if c.pos_encoding == 'learned': return None
-        return tuple(t[positions][:, :, None] for t in rope_tables(c.head_dim, c.block_size, c.rope_theta, c.rope_scale, str(positions.device)))
+        tables = rope_tables(c.head_dim, c.block_size, c.rope_theta, c.rope_scale, str(positions.device))
+        return tuple(t[positions][:, :, None] for t in tables)
 
     def forward(self, ids:Tensor,            # [B, T]
                 layout:Segments,             # Where the episodes lie
@@ -133,28 +135,28 @@ class Decoder(nn.Module):
         half = dtype in (torch.bfloat16, torch.float16) and self.cfg.head_dim % 8 == 0
         return Segments.of(segments, shape, self.attention, self.head.device, half)
 
-    def hidden(self, ids:Tensor,                     # [B, T]
-               segments:Tensor|Segments|None=None,   # [B, T] int, 0 is padding; or a layout; None: each row is one episode
-               positions:Tensor|None=None,           # [B, T]; None: from 0 in each episode, or after what the cache holds
-               cache:KVCache|None=None,              # Generation; `segments` plays no part then
-               keep:Tensor|None=None,                # [M] numbers of tokens in the flat batch that are wanted
-               noise:Tensor|None=None                # [B, T, C] uniform in [-1, 1) for NEFTune; None: drawn
-              )->Tensor:                             # [B, T, C], or [M, C] with `keep`
+    def hidden(self, ids:Tensor,                    # [B, T]
+               segments:Tensor|Segments|None=None,  # [B, T] int, 0 is padding; or a layout; None: each row one episode
+               positions:Tensor|None=None,          # [B, T]; None: from 0 in each episode, or after the cache's
+               cache:KVCache|None=None,             # Generation; `segments` plays no part then
+               keep:Tensor|None=None,               # [M] numbers of tokens in the flat batch that are wanted
+               noise:Tensor|None=None               # [B, T, C] uniform in [-1, 1) for NEFTune; None: drawn
+              )->Tensor:                            # [B, T, C], or [M, C] with `keep`
         "Final hidden states; raises `UserError` when rows are longer than `block_size`."
         T, n = ids.shape[1], self.cfg.block_size
         if T > n: raise UserError(f'rows of {T} tokens exceed block_size {n}; shorten them or raise block_size')
         if cache is not None: positions = cache.begin(positions, ids.shape)
         layout = segments if isinstance(segments, Segments) else self.layout(None if cache else segments, ids.shape)
         if not (self.training and self.neftune_alpha > 0): noise = None
-        else: noise = neftune(_uniform(ids, self.cfg.n_embd) if noise is None else noise, layout.lens, self.neftune_alpha)
+        else:
+            if noise is None: noise = torch.rand(*ids.shape, self.cfg.n_embd, device=ids.device) * 2 - 1
+            noise = neftune(noise, layout.lens, self.neftune_alpha)
         if positions is None: positions = layout.positions
         return self.model(ids, layout, positions, cache, keep, noise, self.use_checkpoint and self.training)
 
     def logits(self, h:Tensor)->Tensor: # [..., C] → [..., V]
         "Scores of every next token."
         return nn.functional.linear(h, self.head)
-
-def _uniform(ids, C): return torch.rand(*ids.shape, C, device=ids.device) * 2 - 1
 
 # %% ../nbs/13_model.ipynb #5d0677dc
 class GPT(Decoder):
@@ -175,7 +177,8 @@ class GPT(Decoder):
     def token_losses(self, batch)->Tensor: # A `Batch` → [B, T] float32, 0 where nothing is supervised
         "Cross-entropy of each supervised target, unweighted: for curves by position or by role."
         h, keep, _ = self._supervised(batch, None)
-        y, out, n = batch.targets.flatten()[keep], torch.zeros_like(batch.weights).flatten(), max(1, CHUNK // self.cfg.vocab_size)
+        y, out = batch.targets.flatten()[keep], torch.zeros_like(batch.weights).flatten()
+        n = max(1, CHUNK // self.cfg.vocab_size)
         for i in range(0, len(keep), n):
             out[keep[i:i+n]] = nn.functional.cross_entropy(self.logits(h[i:i+n]).float(), y[i:i+n], reduction='none')
         return out.view(batch.ids.shape)
@@ -190,25 +193,24 @@ class GPT(Decoder):
 # %% ../nbs/13_model.ipynb #cfd9e46d
 @torch.no_grad()
 def init_tags(model:GPT, tok:Tokenizer)->None:
-    "Give each tag's row (embedding, and head if untied) the mean of the rows of `INIT_WORDS`; for a base model that never saw tags."
+    "Each tag's row (in the embedding, and in an untied head) becomes the mean of the rows of its `INIT_WORDS`."
     for table in {id(t): t for t in (model.model.embed_tokens.weight, model.head)}.values():
-        rows = {i: table[[j for word in INIT_WORDS[tag] for j in tok.encode(word)]].mean(0) for tag, i in tok.tag_ids.items()}
-        for i, row in rows.items(): table[i] = row
+        for tag, i in tok.tag_ids.items():
+            table[i] = table[[j for word in INIT_WORDS[tag] for j in tok.encode(word)]].mean(0)
 
 # %% ../nbs/13_model.ipynb #08271554
 def estimate_memory(cfg:ModelConfig,
                     tokens:int,               # Per micro-batch: rows × block
                     supervised:float=.3,      # Share of tokens with loss
-                    half:bool=False,          # bfloat16 autocast
+                    half:bool=False,          # bfloat16 autocast; the residual stream and the norms stay float32
                     use_checkpoint:bool=False # Recompute activations
-                   )->dict[str,float]:        # GiB: weights, gradients, optimizer, activations, logits, total
+                   )->dict[str,float]:        # GiB: weights, gradients, optimizer, activations, loss, total
     "Memory of a training step with AdamW, from shapes alone."
-    C, b = cfg.n_embd, 2 if half else 4
-    block = tokens * (18*C + 4*cfg.mlp_hidden) * b
-    acts = cfg.n_layer * tokens * C * 4 + block if use_checkpoint else cfg.n_layer * block
-    logits = min(CHUNK, tokens * supervised * cfg.vocab_size) * (4 + (4 if half else 0))
-    head = cfg.vocab_size * C * (4 + (2 if half else 0))   # the head's gradient while it is summed, and its half copy
-    n = cfg.n_params
-    parts = dict(weights=4*n, gradients=4*n, optimizer=8*n, activations=acts, logits=logits + head)
+    C, H, n = cfg.n_embd, cfg.mlp_hidden, cfg.n_params
+    per_c, per_h, drop = (36, 8, 4) if half else (44, 16, 8)
+    block = tokens * (C * (per_c + drop * (cfg.dropout > 0)) + H * per_h)   # bytes that one block keeps
+    loss = (min(CHUNK, tokens * supervised * cfg.vocab_size) + cfg.vocab_size * C) * (6 if half else 4)
+    parts = dict(weights=4*n + (2*matmul_params(cfg) if half else 0), gradients=4*n, optimizer=8*n,
+                 activations=cfg.n_layer * tokens * C * 4 + block if use_checkpoint else cfg.n_layer * block, loss=loss)
     parts = {k: v / 2**30 for k, v in parts.items()}
     return parts | {'total': sum(parts.values())}

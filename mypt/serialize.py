@@ -55,7 +55,9 @@ def check_order(msgs:list[dict], # Canonical messages
     if not prompt and not speaks: raise EpisodeError(f'messages[{len(msgs)-1}]', 'an episode ends with the assistant; add its answer')
 
 # %% ../nbs/02_serialize.ipynb #3b91944c
-def dump_json(v)->str: return json.dumps(v, ensure_ascii=False, allow_nan=False)
+def dump_json(v)->str:
+    "JSON as the model reads and writes it: UTF-8 as is."
+    return json.dumps(v, ensure_ascii=False, allow_nan=False)
 
 def dump_call(name:str, arguments:dict)->str:
     "A tool call as the model writes it: flat, or nested where a flat form would be ambiguous."

@@ -22,8 +22,13 @@ class UserError(ValueError):
 TAG_NAMES = ('system', 'user', 'assistant', 'user_context', 'assistant_context', 'toolcall', 'toolresult', 'think', 'cite')
 EOT = '<myPT_eot>'
 
-def open_tag(name:str)->str:  return f'<myPT_{name}>'
-def close_tag(name:str)->str: return f'</myPT_{name}>'
+def open_tag(name:str)->str: # `<myPT_user>` for `user`
+    "The tag that opens a block."
+    return f'<myPT_{name}>'
+
+def close_tag(name:str)->str: # `</myPT_user>` for `user`
+    "The tag that closes a block."
+    return f'</myPT_{name}>'
 
 TAGS = tuple(f(n) for n in TAG_NAMES for f in (open_tag, close_tag)) + (EOT,)
 
@@ -97,7 +102,9 @@ class Tokenizer:
         "Text of ids; tags appear by name, broken UTF-8 as `�`."
         return b''.join(self.token_bytes(int(i)) for i in ids).decode(errors='replace')
 
-    def is_tag(self, i:int)->bool: return self.endoftext < i < self.n_tokens
+    def is_tag(self, i:int)->bool:
+        "Is id `i` one of the 19 tags?"
+        return self.endoftext < i < self.n_tokens
     def __eq__(self, other): return isinstance(other, Tokenizer) and self.kind == other.kind
     def __hash__(self): return hash(self.kind)
     def __reduce__(self): return get_tokenizer, (self.kind,)   # a worker process builds its own tables
