@@ -17,7 +17,7 @@ from .model import GPT, init_tags
 from .checkpoint import load_meta, load_model, load_state, resolve, save_checkpoint
 from .optim import freeze
 from .loop import Trainer, fit, restore_trainer, trainer_state
-from .callbacks import Console, JSONLog, KeepBest, LivePlot, Overfit, Progress
+from .callbacks import Console, JSONLog, KeepBest, Overfit, Progress
 
 # %% ../nbs/24_train.ipynb #eff660fa
 def start_model(folder:Path,      # The model's own directory
@@ -115,7 +115,6 @@ def train(
     sets:list=None,             # More overrides: key=value
     device:str='auto',          # `auto`, `cpu` or `cuda`
     tokenization:str=None,      # Only checked: the dataset knows its own
-    live_plot:bool=False,       # Draw the loss in the notebook
     quiet:bool=False,           # No progress bar
     cbs=(),                     # More callbacks, for Python callers
 )->Trainer:
@@ -138,7 +137,6 @@ def train(
                                                    mask_policy=ds.meta['mask_policy']))
     own = [JSONLog(folder/'log.jsonl'), Overfit(cfg.train.early_stop_gap, cfg.train.early_stop), KeepBest(_save_best(folder, ds, born))]
     if not quiet: own = [Progress(model.cfg, cfg.model.block_size), Console(), *own]
-    if live_plot: own.append(LivePlot())
     t = Trainer(model.to(device), data, cfg.train, steps, eval_sets(ds, data, cfg), [*own, *cbs], save)
     if state: restore_trainer(t, state, tensors)
     if not quiet: print(describe(ds, cfg), coverage(make_batches(ds, cfg), steps), _start_line(t, folder, init_from_model), sep='\n')

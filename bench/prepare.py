@@ -1,0 +1,119 @@
+"""Prepare operator-like episodes for training: `mypt prepare` against TRL's own preparation, one process each, same run.
+
+    python bench/prepare.py                 # 100,000 episodes, three rounds in turn; writes bench/results/prepare.json
+    python bench/prepare.py --memory        # mypt alone on 1,000,000 lines: does memory stay flat?
+
+TRL's side is what `SFTTrainer` does before its first step: read the JSONL, apply the chat template with assistant masks,
+tokenize, pack rows of 1,024 by `bfd`. It gets mypt's own tokenizer.json and chat template, so both make the same tokens.
+Each side runs in a process of its own; imports are not timed; peak memory is that of the whole process.
+"""
+import argparse, json, platform, random, subprocess, sys, tempfile, time
+from datetime import date
+from pathlib import Path
+from statistics import median
+
+BLOCK, ROUNDS = 1024, 3
+WORDS = ('server token password session header cookie request response client browser attack defence string number value '
+         'Haus Straße Gesetz Vertrag Gericht Antrag Recht Pflicht Person Sache').split()
+
+
+def episodes(n):
+    "COPY, WRAP and EXTRACT on random payloads."
+    rng = random.Random(0)
+    for _ in range(n):
+        p = ' '.join(rng.choices(WORDS, k=rng.randint(2, 6))) + f' {rng.randrange(10**6)}'
+        q, a = rng.choice([(f'Copy exactly: {p}', p), (f'Wrap in brackets: {p}', f'[{p}]'),
+                           (f'Extract the text between quotes: "{p}", please.', p)])
+        yield {'messages': [{'role': 'system', 'content': 'You are MyPT.'}, {'role': 'user', 'content': q},
+                            {'role': 'assistant', 'content': a}]}
+
+
+def side_mypt(path, tmp):
+    from mypt.prepare import prepare
+    start = time.perf_counter()
+    ds = prepare(path, f'{tmp}/mypt', val_split=0, enable_packing=True, pack_block_size=BLOCK, workers=1, overwrite=True)
+    return time.perf_counter() - start, ds.meta['num_train_tokens']
+
+
+def side_trl(path, tmp):
+    import datasets, torch, transformers, trl
+    from tokenizers import Tokenizer
+    from mypt.hf_tokenizer import chat_template, tokenizer_json
+    from mypt.tokens import get_tokenizer
+    datasets.disable_progress_bars()
+    rust = Tokenizer.from_str(json.dumps(tokenizer_json(get_tokenizer('gpt2'))))
+    tok = transformers.PreTrainedTokenizerFast(tokenizer_object=rust, chat_template=chat_template(),
+                                               eos_token='<myPT_eot>', pad_token='<|endoftext|>')
+    shape = transformers.LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+                                     vocab_size=50304)
+    args = trl.SFTConfig(output_dir=f'{tmp}/trl', assistant_only_loss=True, packing=True, packing_strategy='bfd',
+                         max_length=BLOCK, use_cpu=True, bf16=False, report_to=[])
+    start = time.perf_counter()
+    data = datasets.load_dataset('json', data_files=path, split='train', cache_dir=f'{tmp}/cache{time.time_ns()}')
+    trainer = trl.SFTTrainer(transformers.LlamaForCausalLM(shape), args, train_dataset=data, processing_class=tok)
+    seconds = time.perf_counter() - start
+    return seconds, sum(map(len, trainer.train_dataset['input_ids']))
+
+
+def child(side, path, tmp):
+    "One side in a process of its own: seconds, tokens, peak MiB."
+    p = subprocess.run([sys.executable, __file__, '--side', side, path, tmp], capture_output=True, text=True)
+    if p.returncode: sys.exit(p.stderr[-3000:])
+    return json.loads(p.stdout.splitlines()[-1])
+
+
+def main():
+    ap = argparse.ArgumentParser()
+    ap.add_argument('--side', nargs=3)
+    ap.add_argument('--memory', action='store_true')
+    ap.add_argument('-n', type=int, default=100_000)
+    a = ap.parse_args()
+    if a.side:
+        seconds, tokens = dict(mypt=side_mypt, trl=side_trl)[a.side[0]](*a.side[1:])
+        status = Path('/proc/self/status').read_text()      # VmHWM: this program's own peak, not its parent's
+        peak = int(status.split('VmHWM:')[1].split()[0]) / 1024
+        return print(json.dumps(dict(seconds=seconds, tokens=tokens, peak_mib=peak)))
+    with tempfile.TemporaryDirectory() as tmp:
+        if a.memory: return memory(tmp)
+        path = write(a.n, tmp)
+        runs = {s: [] for s in ('mypt', 'trl')}
+        for _ in range(ROUNDS):
+            for s in runs: runs[s].append(child(s, path, tmp))
+    rate = {s: [a.n / r['seconds'] for r in rs] for s, rs in runs.items()}
+    ratio = median(m / t for m, t in zip(rate['mypt'], rate['trl']))
+    peak = {s: max(r['peak_mib'] for r in rs) for s, rs in runs.items()}
+    for s in runs: print(f'{s:<5} {median(rate[s]):>9,.0f} episodes/s, {runs[s][0]["tokens"]:,} tokens, peak {peak[s]:,.0f} MiB')
+    print(f'ratio {ratio:.1f}× (median of {ROUNDS} pairs; each pair in turn)')
+    save('prepare', dict(episodes=a.n, rates=rate, peak_mib=peak, ratio=ratio, tokens={s: rs[0]['tokens'] for s, rs in runs.items()}))
+
+
+def memory(tmp):
+    "Peak memory at growing numbers of lines."
+    peaks = {}
+    for n in (100_000, 300_000, 1_000_000):
+        r = child('mypt', write(n, tmp), tmp)
+        peaks[n] = r['peak_mib']
+        print(f'{n:>9,} lines: {n / r["seconds"]:>8,.0f} episodes/s, peak {r["peak_mib"]:.0f} MiB')
+    save('prepare_memory', dict(peak_mib=peaks))
+
+
+def write(n, tmp):
+    path = f'{tmp}/episodes.jsonl'
+    with open(path, 'w', encoding='utf-8') as f:
+        for ep in episodes(n): f.write(json.dumps(ep, ensure_ascii=False) + '\n')
+    return path
+
+
+def save(name, result):
+    from importlib.metadata import PackageNotFoundError, version
+    def v(p):
+        try: return version(p)
+        except PackageNotFoundError: return None
+    cpu = next((l.split(': ')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')), platform.machine())
+    out = Path(__file__).parent/'results'
+    out.mkdir(exist_ok=True)
+    versions = {p: v(p) for p in ('torch', 'trl', 'transformers', 'datasets', 'tiktoken', 'numpy')}
+    (out/f'{name}.json').write_text(json.dumps(dict(date=str(date.today()), machine=cpu, versions=versions, **result), indent=1) + '\n')
+
+
+if __name__ == '__main__': main()
