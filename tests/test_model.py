@@ -341,3 +341,10 @@ def test_base_decides_the_architecture():
     with pytest.raises(UserError, match=r'n_embd 64 \(base: 32\), mlp_type gelu \(base: swiglu\)|mlp_type.*n_embd'):
         check_same_arch(base, make_config(dict(n_embd=64, mlp_type='gelu')))
     assert check_same_arch(base, make_config({'n_kv_head': 4})) == base
+
+def test_generation_first_training_after():
+    "Angle tables made in inference mode are shared with training, which must still be able to go backward."
+    rope_tables.cache_clear()
+    model, pack = model_of().train(), row_of([5, 9], 16)
+    with torch.inference_mode(): model(pack.ids)
+    assert all(g.isfinite().all() for g in grads(model, model.loss(pack)))
