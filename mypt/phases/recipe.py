@@ -100,7 +100,8 @@ def run_phase(phase:Phase,
     plan.run('prepare', data, pack, lambda: prepare(str(mixed), str(data), overwrite=True, **pack))
     config = config or phase.config
     plan.run('train', resolve(model_name)/'model.safetensors', dict(config=config, sets=sets, base=base, model=model_name),
-             lambda: train(model_name, str(data), config, base, sets=sets, cbs=cbs), clear=lambda: _set_aside(resolve(model_name)))
+             lambda: train(model_name, str(data), config, base, sets=sets, cbs=cbs),
+             clear=lambda: _set_aside(resolve(model_name)))
     if seconds is not None: seconds.update(plan.seconds)
     return gate_model(model_name, phase.number, report=str(out/'gate.json'))
 
@@ -115,9 +116,10 @@ def _set_aside(folder:Path):
 def _explain(phase, model_name, out, base, config, tokenization):
     "Print the commands that a run stands for."
     for s in phase.sources: print(f'mypt make {s.kind} --num_examples {s.n} --output {out}/{s.kind}.jsonl')
-    print(f"mypt mix --inputs {' '.join(f'{out}/{s.kind}.jsonl:{s.share:g}' for s in phase.sources)} --shares --output {out}/mixed.jsonl --shuffle")
-    print(f'mypt prepare --input {out}/mixed.jsonl --output_dir {out}/dataset --tokenization {tokenization} --val_split {phase.val_split:g} '
-          f'--enable_packing --pack_block_size {phase.pack_block_size}')
+    inputs = ' '.join(f'{out}/{s.kind}.jsonl:{s.share:g}' for s in phase.sources)
+    print(f'mypt mix --inputs {inputs} --shares --output {out}/mixed.jsonl --shuffle')
+    print(f'mypt prepare --input {out}/mixed.jsonl --output_dir {out}/dataset --tokenization {tokenization} '
+          f'--val_split {phase.val_split:g} --enable_packing --pack_block_size {phase.pack_block_size}')
     print(f'mypt train --model_name {model_name} --config_file {config or phase.config} --dataset_dir {out}/dataset'
           + (f' --init_from_model {base}' if base else ''))
     print(f'mypt gate --model {model_name} --phase {phase.number}')
