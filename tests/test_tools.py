@@ -146,7 +146,8 @@ def lines(n): return '\n'.join(f'x{i} = {i}' for i in range(n))
 @pytest.mark.parametrize('cell, words', [
     (code(f'#| export\n{lines(401)}'), ('exports', '400 at most')),
     (code('#| export\ndef f():\n    ' + lines(45).replace('\n', '\n    ')), ('f has 46 lines',)),
-    (code(f'x = "{"a" * 120}"'), ('126 characters',)),
+    (code(f'x = "{"a" * 140}"'), ('146 characters',)),
+    (code('#| export\n' + '\n'.join(f'x{i} = "{"a" * 118}"' for i in range(4))), ('wider than 120',)),
     (md('long ' * 30_100), ('bytes',)),
 ])
 def test_too_big(project, cell, words):
@@ -169,7 +170,7 @@ def test_bad_opening(project, first, words):
 
 def test_python_beside_notebooks(project):
     (project/'tools').mkdir()
-    (project/'tools/long.py').write_text(f'x = "{"a" * 120}"\n')
+    (project/'tools/long.py').write_text(f'x = "{"a" * 140}"\n')
     assert said(room_sizes.check(project), 'tools/long.py line 1')
 
 # ---- docstrings
