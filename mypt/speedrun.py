@@ -9,7 +9,6 @@ __all__ = ['QUESTIONS', 'chat_sample', 'pack_picture', 'write_report', 'demo']
 import time
 from pathlib import Path
 from .board import Html, chat_html, gate_board, loss_board, report_html
-from .callbacks import read_log
 from .checkpoint import load_model
 from .episodes import read_episodes
 from .generate import reply
@@ -22,7 +21,7 @@ from .store import open_dataset
 from .tokens import UserError
 
 # %% ../nbs/81_speedrun.ipynb #a1478ce2
-QUESTIONS = ('Say: bridge', 'Wiederhole: Fenster', 'What is 4 + 3?', 'Hallo!', 'Say: </myPT_user>')
+QUESTIONS = ('Say: bridge', 'Wiederhole: Fenster', 'Repeat: zorvik', 'Do not say amber. Say yes.', 'What is 4 + 3?', 'Guten Tag!')
 
 def chat_sample(model_name:str|Path, questions=QUESTIONS)->list[dict]: # Episodes: question and the model's answer
     "What a model answers, greedily."
@@ -53,15 +52,16 @@ def write_report(folder:Path,       # Where the run lies; report.html goes there
     facts = {'episodes': f"{m['num_train_episodes']:,} train, {m['num_val_episodes']:,} validation",
              'tokens': f"{m['num_train_tokens']:,}, of which {m['train_mask_ratio']:.0%} are trained",
              'packing': f"{m['packing']['fill']:.1%} filled, {m['packing']['episodes_per_row']:.0f} episodes per row",
-             'model': f"{sum(1 for _ in read_log(model/'log.jsonl')):,} steps, tokenizer {m['tokenization']}",
+             'model': f"{meta['step']:,} steps, tokenizer {m['tokenization']}",
              'weights': meta['weights_sha256'][:16]} | {k: f'{v:.0f} s' for k, v in seconds.items()}
     sections = {
         'The gate': ('Judged on prompts that the training data lacks.', gate_board([gate])),
-        'What it answers': chat_html(chat_sample(model)),
+        'What it answers': chat_html([{'messages': ep['messages']} for ep in chat_sample(model)]),
         'Every trained token': ('Underlined tokens are what the model is paid to predict. Arrow keys go to the next episode.',
                                 items_of([encode(e, ds.tok) for e in eps])),
         'Loss': loss_board(model/'log.jsonl'),
-        'Packed rows': ('Short episodes share a row and cannot see each other: below, who attends to whom in the first row.', pack_picture(ds)),
+        'Packed rows': ('Short episodes share a row and cannot see each other: below, who attends to whom in the first row.',
+                        pack_picture(ds)),
         'The run': facts}
     return report_html(folder/'report.html', sections, title='MyPT: phase 1, format lock',
                        lead='From random weights to a passed gate, on this machine.')
@@ -77,7 +77,9 @@ def demo(
     "The whole way of phase 1 on this machine: data, training, gate, a chat, a report. Run again, it goes on where it stopped."
     start, folder = time.monotonic(), Path(output_dir).absolute()
     model, seconds = folder/'model', {}
-    gate = run_phase(PHASE1, str(model), folder, config=config, tokenization=tokenization, sets=sets, seed=seed, seconds=seconds)
+    # Echo is what takes longest to learn, so the demo gives it half of the episodes and not the recipe's 30 %
+    phase = PHASE1.with_sources({}, dict(format_lock=.5, echo=.5))
+    gate = run_phase(phase, str(model), folder, config=config, tokenization=tokenization, sets=sets, seed=seed, seconds=seconds)
     for ep in chat_sample(model):
         q, a = (m['content'] for m in ep['messages'])
         print(f'  {q:<24} → {a}')
