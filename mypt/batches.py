@@ -84,7 +84,8 @@ class Batches:
                             f'raise block_size, or prepare again with --enable_packing --pack_block_size {block_size}')
         self.length = split.block if split.packed else None   # packed rows are all of one length
         self.rows = np.arange(len(lens)) if split.packed else np.flatnonzero(lens >= min_tokens)
-        if not len(self.rows): raise UserError(f'no rows to train on: {len(lens)} in the data, none with {min_tokens} tokens or more')
+        if not len(self.rows):
+            raise UserError(f'no rows to train on: {len(lens)} in the data, none with {min_tokens} tokens or more')
         self.per_step = batch_size * grad_accum * world
         whole = len(self.rows) // self.per_step * self.per_step
         self.per_epoch = whole if drop_last and whole else len(self.rows)
@@ -95,7 +96,9 @@ class Batches:
     def row_numbers(self, step:int, micro:int=0)->list[int]:
         "Which rows of the split make this micro-batch."
         at = step * self.per_step + (micro * self.world + self.rank) * self.batch_size
-        if self.replace: return self.rows[np.random.Generator(np.random.Philox(key=[self.seed, at])).integers(len(self.rows), size=self.batch_size)].tolist()
+        if self.replace:
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, at]))
+            return self.rows[rng.integers(len(self.rows), size=self.batch_size)].tolist()
         out = []
         for p in range(at, at + self.batch_size):
             epoch, i = divmod(p, self.per_epoch)

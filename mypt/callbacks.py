@@ -26,7 +26,8 @@ class Console(Callback):
         if t.stop: tqdm.write(f'stopped at step {t.step}: {t.stop}')
 
 # %% ../nbs/23_callbacks.ipynb #49c3a5e6
-PEAK_BF16 = {'H100': 989e12, 'H200': 989e12, 'A100': 312e12, 'L40S': 362e12, 'L4': 121e12, 'RTX 4090': 165e12, 'B200': 2250e12} # FLOP/s, dense
+PEAK_BF16 = {'H100': 989e12, 'H200': 989e12, 'A100': 312e12, 'L40S': 362e12, 'L4': 121e12, 'RTX 4090': 165e12,
+             'B200': 2250e12} # FLOP/s, dense
 
 def peak_flops(device:torch.device)->float|None: # FLOP/s of dense bf16 by the vendor's datasheet; None when unknown
     "What the device could do at best."
@@ -41,14 +42,16 @@ class Progress(Callback):
         self.disable = disable
     def before_fit(self, t):
         self.peak = peak_flops(t.device)
-        self.bar = tqdm(total=t.max_steps, initial=t.step, desc='train', unit='step', leave=False, delay=2, disable=self.disable)
+        self.bar = tqdm(total=t.max_steps, initial=t.step, desc='train', unit='step', leave=False, delay=2,
+                        disable=self.disable)
         self.ema = None
     def after_step(self, t):
         r = t.record
         rate = lambda k: r[k] / max(r['seconds'], 1e-9)
         self.ema = r['loss'] if self.ema is None or not math.isfinite(self.ema) else .9*self.ema + .1*r['loss']
         mfu = f", MFU {rate('tokens') * self.flops / self.peak:.0%}" if self.peak and self.flops else ''
-        self.bar.set_postfix_str(f"loss {self.ema:.3f}, {rate('tokens'):,.0f} tok/s, {rate('supervised'):,.0f} supervised/s{mfu}", refresh=False)
+        speed = f"{rate('tokens'):,.0f} tok/s, {rate('supervised'):,.0f} supervised/s"
+        self.bar.set_postfix_str(f'loss {self.ema:.3f}, {speed}{mfu}', refresh=False)
         self.bar.update()
     def after_fit(self, t): self.bar.close()
 
@@ -105,7 +108,8 @@ class Overfit(Callback):
         gap = t.evaluated.get('val', math.nan) - sum(self.recent) / len(self.recent)
         self.recent = []
         if gap > self.gap and self.stop: t.stop = f'overfitting: validation − training loss = {gap:.2f} > {self.gap:g}'
-        elif gap > 1: tqdm.write(f'warning: validation − training loss = {gap:.2f}; stop earlier, raise dropout or weight_decay, or add data')
+        elif gap > 1:
+            tqdm.write(f'warning: validation − training loss = {gap:.2f}; stop earlier, raise dropout or weight_decay, or add data')
 
 # %% ../nbs/23_callbacks.ipynb #4bd1db8f
 class KeepBest(Callback):

@@ -36,7 +36,7 @@ def recover(folder:Path):
     commit.rmdir()
 
 def write_all(folder:str|Path, write):
-    "Call `write(temporary folder)`, then put all its files into `folder` at once; raises `UserError` on a full disk, leaving what was there."
+    "Call `write(temporary folder)`, then put its files into `folder` at once; a full disk is a `UserError` and changes nothing."
     folder = Path(folder)
     next_ = folder/'.next'
     try:
@@ -59,12 +59,14 @@ def llama_config(cfg:ModelConfig, tok:Tokenizer)->dict: # config.json
     "The configuration as transformers, vLLM and llama.cpp's converter expect it."
     theta, scale = float(cfg.rope_theta), float(cfg.rope_scale)
     rope = dict(rope_type='linear', factor=scale) if scale != 1 else dict(rope_type='default')
-    out = dict(architectures=['LlamaForCausalLM' if cfg.is_llama else 'MyptGPT'], model_type='llama' if cfg.is_llama else 'mypt',
+    out = dict(architectures=['LlamaForCausalLM' if cfg.is_llama else 'MyptGPT'],
+               model_type='llama' if cfg.is_llama else 'mypt',
         hidden_size=cfg.n_embd, intermediate_size=cfg.mlp_hidden, num_hidden_layers=cfg.n_layer, num_attention_heads=cfg.n_head,
         num_key_value_heads=cfg.kv_heads, head_dim=cfg.head_dim, hidden_act='silu', max_position_embeddings=cfg.block_size,
         rms_norm_eps=cfg.norm_eps, rope_theta=theta, rope_parameters=rope | dict(rope_theta=theta), vocab_size=cfg.vocab_size,
         tie_word_embeddings=cfg.tie_weights, attention_bias=cfg.bias, mlp_bias=cfg.bias, attention_dropout=0.0,
-        bos_token_id=None, eos_token_id=tok.tag_ids['<myPT_eot>'], pad_token_id=tok.endoftext, torch_dtype='float32', use_cache=True)
+        bos_token_id=None, eos_token_id=tok.tag_ids['<myPT_eot>'], pad_token_id=tok.endoftext, torch_dtype='float32',
+        use_cache=True)
     # Readers from before `rope_parameters` look for `rope_scaling`
     return out | (dict(rope_scaling=dict(type='linear', rope_type='linear', factor=scale)) if scale != 1 else {})
 
@@ -107,8 +109,9 @@ def save_checkpoint(name:str|Path,         # Directory, or a name under checkpoi
         _dump(tmp/'generation_config.json', generation_config(tok))
         _dump(tmp/'tokenizer_config.json', tokenizer_config(tok, meta.get('layout', 'compact'), model.cfg.block_size))
         (tmp/'tokenizer.json').write_text(json.dumps(tokenizer_json(tok), ensure_ascii=False), encoding='utf-8')
-        _dump(tmp/'mypt.json', dict(mypt_version=__version__, model=asdict(model.cfg), layout='compact', mask_policy='pipeline', tags_seen=True,
-                                    step=(state or {}).get('step')) | meta | dict(weights_sha256=_sha256(tmp/'model.safetensors')))
+        about = dict(mypt_version=__version__, model=asdict(model.cfg), layout='compact', mask_policy='pipeline', tags_seen=True,
+                     step=(state or {}).get('step'))
+        _dump(tmp/'mypt.json', about | meta | dict(weights_sha256=_sha256(tmp/'model.safetensors')))
     write_all(folder, write)
     return folder
 
@@ -118,10 +121,11 @@ def load_meta(name:str|Path)->dict: # `mypt.json`
     folder = resolve(name)
     if not folder.is_dir():
         there = sorted(p.name for p in Path('checkpoints').iterdir()) if Path('checkpoints').is_dir() else []
-        raise UserError(f'{folder}: no such model' + (f"; there are {', '.join(there)}" if there else '; train one, or check the path'))
+        raise UserError(f'{folder}: no such model; ' + (f"there are {', '.join(there)}" if there else 'train one, or check the path'))
     recover(folder)
     try: return json.loads((folder/'mypt.json').read_text(encoding='utf-8'))
-    except FileNotFoundError: raise UserError(f'{folder}: no mypt.json, so not a checkpoint of mypt; is it another tool\'s model?') from None
+    except FileNotFoundError:
+        raise UserError(f'{folder}: no mypt.json, so not a checkpoint of mypt; is it another tool\'s model?') from None
     except ValueError as e: raise UserError(f'{folder}/mypt.json: damaged ({e}); restore it from a copy') from None
 
 def _tensors(path:Path)->dict[str, torch.Tensor]:
@@ -138,12 +142,15 @@ def load_model(name:str|Path,      # Directory, or a name under checkpoints/
     tok, path = load_tokenizer(folder), folder/'model.safetensors'
     weights = _tensors(path)
     if verify and (h := _sha256(path)) != meta['weights_sha256']:
-        raise UserError(f"{path}: sha256 {h[:12]}… is not the noted {meta['weights_sha256'][:12]}…; the file was changed, restore it from a copy")
+        raise UserError(f"{path}: sha256 {h[:12]}… is not the noted {meta['weights_sha256'][:12]}…; the file was changed, "
+                        'restore it from a copy')
     model = GPT(ModelConfig(**meta['model']))
     want = {k: v.shape for k, v in model.state_dict().items()}
     for k in [*want, *weights]:
         have, need = weights[k].shape if k in weights else 'missing', want.get(k, 'unknown')
-        if have != need: raise UserError(f'{path}: {k} is {_show(have)}, its config says {_show(need)}; weights and mypt.json do not belong together')
+        if have != need:
+            raise UserError(f'{path}: {k} is {_show(have)}, its config says {_show(need)}; '
+                            'weights and mypt.json do not belong together')
     model.load_state_dict(weights)
     return model, tok, meta
 
@@ -153,5 +160,7 @@ def load_state(name:str|Path)->tuple[dict, dict]: # (numbers, optimizer tensors)
     "What `save_checkpoint` got as `state` and `tensors`."
     folder = resolve(name)
     try: state = json.loads((folder/'training_state.json').read_text())
-    except ValueError as e: raise UserError(f'{folder}/training_state.json: damaged ({e}); delete it to start a new run from the weights') from None
+    except ValueError as e:
+        raise UserError(f'{folder}/training_state.json: damaged ({e}); '
+                        'delete it to start a new run from the weights') from None
     return state, _tensors(folder/'optimizer.safetensors')

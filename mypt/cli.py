@@ -26,17 +26,22 @@ class Verb(NamedTuple):
 VERBS = {
     'make':     Verb('data', 'mypt.run:make', 'generate episodes for a phase', ('kind',)),
     'check':    Verb('data', 'mypt.prepare:check', 'list every mistake in a JSONL file', ('input',), failed=bool),
+    'convert':  Verb('data', 'mypt.sources:convert', 'turn other data sets into episodes', ('dataset',)),
     'mix':      Verb('data', 'mypt.mix:mix', 'mix files by ratio or share'),
-    'prepare':  Verb('data', 'mypt.prepare:prepare', 'episodes to a dataset: mask, pack, store', aliases=dict(output='output_dir')),
+    'prepare':  Verb('data', 'mypt.prepare:prepare', 'episodes to a dataset: mask, pack, store',
+                     aliases=dict(output='output_dir')),
     'inspect':  Verb('data', 'mypt.inspect:inspect', 'look at the tokens of a dataset', aliases=dict(dataset='dataset_dir')),
     'validate': Verb('data', 'mypt.validate:validate', 'check a dataset: checksums, masks, packing', ('dataset',), failed=bool),
     'train':    Verb('train', 'mypt.train:train', 'train a model, or go on where it stopped',
                      aliases=dict(config='config_file', dataset='dataset_dir', output='model_name', model='init_from_model')),
-    'run':      Verb('train', 'mypt.run:run', "a phase's whole pipeline, from data to gate", failed=lambda r: r is not None and not r.passed),
+    'run':      Verb('train', 'mypt.run:run', "a phase's whole pipeline, from data to gate",
+                     failed=lambda r: r is not None and not r.passed),
     'generate': Verb('use', 'mypt.generate:generate_text', 'let a model go on from a prompt', aliases=dict(model='model_name')),
     'eval':     Verb('judge', 'mypt.gates:eval_model', 'run suites on a model', aliases=dict(model_name='model')),
-    'gate':     Verb('judge', 'mypt.gates:gate_model', "judge a model at a phase's gate", aliases=dict(model_name='model'), failed=lambda r: not r.passed),
-    'demo':     Verb('whole', 'mypt.speedrun:demo', 'the whole way on this machine, with a report', failed=lambda r: not r.passed),
+    'gate':     Verb('judge', 'mypt.gates:gate_model', "judge a model at a phase's gate", aliases=dict(model_name='model'),
+                     failed=lambda r: not r.passed),
+    'demo':     Verb('whole', 'mypt.speedrun:demo', 'the whole way on this machine, with a report',
+                     failed=lambda r: not r.passed),
 }
 STAGES = dict(data='Make and look at data', train='Train', use='Use a model', judge='Judge a model', whole='Everything at once')
 
@@ -63,7 +68,8 @@ def parser_for(name:str, fn, positional=(), aliases=None)->argparse.ArgumentPars
     for k, v in inspect.signature(fn).parameters.items():
         typ, required = _plain(v.annotation), v.default is inspect.Parameter.empty
         if v.annotation is inspect.Parameter.empty or v.kind is v.VAR_KEYWORD: continue     # only for Python callers
-        names = dict.fromkeys(f'--{n}' for a in (k, *(x for x, to in (aliases or {}).items() if to == k)) for n in (a, a.replace('_', '-')))
+        names = dict.fromkeys(f'--{n}' for a in (k, *(x for x, to in (aliases or {}).items() if to == k))
+                              for n in (a, a.replace('_', '-')))
         kw = dict(help=(docs.get(k) or '').replace('%', '%%'))
         if typ is bool: kw |= dict(action=argparse.BooleanOptionalAction if v.default else 'store_true', default=v.default)
         else:
@@ -80,7 +86,8 @@ def parser_for(name:str, fn, positional=(), aliases=None)->argparse.ArgumentPars
 # %% ../nbs/80_cli.ipynb #781f1dcf
 def overview()->str:
     "The text of `mypt --help`."
-    out = [f'mypt {__version__}: school a small language model, from raw text to a gate', '', 'usage: mypt VERB [flags]   (mypt VERB --help for its flags)']
+    out = [f'mypt {__version__}: school a small language model, from raw text to a gate', '',
+           'usage: mypt VERB [flags]   (mypt VERB --help for its flags)']
     for stage, title in STAGES.items():
         out += ['', f'{title}:'] + [f'  {n:<10}{v.help}' for n, v in VERBS.items() if v.stage == stage]
     return '\n'.join(out)
@@ -96,7 +103,8 @@ def call(argv:list[str])->int: # Exit code
     module, attr = verb.target.split(':')
     fn = getattr(import_module(module), attr)
     args = vars(parser_for(name, fn, verb.positional, verb.aliases).parse_args(argv[1:]))
-    missing = [k for k in verb.positional if k not in args and inspect.signature(fn).parameters[k].default is inspect.Parameter.empty]
+    missing = [k for k in verb.positional if k not in args
+               and inspect.signature(fn).parameters[k].default is inspect.Parameter.empty]
     if missing: raise UserError(f"mypt {name} needs {missing[0].upper()}; 'mypt {name} --help' says more")
     result = fn(**args)
     return int(bool(verb.failed and verb.failed(result)))
@@ -108,7 +116,8 @@ def main(argv:list[str]|None=None)->int: # Exit code: 0, 1 (judged and failed) o
     except BrokenPipeError: return 0                       # somebody piped us into head
     except KeyboardInterrupt: return _tell('interrupted', 130)
     except ModuleNotFoundError as e: return _tell(f'{e.name} is not installed; pip install {e.name}')
-    except OSError as e: return _tell(f"{e.filename or 'file system'}: {e.strerror or e}; check the path, permissions and free space")
+    except OSError as e:
+        return _tell(f"{e.filename or 'file system'}: {e.strerror or e}; check the path, permissions and free space")
 
 def _tell(message, code:int=2)->int:
     print(f'mypt: {message}', file=sys.stderr)

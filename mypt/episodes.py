@@ -63,7 +63,8 @@ def _check_json(v, path:str, depth:int=0)->None:
     elif isinstance(v, float) and v - v != 0: raise EpisodeError(path, f'{v} is not a JSON number; use null or a string')
 
 def _kind(v)->str:
-    names = {dict: 'an object', list: 'a list', str: 'a string', bool: 'a boolean', int: 'a number', float: 'a number', type(None): 'null'}
+    names = {dict: 'an object', list: 'a list', str: 'a string', bool: 'a boolean', int: 'a number', float: 'a number',
+             type(None): 'null'}
     return names.get(type(v), type(v).__name__)
 
 def _known(obj:dict, fields, path:str)->None:
@@ -90,7 +91,8 @@ def _check_cite(v, content:str, path:str):
 # %% ../nbs/01_episodes.ipynb #42c8dc21
 def check_message(m, path:str='messages[0]')->dict:
     "One canonical message; raises `EpisodeError`."
-    if not isinstance(m, dict): raise EpisodeError(path, f"expected an object like {{'role': 'user', 'content': …}}, found {_kind(m)}")
+    if not isinstance(m, dict):
+        raise EpisodeError(path, f"expected an object like {{'role': 'user', 'content': …}}, found {_kind(m)}")
     role = m.get('role')
     if not isinstance(role, str) or role not in ROLE_FIELDS:
         raise EpisodeError(f'{path}.role', f'unknown role {role!r}{nearest(role, ROLE_FIELDS)}' if 'role' in m else 'missing')
@@ -121,7 +123,8 @@ def _canonical_context(ep:dict, meta:dict)->None:
     if ctx is None or _check_text(ctx, 'context') == '': return
     if m := _EPISODE_ID.fullmatch(ctx): meta.setdefault('episode_id', m[1]); return
     first = next((m for m in ep['messages'] if m['role'] == 'user'), None)
-    if first is None: raise EpisodeError('context', 'there is no user message that it could stand in; add one or remove the context')
+    if first is None:
+        raise EpisodeError('context', 'there is no user message that it could stand in; add one or remove the context')
     if 'context' in first: raise EpisodeError('context', 'the first user message has a context of its own; keep one of the two')
     first['context'] = ctx
 
@@ -133,7 +136,8 @@ def check_episode(obj # What JSON gave: an object of the table above
     _known(obj, CHAT_FIELDS, '')
     msgs = obj.get('messages')
     if not isinstance(msgs, list) or not msgs:
-        raise EpisodeError('messages', 'missing' if 'messages' not in obj else f'expected a non-empty list, found {_kind(msgs)}')
+        raise EpisodeError('messages',
+                           'missing' if 'messages' not in obj else f'expected a non-empty list, found {_kind(msgs)}')
     system = obj.get('system')
     if isinstance(msgs[0], dict) and msgs[0].get('role') == 'system':
         if system: raise EpisodeError('messages[0]', "a system message, and 'system' is set too; keep one of the two")
@@ -161,7 +165,8 @@ def _check_meta(obj:dict, ep:dict)->dict:
 def _check_replay(obj:dict)->dict:
     "A replay episode: raw text, every token trained."
     if 'messages' in obj: raise EpisodeError('_replay', "a replay episode has 'text' and no 'messages'; remove one of the two")
-    if obj.get('_replay') is not True: raise EpisodeError('_replay', 'must be true where the episode is plain text; chat needs messages')
+    if obj.get('_replay') is not True:
+        raise EpisodeError('_replay', 'must be true where the episode is plain text; chat needs messages')
     _known(obj, REPLAY_FIELDS, '')
     ep = {'_replay': True, 'text': _check_text(obj.get('text'), 'text', non_empty=True)}
     if meta := _check_meta(obj, ep): ep['_meta'] = meta
@@ -237,7 +242,8 @@ def atomic_write(path:str|Path): # A file open for bytes; renamed to `path` when
             yield f
             f.flush(); os.fsync(f.fileno())
         os.replace(tmp, path)
-    except OSError as e: raise UserError(f'{path}: cannot be written ({e.strerror or e}); free space or choose another place') from e
+    except OSError as e:
+        raise UserError(f'{path}: cannot be written ({e.strerror or e}); free space or choose another place') from e
     finally: tmp.unlink(missing_ok=True) if tmp.parent.is_dir() else None
 
 def dump_line(ep:dict)->bytes: # One line of JSONL, with its newline
@@ -268,7 +274,8 @@ def json_schema()->dict:
         props = {'role': {'const': role}} | {f: field(f) for f in (*required, *optional)}
         s = {'type': 'object', 'properties': props, 'required': ['role', *required], 'additionalProperties': False}
         if role != 'toolresult': return s
-        old = {**s, 'properties': {k if k != 'content' else 'output': v for k, v in props.items()}, 'required': ['role', 'name', 'output']}
+        old = {**s, 'properties': {k if k != 'content' else 'output': v for k, v in props.items()},
+               'required': ['role', 'name', 'output']}
         return {'anyOf': [s, old]}
     messages = [message(r, *fields) for r, fields in ROLE_FIELDS.items()]
     system = {'type': 'object', 'properties': {'role': {'const': 'system'}, 'content': clean}, 'required': ['role', 'content'],

@@ -65,7 +65,8 @@ class GateReport:
 
     def to_json(self)->dict:
         "JSON-ready; what `mypt gate --report` writes."
-        rows = [dict(name=r.name, passed=r.passed, k=r.k, n=r.n, rate=r.rate, low=r.interval[0], high=r.interval[1], floor=r.floor,
+        rows = [dict(name=r.name, passed=r.passed, k=r.k, n=r.n, rate=r.rate, low=r.interval[0], high=r.interval[1],
+                     floor=r.floor,
                      before=r.before) for r in self.rows]
         return dict(phase=self.phase, model=self.model, passed=self.passed, weights_sha256=self.weights_sha256, suites=rows)
 
@@ -75,7 +76,8 @@ class GateReport:
         for r in self.rows:
             low, high = r.interval
             before = f'(was {r.before:.1%})' if r.before is not None else ''
-            out.append(line('✓' if r.passed else '✗', r.name, f'{r.k}/{r.n}', f'{r.rate:.1%}', f'{low:.1%} – {high:.1%}', f'{r.floor:.0%}', before))
+            out.append(line('✓' if r.passed else '✗', r.name, f'{r.k}/{r.n}', f'{r.rate:.1%}', f'{low:.1%} – {high:.1%}',
+                            f'{r.floor:.0%}', before))
         return '\n'.join(s.rstrip() for s in [*out, f"gate of phase {self.phase}: {'passed' if self.passed else 'NOT passed'}"])
 
     def __repr__(self): return f"GateReport(phase {self.phase}, {'passed' if self.passed else 'not passed'})"
@@ -113,7 +115,8 @@ def gate_model(
 )->GateReport:
     "Judge a model at a phase's gate: a table, and exit code 0 or 1."
     m, tok, meta = load_model(model)
-    out = judge(speaker(m.to(device), tok, meta['layout']), str(phase), Path(model).name, previous=_read(previous) if previous else None)
+    out = judge(speaker(m.to(device), tok, meta['layout']), str(phase), Path(model).name,
+                previous=_read(previous) if previous else None)
     out.weights_sha256 = meta.get('weights_sha256')
     if report: _write(out.to_json(), report)
     print(out)

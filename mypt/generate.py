@@ -30,8 +30,10 @@ class Sampling(NamedTuple):
 
     def check(self)->'Sampling':
         "Raise `UserError` on what makes no sense."
-        for ok, what in ((self.temperature >= 0, 'temperature must be 0 (greedy) or more'), (self.top_k >= 0, 'top_k must be 0 (all) or more'),
-                         (0 < self.top_p <= 1, 'top_p must be above 0 and at most 1'), (self.repetition_penalty > 0, 'repetition_penalty must be above 0')):
+        for ok, what in ((self.temperature >= 0, 'temperature must be 0 (greedy) or more'),
+                         (self.top_k >= 0, 'top_k must be 0 (all) or more'),
+                         (0 < self.top_p <= 1, 'top_p must be above 0 and at most 1'),
+                         (self.repetition_penalty > 0, 'repetition_penalty must be above 0')):
             if not ok: raise UserError(what)
         return self
 

@@ -43,7 +43,8 @@ def tokenizer_json(tok:Tokenizer)->dict: # As `tokenizers` reads it
         normalizer=None, post_processor=None,
         pre_tokenizer=dict(type='ByteLevel', add_prefix_space=False, trim_offsets=True, use_regex=tok.kind != 'byte'),
         decoder=dict(type='ByteLevel', add_prefix_space=True, trim_offsets=True, use_regex=True),
-        model=dict(type='BPE', dropout=None, unk_token=None, continuing_subword_prefix='', end_of_word_suffix='', fuse_unk=False,
+        model=dict(type='BPE', dropout=None, unk_token=None, continuing_subword_prefix='', end_of_word_suffix='',
+                   fuse_unk=False,
                    byte_fallback=False, ignore_merges=False, merges=_merges(tok) if tok.kind != 'byte' else [],
                    vocab={_visible(t): i for t, i in tok.ranks.items()} | special))
 
@@ -62,22 +63,26 @@ def chat_template(layout:str='compact')->str: # Jinja
         "{%- for k, v in args.items() -%}{{- ', ' + (k | tojson) + ': ' + (v | tojson) -}}{%- endfor -%}{{- '}' -}}{%- endif -%}",
         "{{- '" + c('toolcall') + "' -}}{%- endmacro -%}",
         "{%- macro cites(m) -%}{%- set ns = namespace(at=0) -%}",
-        "{%- set all = m.cite if (m.cite is defined and m.cite is not string) else ([m.cite] if m.cite is defined and m.cite else []) -%}",
+        "{%- set all = m.cite if (m.cite is defined and m.cite is not string) "
+        "else ([m.cite] if m.cite is defined and m.cite else []) -%}",
         "{%- for x in all -%}{%- if x is mapping -%}{{- m.content[ns.at:x.at] -}}{%- set ns.at = x.at -%}{%- set t = x.text -%}",
         "{%- else -%}{{- m.content[ns.at:] -}}{%- set ns.at = m.content | length -%}{%- set t = x -%}{%- endif -%}",
         "{{- '" + o('cite') + "' + t + '" + c('cite') + "' -}}{%- endfor -%}{{- m.content[ns.at:] -}}{%- endmacro -%}",
         "{%- for m in messages -%}{%- if m.role == 'system' -%}" + block('system', 'm.content'),
         "{%- elif m.role == 'user' -%}{{- '" + o('user') + "' -}}",
-        "{%- if m.context is defined and m.context -%}{{- '" + o('user_context') + "' + m.context + '" + c('user_context') + "' -}}{%- endif -%}",
+        "{%- if m.context is defined and m.context -%}{{- '" + o('user_context') + "' + m.context + '"
+        + c('user_context') + "' -}}{%- endif -%}",
         "{{- m.content + '" + c('user') + "' + end -}}",
         "{%- elif m.role == 'assistant_context' -%}" + block('assistant_context', 'm.content'),
         "{%- elif m.role in ('toolresult', 'tool') -%}" + block('toolresult', "(m.content | tojson)"),
         "{%- else -%}{{- '" + o('assistant') + "' -}}{% generation %}",
         "{%- if m.think is defined and m.think -%}{{- '" + o('think') + "' + m.think + '" + c('think') + "' -}}{%- endif -%}",
         "{%- if m.role == 'assistant_toolcall' -%}{{- call(m.name, m.arguments) -}}",
-        "{%- elif m.tool_calls is defined and m.tool_calls -%}{{- call(m.tool_calls[0].function.name, m.tool_calls[0].function.arguments) -}}",
+        "{%- elif m.tool_calls is defined and m.tool_calls -%}{%- set f = m.tool_calls[0].function -%}",
+        "{{- call(f.name, f.arguments) -}}",
         "{%- else -%}{{- cites(m) -}}{%- endif -%}{{- '" + c('assistant') + "' -}}{% endgeneration %}{{- end -}}",
-        "{%- if loop.last or loop.nextitem.role == 'user' -%}{% generation %}{{- '" + EOT + "' -}}{% endgeneration %}{{- end -}}{%- endif -%}",
+        "{%- if loop.last or loop.nextitem.role == 'user' -%}",
+        "{% generation %}{{- '" + EOT + "' -}}{% endgeneration %}{{- end -}}{%- endif -%}",
         "{%- endif -%}{%- endfor -%}{%- if add_generation_prompt -%}{{- '" + o('assistant') + "' -}}{%- endif -%}"])
 
 def tokenizer_config(tok:Tokenizer, layout:str='compact', length:int=1024)->dict:

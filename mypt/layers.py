@@ -70,7 +70,7 @@ def reference_attention(q:Tensor,        # [B, T, H, D]
 # %% ../nbs/12_layers.ipynb #b6461943
 @dataclass
 class Segments:
-    "Where the episodes of a batch lie. Built once per batch by `Segments.of`, used by every layer."
+    "Where the episodes of a batch lie. Built once per batch by its `of`, used by every layer."
     kind:str                  # 'causal' (each row is one episode), 'reference', 'buckets' or 'varlen'
     lens:Tensor               # [B or 1, T] int64: length of each token's own episode
     positions:Tensor          # [B or 1, T] int64: place of each token in its own episode
@@ -169,7 +169,7 @@ _CAUSAL = dict(window_size=(-1, 0)) if _NEW else dict(is_causal=True)
 def attention(q:Tensor,         # [B, T, H, D]
               k:Tensor,         # [B, T, Hkv, D]
               v:Tensor,         # [B, T, Hkv, D]
-              layout:Segments   # From `Segments.of`
+              layout:Segments   # Where the episodes lie
              )->Tensor:         # [B, T, H, D]; what stands at padding means nothing
     "Causal attention within each episode, the way `layout` was built for."
     if layout.kind == 'causal': return _sdpa(q, k, v)

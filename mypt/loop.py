@@ -52,7 +52,8 @@ def explain_oom(cfg:TrainConfig):
     "Turn an out-of-memory error into a `UserError` with its three remedies."
     try: yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
-        if isinstance(e, RuntimeError) and not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e): raise
+        if isinstance(e, RuntimeError) and not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
+            raise
         half = max(1, cfg.batch_size // 2)
         raise UserError(f'out of memory: lower batch_size ({cfg.batch_size} → {half}) and raise grad_accum_steps to match '
                         f'({cfg.grad_accum_steps} → {cfg.grad_accum_steps * cfg.batch_size // half}), or set use_checkpoint, '

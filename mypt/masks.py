@@ -14,8 +14,10 @@ from .serialize import MODEL_ROLES, ROLES, serialize
 
 # %% ../nbs/03_masks.ipynb #ea6e13fb
 _SAID = frozenset(MODEL_ROLES) | {'replay'}
-POLICIES = dict(pipeline=_SAID, phase3a=_SAID - {'eot'} | {'assistant_open'}, rag_chat=_SAID - {'eot'})  # policy → trained roles
-STEERING = dict(think_tag=1.5, cite_tag=1.5, toolcall_tag=2., assistant_close=2., eot=2.)  # roles that weigh more when weighted
+# policy → trained roles
+POLICIES = dict(pipeline=_SAID, phase3a=_SAID - {'eot'} | {'assistant_open'}, rag_chat=_SAID - {'eot'})
+# roles that weigh more when weighted
+STEERING = dict(think_tag=1.5, cite_tag=1.5, toolcall_tag=2., assistant_close=2., eot=2.)
 
 def role_weights(policy:str='pipeline', # One of `POLICIES`
                  weighted:bool=False    # Give the steering tokens of `STEERING` their extra weight
@@ -31,7 +33,7 @@ def encode_batch(episodes,                    # Canonical episodes
                  tok:Tokenizer,
                  layout:str='compact',
                  prompt:bool=False,           # Stop after `<myPT_assistant>`
-                )->tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: # ids uint32[N], roles uint8[N], msgs int16[N], lengths int64[n]
+                )->tuple: # ids uint32[N], roles uint8[N], msgs int16[N], lengths int64[n]
     "Serialize and tokenize episodes into flat arrays, one after the other."
     ids, roles, msgs, runs, lengths = [], [], [], [], []
     encode, tag_ids = tok.encode, tok.tag_ids
@@ -77,9 +79,12 @@ def encode(episode:dict,             # A canonical episode
 
 # %% ../nbs/03_masks.ipynb #6db2bf32
 _CSS = ('<style>.mt{font:14px/2.1 ui-monospace,Menlo,Consolas,monospace;white-space:pre-wrap;overflow-wrap:anywhere}'
-        '.mt span{padding:2px 0;border-radius:3px;background:rgba(128,128,128,.13)}.mt span:nth-child(even){background:rgba(128,128,128,.22)}'
-        '.mt span.on{background:rgba(22,163,74,.24);border-bottom:2px solid #16a34a}.mt span.on:nth-child(even){background:rgba(22,163,74,.36)}'
-        '.mt span.tag{font-size:11px;padding:2px 5px;border-radius:9px;opacity:.85}.mt span.heavy{border-bottom-width:4px}</style>')
+        '.mt span{padding:2px 0;border-radius:3px;background:rgba(128,128,128,.13)}'
+        '.mt span:nth-child(even){background:rgba(128,128,128,.22)}'
+        '.mt span.on{background:rgba(22,163,74,.24);border-bottom:2px solid #16a34a}'
+        '.mt span.on:nth-child(even){background:rgba(22,163,74,.36)}'
+        '.mt span.tag{font-size:11px;padding:2px 5px;border-radius:9px;opacity:.85}'
+        '.mt span.heavy{border-bottom-width:4px}</style>')
 
 def token_html(enc:Encoded)->str: # HTML fragment, self-contained; every character of content is escaped
     "Tokens of an episode in a row: trained ones green and underlined, heavier ones with a thicker line, details on hover."
@@ -90,7 +95,8 @@ def token_html(enc:Encoded)->str: # HTML fragment, self-contained; every charact
         cls = ' '.join(c for c, on in (('on', w > 0), ('tag', tag), ('heavy', w > 1)) if on)
         tip = f'id {i} · {ROLES[r]} · message {m} · weight {w:g}'
         chips.append(f'<span class="{cls}" title="{tip}">{html.escape(name)}</span>')
-    return f'{_CSS}<div class="mt">{"".join(chips)}</div><small>{len(enc)} tokens, {int(enc.mask.sum())} trained (underlined)</small>'
+    note = f'{len(enc)} tokens, {int(enc.mask.sum())} trained (underlined)'
+    return f'{_CSS}<div class="mt">{"".join(chips)}</div><small>{note}</small>'
 
 # %% ../nbs/03_masks.ipynb #7603e2e6
 def _role_tables()->tuple[np.ndarray, np.ndarray]: # role id of each of the 19 tags, and of ordinary text that follows it

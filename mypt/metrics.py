@@ -54,8 +54,10 @@ CHECKS = dict( # name → (reply, expected) → bool
     contains=lambda r, want: r.closed and _squash(want) in _squash(r.text))
 
 # %% ../nbs/50_metrics.ipynb #a0f666fb
-_SMALL = dict(en='the a an is are was of to in and or not you it that this for with on be have what yes no i my can'.split(),
-              de='der die das ein eine ist sind war von zu im in und oder nicht du sie es dass für mit auf sein haben was ja nein ich kann'.split())
+_SMALL = {lang: frozenset(words.split()) for lang, words in dict(
+    en='the a an is are was of to in and or not you it that this for with on be have what yes no i my can',
+    de='der die das ein eine ist sind war von zu im in und oder nicht du sie es dass für mit auf sein haben was ja nein '
+       'ich kann').items()}
 
 def language_of(text:str)->str: # `en`, `de` or `?`
     "A guess from small words and umlauts."

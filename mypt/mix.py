@@ -68,7 +68,8 @@ def mix(
     specs = [parse_input(s) for s in ([inputs] if isinstance(inputs, str) else inputs)]
     offsets, hashes = zip(*(line_offsets(p) for p, _ in specs))
     take, rng = counts(list(map(len, offsets)), [r for _, r in specs], shares), np.random.default_rng(seed)
-    plan = np.concatenate([np.stack([np.full(k, i), _chosen(len(o), k, rng)], 1) for i, (o, k) in enumerate(zip(offsets, take))])
+    plan = np.concatenate([np.stack([np.full(k, i), _chosen(len(o), k, rng)], 1)
+                           for i, (o, k) in enumerate(zip(offsets, take))])
     if shuffle: plan = plan[rng.permutation(len(plan))]
     files = [open(p, 'rb') for p, _ in specs]
     try:

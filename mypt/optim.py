@@ -31,7 +31,8 @@ def freeze(model:nn.Module, patterns:list[str])->list[str]: # Names that were fr
     "Switch off training of parameters whose names match (with `*`); raises `UserError` when a pattern matches nothing."
     names = [n for n, _ in model.named_parameters()]
     for p in patterns:
-        if not any(fnmatch(n, p) for n in names): raise UserError(f'freeze {p!r}: no such parameter; names look like {names[1]!r}')
+        if not any(fnmatch(n, p) for n in names):
+            raise UserError(f'freeze {p!r}: no such parameter; names look like {names[1]!r}')
     frozen = [n for n in names if any(fnmatch(n, p) for p in patterns)]
     for n, p in model.named_parameters():
         if n in frozen: p.requires_grad_(False)
@@ -83,7 +84,8 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(model:nn.Module, cfg:TrainConfig, fused:bool=True)->list[torch.optim.Optimizer]:
     "AdamW, or Muon for matrices with AdamW for the rest; every group carries `peak_lr`."
     inside, rest = ([p for _, p in ps] for ps in split_params(model))
-    adam = lambda groups: torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=cfg.adam_eps, fused=fused)
+    adam = lambda groups: torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=cfg.adam_eps,
+                                            fused=fused)
     matrices, others = dict(params=inside, weight_decay=cfg.weight_decay), dict(params=rest, weight_decay=0.)
     if cfg.optimizer == 'muon': opts = [Muon([matrices], lr=cfg.muon_lr), adam([others])] if inside else [adam([others])]
     else: opts = [adam([g for g in (matrices, others) if g['params']])]
@@ -108,7 +110,8 @@ def load_optimizer_tensors(model:nn.Module, opts, tensors:dict[str, torch.Tensor
     owner = {p: o for o in opts for g in o.param_groups for p in g['params']}
     for key, t in tensors.items():
         n, k = key.rsplit('/', 1)
-        if n not in params or params[n] not in owner: raise UserError(f'optimizer state for {n!r}, which this model does not train')
+        if n not in params or params[n] not in owner:
+            raise UserError(f'optimizer state for {n!r}, which this model does not train')
         p = params[n]
         # AdamW keeps its step counter on the CPU unless fused on a GPU; everything else lives with the weight
         owner[p].state[p][k] = t.clone() if k == 'step' and not p.is_cuda else t.to(p.device, copy=True)

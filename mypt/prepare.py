@@ -121,10 +121,12 @@ def dotted(ep:dict, path:str): # None where there is no such field
     for k in path.split('.'): ep = ep.get(k) if isinstance(ep, dict) else None
     return ep
 
-def _asked(ep:dict)->str: return ep['text'] if '_replay' in ep else '\0'.join(m['content'] for m in ep['messages'] if m['role'] == 'user')
+def _asked(ep:dict)->str:
+    return ep['text'] if '_replay' in ep else '\0'.join(m['content'] for m in ep['messages'] if m['role'] == 'user')
 
 def _key(ep:dict, seed:int)->int:
-    return int.from_bytes(hashlib.blake2b(_asked(ep).encode(), digest_size=8, salt=seed.to_bytes(8, 'little')).digest(), 'little')
+    return int.from_bytes(hashlib.blake2b(_asked(ep).encode(), digest_size=8, salt=seed.to_bytes(8, 'little')).digest(),
+                          'little')
 
 def shown(ep:dict)->frozenset: # e.g. {('payload', 'blue fox'), ('question', 'say hello.')}
     "What an episode shows of itself: payload and template from its metadata, and the first question."
@@ -198,8 +200,8 @@ class Window:
         "Take the kept episodes of a part."
         if keep is not None and not keep.all():
             tokens = np.repeat(keep, part.lengths)
-            part = part._replace(ids=part.ids[tokens], roles=part.roles[tokens], lengths=part.lengths[keep], keys=part.keys[keep],
-                                 groups=[g for g, k in zip(part.groups, keep) if k])
+            part = part._replace(ids=part.ids[tokens], roles=part.roles[tokens], lengths=part.lengths[keep],
+                                 keys=part.keys[keep], groups=[g for g, k in zip(part.groups, keep) if k])
         if len(part.lengths): self.parts.append(part); self.size += len(part.ids)
         if self.size >= WINDOW_TOKENS: self.flush()
 
@@ -244,10 +246,12 @@ def prepare(
     "Turn episodes (JSONL) into a dataset for training; raises `UserError` on bad input and leaves nothing half-written."
     _check_choices(on_error=(on_error, ('fail', 'skip')), overlong=(overlong, ('shrink_context', 'skip', 'error')))
     if not 0 <= val_split < 1: raise UserError(f'--val_split {val_split}: a share from 0 to below 1')
-    if enable_packing and pack_block_size < 2: raise UserError(f'--pack_block_size {pack_block_size}: a row needs at least 2 tokens')
+    if enable_packing and pack_block_size < 2:
+        raise UserError(f'--pack_block_size {pack_block_size}: a row needs at least 2 tokens')
     tok, cap = get_tokenizer(tokenization), pack_block_size if enable_packing else 0
     held = frozenset().union(*map(shown, _val_episodes(val_file))) if val_file else frozenset()
-    recipe = Recipe(tok.kind, layout, mask_policy, '' if no_system_prompt else system_prompt, cap, overlong, pack_by_field, seed, held)
+    recipe = Recipe(tok.kind, layout, mask_policy, '' if no_system_prompt else system_prompt, cap, overlong, pack_by_field,
+                    seed, held)
     run = _Run(recipe, on_error, verbose, workers)
     with DatasetWriter(output_dir, tok, layout=layout, mask_policy=mask_policy, weighted=weighted_mask, block=cap,
                        tokens_per_shard=tokens_per_shard, overwrite=overwrite) as writer:
@@ -321,8 +325,10 @@ class _Run:
     def finish(self, writer, source):
         "Write what is left, the rejects, and commit."
         self.train.flush(); self.val.flush()
-        if not self.train.n_written: raise UserError(f'{source}: No episodes loaded: {self.n_read} lines read, {len(self.rejects)} rejected')
-        writer.reject([dump_line({'where': w, 'error': e, 'line': raw.decode(errors='replace').rstrip()}) for w, e, raw in self.rejects])
+        if not self.train.n_written:
+            raise UserError(f'{source}: No episodes loaded: {self.n_read} lines read, {len(self.rejects)} rejected')
+        writer.reject(dump_line({'where': w, 'error': e, 'line': raw.decode(errors='replace').rstrip()})
+                      for w, e, raw in self.rejects)
         writer.commit(dict(lineage=self.lineage, rows_read=self.n_read, rows_rejected=len(self.rejects),
                            shrunk=[w for w, _ in self.notes], seed=self.recipe.seed))
 
@@ -338,7 +344,8 @@ def _say(ds:Dataset, run:_Run):
     m = ds.meta
     print(f"{m['num_train_episodes']:,} train + {m['num_val_episodes']:,} val episodes, {m['num_train_tokens']:,} + "
           f"{m['num_val_tokens']:,} tokens, mask ratio {m['train_mask_ratio']:.1%}")
-    if m['packing']['enabled']: print(f"packed: {m['packing']['fill']:.1%} filled, {m['packing']['episodes_per_row']:.1f} episodes per row")
+    if m['packing']['enabled']:
+        print(f"packed: {m['packing']['fill']:.1%} filled, {m['packing']['episodes_per_row']:.1f} episodes per row")
     for what, found in (('rejected → rejects.jsonl', run.rejects), ('with shortened context', run.notes)):
         if found: print(f"{len(found):,} {what}: {', '.join(x[0] for x in found[:5])}{' …' if len(found) > 5 else ''}")
     if m['train_mask_ratio'] < .1:

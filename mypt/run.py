@@ -22,7 +22,8 @@ def _known(what:str, name:str, table:dict):
     key = str(name).replace('-', '_')
     if key in table: return table[key]
     near = get_close_matches(key, table, 1, .5)
-    raise UserError(f'{what} {name!r} is not there' + (f'; did you mean {near[0]!r}?' if near else f"; there is {', '.join(table)}"))
+    raise UserError(f'{what} {name!r} is not there' + (f'; did you mean {near[0]!r}?' if near
+                                                       else f"; there is {', '.join(table)}"))
 
 def make(
     kind:str,                  # `format_lock` or `echo`
@@ -62,5 +63,6 @@ def run(
     options = dict(format_lock=dict(mode=format_lock_mode, math=format_lock_math), echo=dict(gibberish=echo_gibberish))
     shares = {k: v for k, v in (('format_lock', format_lock_ratio), ('echo', echo_ratio)) if v is not None}
     recipe = recipe.with_sources(options if recipe is PHASE1 else {}, shares if recipe is PHASE1 else {})
-    return run_phase(recipe, model_name or f'phase{phase}', output_dir or f'data/phase{phase}', init_from_model, config, tokenization,
+    return run_phase(recipe, model_name or f'phase{phase}', output_dir or f'data/phase{phase}', init_from_model, config,
+                     tokenization,
                      sets, seed, dry_run)

@@ -13,8 +13,9 @@ from .tokens import EOT, TAGS, Tokenizer, UserError, close_tag, open_tag
 from .episodes import EpisodeError
 
 # %% ../nbs/02_serialize.ipynb #919f17b4
-ROLES = ('pad', 'system', 'user', 'user_context', 'assistant_context', 'toolresult', 'assistant_open', 'text', 'think_tag', 'think',
-         'cite_tag', 'cite', 'toolcall_tag', 'toolcall', 'assistant_close', 'eot', 'replay', 'newline')  # index = role id, a uint8
+ROLES = ('pad', 'system', 'user', 'user_context', 'assistant_context', 'toolresult', 'assistant_open', 'text',
+         'think_tag', 'think', 'cite_tag', 'cite', 'toolcall_tag', 'toolcall', 'assistant_close', 'eot', 'replay',
+         'newline')  # index = role id, a uint8
 MODEL_ROLES = ROLES[7:16]   # what the model itself must say, from its text to the end of its turn
 LAYOUTS = ('compact', 'lines')
 
@@ -48,11 +49,14 @@ def check_order(msgs:list[dict], # Canonical messages
         if prev['role'] not in allowed:
             raise EpisodeError(f'messages[{i}]', f"{m['role']} after {prev['role'] or 'nothing'}: {rule}")
         if m['role'] == 'toolresult' and m['name'] != prev['name']:
-            raise EpisodeError(f'messages[{i}].name', f"{m['name']!r} answers a call of {prev['name']!r}; the names must be the same")
+            raise EpisodeError(f'messages[{i}].name',
+                               f"{m['name']!r} answers a call of {prev['name']!r}; the names must be the same")
         prev = m
     speaks = prev['role'] in ('assistant', 'assistant_toolcall')
-    if prompt and (speaks or not msgs): raise EpisodeError(f'messages[{len(msgs)-1}]', 'a prompt ends with a user message or a tool result')
-    if not prompt and not speaks: raise EpisodeError(f'messages[{len(msgs)-1}]', 'an episode ends with the assistant; add its answer')
+    if prompt and (speaks or not msgs):
+        raise EpisodeError(f'messages[{len(msgs)-1}]', 'a prompt ends with a user message or a tool result')
+    if not prompt and not speaks:
+        raise EpisodeError(f'messages[{len(msgs)-1}]', 'an episode ends with the assistant; add its answer')
 
 # %% ../nbs/02_serialize.ipynb #3b91944c
 def dump_json(v)->str:
@@ -126,7 +130,8 @@ def _assistant(m:dict, i:int, out:list)->None:
 
 def _cites(m:dict)->list[dict]:
     cites = m.get('cite', [])
-    return [c if isinstance(c, dict) else {'at': len(m['content']), 'text': c} for c in (cites if isinstance(cites, list) else [cites])]
+    return [c if isinstance(c, dict) else {'at': len(m['content']), 'text': c}
+            for c in (cites if isinstance(cites, list) else [cites])]
 
 # %% ../nbs/02_serialize.ipynb #fcfb262d
 def span_ids(spans:list[Span], tok:Tokenizer)->list[list[int]]: # One list of ids per span

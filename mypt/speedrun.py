@@ -21,7 +21,8 @@ from .store import open_dataset
 from .tokens import UserError
 
 # %% ../nbs/81_speedrun.ipynb #a1478ce2
-QUESTIONS = ('Say: bridge', 'Wiederhole: Fenster', 'Repeat: zorvik', 'Do not say amber. Say yes.', 'What is 4 + 3?', 'Guten Tag!')
+QUESTIONS = ('Say: bridge', 'Wiederhole: Fenster', 'Repeat: zorvik', 'Do not say amber. Say yes.', 'What is 4 + 3?',
+             'Guten Tag!')
 
 def chat_sample(model_name:str|Path, questions=QUESTIONS)->list[dict]: # Episodes: question and the model's answer
     "What a model answers, greedily."

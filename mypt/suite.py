@@ -35,7 +35,8 @@ def load_suite(name:str|Path # A shipped suite, or a JSONL file
     path = Path(name)
     if not path.exists():
         shipped = {p.name.removesuffix('.jsonl'): p for p in (files('mypt')/'assets'/'suites').iterdir()}
-        if str(name) not in shipped: raise UserError(f"suite {str(name)!r} is not there; there is {', '.join(sorted(shipped))}, or give a file")
+        if str(name) not in shipped:
+            raise UserError(f"suite {str(name)!r} is not there; there is {', '.join(sorted(shipped))}, or give a file")
         path = Path(str(shipped[str(name)]))
     out = []
     for n, raw in iter_lines(path):
@@ -95,7 +96,8 @@ def run_suite(say, name:str|Path, max_new_tokens:int=64)->SuiteResult:
     return SuiteResult(Path(name).stem, cases, say([c.episode for c in cases], max_new_tokens))
 
 # %% ../nbs/51_suite.ipynb #5d9f0b8c
-def _asked(ep:dict)->list[str]: return [' '.join(m['content'].lower().split()) for m in ep.get('messages', ()) if m['role'] == 'user']
+def _asked(ep:dict)->list[str]:
+    return [' '.join(m['content'].lower().split()) for m in ep.get('messages', ()) if m['role'] == 'user']
 
 def leaks(episodes, suites)->list[str]: # Questions that stand in both
     "Questions of the suites (names or lists of cases) that occur in the episodes."

@@ -145,9 +145,11 @@ def tokenizer_from_state(state:dict,                 # As `tokenizer_state` give
                          where:str='tokenizer_state' # Named in errors
                         )->Tokenizer:
     "The tokenizer that `state` describes; raises `UserError` naming the first tag or size that disagrees."
-    if not isinstance(state, dict) or 'kind' not in state: raise UserError(f"{where}: no 'kind'; is this a mypt tokenizer state?")
+    if not isinstance(state, dict) or 'kind' not in state:
+        raise UserError(f"{where}: no 'kind'; is this a mypt tokenizer state?")
     if state.get('version') != STATE_VERSION:
-        raise UserError(f"{where}: version {state.get('version')!r}, this mypt reads {STATE_VERSION}; prepare the data again or update mypt")
+        raise UserError(f"{where}: version {state.get('version')!r}, this mypt reads {STATE_VERSION}; "
+                        'prepare the data again or update mypt')
     tok, saved = get_tokenizer(state['kind']), state.get('tags') or {}
     for tag in [*tok.tag_ids, *saved]:
         if saved.get(tag) != tok.tag_ids.get(tag):

@@ -24,7 +24,7 @@ def start_model(folder:Path,      # The model's own directory
                 cfg:Config,
                 ds:Dataset,
                 base:str|None     # A model to start from
-               )->tuple[GPT, dict, dict|None, dict]: # model, what to remember of its origin, training state to resume (or None), its tensors
+               )->tuple[GPT, dict, dict|None, dict]: # model, its origin, training state to resume (or None), its tensors
     "Resume, else initialize from a base, else begin with fresh weights; raises `UserError` when model, config and data do not fit."
     if (folder/'training_state.json').exists():
         model, tok, meta = load_model(folder)
@@ -36,16 +36,18 @@ def start_model(folder:Path,      # The model's own directory
         _same_tokenizer(tok, ds, base)
         model = _reshaped(model, check_same_arch(model.cfg, cfg))
         if not meta.get('tags_seen', True): init_tags(model, ds.tok)
-        return model, dict(base=dict(name=str(base), sha256=meta.get('weights_sha256'), lineage=meta.get('lineage'))), None, {}
+        origin = dict(name=str(base), sha256=meta.get('weights_sha256'), lineage=meta.get('lineage'))
+        return model, dict(base=origin), None, {}
     if cfg.given.get('vocab_size', ds.tok.vocab_size) != ds.tok.vocab_size:
-        raise UserError(f'{cfg.source}: vocab_size {cfg.given["vocab_size"]}, but the dataset was made with {ds.tok.kind!r} ({ds.tok.vocab_size}); '
-                        'prepare it with another --tokenization or take another config')
+        raise UserError(f'{cfg.source}: vocab_size {cfg.given["vocab_size"]}, but the dataset was made with {ds.tok.kind!r} '
+                        f'({ds.tok.vocab_size}); prepare it with another --tokenization or take another config')
     cfg.model.vocab_size = ds.tok.vocab_size
     torch.manual_seed(cfg.train.seed)
     return GPT(cfg.model), {}, None, {}
 
 def _same_tokenizer(tok, ds, where):
-    if tok != ds.tok: raise UserError(f'{where} speaks {tok.kind!r}, the dataset {ds.tok.kind!r}; prepare it with --tokenization {tok.kind}')
+    if tok == ds.tok: return
+    raise UserError(f'{where} speaks {tok.kind!r}, the dataset {ds.tok.kind!r}; prepare it with --tokenization {tok.kind}')
 
 def _reshaped(model:GPT, want)->GPT:
     "The same weights under another block size, dropout or rope scale."
@@ -57,7 +59,8 @@ def _reshaped(model:GPT, want)->GPT:
 # %% ../nbs/24_train.ipynb #de6351bd
 class Stages:
     "A curriculum: at each step the `Batches` of the stage that the step falls into."
-    def __init__(self, stages:list[tuple[int, Batches]]): self.stages = stages   # (first step beyond the stage, its data), in order
+    def __init__(self, stages:list[tuple[int, Batches]]):
+        self.stages = stages   # (first step beyond the stage, its data), in order
     def step_batches(self, step:int):
         first = 0
         for until, data in self.stages:
@@ -67,8 +70,9 @@ class Stages:
 def make_batches(ds:Dataset, cfg:Config, rank:int=0, world:int=1)->Batches:
     "The training batches of a dataset under a config."
     t = cfg.train
-    return Batches(ds.train, t.batch_size, cfg.model.block_size, t.epoch_seed, t.grad_accum_steps, t.epoch_shuffle, t.epoch_drop_last,
-                   t.episode_min_tokens, t.use_loss_mask, ds.tok.endoftext, rank, world, replace=t.batch_sampling_mode == 'random')
+    return Batches(ds.train, t.batch_size, cfg.model.block_size, t.epoch_seed, t.grad_accum_steps, t.epoch_shuffle,
+                   t.epoch_drop_last, t.episode_min_tokens, t.use_loss_mask, ds.tok.endoftext, rank, world,
+                   replace=t.batch_sampling_mode == 'random')
 
 def eval_sets(ds:Dataset, data:Batches, cfg:Config)->dict:
     "Name → function that makes the evaluation batches: the dataset's own validation split first, then the config's `eval_sets`."
@@ -103,7 +107,8 @@ def describe(ds:Dataset, cfg:Config)->str:
 def pick_device(name:str='auto')->torch.device:
     "`auto` takes a GPU when there is one."
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if name.startswith('cuda') and not torch.cuda.is_available(): raise UserError('device cuda: no GPU is visible; use --device cpu')
+    if name.startswith('cuda') and not torch.cuda.is_available():
+        raise UserError('device cuda: no GPU is visible; use --device cpu')
     return torch.device(name)
 
 def train(
@@ -121,7 +126,8 @@ def train(
     "Train a model on a dataset: resume, else start from a base, else fresh. A killed run goes on bit for bit."
     cfg = load_config(config_file, sets)
     ds, folder, device = open_dataset(dataset_dir), resolve(model_name), pick_device(device)
-    if tokenization and get_tokenizer(tokenization) != ds.tok: _same_tokenizer(get_tokenizer(tokenization), ds, '--tokenization')
+    if tokenization and get_tokenizer(tokenization) != ds.tok:
+        _same_tokenizer(get_tokenizer(tokenization), ds, '--tokenization')
     model, origin, state, tensors = start_model(folder, cfg, ds, init_from_model)
     cfg.model = model.cfg
     freeze(model, cfg.train.freeze)
@@ -133,13 +139,16 @@ def train(
         raise UserError(f"{folder} was being trained on {was['dir']}, this is other data; give the same dataset to resume, "
                         f'or another --model_name with --init_from_model {folder.name}')
     if cfg.train.curriculum: data = _curriculum(cfg, data, steps)
-    save = lambda t, where=folder: save_checkpoint(where, t.model, ds.tok, *trainer_state(t), meta=dict(lineage=born, layout=ds.meta['layout'],
-                                                   mask_policy=ds.meta['mask_policy']))
-    own = [JSONLog(folder/'log.jsonl'), Overfit(cfg.train.early_stop_gap, cfg.train.early_stop), KeepBest(_save_best(folder, ds, born))]
+    about = dict(lineage=born, layout=ds.meta['layout'], mask_policy=ds.meta['mask_policy'])
+    save = lambda t: save_checkpoint(folder, t.model, ds.tok, *trainer_state(t), meta=about)
+    best = lambda t: save_checkpoint(folder/'best', t.model, ds.tok,
+                                     meta=about | dict(step=t.step, val_loss=t.evaluated['val']))
+    own = [JSONLog(folder/'log.jsonl'), Overfit(cfg.train.early_stop_gap, cfg.train.early_stop), KeepBest(best)]
     if not quiet: own = [Progress(model.cfg, cfg.model.block_size), Console(), *own]
     t = Trainer(model.to(device), data, cfg.train, steps, eval_sets(ds, data, cfg), [*own, *cbs], save)
     if state: restore_trainer(t, state, tensors)
-    if not quiet: print(describe(ds, cfg), coverage(make_batches(ds, cfg), steps), _start_line(t, folder, init_from_model), sep='\n')
+    if not quiet:
+        print(describe(ds, cfg), coverage(make_batches(ds, cfg), steps), _start_line(t, folder, init_from_model), sep='\n')
     return fit(t) if t.step < steps else t
 
 # %% ../nbs/24_train.ipynb #7e4905b0
@@ -152,13 +161,8 @@ def _birth(ds:Dataset, cfg:Config, steps:int, origin:dict)->dict:
     "The birth certificate of the checkpoint: data, config, base."
     sha = hashlib.sha256(json.dumps(ds.meta['files'], sort_keys=True).encode()).hexdigest()
     base = origin['base'] if 'base' in origin else origin.get('lineage', {}).get('base')
-    return dict(dataset=dict(dir=Path(ds.dir).name, sha256=sha, sources=ds.meta.get('lineage')), base=base, steps=steps, config=cfg.to_dict())
-
-def _save_best(folder, ds, born):
-    def save(t):
-        save_checkpoint(folder/'best', t.model, ds.tok, meta=dict(lineage=born, layout=ds.meta['layout'], mask_policy=ds.meta['mask_policy'],
-                                                                step=t.step, val_loss=t.evaluated['val']))
-    return save
+    data = dict(dir=Path(ds.dir).name, sha256=sha, sources=ds.meta.get('lineage'))
+    return dict(dataset=data, base=base, steps=steps, config=cfg.to_dict())
 
 def _curriculum(cfg, data, steps)->Stages:
     "The stages of `cfg.train.curriculum`; the run's own dataset is the last stage."

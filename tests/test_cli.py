@@ -48,8 +48,10 @@ def test_a_wrong_call_is_one_line_and_exit_2(argv, words, tmp_path, monkeypatch,
     assert code == 2 and words in one_line(err)
     assert list(tmp_path.iterdir()) == []
 
-BAD = {'broken JSON': b'{"messages": [}\n', 'wrong type': b'{"messages": 3}\n', 'unknown role': dump_line({'messages': [{'role': 'bot', 'content': 'x'}]}),
-       'empty answer': dump_line({'messages': [LINE['messages'][0], {'role': 'assistant', 'content': ''}]}), 'NUL': b'{"_replay": true, "text": "a\\u0000"}\n',
+BAD = {'broken JSON': b'{"messages": [}\n', 'wrong type': b'{"messages": 3}\n',
+       'unknown role': dump_line({'messages': [{'role': 'bot', 'content': 'x'}]}),
+       'empty answer': dump_line({'messages': [LINE['messages'][0], {'role': 'assistant', 'content': ''}]}),
+       'NUL': b'{"_replay": true, "text": "a\\u0000"}\n',
        'invalid UTF-8': b'{"_replay": true, "text": "\xff"}\n', 'order': dump_line({'messages': LINE['messages'][:1]})}
 
 @pytest.mark.parametrize('kind', BAD)
@@ -65,7 +67,8 @@ def test_bad_lines_fail_prepare_and_leave_nothing(kind, tmp_path, capsys):
 @pytest.mark.parametrize('kind', BAD)
 def test_skip_sets_bad_lines_aside_and_the_books_balance(kind, tmp_path, capsys):
     f = tmp_path/'x.jsonl'
-    f.write_bytes(dump_line(LINE) + BAD[kind] + dump_line({**LINE, 'messages': [{'role': 'user', 'content': 'r'}, LINE['messages'][1]]}))
+    f.write_bytes(dump_line(LINE) + BAD[kind] + dump_line({**LINE,
+                                                           'messages': [{'role': 'user', 'content': 'r'}, LINE['messages'][1]]}))
     code, _, _ = run(capsys, 'prepare', '--input', f, '--output_dir', tmp_path/'d', '--on-error', 'skip', '--val_split', '0')
     assert code == 0
     meta = json.loads((tmp_path/'d'/'dataset_metadata.json').read_text())
@@ -80,17 +83,23 @@ def test_a_read_only_folder_is_one_line(tmp_path, capsys):
     code, _, err = run(capsys, 'prepare', '--input', tmp_path/'x.jsonl', '--output_dir', target)
     assert code == 2 and one_line(err)
 
-@pytest.mark.parametrize('change,words', [({'learning_rat': 1}, 'learning_rate'), ({'n_layer': 'two'}, 'n_layer'), ({'n_embd': 100, 'n_head': 3}, 'n_')])
+@pytest.mark.parametrize('change,words',
+                         [({'learning_rat': 1}, 'learning_rate'), ({'n_layer': 'two'}, 'n_layer'),
+                          ({'n_embd': 100, 'n_head': 3}, 'n_')])
 def test_a_wrong_config_names_the_key(change, words, tmp_path, capsys, dataset):
     (tmp_path/'c.json').write_text(json.dumps({'extends': 'tiny', **change}))
-    code, _, err = run(capsys, 'train', '--model_name', tmp_path/'m', '--dataset_dir', dataset, '--config_file', tmp_path/'c.json')
+    code, _, err = run(capsys, 'train', '--model_name', tmp_path/'m', '--dataset_dir', dataset, '--config_file',
+                       tmp_path/'c.json')
     assert code == 2 and words in one_line(err) and not (tmp_path/'m').exists()
 
 @pytest.fixture(scope='module')
 def dataset(tmp_path_factory):
     d = tmp_path_factory.mktemp('cli')
-    write_episodes(d/'x.jsonl', [{'messages': [{'role': 'user', 'content': f'q{i}'}, {'role': 'assistant', 'content': f'a{i}'}]} for i in range(60)])
-    assert main(['prepare', '--input', str(d/'x.jsonl'), '--output', str(d/'ds'), '--tokenization', 'byte', '--enable-packing', '--pack-block-size', '64']) == 0
+    write_episodes(d/'x.jsonl',
+                   [{'messages': [{'role': 'user', 'content': f'q{i}'}, {'role': 'assistant', 'content': f'a{i}'}]}
+                    for i in range(60)])
+    assert main(['prepare', '--input', str(d/'x.jsonl'), '--output', str(d/'ds'), '--tokenization', 'byte', '--enable-packing',
+                 '--pack-block-size', '64']) == 0
     return d/'ds'
 
 SMALL = ['--sets', 'n_layer=1', 'n_embd=32', 'n_head=2', 'block_size=64', 'batch_size=2', 'max_iters=4', 'eval_interval=2']
@@ -98,16 +107,20 @@ SMALL = ['--sets', 'n_layer=1', 'n_embd=32', 'n_head=2', 'block_size=64', 'batch
 def test_the_documents_own_commands(dataset, tmp_path, monkeypatch, capsys):
     "train, its older aliases, generate with typed prompts, inspect and validate, as the five documents write them."
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(capsys, 'train', '--model_name', 'base', '--config_file', 'tiny', '--dataset_dir', dataset, '--tokenization', 'byte', *SMALL)
+    code, out, err = run(capsys, 'train', '--model_name', 'base', '--config_file', 'tiny', '--dataset_dir', dataset,
+                         '--tokenization', 'byte', *SMALL)
     assert code == 0, err
-    for words in ('Loaded episode-indexed dataset', 'Schema: episode_indexed_sft_v1', 'Using loss masking (assistant-only training)',
+    for words in ('Loaded episode-indexed dataset', 'Schema: episode_indexed_sft_v1',
+                  'Using loss masking (assistant-only training)',
                   'Sampling mode: epoch', 'Epoch seed:', 'step 0: val '): assert words in out + err
     assert re.search(r'step 4: val \d+\.\d{4}', out + err)
-    code, *_ = run(capsys, 'train', '--model', 'base', '--config', 'tiny', '--dataset', dataset, '--output', 'checkpoints/chat', *SMALL)
+    code, *_ = run(capsys, 'train', '--model', 'base', '--config', 'tiny', '--dataset', dataset, '--output', 'checkpoints/chat',
+                   *SMALL)
     assert code == 0 and json.loads((tmp_path/'checkpoints/chat/mypt.json').read_text())['lineage']['base']['name'] == 'base'
     for prompt in ('<myPT_system>You are helpful.</myPT_system><myPT_user>What is 2+2?</myPT_user><myPT_assistant>',
                    '<myPT_system>You are MyPT.<myPT_eot>\n<myPT_user>YOUR_TEST<myPT_eot>\n<myPT_assistant>'):
-        code, *_ = run(capsys, 'generate', '--model', 'checkpoints/chat', '--prompt', prompt, '--max_new_tokens', '5', '--temperature', '0.7', '--crop')
+        code, *_ = run(capsys, 'generate', '--model', 'checkpoints/chat', '--prompt', prompt, '--max_new_tokens', '5',
+                       '--temperature', '0.7', '--crop')
         assert code == 0
     assert run(capsys, 'inspect', '--dataset_dir', dataset, '--show_samples', '2')[0] == 0
     assert run(capsys, 'validate', '--dataset', dataset)[0] == 0
@@ -117,25 +130,30 @@ def test_the_documents_own_commands(dataset, tmp_path, monkeypatch, capsys):
 def test_a_base_of_another_shape_lists_the_fields(dataset, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(capsys, 'train', '--model_name', 'base', '--dataset_dir', dataset, *SMALL)[0] == 0
-    code, _, err = run(capsys, 'train', '--model_name', 'next', '--dataset_dir', dataset, '--init_from_model', 'base', '--sets', 'n_layer=3', 'n_embd=64',
+    code, _, err = run(capsys, 'train', '--model_name', 'next', '--dataset_dir', dataset, '--init_from_model', 'base', '--sets',
+                       'n_layer=3', 'n_embd=64',
                        'n_head=2', 'block_size=64')
     assert code == 2 and 'n_layer 3 (base: 1)' in one_line(err) and 'n_embd 64 (base: 32)' in err
 
 def test_validation_file_that_shares_questions_is_refused(tmp_path, capsys):
     write_episodes(tmp_path/'t.jsonl', [LINE] * 3)
     write_episodes(tmp_path/'v.jsonl', [LINE])
-    code, _, err = run(capsys, 'prepare', '--input', tmp_path/'t.jsonl', '--val_file', tmp_path/'v.jsonl', '--output_dir', tmp_path/'d')
+    code, _, err = run(capsys, 'prepare', '--input', tmp_path/'t.jsonl', '--val_file', tmp_path/'v.jsonl', '--output_dir',
+                       tmp_path/'d')
     assert code == 2 and 'validation file' in one_line(err) and not (tmp_path/'d').exists()
 
 @pytest.mark.parametrize('overlong,rows', [('shrink_context', 2), ('skip', 1)])
 def test_overlong_episodes_shrink_their_context_or_are_skipped(overlong, rows, tmp_path, capsys):
-    long = {'messages': [{'role': 'user', 'content': 'Who?', 'context': 'The fox met the dog. ' * 50}, {'role': 'assistant', 'content': 'The fox did.'}]}
+    long = {'messages': [{'role': 'user', 'content': 'Who?', 'context': 'The fox met the dog. ' * 50},
+                         {'role': 'assistant', 'content': 'The fox did.'}]}
     write_episodes(tmp_path/'x.jsonl', [LINE, long])
-    code, out, _ = run(capsys, 'prepare', '--input', tmp_path/'x.jsonl', '--output_dir', tmp_path/'d', '--enable_packing', '--pack_block_size', '64',
+    code, out, _ = run(capsys, 'prepare', '--input', tmp_path/'x.jsonl', '--output_dir', tmp_path/'d', '--enable_packing',
+                       '--pack_block_size', '64',
                        '--overlong', overlong, '--val_split', '0')
     assert code == 0 and f'{tmp_path}/x.jsonl:2' in out
     assert json.loads((tmp_path/'d'/'dataset_metadata.json').read_text())['num_train_episodes'] == rows
-    code, _, err = run(capsys, 'prepare', '--input', tmp_path/'x.jsonl', '--output_dir', tmp_path/'e', '--enable_packing', '--pack_block_size', '64',
+    code, _, err = run(capsys, 'prepare', '--input', tmp_path/'x.jsonl', '--output_dir', tmp_path/'e', '--enable_packing',
+                       '--pack_block_size', '64',
                        '--overlong', 'error')
     assert code == 2 and not (tmp_path/'e').exists()
 
@@ -143,6 +161,7 @@ def test_the_same_bytes_for_any_number_of_workers(tmp_path, capsys):
     from mypt.phases.format_lock import make_echo
     write_episodes(tmp_path/'x.jsonl', ({**e, '_meta': {**e['_meta'], 'note': 'x' * 2000}} for e in make_echo(6000)))
     for w in (1, 2):
-        assert run(capsys, 'prepare', '--input', tmp_path/'x.jsonl', '--output_dir', tmp_path/f'd{w}', '--enable_packing', '--workers', w)[0] == 0
+        assert run(capsys, 'prepare', '--input', tmp_path/'x.jsonl', '--output_dir', tmp_path/f'd{w}', '--enable_packing',
+                   '--workers', w)[0] == 0
     files = sorted(p.relative_to(tmp_path/'d1') for p in (tmp_path/'d1').rglob('*') if p.is_file())
     assert files and all((tmp_path/'d1'/f).read_bytes() == (tmp_path/'d2'/f).read_bytes() for f in files)

@@ -9,7 +9,8 @@ from mypt.masks import POLICIES, encode, encode_batch, role_weights, roles_of
 from mypt.serialize import LAYOUTS, ROLES, parse, random_episode, serialize, span_ids, to_ids
 
 KINDS = ('byte', 'gpt2:300', 'gpt2:2048', 'gpt2')
-HOSTILE = [*TAGS, '<|endoftext|>', '<myPT_', 'assistant>', '</myPT', '_user>', '<MYPT_EOT>', '＜myPT_eot＞', '<myPT_eot\u200b>', '\\u003cmyPT_eot>',
+HOSTILE = [*TAGS, '<|endoftext|>', '<myPT_', 'assistant>', '</myPT', '_user>', '<MYPT_EOT>', '＜myPT_eot＞', '<myPT_eot\u200b>',
+           '\\u003cmyPT_eot>',
            '\n', ' ', '\t', '{"name": "f"}', '"', '\\', '🙂', 'ü', '\ufeff', '\u202e', '\x7f', 'Hello', '[1] (a.md) ']
 
 def hostile_text(rng):
@@ -35,21 +36,27 @@ anything = st.text(st.characters(exclude_categories=['Cs'], exclude_characters='
 maybe = lambda s: st.one_of(st.none(), s)
 answers = st.tuples(anything, maybe(anything), maybe(anything)).map(
     lambda t: {'role': 'assistant', 'content': t[0]} | ({'think': t[1]} if t[1] else {}) | ({'cite': t[2]} if t[2] else {}))
-json_values = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), anything),
+json_values = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False),
+                                     anything),
                            lambda x: st.one_of(st.lists(x, max_size=3), st.dictionaries(anything, x, max_size=3)), max_leaves=5)
 
-@given(st.lists(st.tuples(anything, answers), min_size=1, max_size=3), maybe(anything), st.sampled_from(KINDS), st.sampled_from(LAYOUTS))
+@given(st.lists(st.tuples(anything, answers), min_size=1, max_size=3), maybe(anything), st.sampled_from(KINDS),
+       st.sampled_from(LAYOUTS))
 @settings(max_examples=300, deadline=None)
 def test_any_text_survives(turns, system, kind, layout):
-    ep = ({'system': system} if system else {}) | {'messages': [m for q, a in turns for m in ({'role': 'user', 'content': q}, a)]}
+    ep = ({'system': system} if system else {}) | {'messages': [m for q,
+                                                                a in turns for m in ({'role': 'user', 'content': q}, a)]}
     ep, tok = check_episode(ep), get_tokenizer(kind)
     assert parse(to_ids(serialize(ep, layout), tok), tok) == ep
 
-@given(st.dictionaries(anything, json_values, max_size=3), st.one_of(anything, st.dictionaries(anything, json_values, max_size=3)), anything)
+@given(st.dictionaries(anything, json_values, max_size=3),
+       st.one_of(anything, st.dictionaries(anything, json_values, max_size=3)), anything)
 @settings(max_examples=200, deadline=None)
 def test_any_tool_call_survives(arguments, result, name):
-    ep = check_episode({'messages': [{'role': 'user', 'content': 'q'}, {'role': 'assistant_toolcall', 'name': name, 'arguments': arguments},
-                                     {'role': 'toolresult', 'name': name, 'content': result}, {'role': 'assistant', 'content': 'a'}]})
+    ep = check_episode({'messages': [{'role': 'user', 'content': 'q'},
+                                     {'role': 'assistant_toolcall', 'name': name, 'arguments': arguments},
+                                     {'role': 'toolresult', 'name': name, 'content': result},
+                                     {'role': 'assistant', 'content': 'a'}]})
     tok = get_tokenizer('gpt2')
     assert parse(to_ids(serialize(ep), tok), tok) == ep
 
@@ -83,7 +90,8 @@ def test_weights_follow_the_span_that_made_the_token(policy, weighted):
 
 @pytest.mark.parametrize('policy,want', [('pipeline', [0, 1, 1, 1]), ('phase3a', [1, 1, 1, 0]), ('rag_chat', [0, 1, 1, 0])])
 def test_policies_on_open_content_close_eot(policy, want):
-    enc = encode({'messages': [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'A'}]}, get_tokenizer('byte'), policy)
+    enc = encode({'messages': [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'A'}]}, get_tokenizer('byte'),
+                 policy)
     assert enc.mask[-4:].tolist() == want
 
 def test_batch_encoding_equals_one_by_one():
@@ -96,14 +104,19 @@ def test_batch_encoding_equals_one_by_one():
 
 # ---------------------------------------------------------------- checker and schema
 
-GOOD = [{'system': 'S', 'messages': [{'role': 'user', 'content': 'q', 'context': 'c'}, {'role': 'assistant', 'content': 'a', 'think': 't', 'cite': ['x', 'y']}],
+GOOD = [{'system': 'S',
+         'messages': [{'role': 'user', 'content': 'q', 'context': 'c'},
+                      {'role': 'assistant', 'content': 'a', 'think': 't', 'cite': ['x', 'y']}],
          'language': 'en', 'id': '1', '_meta': {'a': 1}},
         {'messages': [{'role': 'system', 'content': 'S'}, {'role': 'user', 'content': 'q'},
                       {'role': 'assistant_toolcall', 'name': 'f', 'arguments': {'a': [1, None]}, 'think': 't'},
-                      {'role': 'toolresult', 'name': 'f', 'content': {'x': 1}}, {'role': 'assistant', 'content': 'a', 'cite': 'x'}]},
-        {'messages': [{'role': 'user', 'content': 'q'}, {'role': 'assistant_context', 'content': 'k'}, {'role': 'assistant', 'content': 'a'}]},
+                      {'role': 'toolresult', 'name': 'f', 'content': {'x': 1}},
+                      {'role': 'assistant', 'content': 'a', 'cite': 'x'}]},
+        {'messages': [{'role': 'user', 'content': 'q'}, {'role': 'assistant_context', 'content': 'k'},
+                      {'role': 'assistant', 'content': 'a'}]},
         {'_replay': True, 'text': 'some text', 'source': 's'}]
-JUNK = [None, 0, 1.5, True, '', ' ', 'x', 'a\0b', '\ud800', [], {}, ['x'], {'k': 'v'}, 'user', 'assistant', 'asistant', [{'text': 'c', 'at': 0}]]
+JUNK = [None, 0, 1.5, True, '', ' ', 'x', 'a\0b', '\ud800', [], {}, ['x'], {'k': 'v'}, 'user', 'assistant', 'asistant',
+        [{'text': 'c', 'at': 0}]]
 
 def places(v, path=()):
     yield path
@@ -117,7 +130,8 @@ def mutate(ep, rng):
     how, junk = rng.randrange(4), json.loads(json.dumps(rng.choice(JUNK)))
     if how == 0: del box[path[-1]]
     elif how == 1: box[path[-1]] = junk
-    elif how == 2 and isinstance(box, dict): box[rng.choice(['contents', 'output', 'name', 'cite', 'context', 'zzz', 'text', 'think'])] = junk
+    elif how == 2 and isinstance(box, dict):
+        box[rng.choice(['contents', 'output', 'name', 'cite', 'context', 'zzz', 'text', 'think'])] = junk
     else: box[path[-1]] = rng.choice(GOOD[:3])['messages'] if rng.random() < .3 else junk
     return ep
 

@@ -13,7 +13,9 @@ from mypt.model import GPT
 HERE = Path(__file__).parent
 ENV = os.environ | {'OMP_NUM_THREADS': '1'}
 
-def sums(n=80): return [{'messages': [{'role': 'user', 'content': f'{i}+{i+3}'}, {'role': 'assistant', 'content': str(2*i+3)}]} for i in range(n)]
+def sums(n=80):
+    return [{'messages': [{'role': 'user', 'content': f'{i}+{i+3}'}, {'role': 'assistant', 'content': str(2*i+3)}]}
+            for i in range(n)]
 
 @pytest.fixture(scope='module')
 def dataset(tmp_path_factory):
@@ -124,7 +126,9 @@ raise SystemExit(main(['prepare', '--input', {str(tmp_path/'s.jsonl')!r}, '--out
     assert out.returncode == 2 and out.stderr.strip().splitlines()[-1].startswith('mypt: '), out
     assert [p.name for p in tmp_path.iterdir()] == ['s.jsonl']
 
-@pytest.mark.parametrize('name', ['model.safetensors', 'mypt.json', 'tokenizer_state.json', 'optimizer.safetensors', 'training_state.json'])
+@pytest.mark.parametrize('name',
+                         ['model.safetensors', 'mypt.json', 'tokenizer_state.json', 'optimizer.safetensors',
+                          'training_state.json'])
 def test_a_damaged_checkpoint_file_is_named(tmp_path, name):
     small_model(tmp_path/'m')
     f = tmp_path/'m'/name
@@ -161,7 +165,8 @@ def test_three_bad_steps_end_the_run_and_keep_the_good_checkpoint(dataset, tmp_p
         def after_step(self, t):
             if t.step >= 12: t.model.loss_scale = None; t.loss_fn = lambda b, denom: t.model.loss(b, denom) * float('nan')
     with pytest.raises(UserError, match='3 times in a row'):
-        train('m', str(dataset), sets=['n_layer=1', 'n_embd=32', 'n_head=2', 'block_size=64', 'max_iters=60', 'save_every=5', 'eval_interval=10'],
+        train('m', str(dataset),
+              sets=['n_layer=1', 'n_embd=32', 'n_head=2', 'block_size=64', 'max_iters=60', 'save_every=5', 'eval_interval=10'],
               quiet=True, cbs=[Spoil()])
     assert load_state('m')[0]['step'] == 10
     assert all(w.isfinite().all() for w in load_model('m', verify=True)[0].state_dict().values())

@@ -36,17 +36,22 @@ def words(lang:str,      # `en` or `de`
 _T = dict(
     en=dict(say=('Say {}.', 'Reply with {}.', 'Answer with {}.', 'Just say {}.', 'Respond with {}.', 'Reply only with {}.'),
         colours=('What colour is {}?', 'Which colour is {}?', 'Name the colour: {}.'),
-        after=('Which {} comes after {}?', 'What {} follows {}?'), before=('Which {} comes before {}?', 'What {} is before {}?'),
-        capitals=('What is the capital of {}?', 'Capital of {}?', 'Name the capital of {}.', 'Which city is the capital of {}?'),
+        after=('Which {} comes after {}?', 'What {} follows {}?'),
+        before=('Which {} comes before {}?', 'What {} is before {}?'),
+        capitals=('What is the capital of {}?', 'Capital of {}?', 'Name the capital of {}.',
+                  'Which city is the capital of {}?'),
         opposites=('What is the opposite of {}?', 'Opposite of {}?', 'Name the opposite of {}.'),
         more=('Is {} more than {}?', 'Is {} bigger than {}?'), less=('Is {} less than {}?', 'Is {} smaller than {}?'),
         maths=('What is {}?', '{} = ?', 'Calculate {}.', 'How much is {}?'),
-        first=('First letter of {}?', 'What is the first letter of {}?'), last=('Last letter of {}?', 'What is the last letter of {}?'),
+        first=('First letter of {}?', 'What is the first letter of {}?'),
+        last=('Last letter of {}?', 'What is the last letter of {}?'),
         length=('How many letters has {}?', 'Count the letters of {}.'), units=('day', 'month'), yes='Yes.', no='No.'),
     de=dict(say=('Sag {}.', 'Antworte mit {}.', 'Sag nur {}.', 'Antworte nur mit {}.', 'Erwidere {}.', 'Sag einfach {}.'),
         colours=('Welche Farbe hat {}?', 'Nenne die Farbe: {}.'),
-        after=('Welcher {} kommt nach {}?', 'Welcher {} folgt auf {}?'), before=('Welcher {} kommt vor {}?', 'Welcher {} ist vor {}?'),
-        capitals=('Was ist die Hauptstadt von {}?', 'Hauptstadt von {}?', 'Nenne die Hauptstadt von {}.', 'Wie heißt die Hauptstadt von {}?'),
+        after=('Welcher {} kommt nach {}?', 'Welcher {} folgt auf {}?'),
+        before=('Welcher {} kommt vor {}?', 'Welcher {} ist vor {}?'),
+        capitals=('Was ist die Hauptstadt von {}?', 'Hauptstadt von {}?', 'Nenne die Hauptstadt von {}.',
+                  'Wie heißt die Hauptstadt von {}?'),
         opposites=('Was ist das Gegenteil von {}?', 'Gegenteil von {}?', 'Nenne das Gegenteil von {}.'),
         more=('Ist {} mehr als {}?', 'Ist {} größer als {}?'), less=('Ist {} weniger als {}?', 'Ist {} kleiner als {}?'),
         maths=('Was ist {}?', 'Berechne {}.', 'Wie viel ist {}?', 'Rechne {}.'),
@@ -109,12 +114,14 @@ def _episodes(draw,            # (rng, lang) → (category, template, payload, q
     for i in range(n):
         lang = langs[i % len(langs)]
         for tries in count():
-            if tries == PATIENCE: raise UserError(f'only {i:,} different episodes could be made, not {n:,}; ask for fewer or widen the options')
+            if tries == PATIENCE:
+                raise UserError(f'only {i:,} different episodes could be made, not {n:,}; ask for fewer or widen the options')
             got = draw(rng, lang)
             if got and (got[3], got[4]) not in seen: break
         category, template, payload, q, a = got
         seen.add((q, a))
-        yield {'system': SYSTEM, 'messages': [{'role': 'user', 'content': q}, {'role': 'assistant', 'content': a}], 'language': lang,
+        yield {'system': SYSTEM, 'messages': [{'role': 'user', 'content': q}, {'role': 'assistant', 'content': a}],
+               'language': lang,
                '_meta': {'category': category, 'template': template, 'payload': payload, 'expected': a}}
 
 def make_format_lock(n:int,                  # Episodes
@@ -126,7 +133,8 @@ def make_format_lock(n:int,                  # Episodes
                     )->Iterator[dict]:
     "Ultra-short questions and answers in ten categories, no two alike."
     if mode not in ('full', 'minimal'): raise UserError(f"mode {mode!r}: use 'full' or 'minimal'")
-    if math not in ('include', 'exclude', 'only', 'minimal'): raise UserError(f"math {math!r}: use include, exclude, only or minimal")
+    if math not in ('include', 'exclude', 'only', 'minimal'):
+        raise UserError(f"math {math!r}: use include, exclude, only or minimal")
     kinds = ['maths'] if math == 'only' else [k for k in (MINIMAL if mode == 'minimal' else CATEGORIES) if k != 'maths']
     if math in ('include', 'minimal') and mode == 'full': kinds.append('maths')
     def draw(r, lang):
@@ -138,19 +146,22 @@ def make_format_lock(n:int,                  # Episodes
 
 # %% ../../nbs/63_phases.format_lock.ipynb #13ad7a4c
 _ECHO = dict(en=('Say: {}', 'Repeat: {}', 'Echo: {}', 'Write: {}', 'Copy this: {}', 'Repeat after me: {}', 'Say exactly "{}".'),
-             de=('Sag: {}', 'Wiederhole: {}', 'Schreib: {}', 'Sprich nach: {}', 'Kopiere das: {}', 'Sag mir nach: {}', 'Sag genau „{}“.'))
+             de=('Sag: {}', 'Wiederhole: {}', 'Schreib: {}', 'Sprich nach: {}', 'Kopiere das: {}', 'Sag mir nach: {}',
+                 'Sag genau „{}“.'))
 _ANTI = dict(en=('Do not say {}. Say {}.', 'Do not repeat "{}". Say {}.', "Don't echo {}. Reply with {}.", 'Not {}! Say {}.'),
-             de=('Sag nicht {}. Sag {}.', 'Wiederhole „{}“ nicht. Sag {}.', 'Kein Echo von {}. Antworte mit {}.', 'Nicht {}! Sag {}.'))
+             de=('Sag nicht {}. Sag {}.', 'Wiederhole „{}“ nicht. Sag {}.', 'Kein Echo von {}. Antworte mit {}.',
+                 'Nicht {}! Sag {}.'))
 _INSTEAD = dict(en=('hello', 'yes', 'no', 'okay', 'thanks', 'sure'), de=('hallo', 'ja', 'nein', 'okay', 'danke', 'klar'))
 
-def _payload(r, lang:str, kinds:tuple, held:bool)->tuple[str,str]|None: # (kind, payload); None when it is on the other side
+def _payload(r, lang:str, kinds:tuple, held:bool)->tuple[str,str]: # (kind, payload), on the wanted side of `held_out`
     kind = r.choice(kinds)
     if kind == 'word': return kind, r.choice(words(lang, held))
     if kind == 'phrase': return kind, ' '.join(r.choices(words(lang, held), k=r.choice((2, 2, 3))))
-    if kind == 'number': p = str(r.randrange(10, 10**r.randint(2, 6)))
-    elif kind == 'code': p = f"{''.join(r.choices(string.ascii_uppercase, k=2))}-{r.randrange(100, 10_000)}"
-    else: p = ''.join(r.choices(string.ascii_lowercase, k=r.randint(3, 9)))
-    return (kind, p) if held_out(p) == held else None
+    while True:
+        if kind == 'number': p = str(r.randrange(10, 10**r.randint(2, 6)))
+        elif kind == 'code': p = f"{''.join(r.choices(string.ascii_uppercase, k=2))}-{r.randrange(100, 10_000)}"
+        else: p = ''.join(r.choices(string.ascii_lowercase, k=r.randint(3, 9)))
+        if held_out(p) == held: return kind, p
 
 def make_echo(n:int,                   # Episodes
               language:str='mixed',    # `en`, `de`, or half and half
@@ -162,14 +173,15 @@ def make_echo(n:int,                   # Episodes
               only_anti:bool=False     # For suites: nothing but anti-echo
              )->Iterator[dict]:
     "Repeat a payload exactly; one in eight says something else instead. No two alike."
-    if gibberish not in ('include', 'exclude', 'only'): raise UserError(f"gibberish {gibberish!r}: use include, exclude or only")
-    kinds = ('gibberish',) if gibberish == 'only' else ('word', 'word', 'phrase', 'number', 'code') + ('gibberish',)*2*(gibberish == 'include')
+    if gibberish not in ('include', 'exclude', 'only'):
+        raise UserError(f"gibberish {gibberish!r}: use include, exclude or only")
+    kinds = ('gibberish',) if gibberish != 'exclude' else ()
+    if gibberish != 'only': kinds = ('word', 'word', 'phrase', 'number', 'code') + 2*kinds
     last = {}
     def draw(r, lang):
         anti = only_anti or (anti_echo and r.random() < .125)
-        if anti and contrast and lang in last and r.random() < .5: kind, p = last[lang]
-        elif got := _payload(r, lang, kinds, held): kind, p = got
-        else: return None
+        again = anti and contrast and lang in last and r.random() < .5
+        kind, p = last[lang] if again else _payload(r, lang, kinds, held)
         last[lang] = kind, p
         if not anti:
             form = r.choice(_ECHO[lang])
@@ -188,9 +200,11 @@ def suites()->dict[str, list[dict]]: # name → cases as in `assets/suites/NAME.
     "The suites of phase 1: every question and payload in them is held out."
     def cases(eps, check, tags):
         return [dict(id=f'{tags[0]}-{i:03d}', episode={'system': e['system'], 'messages': e['messages'][:1]}, check=check,
-                     expected=e['_meta']['expected'], tags=[*tags, e['language'], e['_meta']['category']]) for i, e in enumerate(eps)]
+                     expected=e['_meta']['expected'], tags=[*tags, e['language'], e['_meta']['category']]) for i,
+                     e in enumerate(eps)]
     lock = lambda lang, seed: list(make_format_lock(120, lang, seed, held=True))
-    return dict(format_en=cases(lock('en', 901), 'closes', ['format_en']), format_de=cases(lock('de', 902), 'closes', ['format_de']),
+    return dict(format_en=cases(lock('en', 901), 'closes', ['format_en']),
+                format_de=cases(lock('de', 902), 'closes', ['format_de']),
                 echo=cases(make_echo(160, 'mixed', 903, anti_echo=False, held=True), 'exact', ['echo']),
                 anti_echo=cases(make_echo(120, 'mixed', 904, held=True, only_anti=True), 'exact', ['anti_echo']),
                 regression_basics=cases(make_format_lock(120, 'mixed', 905, held=True), 'exact', ['regression_basics']))

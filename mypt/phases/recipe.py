@@ -96,7 +96,8 @@ def run_phase(phase:Phase,
     shares = [f'{f}:{s.share}' for s, f in zip(phase.sources, files)]
     plan.run('mix', mixed, dict(shares=[s.share for s in phase.sources]),
              lambda: mix(shares, str(mixed), shuffle=True, shares=True, seed=seed))
-    pack = dict(tokenization=tokenization, val_split=phase.val_split, enable_packing=True, pack_block_size=phase.pack_block_size, seed=seed)
+    pack = dict(tokenization=tokenization, val_split=phase.val_split, enable_packing=True,
+                pack_block_size=phase.pack_block_size, seed=seed)
     plan.run('prepare', data, pack, lambda: prepare(str(mixed), str(data), overwrite=True, **pack))
     config = config or phase.config
     plan.run('train', resolve(model_name)/'model.safetensors', dict(config=config, sets=sets, base=base, model=model_name),
