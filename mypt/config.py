@@ -111,7 +111,7 @@ class TrainConfig:
     use_amp:bool = True                  # Autocast on GPUs; weights stay float32
     amp_dtype:str = 'bf16'               # 'bf16' or 'fp32'
     use_checkpoint:bool = False          # Recompute activations in the backward pass
-    compile:str = 'auto'                 # torch.compile: 'auto' (on GPUs), 'on', 'off'
+    compile:str = 'auto'                 # torch.compile: 'on', 'off', 'auto' (off, until it is measured on a GPU)
     freeze:list = field(default_factory=list)      # Names (with `*`) of weights that stay as they are
     curriculum:list = field(default_factory=list)  # Stages [{"dataset_dir": D, "until": step}, …]
     system_prompt:str|list = ''          # The phase's prompt, or its variants

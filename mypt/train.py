@@ -17,7 +17,7 @@ from .model import GPT, init_tags
 from .checkpoint import load_meta, load_model, load_state, resolve, save_checkpoint
 from .optim import freeze
 from .loop import Trainer, fit, restore_trainer, trainer_state
-from .callbacks import Console, JSONLog, KeepBest, Overfit, Progress
+from .callbacks import Console, JSONLog, KeepBest, Overfit, Progress, TensorBoard
 
 # %% ../nbs/24_train.ipynb #eff660fa
 def start_model(folder:Path,      # The model's own directory
@@ -120,6 +120,7 @@ def train(
     sets:list=None,             # More overrides: key=value
     device:str='auto',          # `auto`, `cpu` or `cuda`
     tokenization:str=None,      # Only checked: the dataset knows its own
+    tensorboard:bool=False,     # Curves for TensorBoard beside the log, where it is installed
     quiet:bool=False,           # No progress bar
     cbs=(),                     # More callbacks, for Python callers
 )->Trainer:
@@ -138,6 +139,7 @@ def train(
     if state and born['dataset']['sha256'] != (was := origin['lineage']['dataset'])['sha256']:
         raise UserError(f"{folder} was being trained on {was['dir']}, this is other data; give the same dataset to resume, "
                         f'or another --model_name with --init_from_model {folder.name}')
+    sets_to_judge = eval_sets(ds, data, cfg)
     if cfg.train.curriculum: data = _curriculum(cfg, data, steps)
     about = dict(lineage=born, layout=ds.meta['layout'], mask_policy=ds.meta['mask_policy'])
     save = lambda t: save_checkpoint(folder, t.model, ds.tok, *trainer_state(t), meta=about)
@@ -145,7 +147,9 @@ def train(
                                      meta=about | dict(step=t.step, val_loss=t.evaluated['val']))
     own = [JSONLog(folder/'log.jsonl'), Overfit(cfg.train.early_stop_gap, cfg.train.early_stop), KeepBest(best)]
     if not quiet: own = [Progress(model.cfg, cfg.model.block_size), Console(), *own]
-    t = Trainer(model.to(device), data, cfg.train, steps, eval_sets(ds, data, cfg), [*own, *cbs], save)
+    if tensorboard: own.append(TensorBoard(folder/'tensorboard'))
+    t = Trainer(model.to(device), data, cfg.train, steps, sets_to_judge, [*own, *cbs], save)
+    if cfg.train.compile == 'on': t.loss_fn = torch.compile(t.model.loss, dynamic=True)
     if state: restore_trainer(t, state, tensors)
     if not quiet:
         print(describe(ds, cfg), coverage(make_batches(ds, cfg), steps), _start_line(t, folder, init_from_model), sep='\n')

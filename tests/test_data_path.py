@@ -72,6 +72,56 @@ def test_prompt_is_the_episode_stopped_early(layout):
             p = to_ids(serialize({**ep, 'messages': ep['messages'][:i]}, layout, prompt=True), tok)
             assert whole[:len(p)] == p and p[-1] == tok.tag_ids['<myPT_assistant>']
 
+# ---------------------------------------------------------------- every order of §3, written out
+
+U, A = {'role': 'user', 'content': 'Q'}, {'role': 'assistant', 'content': 'A'}
+CALL, RES = {'role': 'assistant_toolcall', 'name': 'f', 'arguments': {'x': 1}}, {'role': 'toolresult', 'name': 'f', 'content': {'y': 2}}
+ORDERS = { # name: (episode, tokens in blocks, what is trained in capitals of the mask: one digit per span)
+    'plain': ({'messages': [U, A]}, '<user>Q</user><assistant>A</assistant><eot>', '0000' '111'),
+    'system': ({'system': 'S', 'messages': [U, A]}, '<system>S</system><user>Q</user><assistant>A</assistant><eot>', '0000000' '111'),
+    'context': ({'messages': [{**U, 'context': 'C'}, A]},
+                '<user><user_context>C</user_context>Q</user><assistant>A</assistant><eot>', '0000000' '111'),
+    'assistant context': ({'messages': [U, {'role': 'assistant_context', 'content': 'K'}, A]},
+                          '<user>Q</user><assistant_context>K</assistant_context><assistant>A</assistant><eot>', '0000000' '111'),
+    'think': ({'messages': [U, {**A, 'think': 'T'}]}, '<user>Q</user><assistant><think>T</think>A</assistant><eot>', '0000' '111111'),
+    'cite': ({'messages': [U, {**A, 'cite': 'c'}]}, '<user>Q</user><assistant>A<cite>c</cite></assistant><eot>', '0000' '111111'),
+    'cite inside': ({'messages': [U, {'role': 'assistant', 'content': 'AB', 'cite': [{'at': 1, 'text': 'c'}]}]},
+                    '<user>Q</user><assistant>A<cite>c</cite>B</assistant><eot>', '0000' '1111111'),
+    'two turns': ({'messages': [U, A, U, A]},
+                  '<user>Q</user><assistant>A</assistant><eot><user>Q</user><assistant>A</assistant><eot>', '0000' '111' '0000' '111'),
+    'tool': ({'messages': [U, {**CALL, 'think': 'T'}, RES, A]},
+             '<user>Q</user><assistant><think>T</think><toolcall>{"name": "f", "x": 1}</toolcall></assistant>'
+             '<toolresult>{"y": 2}</toolresult><assistant>A</assistant><eot>', '0000' '1111111' '0000' '111'),
+    'chain': ({'messages': [U, CALL, RES, CALL, RES, A]},
+              '<user>Q</user><assistant><toolcall>{"name": "f", "x": 1}</toolcall></assistant><toolresult>{"y": 2}</toolresult>'
+              '<assistant><toolcall>{"name": "f", "x": 1}</toolcall></assistant><toolresult>{"y": 2}</toolresult>'
+              '<assistant>A</assistant><eot>', '0000' '1111' '0000' '1111' '0000' '111'),
+    'call at the end': ({'messages': [U, CALL]},
+                        '<user>Q</user><assistant><toolcall>{"name": "f", "x": 1}</toolcall></assistant><eot>', '0000' '11111'),
+    'replay': ({'_replay': True, 'text': 'once'}, 'once', '1')}
+
+@pytest.mark.parametrize('name', ORDERS)
+def test_every_order_exactly(name):
+    ep, text, mask = ORDERS[name]
+    tok = get_tokenizer('gpt2')
+    want = tok.encode_with_tags(text.replace('</', '</myPT_').replace('<', '<myPT_').replace('<myPT_/myPT_', '</myPT_'))
+    spans = serialize(ep)
+    assert [int(s.trained) for s in spans] == list(map(int, mask))
+    enc = encode(ep, tok)
+    assert enc.ids.tolist() == want == to_ids(spans, tok)
+    assert enc.mask.tolist() == [int(s.trained) for s, ids in zip(spans, span_ids(spans, tok)) for _ in ids]
+    lines = encode(ep, tok, layout='lines')
+    newline = lines.roles == ROLES.index('newline')
+    assert lines.ids[~newline].tolist() == want and not lines.mask[newline].any()
+    assert newline.sum() == sum(s.text.startswith('</') and s.role in ('system', 'user', 'assistant_context', 'toolresult', 'assistant_close')
+                                or s.role == 'eot' for s in spans)
+
+def test_the_worked_example_of_the_contract():
+    ep = {'system': 'You are MyPT.', 'messages': [{'role': 'user', 'content': 'Say hello.'}, {'role': 'assistant', 'content': 'Hello.'}]}
+    enc = encode(ep, get_tokenizer('gpt2'))
+    assert enc.ids.tolist() == [50257, 1639, 389, 2011, 11571, 13, 50258, 50259, 25515, 23748, 13, 50260, 50261, 15496, 13, 50262, 50275]
+    assert enc.mask.tolist() == [0] * 13 + [1] * 4
+
 # ---------------------------------------------------------------- masks
 
 @pytest.mark.parametrize('policy', POLICIES)

@@ -170,3 +170,42 @@ def test_three_bad_steps_end_the_run_and_keep_the_good_checkpoint(dataset, tmp_p
               quiet=True, cbs=[Spoil()])
     assert load_state('m')[0]['step'] == 10
     assert all(w.isfinite().all() for w in load_model('m', verify=True)[0].state_dict().values())
+
+# ---------------------------------------------------------------- the rest of what a run can be asked for
+
+TINY = ['n_layer=1', 'n_embd=32', 'n_head=2', 'block_size=64', 'batch_size=2', 'max_iters=8', 'eval_interval=4']
+
+def test_a_curriculum_changes_its_dataset_at_the_step_it_names(dataset, tmp_path, monkeypatch):
+    from mypt.train import train
+    monkeypatch.chdir(tmp_path)
+    write_episodes('b.jsonl', [{'messages': [{'role': 'user', 'content': f'z{i}'}, {'role': 'assistant', 'content': 'zzz'}]} for i in range(40)])
+    prepare('b.jsonl', 'b', tokenization='byte', enable_packing=True, pack_block_size=64)
+    t = train('m', str(dataset), quiet=True, sets=[*TINY, 'curriculum=[{"dataset_dir": "b", "until": 3}]'])
+    has_z = lambda step: any((b.ids == ord('z')).any() for b in t.data.step_batches(step))
+    assert [has_z(s) for s in range(6)] == [True] * 3 + [False] * 3
+
+def test_evaluation_sets_of_earlier_phases_ride_along(dataset, tmp_path, monkeypatch):
+    from mypt.train import train
+    monkeypatch.chdir(tmp_path)
+    train('m', str(dataset), quiet=True, sets=[*TINY, f'eval_sets={{"phase0": "{dataset}"}}'])
+    records = [json.loads(l) for l in open('checkpoints/m/log.jsonl')]
+    assert all('val_loss/phase0' in r for r in records if 'val_loss' in r)
+
+def test_frozen_weights_stay_and_overfitting_stops(dataset, tmp_path, monkeypatch):
+    from mypt.train import train
+    monkeypatch.chdir(tmp_path)
+    train('a', str(dataset), quiet=True, sets=TINY)
+    train('b', str(dataset), init_from_model='a', quiet=True, sets=[*TINY, 'freeze=["model.embed_tokens.*"]'])
+    a, b = (weights(Path('checkpoints')/n) for n in 'ab')
+    assert torch.equal(a['model.embed_tokens.weight'], b['model.embed_tokens.weight'])
+    assert not torch.equal(a['model.norm.weight'], b['model.norm.weight'])
+    t = train('c', str(dataset), quiet=True, sets=[*TINY, 'early_stop=true', 'early_stop_gap=0.000001', 'learning_rate=0.05', 'max_iters=400'])
+    assert t.step < 400 and 'overfitting' in t.stop
+
+def test_the_best_weights_by_validation_are_kept(dataset, tmp_path, monkeypatch):
+    from mypt.train import train
+    monkeypatch.chdir(tmp_path)
+    train('m', str(dataset), quiet=True, sets=[*TINY, 'max_iters=20'])
+    vals = {r['step']: r['val_loss'] for r in map(json.loads, open('checkpoints/m/log.jsonl')) if 'val_loss' in r and r['step']}
+    meta = load_model('checkpoints/m/best', verify=True)[2]
+    assert meta['val_loss'] == pytest.approx(min(vals.values())) and vals[meta['step']] == pytest.approx(meta['val_loss'])
