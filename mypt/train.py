@@ -145,14 +145,13 @@ def train(
     save = lambda t: save_checkpoint(folder, t.model, ds.tok, *trainer_state(t), meta=about)
     best = lambda t: save_checkpoint(folder/'best', t.model, ds.tok,
                                      meta=about | dict(step=t.step, val_loss=t.evaluated['val']))
-    own = [JSONLog(folder/'log.jsonl'), Overfit(cfg.train.early_stop_gap, cfg.train.early_stop), KeepBest(best)]
-    if not quiet: own = [Progress(model.cfg, cfg.model.block_size), Console(), *own]
+    own = [Console(), JSONLog(folder/'log.jsonl'), Overfit(cfg.train.early_stop_gap, cfg.train.early_stop), KeepBest(best)]
+    if not quiet: own.insert(0, Progress(model.cfg, cfg.model.block_size))
     if tensorboard: own.append(TensorBoard(folder/'tensorboard'))
     t = Trainer(model.to(device), data, cfg.train, steps, sets_to_judge, [*own, *cbs], save)
     if cfg.train.compile == 'on': t.loss_fn = torch.compile(t.model.loss, dynamic=True)
     if state: restore_trainer(t, state, tensors)
-    if not quiet:
-        print(describe(ds, cfg), coverage(make_batches(ds, cfg), steps), _start_line(t, folder, init_from_model), sep='\n')
+    print(describe(ds, cfg), coverage(make_batches(ds, cfg), steps), _start_line(t, folder, init_from_model), sep='\n')
     return fit(t) if t.step < steps else t
 
 # %% ../nbs/24_train.ipynb #7e4905b0

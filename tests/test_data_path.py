@@ -113,8 +113,8 @@ def test_every_order_exactly(name):
     lines = encode(ep, tok, layout='lines')
     newline = lines.roles == ROLES.index('newline')
     assert lines.ids[~newline].tolist() == want and not lines.mask[newline].any()
-    assert newline.sum() == sum(s.text.startswith('</') and s.role in ('system', 'user', 'assistant_context', 'toolresult', 'assistant_close')
-                                or s.role == 'eot' for s in spans)
+    ends = ('system', 'user', 'assistant_context', 'toolresult', 'assistant_close')
+    assert newline.sum() == sum(s.text.startswith('</') and s.role in ends or s.role == 'eot' for s in spans)
 
 def test_the_worked_example_of_the_contract():
     ep = {'system': 'You are MyPT.', 'messages': [{'role': 'user', 'content': 'Say hello.'}, {'role': 'assistant', 'content': 'Hello.'}]}
@@ -263,7 +263,8 @@ def test_missing_file_and_folder(tmp_path, name):
     with pytest.raises(UserError, match='no such file|folder'): read_episodes(tmp_path/name)
 
 def test_older_forms(tmp_path):
-    ep = parse_line(b'{"context": "episode_id: 0042", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}')
+    ep = parse_line(b'{"context": "episode_id: 0042", "messages": [{"role": "user", "content": "q"}, '
+                    b'{"role": "assistant", "content": "a"}]}')
     assert ep['_meta'] == {'episode_id': '0042'} and 'context' not in ep['messages'][0]
     ep = check_episode({'context': '[1] (a.md) x', 'messages': GOOD[2]['messages']})
     assert ep['messages'][0]['context'] == '[1] (a.md) x'

@@ -27,6 +27,10 @@ def dataset(tmp_path_factory):
 def start(dataset, model): return subprocess.Popen([sys.executable, HERE/'kill_me.py', dataset, model], stdout=subprocess.PIPE,
                                                    stderr=subprocess.PIPE, text=True, env=ENV)
 
+def first_step(p)->bool: # False when the run ended without making one
+    "Wait until steps are being made: kill_me.py prints their numbers."
+    return any(line.strip().isdigit() for line in iter(p.stdout.readline, ''))
+
 def weights(model): return load_file(model/'model.safetensors')
 
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -38,8 +42,7 @@ def test_ten_kills_end_bit_for_bit_like_the_undisturbed_run(dataset, tmp_path):
     rng, killed, model = random.Random(4), 0, tmp_path/'killed'
     while killed < 10:
         p = start(dataset, model)
-        first = p.stdout.readline()                       # imports are over, steps are being made
-        if not first: break
+        if not first_step(p): break
         time.sleep(rng.random() * .12)
         p.send_signal(signal.SIGKILL); p.wait(); killed += 1
     assert killed == 10, 'the run ended before ten kills: make it longer'
@@ -54,7 +57,7 @@ def test_ten_kills_end_bit_for_bit_like_the_undisturbed_run(dataset, tmp_path):
 
 def test_sigterm_saves_and_exits_well(dataset, tmp_path):
     p = start(dataset, tmp_path/'m')
-    p.stdout.readline()
+    assert first_step(p)
     p.send_signal(signal.SIGTERM)
     assert p.wait(60) == 0
     step = load_state(tmp_path/'m')[0]['step']
@@ -178,7 +181,8 @@ TINY = ['n_layer=1', 'n_embd=32', 'n_head=2', 'block_size=64', 'batch_size=2', '
 def test_a_curriculum_changes_its_dataset_at_the_step_it_names(dataset, tmp_path, monkeypatch):
     from mypt.train import train
     monkeypatch.chdir(tmp_path)
-    write_episodes('b.jsonl', [{'messages': [{'role': 'user', 'content': f'z{i}'}, {'role': 'assistant', 'content': 'zzz'}]} for i in range(40)])
+    ask = lambda i: {'messages': [{'role': 'user', 'content': f'z{i}'}, {'role': 'assistant', 'content': 'zzz'}]}
+    write_episodes('b.jsonl', map(ask, range(40)))
     prepare('b.jsonl', 'b', tokenization='byte', enable_packing=True, pack_block_size=64)
     t = train('m', str(dataset), quiet=True, sets=[*TINY, 'curriculum=[{"dataset_dir": "b", "until": 3}]'])
     has_z = lambda step: any((b.ids == ord('z')).any() for b in t.data.step_batches(step))
@@ -199,7 +203,8 @@ def test_frozen_weights_stay_and_overfitting_stops(dataset, tmp_path, monkeypatc
     a, b = (weights(Path('checkpoints')/n) for n in 'ab')
     assert torch.equal(a['model.embed_tokens.weight'], b['model.embed_tokens.weight'])
     assert not torch.equal(a['model.norm.weight'], b['model.norm.weight'])
-    t = train('c', str(dataset), quiet=True, sets=[*TINY, 'early_stop=true', 'early_stop_gap=0.000001', 'learning_rate=0.05', 'max_iters=400'])
+    t = train('c', str(dataset), quiet=True,
+              sets=[*TINY, 'early_stop=true', 'early_stop_gap=0.000001', 'learning_rate=0.05', 'max_iters=400'])
     assert t.step < 400 and 'overfitting' in t.stop
 
 def test_the_best_weights_by_validation_are_kept(dataset, tmp_path, monkeypatch):
