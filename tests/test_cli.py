@@ -165,3 +165,22 @@ def test_the_same_bytes_for_any_number_of_workers(tmp_path, capsys):
                    '--workers', w)[0] == 0
     files = sorted(p.relative_to(tmp_path/'d1') for p in (tmp_path/'d1').rglob('*') if p.is_file())
     assert files and all((tmp_path/'d1'/f).read_bytes() == (tmp_path/'d2'/f).read_bytes() for f in files)
+
+def test_text_as_shards_is_an_unbroken_stream(tmp_path, capsys):
+    "Every token once, documents closed by endoftext, rows full but the last; turns are refused."
+    from mypt.store import open_dataset
+    from mypt.validate import validate_dataset
+    texts = [f'Page {i}. ' + 'The river flows. ' * (i % 9) for i in range(200)]
+    write_episodes(tmp_path/'t.jsonl', ({'_replay': True, 'text': t} for t in texts))
+    args = ['--output_dir', tmp_path/'d', '--format', 'shards', '--tokenization', 'byte', '--pack_block_size', '128', '--val_split', '0']
+    assert run(capsys, 'prepare', '--input', tmp_path/'t.jsonl', *args)[0] == 0
+    ds = open_dataset(tmp_path/'d')
+    rows = [ds.train.row(i) for i in range(ds.train.n_rows)]
+    assert validate_dataset(tmp_path/'d') == []
+    assert sum((r.segments == 0).any() for r in rows) <= 1
+    assert all(r.weights[r.segments > 0].all() for r in rows)
+    stream = ''.join(ds.tok.decode(r.ids[r.segments > 0]) for r in rows)
+    assert sorted(stream.removesuffix('<|endoftext|>').split('<|endoftext|>')) == sorted(texts)
+    write_episodes(tmp_path/'c.jsonl', [LINE])
+    code, _, err = run(capsys, 'prepare', '--input', tmp_path/'c.jsonl', *[a if a != tmp_path/'d' else tmp_path/'e' for a in args])
+    assert code == 2 and '--format episodes' in one_line(err)
