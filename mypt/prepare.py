@@ -280,7 +280,8 @@ def prepare(
     verbose:bool=False,            # Say more
 )->Dataset:
     "Turn episodes (JSONL) into a dataset for training; raises `UserError` on bad input and leaves nothing half-written."
-    _check_choices(on_error=(on_error, ('fail', 'skip')), format=(format, ('episodes', 'shards')), overlong=(overlong, ('shrink_context', 'skip', 'error')))
+    _check_choices(on_error=(on_error, ('fail', 'skip')), format=(format, ('episodes', 'shards')),
+                   overlong=(overlong, ('shrink_context', 'skip', 'error')))
     if not 0 <= val_split < 1: raise UserError(f'--val_split {val_split}: a share from 0 to below 1')
     if enable_packing and pack_block_size < 2:
         raise UserError(f'--pack_block_size {pack_block_size}: a row needs at least 2 tokens')
