@@ -294,14 +294,12 @@ def prepare(
     with DatasetWriter(output_dir, tok, layout=layout, mask_policy=mask_policy, weighted=weighted_mask, block=cap,
                        tokens_per_shard=tokens_per_shard, overwrite=overwrite) as writer:
         w = role_weights(mask_policy, weighted_mask)
-        kind = Stream if stream else Window
-        run.train, run.val = (kind(writer, s, w, cap, tok.endoftext, seed) for s in ('train', 'val'))
+        way = Stream if stream else Window
+        run.train, run.val = (way(writer, s, w, cap, tok.endoftext, seed) for s in ('train', 'val'))
         run.read(find_inputs(input), 0 if val_file else val_split)
         if val_file: run.read([Path(val_file)], 1., frozenset())
         run.finish(writer, input)
-    ds = open_dataset(output_dir)
-    _say(ds, run)
-    return ds
+    return _say(open_dataset(output_dir), run)
 
 def _check_choices(**kw):
     for k, (v, known) in kw.items():
@@ -378,8 +376,8 @@ class _Encode:
     def __call__(self, lines): return encode_lines(lines, self.recipe)
 
 # %% ../nbs/06_prepare.ipynb #b5ae276b
-def _say(ds:Dataset, run:_Run):
-    "The closing lines of `prepare`."
+def _say(ds:Dataset, run:_Run)->Dataset:
+    "The closing lines of `prepare`; gives the dataset back."
     m = ds.meta
     print(f"{m['num_train_episodes']:,} train + {m['num_val_episodes']:,} val episodes, {m['num_train_tokens']:,} + "
           f"{m['num_val_tokens']:,} tokens, mask ratio {m['train_mask_ratio']:.1%}")
@@ -391,6 +389,7 @@ def _say(ds:Dataset, run:_Run):
         print(f"warning: only {m['train_mask_ratio']:.1%} of the tokens are trained: short answers under long prompts or "
               'contexts. Fine for retrieval; for short chat use a shorter --system_prompt')
     if not m['num_val_episodes']: print('warning: no validation episodes; overfitting will not show')
+    return ds
 
 def check(input:str # JSONL file, folder or glob
          )->list[str]: # One line per bad episode
