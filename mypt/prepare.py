@@ -398,5 +398,5 @@ def check(input:str # JSONL file, folder or glob
     for part in map(_Encode(Recipe('byte')), read_parts(find_inputs(input), [])):
         bad += [f'{w}: {e}' for w, e, _ in part.rejects]; good += len(part.lengths)
     for line in bad: print(line)
-    print(f'{good:,} episodes are fine, {len(bad):,} are not')
+    print(f'{good:,} fine, {len(bad):,} to mend')
     return bad

@@ -62,7 +62,7 @@ def test_bad_lines_fail_prepare_and_leave_nothing(kind, tmp_path, capsys):
     assert code == 2 and f'{f}:2: ' in one_line(err)
     assert [p.name for p in tmp_path.iterdir()] == ['x.jsonl']
     code, out, _ = run(capsys, 'check', f)
-    assert code == 1 and '2 episodes are fine, 1 are not' in out
+    assert code == 1 and '2 fine, 1 to mend' in out
 
 @pytest.mark.parametrize('kind', BAD)
 def test_skip_sets_bad_lines_aside_and_the_books_balance(kind, tmp_path, capsys):
