@@ -220,7 +220,7 @@ def test_execution_traces(project):
     append(project, '00_low.ipynb', code('1', execution_count=3, metadata={'execution': {'iopub.status.busy': 'then'}}))
     assert len(clean_outputs.check(project)) == 2
 
-@pytest.mark.parametrize('text', ['</home>', 'docs/home/x', 'https://x.org/home/x', '~/work/x', 'a/tm' 'p/b', '"data/x"'])
+@pytest.mark.parametrize('text', ['</home>', 'docs/home/x', 'https://x.org/home/x', '~/wo' 'rk/x', 'a/tm' 'p/b', '"data/x"'])
 def test_fit_output(project, text):
     append(project, '00_low.ipynb', code('1', stream(text), shown(image__png='/' + 'tmp/' + 'a' * 40)))
     assert clean_outputs.check(project) == []
