@@ -6,7 +6,8 @@ from itertools import islice
 import pytest
 from mypt.episodes import check_episode
 from mypt.masks import encode
-from mypt.phases.format_lock import held_out, make_echo, make_format_lock, suites
+from mypt.payloads import held_out
+from mypt.phases.format_lock import make_echo, make_format_lock, suites
 from mypt.suite import leaks, load_suite
 from mypt.tokens import UserError, get_tokenizer
 
