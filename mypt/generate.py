@@ -40,10 +40,12 @@ class Sampling(NamedTuple):
 def pick(logits:Tensor,           # [V] scores of one row
          how:Sampling,
          said:list[int],          # ids so far, for the penalty
-         gen:torch.Generator|None # of this row
+         gen:torch.Generator|None,# of this row
+         may:Tensor|None=None     # bool [V]: the ids that are allowed
         )->tuple[int, float]:     # (id, its probability before any filter)
     "One token."
     p0 = logits.softmax(-1)
+    if may is not None: logits = logits.masked_fill(~may.to(logits.device), -torch.inf)
     if how.repetition_penalty != 1 and said:
         ids = torch.tensor(sorted(set(said)), device=logits.device)
         x = logits[ids]
@@ -79,7 +81,8 @@ def steps(model:GPT,
           prompts:list[list[int]],     # ids; each leaves room for `max_new_tokens`
           max_new_tokens:int,
           how:Sampling=Sampling(),
-          stop:frozenset=frozenset()   # ids that end a row; they are part of what it says
+          stop:frozenset=frozenset(),  # ids that end a row; they are part of what it says
+          allow:list|None=None         # per row an object whose `mask(ids, left)` gives bool [V], or None for anything
          )->Iterator[Step]:
     "Tokens as they come, all rows side by side; rows that are done leave the batch."
     was, device = model.training, model.head.device
@@ -93,7 +96,8 @@ def steps(model:GPT,
         rows, said = list(range(B)), [list(p) for p in prompts]
         gens = [torch.Generator().manual_seed(how.seed * 1_000_003 + b) for b in range(B)]
         for n in range(max_new_tokens):
-            picked = [pick(l, how, said[r], gens[r]) for r, l in zip(rows, model.logits(h).float())]
+            may = [allow[r].mask(said[r], max_new_tokens - n) if allow else None for r in rows]
+            picked = [pick(l, how, said[r], gens[r], m) for r, l, m in zip(rows, model.logits(h).float(), may)]
             for r, (i, p) in zip(rows, picked): said[r].append(i); yield Step(r, i, p)
             alive = [k for k, (i, _) in enumerate(picked) if i not in stop]
             if not alive or n + 1 == max_new_tokens: return
@@ -117,6 +121,7 @@ def generate(model:GPT, tok:Tokenizer,
              stop:frozenset|None=None,     # `stop_ids(tok)` when None
              crop:bool=False,              # drop the beginning of a prompt that does not fit
              batch_size:int=64,
+             allow:list|None=None,         # what each row may say, as in `steps`
              **sampling,                   # fields of `Sampling`
             )->list[list[int]]:            # what each row said, its stop token included
     "Go on from many prompts at once; greedy unless told otherwise. What a row says never depends on its neighbours."
@@ -126,7 +131,8 @@ def generate(model:GPT, tok:Tokenizer,
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))      # rows of similar length share a batch
     for k in range(0, len(order), batch_size):
         part = order[k:k + batch_size]
-        for s in steps(model, [prompts[i] for i in part], max_new_tokens, how, stop): out[part[s.row]].append(s.id)
+        rules = [allow[i] for i in part] if allow else None
+        for s in steps(model, [prompts[i] for i in part], max_new_tokens, how, stop, rules): out[part[s.row]].append(s.id)
     return out
 
 # %% ../nbs/15_generate.ipynb #404bfed7
