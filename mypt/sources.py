@@ -31,6 +31,7 @@ class Tally:
     source: str = ''            # written into every episode
     languages: tuple = ()       # that were asked for; empty takes all
     language: str = ''          # of the whole set, where it has one
+    where: str = ''             # the file that is being read
     read: int = 0
     used: int = 0
     why: Counter = field(default_factory=Counter)
@@ -373,13 +374,18 @@ def episodes(dataset:str, tally:Tally, format:str='', split:str='train', mirror:
     hub_form, tally.language, hub_config = HUB.get(dataset, ('', '', ''))
     if tally.language and tally.languages and tally.language not in tally.languages:
         raise UserError(f"{dataset}: its rows are {tally.language!r}, so --languages {' '.join(tally.languages)} leaves none; leave it out")
-    for where, open_rows in sources_of(dataset, split, mirror, config or hub_config):
+    for where, open_rows in (places := sources_of(dataset, split, mirror, config or hub_config)):
         rows = iter(open_rows())
         bad = []
         while isinstance(first := next(rows, None), Skip): bad.append(first)
         if first is None and not bad: continue
         if first is None: raise UserError(f'{where}: {bad[0]}, and so is all of it; is it JSON?')
-        form = form_for(first, format or hub_form, where)
+        tally.where = where
+        try: form = form_for(first, format or hub_form, where)
+        except UserError:
+            if len(places) == 1: raise
+            for _ in rows_of(chain(bad, [first], rows), tally): tally.reject(f'{Path(where).name} has the columns of no known form')
+            continue
         yield from form(chain(bad, [first], rows), tally)
 
 def convert(
