@@ -32,6 +32,7 @@ class Tally:
     languages: tuple = ()       # that were asked for; empty takes all
     language: str = ''          # of the whole set, where it has one
     where: str = ''             # the file that is being read
+    heard: str = ''             # the language that was last recognised
     read: int = 0
     used: int = 0
     why: Counter = field(default_factory=Counter)
@@ -44,16 +45,20 @@ class Tally:
 
 # %% ../nbs/30_sources.ipynb #ee02ac73
 _SMALL = {lang: frozenset(words.split()) for lang, words in dict(
-    en='the a an is are was of to and or not you it that this for with on be have what how i my can as by from at which your in',
-    de='der die das ein eine ist sind und oder nicht du sie es dass für mit auf zu im wie ich kann von den dem des wird als was').items()}
+    en='the a an is are was were of to and or not you it that this for with on be have has what how i my can as by from at which your '
+       'in his her their who when but will would there',
+    de='der die das ein eine einer ist sind und oder nicht du sie es dass für mit auf zu im wie ich kann von den dem des wird als was '
+       'wurde sich auch er in aus bei nach seine seiner wer hat um jedoch mir',
+    other='la le les et est une des que qui dans quelle el los las y es una en por con de het een van dat niet il di che è não um em o '
+          'och på det är og til å').items()}   # neighbours that share words with the two
 
 def guess_language(text:str)->str: # `en`, `de` or '' for anything else
     "English or German, by small words."
     words = re.findall(r'\w+', text[:4000].lower())
     hits = {lang: sum(w in small for w in words) for lang, small in _SMALL.items()}
-    hits['de'] += sum(c in 'äöüß' for c in text[:4000].lower())
+    if hits['de']: hits['de'] += sum(c in 'äöüß' for c in text[:4000].lower())
     best = max(hits, key=hits.get)
-    return best if hits[best] > .08 * len(words) and len(set(hits.values())) > 1 else ''
+    return best if best != 'other' and hits[best] > .08 * len(words) and list(hits.values()).count(hits[best]) == 1 else ''
 
 # %% ../nbs/30_sources.ipynb #0bc2e780
 CHAT = 'You are MyPT.'   # the system prompt of a chat that brings none
@@ -94,7 +99,7 @@ def by_row(one)->object: # A form: (rows, tally) → episodes
 def text_of(row:dict, *names:str # The first of these columns that is there
            )->str:               # Not empty, else `Skip`
     "A row's text."
-    name = next((n for n in names if row.get(n) is not None), names[0])
+    name = next((n for n in names if row.get(n) is not None), None) or next((n for n in names if n in row), names[0])
     value = row.get(name)
     if not isinstance(value, str): raise Skip(f'{name} is missing' if value is None else f'{name} is not text')
     if not value.strip(): raise Skip(f'{name} is empty')
@@ -143,7 +148,8 @@ def squad_episodes(data:dict,       # A SQuAD v1 or v2 file
 def squad(row:dict, tally:Tally)->dict:
     "SQuAD 1 and 2, XQuAD, GermanQuAD. One language asked for is the language of the rows; else the passage tells."
     if len(tally.languages) == 1: return _squad(row, tally.languages[0])
-    return _squad(row, tally.language or guess_language(text_of(row, 'context')) or 'en')
+    tally.heard = guess_language(f"{text_of(row, 'question')} {text_of(row, 'context')}") or tally.heard
+    return _squad(row, tally.language or tally.heard or 'en')
 
 # %% ../nbs/30_sources.ipynb #a16565f4
 def _turns(*texts:str)->list[dict]: # question, answer, question, answer …
@@ -177,17 +183,20 @@ def _unfit(m:dict, language:str)->str: # A reason, or ''
     if not (m['text'] or '').strip(): return 'empty'
     return '' if m['lang'] == language else "another language than its tree's"
 
+def _rank(r)->float: return float('inf') if r is None or r != r else r
+
 def best_branch(tree:list[dict] # The messages of one tree, in any order
                )->tuple[list[int],list[str]]: # (positions of the best-ranked conversation, for each message why it is not in it or '')
     "From the first prompt, always on to the best-ranked reply, as far as the last answer."
     ids, children = {m['message_id'] for m in tree}, {}
     for i, m in enumerate(tree): children.setdefault(m['parent_id'], []).append(i)
-    language = next((tree[i]['lang'] for i in children.get(None, ())), '')
+    if None not in children: return [], ['its tree has no first prompt'] * len(tree)
+    language = tree[children[None][0]]['lang']
     why = [_unfit(m, language) or ('' if m['parent_id'] in ids | {None} else 'its parent is missing') for m in tree]
     path, at = [], None
     while fit := [i for i in children.get(at, ()) if not why[i] and i not in path
                   and tree[i]['role'] == ('prompter', 'assistant')[len(path) % 2]]:
-        path.append(min(fit, key=lambda i: (tree[i]['rank'] is None, tree[i]['rank'] or 0)))   # the first where no one ranked them
+        path.append(min(fit, key=lambda i: _rank(tree[i]['rank'])))   # the first where no one ranked them
         at = tree[path[-1]]['message_id']
     if len(path) % 2: why[path.pop()] = 'a prompt that no one answered'
     return path, ['' if i in path else r or 'not on the best-ranked branch' for i, r in enumerate(why)]
