@@ -109,9 +109,11 @@ class _Fill(str):
     def __format__(self, spec): return self[:1].lower() + self[1:] if spec == 'l' else str(self)
 
 _OPENERS = {lang: frozenset(w.split()) for lang, w in dict(
-    en='what how why who where when which can could please explain show tell is are do does list name write give say repeat the i my',
+    en='what how why who where when which can could please explain show tell is are do does list name write give say repeat the i my '
+       'would hello hi quick a help just now compare summarise summarize translate describe define find echo copy reply answer next',
     de='was wie warum weshalb wieso wer wo wann welche welcher welches kann könnte bitte erkläre erklär zeig zeige sag nenne ist sind gibt '
-       'schreib der die das ich mein meine').items()}
+       'schreib der die das ich mein meine hallo kurze eine mich vorab auf aus worin nun nächste noch beschreib beschreibe übersetze '
+       'vergleiche wiederhole kopiere antworte sprich').items()}
 
 def language(ep:dict)->str|None: # `en`, `de`, or None: no rules for it
     "The language that an episode names, else that of its first word."
