@@ -6,13 +6,14 @@
 __all__ = ['Source', 'Phase', 'Stages', 'run_phase']
 
 # %% ../../nbs/60_phases.recipe.ipynb #2c8dab1a
-import hashlib, json, shutil, time
+import hashlib, inspect, json, shutil, time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from ..tokens import UserError
 from ..episodes import atomic_write, write_episodes
 from ..mix import mix
 from ..prepare import prepare
+from ..config import load_config
 from ..checkpoint import resolve
 from ..train import train
 from ..gates import gate_model
@@ -37,10 +38,14 @@ class Phase:
     pack_block_size: int = 1024
     val_split: float = .05
     language: str = 'mixed'
+    replay: dict = field(default_factory=dict)   # earlier phase → its share of the episodes
+    base: str|None = None      # the phase whose model this one starts from
+    prepare: dict = field(default_factory=dict)  # more options of `prepare`
 
-    def with_sources(self, options:dict, shares:dict)->'Phase': # kind → options, kind → share
-        "The same phase with some options and shares changed."
-        change = lambda s: replace(s, options=s.options | options.get(s.kind, {}), share=shares.get(s.kind, s.share))
+    def with_sources(self, options:dict|None=None, shares:dict|None=None, n:dict|None=None)->'Phase': # each by kind of source
+        "The same phase with some options, shares and numbers changed."
+        change = lambda s: replace(s, options=s.options | (options or {}).get(s.kind, {}), share=(shares or {}).get(s.kind, s.share),
+                                   n=(n or {}).get(s.kind, s.n))
         return replace(self, sources=tuple(map(change, self.sources)))
 
 # %% ../../nbs/60_phases.recipe.ipynb #9908b27a
@@ -81,30 +86,52 @@ def run_phase(phase:Phase,
               tokenization:str='gpt2',
               sets:list|None=None,        # Config overrides, key=value
               seed:int=42,
+              replay:dict|None=None,      # Earlier phase, or `pretrain` → (its JSONL file, share)
               dry_run:bool=False,         # Only say what would be done
               cbs=(),                     # Training callbacks
               seconds:dict|None=None,     # Filled with the time of each stage that ran
+              previous:str|None=None,     # Gate report of the phase before, to compare with
+              quiet:bool=False,           # No progress bars
              ):                           # The gate's report; None for a dry run
     "The whole pipeline of a phase: make, mix, prepare, train, gate. Interrupted anywhere, it goes on from there."
-    out, plan = Path(output_dir), Stages(output_dir)
-    if dry_run: return _explain(phase, model_name, out, base, config, tokenization)
+    out, plan, config, replay = Path(output_dir), Stages(output_dir), config or phase.config, replay or {}
+    pack = dict(tokenization=tokenization, val_split=phase.val_split, enable_packing=True, pack_block_size=phase.pack_block_size,
+                seed=seed) | phase.prepare
+    if dry_run: return _explain(phase, model_name, out, base, config, pack, replay)
+    prompts = _prompts(config, sets)
     files = [out/f'{s.kind}.jsonl' for s in phase.sources]
     for s, f in zip(phase.sources, files):
-        opts = dict(language=phase.language, seed=seed) | s.options
+        opts = dict(language=phase.language, seed=seed) | _systems(s.make, prompts) | s.options
         plan.run(f'make {s.kind}', f, dict(n=s.n, **opts), lambda s=s, f=f, opts=opts: write_episodes(f, s.make(s.n, **opts)))
     mixed, data = out/'mixed.jsonl', out/'dataset'
-    shares = [f'{f}:{s.share}' for s, f in zip(phase.sources, files)]
-    plan.run('mix', mixed, dict(shares=[s.share for s in phase.sources]),
-             lambda: mix(shares, str(mixed), shuffle=True, shares=True, seed=seed))
-    pack = dict(tokenization=tokenization, val_split=phase.val_split, enable_packing=True,
-                pack_block_size=phase.pack_block_size, seed=seed)
+    shares = _shares(phase, files, replay)
+    plan.run('mix', mixed, dict(shares=shares, replay={p: _sha(f) for p, (f, _) in replay.items()}),
+             lambda: mix([f'{f}:{r}' for f, r in shares], str(mixed), shuffle=True, shares=True, seed=seed))
     plan.run('prepare', data, pack, lambda: prepare(str(mixed), str(data), overwrite=True, **pack))
-    config = config or phase.config
-    plan.run('train', resolve(model_name)/'model.safetensors', dict(config=config, sets=sets, base=base, model=model_name),
-             lambda: train(model_name, str(data), config, base, sets=sets, cbs=cbs),
+    plan.run('train', resolve(model_name)/'model.safetensors', dict(config=load_config(config, sets).to_dict(), base=base and _sha(resolve(base)/'model.safetensors'), model=model_name),
+             lambda: train(model_name, str(data), config, base, sets=sets, cbs=cbs, quiet=quiet),
              clear=lambda: _set_aside(resolve(model_name)))
     if seconds is not None: seconds.update(plan.seconds)
-    return gate_model(model_name, phase.number, report=str(out/'gate.json'))
+    start = time.monotonic()
+    report = gate_model(model_name, phase.number, report=str(out/'gate.json'), previous=previous)
+    if seconds is not None: seconds['gate'] = time.monotonic() - start
+    return report
+
+def _sha(path)->str: return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+def _prompts(config, sets)->tuple:
+    p = load_config(config, sets).train.system_prompt
+    return (p,) if isinstance(p, str) else tuple(p or ())
+
+def _systems(make, prompts:tuple)->dict:
+    "The config's system prompts, for a generator that takes them."
+    return dict(systems=prompts) if prompts and 'systems' in inspect.signature(make).parameters else {}
+
+def _shares(phase, files, replay)->list[tuple[str, float]]: # (file, share of the result)
+    "Replay takes its shares, the phase's own sources divide the rest."
+    old = [(str(f), r) for f, r in replay.values()]
+    rest = (1 - sum(r for _, r in old)) / sum(s.share for s in phase.sources)
+    return [(str(f), round(s.share * rest, 6)) for s, f in zip(phase.sources, files)] + old
 
 def _set_aside(folder:Path):
     "Move a model that was trained with other settings out of the way; the one before it goes."
@@ -114,13 +141,13 @@ def _set_aside(folder:Path):
         folder.rename(old)
         print(f'{folder} was trained with other settings; it is now {old.name}')
 
-def _explain(phase, model_name, out, base, config, tokenization):
+def _explain(phase, model_name, out, base, config, pack, replay):
     "Print the commands that a run stands for."
     for s in phase.sources: print(f'mypt make {s.kind} --num_examples {s.n} --output {out}/{s.kind}.jsonl')
-    inputs = ' '.join(f'{out}/{s.kind}.jsonl:{s.share:g}' for s in phase.sources)
+    inputs = ' '.join(f'{f}:{r:g}' for f, r in _shares(phase, [out/f'{s.kind}.jsonl' for s in phase.sources], replay))
     print(f'mypt mix --inputs {inputs} --shares --output {out}/mixed.jsonl --shuffle')
-    print(f'mypt prepare --input {out}/mixed.jsonl --output_dir {out}/dataset --tokenization {tokenization} '
-          f'--val_split {phase.val_split:g} --enable_packing --pack_block_size {phase.pack_block_size}')
-    print(f'mypt train --model_name {model_name} --config_file {config or phase.config} --dataset_dir {out}/dataset'
+    flags = ' '.join(f'--{k}' if v is True else f'--{k} {v}' for k, v in pack.items() if k != 'seed' and v is not False)
+    print(f'mypt prepare --input {out}/mixed.jsonl --output_dir {out}/dataset {flags}')
+    print(f'mypt train --model_name {model_name} --config_file {config} --dataset_dir {out}/dataset'
           + (f' --init_from_model {base}' if base else ''))
     print(f'mypt gate --model {model_name} --phase {phase.number}')
