@@ -96,7 +96,7 @@ QA_SETS = ('rajpurkar/squad_v2', 'deepset/germanquad', 'hotpotqa/hotpot_qa', 'dg
 def question_of(row:dict, form:str, tally:Tally)->Question:
     "One row as a `Question`; `Skip` says why not."
     try: return QA[form](row, tally.language or 'en')
-    except (KeyError, TypeError, AttributeError, IndexError) as e:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
         raise Skip(f'not in the shape of its set ({type(e).__name__}: {e})') from None
 
 def questions(dataset:str,     # One of `QA_SETS`, or a file or folder with the columns of one

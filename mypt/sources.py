@@ -89,7 +89,7 @@ def by_row(one)->object: # A form: (rows, tally) → episodes
         for row in rows_of(rows, tally):
             try: ep = finish(one(row, tally), tally)
             except Skip as e: tally.reject(e)
-            except (KeyError, TypeError, AttributeError, IndexError) as e:
+            except (KeyError, TypeError, AttributeError, IndexError, ValueError, RecursionError) as e:
                 tally.reject(f'not in the shape of its set ({type(e).__name__}: {e})')
             else:
                 tally.used += 1
@@ -174,7 +174,8 @@ def dolly(row:dict, tally:Tally)->dict:
     return {'messages': messages}
 
 # %% ../nbs/30_sources.ipynb #d7843975
-_OASST = {'message_id', 'parent_id', 'message_tree_id', 'role', 'text', 'lang', 'rank', 'deleted'}
+_OASST = {'message_id': str, 'message_tree_id': str, 'role': str, 'lang': str, 'text': (str, type(None)),
+          'parent_id': (str, type(None)), 'rank': (int, float, type(None)), 'deleted': (bool, type(None))}
 OPEN_TREES = 64   # trees that are held until their rows are complete; published files keep a tree's rows together
 
 def _unfit(m:dict, language:str)->str: # A reason, or ''
@@ -216,7 +217,9 @@ def oasst(rows, tally:Tally)->Iterator[dict]:
         tally.used += why.count('')
         return [ep] if ep else []
     for row in rows_of(rows, tally):
-        if not row.keys() >= _OASST: tally.reject('a message without its columns'); continue
+        if wrong := [k for k, t in _OASST.items() if not isinstance(row.get(k, ...), t)]:
+            tally.reject(f'{wrong[0]} is missing or not of its type')
+            continue
         trees[row['message_tree_id']] = trees.pop(row['message_tree_id'], []) + [row]   # the latest goes to the end
         if len(trees) > OPEN_TREES: yield from close(trees.pop(next(iter(trees))))
     for tree in trees.values(): yield from close(tree)
