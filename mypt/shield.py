@@ -57,7 +57,7 @@ def _plain(xml:str)->str: return _ENTITY.sub(lambda m: html.unescape(m[0]), xml)
 
 def restore(unit:Unit, answer:str)->tuple[str,str]: # (text, what is wrong with it or '')
     "Put what was shielded back; translators like to drop the blank before a mark, and that is mended."
-    out, ids, at = [], [], 0
+    out, ids, at, answer = [], [], 0, answer.strip()
     for m in _MARK.finditer(answer):
         i, before = int(m[1]), answer[at:m.start()]
         glued = before[-1:].isalnum() or (not before and out)
@@ -65,15 +65,15 @@ def restore(unit:Unit, answer:str)->tuple[str,str]: # (text, what is wrong with 
         out.append(unit.shields[i] if i < len(unit.shields) else '')
         ids.append(i); at = m.end()
         if f'<x id="{i}"/> ' in unit.xml and answer[at:at+1].isalnum(): out.append(' ')
-    text = (''.join(out) + _plain(answer[at:])).strip()
+    text = ''.join(out) + _plain(answer[at:])
     lost = [s for i, s in enumerate(unit.shields) if ids.count(i) != 1]
     if lost: return text, 'lost or doubled: ' + ', '.join(lost)
     if set(ids) - set(range(len(unit.shields))) or '<' in _MARK.sub('', answer): return text, 'holds a tag that was not sent'
-    return text, '' if text else 'came back empty'
+    return text, '' if text.strip() else 'came back empty'
 
 # %% ../nbs/29_shield.ipynb #6fb2f2ef
 _BLOCK = re.compile(r'(?P<fence>`{3,}|~{3,})[^`\n]*\n.*?(?:(?P=fence)[`~]*|\Z)|<(?P<pre>pre|code)\b[^>]*>.*?</(?P=pre)>', re.S)
-_LINE = re.compile(r'(\s*(?:(?:[-*+•>|]|#{1,6}|\d+[.)])[ \t]+)*)(.*?)(\s*)', re.S)
+_LINE = re.compile(r'(\s*(?:(?:[-*+•>|]|#{1,6}|\d+[.)])[ \t]+)*\s*)(.*?)(\s*)', re.S)
 _WORD = re.compile(r'[^\W\d_]{2,}')
 LONGEST = 4000   # characters of one unit; longer lines are cut behind a sentence
 
@@ -96,8 +96,9 @@ def _line(line:str, pattern:re.Pattern)->list:
     head, core, tail = _LINE.fullmatch(line).groups()
     out = [head]
     for piece in _cut(core, pattern):
-        unit = shield(piece.rstrip(), pattern)
-        out += [unit if _WORD.search(unit.words) else unit.text, piece[len(unit.text):]]
+        unit = shield(piece.strip(), pattern)
+        before, _, after = piece.partition(unit.text) if unit.text else (piece, '', '')
+        out += [before, unit if _WORD.search(unit.words) else unit.text, after]
     return out + [tail]
 
 def split(text:str, pattern:re.Pattern)->list: # `str` and `Unit`; their texts joined are `text`

@@ -141,7 +141,7 @@ def _sha(data:str|bytes)->str: return hashlib.sha256(data.encode() if isinstance
 
 def _block(column:str, n:int, source:str, target:str, line:str, new:str, wrong:list, odd:list)->str:
     why = escape('; '.join(dict.fromkeys(wrong + odd)))
-    return f"\n[ ] {column}:{n} {'!' if wrong else '-'} {why} ({_sha(new)[:8]})\n{source}: {line}\n{target}: {new}\n"
+    return f"\n[ ] {column}:{n} {'!' if wrong else '-'} {why} ({_sha(new.strip())[:8]})\n{source}: {line}\n{target}: {new}\n"
 
 def _keep(path:str|None)->tuple:
     if not path: return ()
@@ -246,9 +246,9 @@ def decide(doubts:list[Doubt], # Of the review file
     "Do what the review says; raises `UserError` while a block with a ! waits, or where file and review disagree."
     waiting, n = [], 0
     for d in (d for d in doubts if d.column in lines):
-        if english[d.column][d.n-1:d.n] != [d.source]:
+        if [l.strip() for l in english[d.column][d.n-1:d.n]] != [d.source]:
             raise UserError(f'{d.where}: speaks of another text; move the review file away, and call mypt translate run again')
-        now = lines[d.column][d.n-1]
+        now = lines[d.column][d.n-1].strip()
         by_hand = now != d.source if d.must else _sha(now)[:8] != d.sha
         if d.edited and by_hand and now != d.text:
             raise UserError(f'{d.where}: this line was edited here and in its own file; keep one of the two')
