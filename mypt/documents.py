@@ -25,7 +25,7 @@ class Document(NamedTuple):
 # %% ../nbs/27_documents.ipynb #9a0c997b
 MAX_FILE = 20 * 2**20   # bytes
 _ASIDE = re.compile(r'\A---\n.*?\n---\n|^(```|~~~).*?^\1', re.S | re.M)         # front matter, fenced code
-_HEADING = re.compile(r'^#{1,6}[ \t]+(.+?)[ \t#]*$|^(\S.*)\n===+[ \t]*$', re.M)
+_HEADING = re.compile(r'^#{1,6}[ \t]+(\S.*)$|^(\S.*)\n===+[ \t]*$', re.M)
 
 class Unreadable(Exception):
     "Why a file is left out."
@@ -41,7 +41,7 @@ def _decode(raw:bytes)->str:
 def _markdown(raw:bytes)->tuple[str,str]: # (title or '', text)
     text = _decode(raw).replace('\r\n', '\n')
     m = _HEADING.search(_ASIDE.sub('', text[:100_000]))
-    return (m[1] or m[2]).strip() if m else '', text
+    return (m[1] or m[2]).rstrip(' \t#') if m else '', text
 
 def _plain(raw:bytes)->tuple[str,str]: return '', _decode(raw).replace('\r\n', '\n')
 
@@ -76,8 +76,8 @@ def _html(raw:bytes)->tuple[str,str]:
     p = _Html()
     try: p.feed(_decode(raw)); p.close()
     except (AssertionError, ValueError): raise Unreadable('HTML that cannot be parsed') from None
-    text = re.sub(r' *\n *', '\n', ''.join(p.out))
-    text = re.sub(r'\n{3,}', '\n\n', text).strip()
+    text = re.sub(' ?\n ?', '\n', re.sub(' +', ' ', ''.join(p.out)))
+    text = re.sub('\n{3,}', '\n\n', text).strip()
     return p.title or _markdown(text.encode())[0], text
 
 def _pdf(raw:bytes)->tuple[str,str]:
