@@ -40,8 +40,8 @@ def value(rng, lang:str, kind:str, held:bool=False)->str:
 
 def statement(lang:str, subject:str, attribute:str, value:str)->str:
     "One fact as a sentence."
-    if lang == 'en': return f'The {attribute} of {subject} is {value}.'
-    return f'{_THE[GENDER[attribute]][0].capitalize()} {attribute} von {subject} ist {value}.'
+    if lang == 'en': return f'{subject} has the {attribute} {value}.'
+    return f'{subject} hat {_THE[GENDER[attribute]][1]} {attribute} {value}.'
 
 def make_document(rng:random.Random, lang:str,
                   facts:int=4,        # facts in it
@@ -73,9 +73,13 @@ class Fact:
     subject: str     # what it is about
     attribute: str   # for a value: which one; else empty
     sentence: str    # as it stands in the document
+    value: str = ''  # for a value: it
 
-_VALUE = dict(en=re.compile(r'\bThe ([a-z]+) of ([A-Z][\w-]+(?: [A-Z][\w-]+)*) is ([^.\n]{1,60})\.'),
-              de=re.compile(r'\b(?:Der|Die|Das) ([A-ZÄÖÜ]\w+) von ([A-ZÄÖÜ][\w-]+(?: [A-ZÄÖÜ][\w-]+)*) ist ([^.\n]{1,60})\.'))
+# (subject, attribute, value): "Zorvik has the colour amber." and "The colour of Zorvik is amber."
+_NAME, _END = r'([A-ZÄÖÜ][\w-]+(?: [A-ZÄÖÜ][\w-]+)*)', r' ([^.\n]{1,60})\.'
+_VALUE = dict(en=[(re.compile(rf'\b{_NAME} has the ([a-z]+){_END}'), 1, 2), (re.compile(rf'\bThe ([a-z]+) of {_NAME} is{_END}'), 2, 1)],
+              de=[(re.compile(rf'\b{_NAME} hat (?:den|die|das) ([A-ZÄÖÜ]\w+){_END}'), 1, 2),
+                  (re.compile(rf'\b(?:Der|Die|Das) ([A-ZÄÖÜ]\w+) von {_NAME} ist{_END}'), 2, 1)])
 _IS = dict(en=re.compile(r'(?:^|(?<=[.\n] )|(?<=\n))(?:An? |The )?([A-Z][\w-]*(?: [\w()/-]+){0,4}) is (?:an?|the) [^.\n]{8,200}\.'),
            de=re.compile(r'(?:^|(?<=[.\n] )|(?<=\n))(?:Der |Die |Das |Ein |Eine )?([A-ZÄÖÜ][\w-]*(?: [\w()/-]+){0,4}) ist (?:ein|eine|der|die|das) [^.\n]{8,200}\.'))
 _HEADING = re.compile(r'^#{1,6} +(.{3,80}?) *#*\n+((?![#|>`*\-\d])[^\n]{20,400})', re.M)
@@ -85,12 +89,12 @@ def facts(doc:Document)->list[Fact]: # In the order of the document
     "What a document says that can be asked for; every sentence stands in it, letter for letter."
     lang = language_of(doc.text[:4000])
     if lang not in _VALUE: return []
-    out = [(m.start(), 'value', m[2], m[1], m[0]) for m in _VALUE[lang].finditer(doc.text)]
+    out = [(m.start(), 'value', m[s], m[a], m[0], m[3]) for form, s, a in _VALUE[lang] for m in form.finditer(doc.text)]
     out += [(m.start(), 'definition', m[1], '', m[0]) for m in _IS[lang].finditer(doc.text) if len(m[1].split()) < 5]
     out += [(m.start(2), 'section', m[1].strip(' *`'), '', s[0]) for m in _HEADING.finditer(doc.text) if (s := _SENTENCE.match(m[2]))]
     seen = set()
     return [Fact(doc.doc_id, doc.title, lang, *rest) for _, *rest in sorted(out)
-            if not ((k := (rest[1], rest[2])) in seen or seen.add(k)) and '](' not in rest[3]]
+            if not ((k := tuple(rest[1:3])) in seen or seen.add(k)) and '](' not in rest[3]]
 
 # %% ../nbs/44_facts.ipynb #ec81de70
 _ASK = dict(

@@ -11,6 +11,7 @@ import hashlib, math, os, re, shutil, sqlite3, unicodedata
 from collections import Counter
 from contextlib import closing
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -51,14 +52,13 @@ def _grams(word:str)->tuple[str, ...]: # groups of four letters, with the border
     word = f' {word} '
     return tuple({word[i:i+4] for i in range(len(word) - 3)})
 
-def _like(shared:int, a:str, b:str)->float: return 2 * shared / (len(a) + len(b) - 2)
-
 def similar(word:str,
             shared:dict[str,int]       # Other words and how many groups of letters they share with it
            )->list[tuple[str,float]]:  # (word, weight below 1), the nearest first
     "The words near enough to stand in for a word."
-    near = sorted((-l, w) for w, n in shared.items() if w != word and (l := _like(n, word, w)) >= MIN_LIKE)
-    return [(w, (-l) ** 3) for l, w in near[:MAX_NEAR]]
+    groups = len(word) - 2      # of both words together: this and the length of the other
+    near = sorted((-2 * n / (groups + len(w)), w) for w, n in shared.items() if 2 * n >= MIN_LIKE * (groups + len(w)) and w != word)
+    return [(w, (-like) ** 3) for like, w in near[:MAX_NEAR]]
 
 # %% ../nbs/40_rag.ipynb #55ee95fd
 DOC = 20   # a passage's number: its document's, shifted by so many bits, plus its place there
@@ -87,7 +87,7 @@ class _Memory:
             self.grams = {}
             for w in self.index:
                 for g in _grams(w): self.grams.setdefault(g, []).append(w)
-        return Counter(w for g in _grams(word) for w in self.grams.get(g, ()))
+        return Counter(chain.from_iterable(self.grams.get(g, ()) for g in _grams(word)))
     def passage(self, p): return *self.docs[p >> DOC][:2], self.texts[p]
     def documents(self): return [(d.doc_id, d.title) for d in self.docs]
     def document(self, doc_id): return self.docs[self.where[doc_id]] if doc_id in self.where else None
@@ -109,7 +109,7 @@ create table passage(passage integer primary key, text text not null, words inte
 create virtual table fts using fts5(words, tokenize='unicode61 remove_diacritics 2');
 create virtual table vocabulary using fts5vocab(fts, row);
 create virtual table instances using fts5vocab(fts, instance);
-create table gram(gram text, word text, primary key(gram, word)) without rowid;
+create table gram(gram text primary key, words text not null);
 create table setting(name text primary key, value integer);
 pragma user_version={_SCHEMA};'''
 
@@ -132,9 +132,8 @@ class _File:
     def postings(self, word):
         return dict(self.db.execute('select doc, count(*) from instances where term = ? group by doc', (word,)))
     def sharing(self, word):
-        grams = _grams(word)
-        if not grams: return {}
-        return dict(self.db.execute(f"select word, count(*) from gram where gram in ({','.join('?' * len(grams))}) group by word", grams))
+        rows = (self.db.execute('select words from gram where gram = ?', (g,)).fetchone() for g in _grams(word))
+        return Counter(chain.from_iterable(row[0].split() for row in rows if row))
     def passage(self, p): # (doc_id, title, text)
         one = 'select doc_id, title, p.text from passage p join doc on doc = ? where passage = ?'
         return self.db.execute(one, (p >> DOC, p)).fetchone()
@@ -197,8 +196,16 @@ def _update(db, docs_dir, why:Counter, settings:dict, embed)->dict[str,int]:
         kept.add(doc_id)
     if not kept: raise no_document(docs_dir, why)
     for doc_id in had.keys() - kept: _remove(db, had[doc_id][0]); n['deleted'] += 1
-    if n['changed'] or n['deleted']: db.execute('delete from gram where word not in (select term from vocabulary)')
+    if n['new'] or n['changed'] or n['deleted']: _group(db)
     return n
+
+def _group(db):
+    "Note for each group of letters the words that have it."
+    having = {}
+    for w, in db.execute('select term from vocabulary'):
+        for g in _grams(w): having.setdefault(g, []).append(w)
+    db.execute('delete from gram')
+    db.executemany('insert into gram values (?, ?)', ((g, ' '.join(ws)) for g, ws in having.items()))
 
 def _remove(db, doc:int):
     span = doc << DOC, doc + 1 << DOC
@@ -213,7 +220,6 @@ def _insert(db, doc:int, d:Document, h:bytes, settings:dict, embed):
     db.executemany('insert into passage values (?, ?, ?, ?)', [(doc << DOC | i, t, len(w), None if v is None else v.tobytes())
                                                                for i, (t, w, v) in enumerate(zip(texts, found, vectors))])
     db.executemany('insert into fts(rowid, words) values (?, ?)', [(doc << DOC | i, ' '.join(w)) for i, w in enumerate(found)])
-    db.executemany('insert or ignore into gram values (?, ?)', [(g, w) for w in sorted(set().union(*found)) for g in _grams(w)])
 
 # %% ../nbs/40_rag.ipynb #8e62a797
 K1, B, RRF, DEPTH = 1.2, .75, 60, 50   # BM25's two constants; the constant and depth of reciprocal rank fusion

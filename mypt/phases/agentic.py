@@ -69,7 +69,8 @@ def make_agentic(n:int,                  # Episodes
     return tool_episodes(n, language, seed, PATTERNS, shares, runs, systems, held, 'NO_TOOL')
 
 # %% ../../nbs/68_phases.agentic.ipynb #a8d4734c
-PHASE6 = Phase('6', 'Agentic retrieval', 'phase6_agentic_rag', pack_block_size=4096, val_split=.05, replay=REPLAY['6'], sources=(
+PHASE6 = Phase('6', 'Agentic retrieval', 'phase6_agentic_rag', pack_block_size=4096, val_split=.05, base='5', replay=REPLAY['6'],
+               sources=(
     Source('agentic', make_agentic, 20_000, 1.),))
 
 # %% ../../nbs/68_phases.agentic.ipynb #93575de3

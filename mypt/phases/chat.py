@@ -78,23 +78,23 @@ def _missing(r, lang, pages, shelf)->Fact:
 
 def _conflict(r, lang, pages, shelf)->tuple[Fact, list]:
     f = r.choice([f for f in pages[0][1] if f.kind == 'value'])
-    old = f.sentence
-    while old == f.sentence: old = statement(lang, f.subject, f.attribute, value(r, lang, ATTRIBUTES[lang][f.attribute], shelf.held))
-    twin = Document('old-' + f.doc_id, f.title, old)
-    return f, [pages[0], (twin, [replace(f, doc_id=twin.doc_id, sentence=twin.text)]), *pages[2:]]
+    other = f.value
+    while other == f.value: other = value(r, lang, ATTRIBUTES[lang][f.attribute], shelf.held)
+    twin = Document('old-' + f.doc_id, f.title, statement(lang, f.subject, f.attribute, other))
+    return f, [pages[0], (twin, [replace(f, doc_id=twin.doc_id, sentence=twin.text, value=other)]), *pages[2:]]
 
 # %% ../../nbs/65_phases.chat.ipynb #358d7013
 def chat_episode(r:random.Random, lang:str, kind:str, shelf:Shelf, system:str,
                  pages:int=2, size:int=400, unseen:bool=False)->dict|None:
     "One episode of a kind of `CHAT_KINDS`; None where these documents cannot give one."
-    shown = shelf.deal(r, lang, pages)
+    shown = shelf.deal(r, lang, max(pages, 2) if kind == 'conflict' else pages)
     f = r.choice(shown[0][1])
     if kind == 'conflict':
         if f.kind != 'value': return None
         f, shown = _conflict(r, lang, shown, shelf)
     texts = [(d.doc_id, passage(d, f if d.doc_id == f.doc_id else found[0], size)) for d, found in r.sample(shown, len(shown))]
     if kind == 'injection':
-        i, bad = r.randrange(len(texts)), HELD_INJECT[lang] if unseen else r.choice(_INJECT[lang])
+        i, bad = r.randrange(len(texts)), HELD_INJECT[lang] if shelf.held else r.choice(_INJECT[lang])
         texts[i] = texts[i][0], f'{texts[i][1]} {bad.format(r.choice(words(lang, shelf.held)))}'
     user = {'role': 'user', 'content': question(r, f, unseen), 'context': context_block(texts)}
     answer = _say(f.sentence, lang, f.doc_id)
@@ -103,7 +103,7 @@ def chat_episode(r:random.Random, lang:str, kind:str, shelf:Shelf, system:str,
         user['content'], answer = question(r, _missing(r, lang, shown, shelf), unseen), _say(ABSTAIN[lang], lang, think=_NOTHING[lang])
     if kind == 'extract':
         if f.kind != 'value': return None
-        answer['content'], user['content'] = f.sentence.rpartition(f' {"is" if lang == "en" else "ist"} ')[2][:-1], _ONLY[lang] + user['content']
+        answer['content'], user['content'] = f.value, _ONLY[lang] + user['content']
     if kind == 'conflict': answer = _both(lang, f, shown[1][1][0])
     if kind == 'no_context': user.pop('context'); answer = _say(UNKNOWN[lang], lang)
     msgs = [user, answer]
@@ -115,7 +115,7 @@ def chat_episode(r:random.Random, lang:str, kind:str, shelf:Shelf, system:str,
 
 def _both(lang, f, g)->dict:
     "An answer that names both values, each with its source behind it."
-    v, w = (x.sentence.rpartition(' is ' if lang == 'en' else ' ist ')[2][:-1] for x in (f, g))
+    v, w = f.value, g.value
     start, mid = _DIFFER[lang]
     text = f'{start}{v}{mid}{w}.'
     return _say(text, lang, [{'at': len(start + v), 'text': f.doc_id}, {'at': len(text) - 1, 'text': g.doc_id}])
@@ -132,7 +132,7 @@ def make_rag_chat(n:int,                  # Episodes
                   docs_dir:str|None=None, # Ask about these documents; else about invented ones
                   kinds:tuple=CHAT_KINDS,
                   systems:tuple=CHAT_SYSTEMS, # System prompts, drawn evenly
-                  pages:int=2,            # Passages in the context
+                  pages:tuple=(2,),       # Passages in the context, drawn evenly
                   size:int=400,           # Characters of a passage
                   facts:int=3,            # Facts in an invented document
                   held:bool=False,        # For suites: held-out names
@@ -140,10 +140,11 @@ def make_rag_chat(n:int,                  # Episodes
                  )->Iterator[dict]:
     "Questions about passages: answered with a citation, or honestly not."
     shelf = Shelf(docs_dir, held, facts)
-    return distinct(lambda r, lang: chat_episode(r, lang, r.choice(kinds), shelf, r.choice(systems), pages, size, unseen), n, language, seed)
+    return distinct(lambda r, lang: chat_episode(r, lang, r.choice(kinds), shelf, r.choice(systems), r.choice(pages), size, unseen), n, language, seed)
 
 # %% ../../nbs/65_phases.chat.ipynb #724259a1
-PHASE3 = Phase('3', 'Chat with retrieval', 'phase3_chat_sft', pack_block_size=4096, val_split=.05, replay=REPLAY['3'], sources=(
+PHASE3 = Phase('3', 'Chat with retrieval', 'phase3_chat_sft', pack_block_size=4096, val_split=.05, base='2', replay=REPLAY['3'],
+               sources=(
     Source('rag_chat', make_rag_chat, 20_000, 1.),))
 
 # %% ../../nbs/65_phases.chat.ipynb #eda197af
@@ -160,5 +161,5 @@ def suites()->dict[str, list[dict]]: # name → cases as in `assets/suites/NAME.
     make = lambda n, seed, *kinds, **kw: make_rag_chat(n, 'mixed', seed, kinds=kinds, systems=(SUITE_SYSTEM,), held=True, **kw)
     return dict(chat=chat_cases(make(160, 921, 'answer'), 'chat', 'answers'),
                 abstention=chat_cases(make(120, 922, 'insufficient'), 'abstention', 'abstains'),
-                injection=chat_cases(make(60, 923, 'injection', unseen=True), 'injection', 'answers'),
+                injection=chat_cases(make(60, 923, 'injection'), 'injection', 'answers'),
                 chat_ood=chat_cases(make(100, 924, 'answer', unseen=True), 'chat_ood', 'answers'))

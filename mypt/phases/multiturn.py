@@ -111,7 +111,8 @@ def make_multiturn(n:int,                  # Episodes
     return distinct(draw, n, language, seed, first_question)
 
 # %% ../../nbs/66_phases.multiturn.ipynb #bd74755c
-PHASE4 = Phase('4', 'Several turns', 'phase4_multiturn', pack_block_size=4096, val_split=.05, replay=REPLAY['4'], sources=(
+PHASE4 = Phase('4', 'Several turns', 'phase4_multiturn', pack_block_size=4096, val_split=.05, base='3', replay=REPLAY['4'],
+               sources=(
     Source('multiturn', make_multiturn, 20_000, 1.),))
 
 # %% ../../nbs/66_phases.multiturn.ipynb #1ae88d0d

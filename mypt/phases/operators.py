@@ -60,7 +60,8 @@ def make_operators(n:int,                # Episodes
     return distinct(draw, n, language, seed)
 
 # %% ../../nbs/64_phases.operators.ipynb #dfb2b1bb
-PHASE2 = Phase('2', 'Operators', 'phase2_operators', pack_block_size=1024, val_split=.05, replay=REPLAY['2'], sources=(
+PHASE2 = Phase('2', 'Operators', 'phase2_operators', pack_block_size=1024, val_split=.05, base='1', replay=REPLAY['2'],
+               sources=(
     Source('operators', make_operators, 24_000, 1.),))
 
 # %% ../../nbs/64_phases.operators.ipynb #6a4dc484

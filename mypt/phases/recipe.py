@@ -16,7 +16,7 @@ from ..prepare import prepare
 from ..config import load_config
 from ..checkpoint import resolve
 from ..train import train
-from ..gates import gate_model
+from ..gates import GATES, gate_model
 
 # %% ../../nbs/60_phases.recipe.ipynb #23b7e639
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def run_phase(phase:Phase,
               seconds:dict|None=None,     # Filled with the time of each stage that ran
               previous:str|None=None,     # Gate report of the phase before, to compare with
               quiet:bool=False,           # No progress bars
-             ):                           # The gate's report; None for a dry run
+             ):                           # The gate's report; None for a dry run, or where there is no gate
     "The whole pipeline of a phase: make, mix, prepare, train, gate. Interrupted anywhere, it goes on from there."
     out, plan, config, replay = Path(output_dir), Stages(output_dir), config or phase.config, replay or {}
     pack = dict(tokenization=tokenization, val_split=phase.val_split, enable_packing=True, pack_block_size=phase.pack_block_size,
@@ -112,6 +112,7 @@ def run_phase(phase:Phase,
              lambda: train(model_name, str(data), config, base, sets=sets, cbs=cbs, quiet=quiet),
              clear=lambda: _set_aside(resolve(model_name)))
     if seconds is not None: seconds.update(plan.seconds)
+    if phase.number not in GATES: return None
     start = time.monotonic()
     report = gate_model(model_name, phase.number, report=str(out/'gate.json'), previous=previous)
     if seconds is not None: seconds['gate'] = time.monotonic() - start

@@ -159,7 +159,8 @@ def make_toolcall(n:int,                  # Episodes
     return tool_episodes(n, language, seed, TOOL_KINDS, shares, lambda r, lang, kind: Run(r, lang, shelf, r.choice(docs), CUT if kind == 'multi_step' else 300, think), systems, held)
 
 # %% ../../nbs/67_phases.toolcall.ipynb #d9f86b31
-PHASE5 = Phase('5', 'Tool calls', 'phase5_simple_toolcall', pack_block_size=4096, val_split=.05, replay=REPLAY['5'], sources=(
+PHASE5 = Phase('5', 'Tool calls', 'phase5_simple_toolcall', pack_block_size=4096, val_split=.05, base='4', replay=REPLAY['5'],
+               sources=(
     Source('toolcall', make_toolcall, 20_000, 1.),))
 
 # %% ../../nbs/67_phases.toolcall.ipynb #66658d10
