@@ -17,20 +17,25 @@ from .tokens import UserError
 # %% ../nbs/59_gold_episodes.ipynb #12130f90
 GOLD_SYSTEM = 'You are MyPT, a helpful AI assistant specialized in IT security, coding, and Swiss law.'
 _FORMS = dict(
-    en=dict(technical=('What is {}?', 'Explain {}.', 'Can you explain {}?', 'Explain {} briefly.', 'What should I know about {}?',
+    en=dict(technical=('What is {}?', 'Explain {}.', 'Can you explain {}?', 'Explain {} briefly.',
+                       'What should I know about {}?',
                        'I keep reading about {}. What is it?', 'How would you describe {}?', 'Tell me about {}.'),
-            how_to=('How do I {}?', 'How can I {}?', 'Show me how to {}.', 'I want to {}. How?', 'Explain how to {}.', 'What is the way to {}?'),
+            how_to=('How do I {}?', 'How can I {}?', 'Show me how to {}.', 'I want to {}. How?', 'Explain how to {}.',
+                    'What is the way to {}?'),
             why=('Why does it matter?', 'And why is that important?', 'What follows from that?', 'Why should I care?'),
             polite=('', 'Hello! ', 'Please: ', 'One question: ', 'Quick question: ')),
-    de=dict(technical=('Was ist {}?', 'Was versteht man unter „{}“?', 'Kannst du mir sagen, was {} ist?', 'Was sollte ich wissen, wenn es heißt „{}“?',
+    de=dict(technical=('Was ist {}?', 'Was versteht man unter „{}“?', 'Kannst du mir sagen, was {} ist?',
+                       'Was sollte ich wissen, wenn es heißt „{}“?',
                        'Ich lese oft „{}“. Was ist das?', 'Erkläre bitte kurz: {}.', 'Stichwort {}: was ist gemeint?'),
             how_to=('Wie kann ich {}?', 'Ich möchte {}. Wie geht das?', 'Ich will {}. Was muss ich tun?',
                     'Anleitung gesucht: {}.'),
-            why=('Warum ist das wichtig?', 'Und was folgt daraus?', 'Weshalb sollte mich das kümmern?', 'Wozu muss man das wissen?'),
+            why=('Warum ist das wichtig?', 'Und was folgt daraus?', 'Weshalb sollte mich das kümmern?',
+                 'Wozu muss man das wissen?'),
             polite=('', 'Hallo! ', 'Bitte: ', 'Eine Frage: ', 'Kurze Frage: ')))
 
 # %% ../nbs/59_gold_episodes.ipynb #2486b0f2
-def _talk(*texts)->list[dict]: return [{'role': ('user', 'assistant')[i % 2], 'content': t} for i, t in enumerate(texts)]
+def _talk(*texts)->list[dict]:
+    return [{'role': ('user', 'assistant')[i % 2], 'content': t} for i, t in enumerate(texts)]
 
 def _messages(r:random.Random, lang:str, kind:str, docs:list, held:bool)->list[dict]:
     "The messages of one episode of a category."

@@ -12,7 +12,9 @@ from .quality import normalise
 from .tokens import UserError
 
 # %% ../nbs/49_obedience.ipynb #f9fc89fb
-def n_words(text:str)->int: return len(re.findall(r'\S*\w\S*', text))
+def n_words(text:str)->int:
+    "Pieces between spaces with a letter or digit in them."
+    return len(re.findall(r'\S*\w\S*', text))
 
 def n_sentences(text:str)->int:
     "Sentences by their end marks; `3.14` and `a.md` end none."
@@ -54,7 +56,8 @@ def read_json(text:str): # The value; ValueError for what another parser could r
     try: return json.loads(text, object_pairs_hook=once, parse_constant=no, parse_float=finite)
     except RecursionError: raise ValueError('is nested too deeply') from None
 
-_TYPES = dict(string=str, object=dict, array=list, boolean=bool, null=type(None), number=(int, float), integer=(int, float))
+_TYPES = dict(string=str, object=dict, array=list, boolean=bool, null=type(None), number=(int, float),
+              integer=(int, float))
 _KNOWN = frozenset('type properties required additionalProperties items enum minItems maxItems minimum maximum anyOf'.split())
 
 def _is(x, kind:str)->bool:
@@ -66,7 +69,8 @@ def _same(a, b)->bool: return a == b and isinstance(a, bool) == isinstance(b, bo
 
 def schema_error(x, schema:dict, at:str='$')->str|None: # What is wrong and where; None when nothing is
     "Check a value against a JSON schema of the common keywords."
-    if odd := schema.keys() - _KNOWN: raise UserError(f'schema: unknown keyword {min(odd)!r}; known: {", ".join(sorted(_KNOWN))}')
+    if odd := schema.keys() - _KNOWN:
+        raise UserError(f'schema: unknown keyword {min(odd)!r}; known: {", ".join(sorted(_KNOWN))}')
     kinds = schema.get('type', [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
     if kinds and not any(_is(x, k) for k in kinds): return f'{at}: no {" or ".join(kinds)}'
@@ -76,19 +80,22 @@ def schema_error(x, schema:dict, at:str='$')->str|None: # What is wrong and wher
     if isinstance(x, list):
         if not schema.get('minItems', 0) <= len(x) <= schema.get('maxItems', len(x)): return f'{at}: {len(x)} items'
         return next((e for i, y in enumerate(x) if (e := schema_error(y, schema.get('items', {}), f'{at}[{i}]'))), None)
-    if _is(x, 'number') and not schema.get('minimum', x) <= x <= schema.get('maximum', x): return f'{at}: {x} is out of range'
+    if _is(x, 'number') and not schema.get('minimum', x) <= x <= schema.get('maximum', x):
+        return f'{at}: {x} is out of range'
 
 def _object_error(x:dict, schema:dict, at:str)->str|None:
     props = schema.get('properties', {})
     if gone := [k for k in schema.get('required', ()) if k not in x]: return f'{at}.{gone[0]}: missing'
     more = schema.get('additionalProperties', True)
     if more is False and (odd := [k for k in x if k not in props]): return f'{at}.{odd[0]}: not in the schema'
-    return next((e for k in x if (e := schema_error(x[k], props.get(k, more if isinstance(more, dict) else {}), f'{at}.{k}'))), None)
+    return next((e for k in x if (e := schema_error(x[k], props.get(k, more if isinstance(more, dict) else {}),
+                                                    f'{at}.{k}'))), None)
 
 # %% ../nbs/49_obedience.ipynb #c0c7ebca
 SHORT = 3   # words: what "stops after 1–3 tokens" means in every tokenizer
 DONT_KNOW = dict(en="I don't know.", de='Das weiß ich nicht.')
-_DONT_KNOW = tuple(map(normalise, (*DONT_KNOW.values(), 'I do not know', 'Ich weiß es nicht', 'Das ist mir nicht bekannt')))
+_DONT_KNOW = tuple(map(normalise,
+                       (*DONT_KNOW.values(), 'I do not know', 'Ich weiß es nicht', 'Das ist mir nicht bekannt')))
 
 def spoken(r)->str:
     "The plain text of a `Reply`, '' when it did not close or holds other tags."
@@ -105,7 +112,8 @@ def _said_in(part:str, text:str)->bool: return f' {normalise(part)} ' in f' {nor
 def _grounded(r, want:dict)->bool:
     "Every key fact stands in the text, is wanted, and none is there twice."
     facts = (key_facts(spoken(r)) or ((), ''))[0]
-    return (0 < len(facts) == len(set(facts)) and all(f in want['text'] and f in want.get('facts', facts) for f in facts)
+    return (0 < len(facts) == len(set(facts))
+            and all(f in want['text'] and f in want.get('facts', facts) for f in facts)
             and len(facts) == want.get('n', len(facts)))
 
 def _summary(r, want:dict)->bool:
