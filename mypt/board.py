@@ -204,14 +204,17 @@ def gate_board(reports # Gate reports (dicts, or objects with `to_json`), or one
     reports = reports if isinstance(reports, (list, tuple)) else [reports]
     reports = [r if isinstance(r, dict) else r.to_json() for r in reports]
     names = list(dict.fromkeys(s['name'] for r in reports for s in r['suites']))
-    head = ''.join(f'<th scope="col">{html.escape(n)}</th>' for n in ('Phase', 'Gate', *names))
-    rows = ''
-    for r in reports:
-        cells = {s['name']: _gate_cell(s) for s in r['suites']}
-        name = f'{html.escape(str(r["phase"]))}<small>{html.escape(str(r.get("model", "")))}</small>'
-        how, said = ('pass', '✓ passed') if r['passed'] else ('fail', '✗ failed')
-        tds = f'<td><span class="verdict {how}">{said}</span></td>' + ''.join(cells.get(n, '<td>–</td>') for n in names)
-        rows += f'<tr><th scope="row">{name}</th>{tds}</tr>'
+    who = [f'{html.escape(str(r["phase"]))}<small>{html.escape(str(r.get("model", "")))}</small>' for r in reports]
+    said = [('<td><span class="verdict {}">{}</span></td>').format(*(('pass', '✓ passed') if r['passed'] else ('fail', '✗ failed'))) for r in reports]
+    cells = [{s['name']: _gate_cell(s) for s in r['suites']} for r in reports]
+    if len(reports) == 1: # one phase is a row; several stand side by side, with what they were asked going down
+        head = ['Phase', 'Gate', *map(html.escape, names)]
+        rows = [(w, v + ''.join(c.get(n, '<td>–</td>') for n in names)) for w, v, c in zip(who, said, cells)]
+    else:
+        head = ['Demand', *who]
+        rows = [('Gate', ''.join(said))] + [(html.escape(n), ''.join(c.get(n, '<td>–</td>') for c in cells)) for n in names]
+    head = ''.join(f'<th scope="col">{h}</th>' for h in head)
+    rows = ''.join(f'<tr><th scope="row">{name}</th>{tds}</tr>' for name, tds in rows)
     table = f'<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
     return Html(f'<div class="mypt board table">{table}</div>', board_css())
 
@@ -221,7 +224,8 @@ def _gate_cell(s:dict)->str:
     floor = f'<path class="floor" d="M{x(s["floor"]):.1f} 0V10"/>' if s.get('floor') is not None else ''
     asked = f'needs {s["floor"]:.0%}, ' if s.get('floor') is not None else ''
     ok = s['passed']
-    return (f'<td class="{"pass" if ok else "fail"}"><span class="rate">{"✓" if ok else "✗"} {s["rate"]:.1%}</span>'
+    mark = '✓' if ok else '!' if s.get('warns') else '✗'
+    return (f'<td class="{"pass" if ok else "fail"}"><span class="rate">{mark} {s["rate"]:.1%}</span>'
             f'<svg class="gauge" viewBox="0 0 100 10" aria-hidden="true"><path class="track" d="M3 5H97"/>'
             f'<path class="reach" d="M{x(s["low"]):.1f} 5H{x(s["high"]):.1f}"/>{floor}'
             f'<circle class="rate" cx="{x(s["rate"]):.1f}" cy="5" r="4"/></svg>'

@@ -8,6 +8,7 @@ __all__ = ['CLOSE_WITHIN', 'CHECKS', 'wilson', 'Reply', 'squash']
 # %% ../nbs/50_metrics.ipynb #0eaefbdc
 import math, re
 from dataclasses import dataclass
+from .obedience import GOLD_CHECKS
 from .payloads import language_of
 from .serialize import parse_reply
 from .tokens import EOT, Tokenizer, UserError
@@ -87,7 +88,7 @@ def _results(r:Reply)->str:
     "Everything that the tools returned in a run, words only."
     return squash(' '.join(str(s.result) for s in r.run.steps if s.result is not None))
 
-CHECKS |= dict(
+CHECKS |= GOLD_CHECKS | dict(   # and those that count words, sentences and JSON
     answers=lambda r, want: bool(r.answer) and squash(want['answer']) in squash(r.answer),
     cites=lambda r, want: want['cite'] in r.cites,
     language=lambda r, want: language_of(r.answer) == want['language'],

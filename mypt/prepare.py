@@ -125,7 +125,8 @@ def dotted(ep:dict, path:str): # None where there is no such field
     for k in path.split('.'): ep = ep.get(k) if isinstance(ep, dict) else None
     return ep
 
-def _asked(ep:dict)->str:
+def _asked(ep:dict)->str: # an episode and its translation are one question: both on the same side of the split
+    if pair := dotted(ep, '_meta.pair'): return str(pair)
     return ep['text'] if '_replay' in ep else '\0'.join(m['content'] for m in ep['messages'] if m['role'] == 'user')
 
 def _key(ep:dict, seed:int)->int:

@@ -24,7 +24,7 @@ KINDS = dict(
     minimal_qa='gold:make_minimal_qa', tasks='gold:make_tasks', structured='gold:make_structured', gold='gold:make_gold')
 PHASES = {'pretrain': 'pretrain:PRETRAIN', '1b': 'context_extension:CONTEXT', '1': 'format_lock:PHASE1', '2': 'operators:PHASE2', '3': 'chat:PHASE3',
           '4': 'multiturn:PHASE4', '5': 'toolcall:PHASE5', '6': 'agentic:PHASE6', '3a-1': 'gold:GOLD', '3a-2': 'gold:GOLD', '3a-3': 'gold:GOLD',
-          '3a-4': 'gold:GOLD'}
+          '3a-4': 'gold:GOLD', 'gold': 'gold:GOLD'}
 
 def _known(what:str, name:str, table:dict):
     "What a name of a table stands for; raises `UserError` with the nearest name."
@@ -73,7 +73,7 @@ def replay_files(recipe:Phase, output_dir:str|Path)->dict: # earlier phase → (
     return out
 
 def run(
-    phase:str,                        # pretrain, 1b, 1 … 6, or 3a-1 … 3a-4
+    phase:str,                        # pretrain, 1b, 1 … 6, gold, or 3a-1 … 3a-4
     model_name:str=None,              # Model to make; `phaseN` when None
     output_dir:str=None,              # Where its data goes; data/phaseN when None
     config:str=None,                  # In place of the recipe's

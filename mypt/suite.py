@@ -31,6 +31,7 @@ class Case:
     then: tuple = ()      # what the user says after each reply
     documents: dict|None = None # doc_id → text: a workspace, and tools that run in it
     snippet: int = 300          # characters that a search shows of a document
+    limit: int = 0              # tokens that a reply may need, where it is more than usual
 
     @property
     def question(self)->str: return self.episode['messages'][-1]['content']
@@ -51,7 +52,7 @@ def load_suite(name:str|Path # A shipped suite, or a JSONL file
         try:
             c = json.loads(raw)
             case = Case(c['id'], check_episode(c['episode']), c['check'], c['expected'], tuple(c['tags']), tuple(c.get('then', ())),
-                        c.get('documents'), c.get('snippet', 300))
+                        c.get('documents'), c.get('snippet', 300), c.get('limit', 0))
         except (ValueError, KeyError, TypeError, AttributeError) as e: raise UserError(f'{path}:{n}: not a case: {e}') from None
         if case.check not in CHECKS: raise UserError(f"{path}:{n}: unknown check {case.check!r}; known: {', '.join(CHECKS)}")
         out.append(case)
@@ -61,8 +62,8 @@ def load_suite(name:str|Path # A shipped suite, or a JSONL file
 class Speaker:
     "Whoever can be asked: histories → `Reply`s."
     def __init__(self, say,         # (histories, max_new_tokens, to_turn_end) → ids of each
-                 tok, room:int|None=None, layout:str='compact'):
-        self.say, self.tok, self.room, self.layout = say, tok, room, layout
+                 tok, room:int|None=None, layout:str='compact', model=None):
+        self.say, self.tok, self.room, self.layout, self.model = say, tok, room, layout, model
 
     def __call__(self, histories:list[dict], max_new_tokens:int)->list[Reply]:
         "One reply to each history, to the end of its turn."
@@ -87,7 +88,7 @@ def speaker(model, tok, layout:str='compact', batch_size:int=64)->Speaker:
         said = generate(model, tok, [prompts[i] for i in fits], max_new_tokens, stop=stop, batch_size=batch_size) if fits else []
         for i, ids in zip(fits, said): out[i] = ids
         return out
-    return Speaker(say, tok, model.cfg.block_size, layout)
+    return Speaker(say, tok, model.cfg.block_size, layout, model)
 
 @dataclass
 class SuiteResult:
@@ -131,6 +132,7 @@ class SuiteResult:
 def run_suite(say, name:str|Path, max_new_tokens:int=64)->SuiteResult:
     "Ask every case of a suite; cases of several turns go on with what the model itself said."
     cases = load_suite(name)
+    max_new_tokens = max([max_new_tokens, *(c.limit for c in cases)])
     if cases and cases[0].documents is not None:
         return SuiteResult(Path(name).stem, cases, [[r] for r in say.work(cases, max(max_new_tokens, 160))])
     histories, replies, live = [c.episode for c in cases], [[] for _ in cases], list(range(len(cases)))

@@ -6,11 +6,12 @@
 __all__ = ['TOOLS', 'Tool', 'describe', 'tools_table', 'check_call', 'cut', 'summary', 'excerpt', 'Workspace']
 
 # %% ../nbs/41_workspace.ipynb #4dbed8c4
-import re, sqlite3
+import re
 from collections import Counter
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from .tokens import UserError
 from .documents import Document, chunks
 from .episodes import nearest
 from .rag import FILE, STOP, Index, query_words, words
@@ -144,7 +145,7 @@ class Workspace:
         if wrong := check_call(name, arguments): return self._error(wrong)
         clean = {k: _clean(v) if isinstance(v, str) else int(v) for k, v in arguments.items()}
         try: return getattr(self, '_' + name.removeprefix('workspace.'))(**clean)
-        except sqlite3.Error: return self._error('the index cannot be read')
+        except UserError as e: return self._error(str(e))
 
     def _error(self, text:str)->dict: return {'error': _clean(text), 'available_tools': list(TOOLS)}
 

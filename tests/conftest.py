@@ -13,7 +13,7 @@ def pytest_collection_modifyitems(config, items):
     "Tests marked `slow` run only when asked for by `-m`."
     if config.option.markexpr: return
     for item in items:
-        if 'slow' in item.keywords: item.add_marker(pytest.mark.skip(reason='slow; runs with `pytest -m slow`'))
+        if item.get_closest_marker('slow'): item.add_marker(pytest.mark.skip(reason='slow; runs with `pytest -m slow`'))
 
 @pytest.fixture(scope='session')
 def root()->Path:

@@ -37,7 +37,7 @@ def test_wheel_metadata(settings, wheel):
     assert 'torch>=2.10' in meta.get_all('Requires-Dist') and meta['Requires-Python'] == '>=3.10'
     extras = set(meta.get_all('Provides-Extra'))
     assert extras == {k.removesuffix('_requirements') for k in settings if k.endswith('_requirements')}
-    assert {'dev', 'bench', 'hub', 'serve', 'widgets', 'translate', 'quality', 'constrain', 'pdf'} <= extras
+    assert {'dev', 'bench', 'hub', 'serve', 'widgets', 'translate', 'constrain', 'pdf'} <= extras
     assert wheel.read(name.replace('METADATA', 'entry_points.txt')).decode().split() == [
         '[console_scripts]', 'mypt', '=', 'mypt.cli:main', '[nbdev]', 'mypt', '=', 'mypt._modidx:d']
 

@@ -161,5 +161,5 @@ def suites()->dict[str, list[dict]]: # name → cases as in `assets/suites/NAME.
     make = lambda n, seed, *kinds, **kw: make_rag_chat(n, 'mixed', seed, kinds=kinds, systems=(SUITE_SYSTEM,), held=True, **kw)
     return dict(chat=chat_cases(make(160, 921, 'answer'), 'chat', 'answers'),
                 abstention=chat_cases(make(120, 922, 'insufficient'), 'abstention', 'abstains'),
-                injection=chat_cases(make(60, 923, 'injection'), 'injection', 'answers'),
+                injection=chat_cases(make(100, 923, 'injection'), 'injection', 'answers'),
                 chat_ood=chat_cases(make(100, 924, 'answer', unseen=True), 'chat_ood', 'answers'))

@@ -126,4 +126,4 @@ def suites()->dict[str, list[dict]]: # name → cases as in `assets/suites/NAME.
     make = lambda n, seed, **kw: make_multiturn(n, 'mixed', seed, kinds=('followup', 'clarification', 'topic'), turns=(3, 4), held=True,
                                                 systems=(SUITE_SYSTEM,), **kw)
     return {name: [case(i, e, name) for i, e in enumerate(eps)] for name, eps in
-            dict(multiturn=make(120, 931), multiturn_ood=make(60, 932, unseen=True)).items()}
+            dict(multiturn=make(120, 931), multiturn_ood=make(100, 932, unseen=True)).items()}

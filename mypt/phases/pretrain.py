@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'WRONG', 'SENTENCES', 'PIECES', 'PRETRAIN', 'Sentence', 'fact_sentences', 'grammar_sentences', 'side',
-           'Folder', 'make_text', 'suites']
+           'Folder', 'make_text', 'suites', 'TextShards', 'make_replay']
 
 # %% ../../nbs/61_phases.pretrain.ipynb #2e170b2a
 import random
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Iterator, NamedTuple
 import numpy as np
 from ..facts import ATTRIBUTES, facts, make_document, value
@@ -16,8 +17,8 @@ from ..mix_general import cut_chunks
 from ..payloads import asset, distinct, held_out, invent, language_of, payload, words
 from .recipe import Phase, Source
 from ..rag import chunks, read_documents
-from ..store import open_dataset
-from ..tokens import UserError
+from ..store import META, Shard, open_dataset
+from ..tokens import UserError, Tokenizer, get_tokenizer, load_tokenizer
 
 # %% ../../nbs/61_phases.pretrain.ipynb #f3646971
 class Sentence(NamedTuple):
@@ -212,9 +213,9 @@ def _recall_case(r, lang)->dict:
     "A document, and one of its sentences again up to the value."
     d = make_document(r, lang, 2, True)
     f = r.choice([f for f in facts(d) if f.kind == 'value'])
-    text, is_, right = f.sentence.rpartition(' is ' if lang == 'en' else ' ist ')
-    wrong = {w for _ in range(60) if (w := value(r, lang, ATTRIBUTES[lang][f.attribute], True) + '.') != right}
-    return _case(r, d.text + '\n' + text + is_.rstrip(), f' {right}', sorted(f' {w}' for w in wrong), ['recall', lang])
+    text, right = f.sentence[:-len(f.value) - 2], f' {f.value}.'
+    wrong = {w for _ in range(60) if (w := f' {value(r, lang, ATTRIBUTES[lang][f.attribute], True)}.') != right}
+    return _case(r, f'{d.text}\n{text}', right, sorted(wrong), ['recall', lang])
 
 def suites()->dict[str, list[dict]]: # name → cases as in `assets/NAME.jsonl`
     "The skills suite: nothing in it stands in any text of `make_text`."
@@ -226,3 +227,52 @@ def suites()->dict[str, list[dict]]: # name → cases as in `assets/NAME.jsonl`
                 out += [_case(r, s.text, s.end, s.others, [what, lang, kind]) for s in r.sample(fit, min(14, len(fit)))]
         out += [make(r, lang) for make in (_copy_case, _recall_case) for _ in range(40)]
     return dict(skills=[dict(id=f'skills-{i:03d}', **c) for i, c in enumerate(out)])
+
+# %% ../../nbs/61_phases.pretrain.ipynb #e03f73ab
+class TextShards:
+    "Text as tokens: a dataset of text, or a folder of `shard_NNNNN.bin` (uint16) whose documents end with `<|endoftext|>`."
+    def __init__(self, folder:str|Path):
+        folder = Path(folder)
+        if (folder/META).exists():
+            ds = open_dataset(folder)
+            self.tok, self.shards = ds.tok, ds.train.shards
+        else:
+            paths = sorted(p for p in folder.rglob('shard_*.bin') if not p.stem.endswith('_mask'))
+            if not paths: raise UserError(f'{folder}: no text here; give a dataset of mypt prepare --format shards, or a folder of shard_*.bin')
+            self.tok = load_tokenizer(folder) if (folder/'tokenizer_state.json').exists() else get_tokenizer('gpt2')
+            self.shards = [_raw_shard(p, self.tok) for p in paths]
+
+    def text(self, k:int, start:int, length:int)->str:
+        "A piece as text, without the halves of words at its ends; raises `UserError` on data with turns."
+        tokens, last = self.shards[k].tokens, start + length
+        ids = tokens[start:last]
+        if (ids > self.tok.endoftext).any(): raise UserError(f'{self.shards[k].name}: has turns, and replay is raw text; give shards of text')
+        text = b''.join(map(self.tok.token_bytes, ids.tolist())).decode(errors='ignore')
+        cut = start and tokens[start - 1] != self.tok.endoftext and not text[:1].isspace()
+        if cut: text = text.partition(' ')[2]
+        if last < len(tokens) and tokens[last] != self.tok.endoftext: text = text.rpartition(' ')[0] or text
+        return text.strip()
+
+def _raw_shard(path:Path, tok:Tokenizer)->Shard:
+    tokens = np.memmap(path, '<u2', 'r')
+    ends = np.append(np.flatnonzero(tokens == tok.endoftext), len(tokens))
+    starts = np.append(0, ends[:-1] + 1)
+    return Shard(path.name, tokens, None, np.stack([starts, ends - starts], 1)[ends > starts])
+
+def make_replay(n:int,               # Pieces
+                dataset_dir:str,     # Token shards: a dataset of text, or a folder of shard_*.bin
+                max_tokens:int=256,  # Longest piece
+                seed:int=42,
+                language:str='mixed' # `en` or `de` takes only that; `mixed` takes what is there
+               )->Iterator[dict]:
+    "Raw text to keep what pre-training taught: random pieces of the shards, none twice."
+    source, seen = TextShards(dataset_dir), set()
+    pieces = np.stack(cut_chunks(source, max_tokens), 1)
+    for k, start, length in np.random.default_rng(seed).permutation(pieces).tolist():
+        if len(seen) == n: return
+        text = source.text(k, start, length)
+        if len(text) < 2 or text in seen or language != 'mixed' and language_of(text) != language: continue
+        seen.add(text)
+        yield {'_replay': True, 'text': text, 'source': Path(dataset_dir).name}
+    if len(seen) < n: raise UserError(f'{dataset_dir}: {len(seen):,} different pieces of {max_tokens} tokens, not {n:,}; ask for fewer, '
+                                      'or for shorter ones with --max_tokens')

@@ -1,0 +1,64 @@
+"What every generator promises: legal, distinct, repeatable, bilingual, grounded, and never a prompt of any suite."
+import json
+from importlib.resources import files
+import pytest
+from mypt.episodes import check_episode
+from mypt.payloads import first_question
+from mypt.run import KINDS, _known
+from mypt.suite import leaks, load_suite
+from mypt.tokens import UserError
+
+TALKS = [k for k in KINDS if k not in ('replay', 'text', 'qa_text', 'long_text')]
+SUITES = sorted(p.name.removesuffix('.jsonl') for p in (files('mypt')/'assets'/'suites').iterdir())
+dump = lambda eps: [json.dumps(e, ensure_ascii=False, sort_keys=True) for e in eps]
+make = lambda kind, n, **kw: list(_known('kind', kind, KINDS)(n, **kw))
+
+@pytest.fixture(scope='module')
+def made(): return {k: make(k, 1500, seed=42) for k in TALKS}
+
+@pytest.mark.parametrize('kind', TALKS)
+def test_legal_distinct_repeatable(kind, made):
+    eps = made[kind]
+    assert all(check_episode(e) == e for e in eps)
+    assert len(set(dump(eps))) == len(eps)
+    assert dump(make(kind, 200, seed=42)) == dump(eps[:200]) != dump(make(kind, 200, seed=43))
+
+@pytest.mark.parametrize('kind', TALKS)
+def test_languages_are_as_asked(kind, made):
+    german = sum(e['language'] == 'de' for e in made[kind]) / len(made[kind])
+    assert abs(german - .5) < .02
+    for lang in ('en', 'de'): assert {e['language'] for e in make(kind, 50, language=lang, seed=1)} == {lang}
+    with pytest.raises(UserError, match='language'): make(kind, 5, language='fr')
+
+@pytest.mark.parametrize('kind', TALKS)
+def test_no_prompt_of_any_suite(kind, made):
+    assert leaks(made[kind] + make(kind, 800, seed=7), SUITES) == []
+
+def test_the_leak_check_finds_something():
+    for s in SUITES: assert leaks([load_suite(s)[0].episode], [s])
+
+@pytest.mark.parametrize('kind', ['multiturn', 'toolcall', 'agentic'])
+def test_no_two_first_questions(kind, made):
+    assert len({first_question(e) for e in made[kind]}) == len(made[kind])
+
+def test_turns(made):
+    turns = [sum(m['role'] == 'user' for m in e['messages']) for e in made['multiturn']]
+    assert set(turns) == {2, 3, 4} and min(map(turns.count, (2, 3, 4))) > 300
+
+@pytest.mark.parametrize('kind', ['rag_chat', 'multiturn', 'toolcall', 'agentic'])
+def test_a_folder_of_documents(kind, tmp_path):
+    "The same generators on real-looking Markdown: grounded in it, sentence by sentence."
+    for i, subject in enumerate(('Phishing', 'Clickjacking', 'Tokens', 'Backups', 'Sessions', 'Cookies')):
+        (tmp_path/f'{subject.lower()}.md').write_text(f'# {subject}\n\n## Introduction\n\n{subject} is a subject that every team should know about.\n\n'
+            f'## Risks\n\nThe risk of {subject} grows with the number of people who ignore it. More follows.\n\n'
+            + ''.join(f'## Part {j} of {subject}\n\nPart {j} explains how {subject} is handled in case {i}{j}.\n\n' for j in range(12)), encoding='utf-8')
+    eps = make(kind, 40, language='en', docs_dir=str(tmp_path), seed=3)
+    text = ' '.join(f.read_text(encoding='utf-8') for f in tmp_path.iterdir())
+    cited = [m for e in eps for m in e['messages'] if isinstance(m.get('cite'), str)]
+    assert len(cited) > 15
+    assert all((tmp_path/m['cite']).exists() and ' '.join(m['content'].split())[:-1] in ' '.join(text.split()) for m in cited)
+
+def test_documents_in_one_language_only(tmp_path):
+    (tmp_path/'a.md').write_text('# A\n\nA is a letter that begins the alphabet of many languages.\n', encoding='utf-8')
+    with pytest.raises(UserError, match="'de'"): make('rag_chat', 10, language='de', docs_dir=str(tmp_path))
+    with pytest.raises(UserError): make('rag_chat', 10, docs_dir=str(tmp_path/'nowhere'))
