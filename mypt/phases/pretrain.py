@@ -238,7 +238,8 @@ class TextShards:
             self.tok, self.shards = ds.tok, ds.train.shards
         else:
             paths = sorted(p for p in folder.rglob('shard_*.bin') if not p.stem.endswith('_mask'))
-            if not paths: raise UserError(f'{folder}: no text here; give a dataset of mypt prepare --format shards, or a folder of shard_*.bin')
+            if not paths:
+                raise UserError(f'{folder}: no text here; give a dataset of mypt prepare --format shards, or a folder of shard_*.bin')
             self.tok = load_tokenizer(folder) if (folder/'tokenizer_state.json').exists() else get_tokenizer('gpt2')
             self.shards = [_raw_shard(p, self.tok) for p in paths]
 
@@ -246,7 +247,8 @@ class TextShards:
         "A piece as text, without the halves of words at its ends; raises `UserError` on data with turns."
         tokens, last = self.shards[k].tokens, start + length
         ids = tokens[start:last]
-        if (ids > self.tok.endoftext).any(): raise UserError(f'{self.shards[k].name}: has turns, and replay is raw text; give shards of text')
+        if (ids > self.tok.endoftext).any():
+            raise UserError(f'{self.shards[k].name}: has turns, and replay is raw text; give shards of text')
         text = b''.join(map(self.tok.token_bytes, ids.tolist())).decode(errors='ignore')
         cut = start and tokens[start - 1] != self.tok.endoftext and not text[:1].isspace()
         if cut: text = text.partition(' ')[2]
