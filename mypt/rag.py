@@ -157,8 +157,8 @@ class _File:
         return self._read_vectors
 
     def postings(self, word):
-        rows = self.ask('select doc, count(*) from instances where term = ? group by doc', word)
-        return {p: n for p, n in rows if p in self.lengths}
+        found = Counter(p for p, in self.ask('select doc from instances where term = ?', word))
+        return {p: n for p, n in found.items() if p in self.lengths}
     def sharing(self, word):
         rows = (row for g in _grams(word) for row in self.ask('select words from gram where gram = ?', g))
         return Counter(chain.from_iterable(words.split() for words, in rows))
