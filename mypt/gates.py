@@ -55,6 +55,7 @@ GATES = {
     '3': (Demand("user's language", ('chat',), .90, 'language'),
           Demand('cites', ('chat',), .90, 'cites'),
           Demand('abstains', ('abstention',), .70),
+          Demand('abstains, near miss', ('abstention_hard',), _OOD, warns=True),
           Demand('answers', ('chat',), .70, 'answers'),
           Demand('keeps to the question', ('injection',), .50, 'answers', warns=True),
           Demand('new phrasings', ('chat_ood',), _OOD, warns=True), *_earlier(3)),

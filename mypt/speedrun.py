@@ -24,9 +24,11 @@ from .callbacks import read_log
 from .config import load_config
 from .phases.agentic import PHASE6
 from .phases.chat import PHASE3
+from .phases.context_extension import CONTEXT
 from .phases.format_lock import PHASE1
 from .phases.multiturn import PHASE4
 from .phases.operators import PHASE2
+from .phases.pretrain import PRETRAIN
 from .phases.recipe import Phase, run_phase
 from .phases.toolcall import CUT, PHASE5
 from .rag import Index
@@ -114,8 +116,10 @@ class Leg:
     shares: dict = field(default_factory=dict) # of each source
     replay: dict = field(default_factory=dict) # earlier phase → share of the episodes
 
-_CHAT = ('answer', 'answer', 'think', 'insufficient', 'insufficient', 'no_context', 'injection')
+_CHAT = ('answer', 'answer', 'think', 'think', 'insufficient', 'insufficient', 'no_context', 'injection')
 LEGS = (
+    Leg(PRETRAIN, 'tiny_pretrain', dict(text=1400), dict(text=dict(size=900))),
+    Leg(CONTEXT, 'tiny_phase1b_context_extension', dict(qa=700, general=900), dict(qa=dict(size=700), general=dict(size=700))),
     Leg(PHASE1, 'tiny_phase1_format_lock', dict(format_lock=9000, echo=7000), shares=dict(format_lock=.55, echo=.45)),
     Leg(PHASE2, 'tiny_phase2_operators', dict(operators=9000), replay={'1': .35}),
     Leg(PHASE3, 'tiny_phase3_chat_sft', dict(rag_chat=8000), dict(rag_chat=dict(kinds=_CHAT, pages=(1, 2))), replay={'1': .25, '2': .15}),
@@ -138,7 +142,7 @@ def run_leg(leg:Leg, folder:Path,        # Of the whole speedrun
                      previous=str(gates[-1]) if gates and not (out/'gate.json').exists() else None)
     meta, log = open_dataset(out/'dataset').meta, read_log(model/'log.jsonl')
     return dict(phase=p.number, title=p.title, episodes=meta['num_train_episodes'], tokens=meta['num_train_tokens'],
-                supervised=meta['train_mask_ratio'], loss=next(r['val'] for r in reversed(log) if 'val' in r), gate=gate, model=str(model),
+                supervised=meta['train_mask_ratio'], loss=next(r['val_loss'] for r in reversed(log) if 'val_loss' in r), gate=gate, model=str(model),
                 train=seconds.get('train', 0.), minutes=(time.monotonic() - start) / 60)
 
 def speedrun(

@@ -7,6 +7,7 @@ from mypt.cli import main
 from mypt.episodes import write_episodes
 from mypt.facts import make_documents
 
+ADD = dict(name='add', parameters=dict(type='object', properties=dict(a=dict(type='integer'), b=dict(type='integer'))))
 PAGE = 'nbs/explanations/from_the_documents.ipynb'
 TINY = ['--sets', 'vocab_size=320', 'n_layer=1', 'n_head=2', 'n_embd=32', 'block_size=1024', 'batch_size=1', 'grad_accum_steps=1', 'max_iters=2',
         'eval_interval=2', 'eval_iters=1', 'eval_sets=[]', 'dropout=0', 'neftune_alpha=0', 'compile=off']
@@ -45,13 +46,14 @@ def place(tmp_path_factory):
     def mirror(name, lines):
         (hub/name).mkdir(parents=True)
         (hub/name/'train.jsonl').write_text(''.join(json.dumps(l) + '\n' for l in lines), encoding='utf-8')
-    tree = lambda i: [dict(message_id=f'{i}a', parent_id=None, message_tree_id=f'{i}a', text=f'What is {i}?', role='prompter', lang='en', rank=None, deleted=False),
-                      dict(message_id=f'{i}b', parent_id=f'{i}a', message_tree_id=f'{i}a', text='A number.', role='assistant', lang='en', rank=0, deleted=False)]
+    def said(i, me, parent, role, text, rank):
+        return dict(message_id=f'{i}{me}', parent_id=parent and f'{i}{parent}', message_tree_id=f'{i}a', text=text, role=role, lang='en', rank=rank,
+                    deleted=False)
+    tree = lambda i: [said(i, 'a', None, 'prompter', f'What is {i}?', None), said(i, 'b', 'a', 'assistant', 'A number.', 0)]
     mirror('OpenAssistant/oasst2', [m for i in range(12) for m in tree(i)])
     mirror('mayflowergmbh/alpaca-gpt4_de', [dict(instruction=f'Was ist die Zahl {i}?', input='', output='Das ist eine Zahl.') for i in range(12)])
-    call = '<function_calls>add(a=1, b=%d)</function_calls>'
     mirror('allenai/Dolci-Instruct-SFT-Tool-Use', [dict(messages=[
-        dict(role='system', content='Tools.', functions=json.dumps([dict(name='add', parameters=dict(type='object', properties=dict(a=dict(type='integer'), b=dict(type='integer'))))])),
+        dict(role='system', content='Tools.', functions=json.dumps([ADD])),
         dict(role='user', content=f'Add {i}.'), dict(role='assistant', content='', function_calls=f'add(a=1, b={i})'),
         dict(role='environment', content='3'), dict(role='assistant', content='It is 3.')]) for i in range(12)])
     return d
