@@ -118,13 +118,13 @@ def invented_question(r:random.Random, lang:str, size:int, unanswerable:float=.1
 def make_qa_text(n:int,                  # Texts
                  language:str='mixed',   # `en`, `de`, or half and half
                  seed:int=42,
-                 size:int=8000,          # Characters of a text, about
+                 size:int=8000,          # Characters of a text, a fourth of that to all of it
                  unanswerable:float=.15  # Share of questions that no passage answers
                 )->Iterator[dict]:
     "Questions about invented documents with all their passages, as plain text without tags."
     turn = dict(en=count(), de=count())
     def draw(r, lang):
-        slot, q = next(turn[lang]) % 4, invented_question(r, lang, size, unanswerable)
+        slot, q = next(turn[lang]) % 4, invented_question(r, lang, r.randint(size // 4, size), unanswerable)
         where = f'{slot + 1} of 4' if q.answers else 'none'
         return {'_replay': True, 'text': qa_text(q, slot), '_meta': {'category': 'qa', 'gold': where}}
     return distinct(draw, n, language, seed, key=lambda ep: ep['text'])
@@ -173,10 +173,10 @@ def blend(qa:Iterator[dict], general:Iterator[dict],
         yield ep | {'mix_source': name}
 
 def _trim(ep:dict, tok:Tokenizer, cap:int)->dict:
-    "A text without its last paragraphs, until it fits."
+    "A text without the last paragraphs, so that it fits."
     parts = ep['text'].split('\n\n')
-    while len(parts) > 1 and len(tok.encode('\n\n'.join(parts))) > cap: parts = parts[:len(parts) * 7 // 8]
-    return ep | {'text': '\n\n'.join(parts)}
+    fits = np.cumsum([len(tok.encode(p)) + 2 for p in parts]) <= cap
+    return ep | {'text': '\n\n'.join(parts[:max(1, int(fits.sum()))])}
 
 def context_extension(
     output_dir:str,                         # Dataset folder to make; its text is kept beside it as OUTPUT_DIR.jsonl
@@ -208,8 +208,8 @@ def context_extension(
 
 def _made(make, tok, cap, languages, seed):
     "Invented text of about the right length, cut where it is too long."
-    chars = cap if tok.kind == 'byte' else 2 * cap
-    eps = make(10**9, languages[0] if len(languages) == 1 else 'mixed', seed, size=chars * 9 // 10)
+    chars = cap if tok.kind == 'byte' else 2 * cap if make is make_qa_text else 4 * cap
+    eps = make(10**9, languages[0] if len(languages) == 1 else 'mixed', seed, size=chars if make is make_long_text else chars * 9 // 10)
     return (e if '_meta' in e else _trim(e, tok, cap) for e in eps)   # a question stands at the end and must not be cut off
 
 def _qa(datasets, tok, cap, languages, mirror, max_examples, seed):

@@ -249,7 +249,7 @@ class TextShards:
         ids = tokens[start:last]
         if (ids > self.tok.endoftext).any():
             raise UserError(f'{self.shards[k].name}: has turns, and replay is raw text; give shards of text')
-        text = b''.join(map(self.tok.token_bytes, ids.tolist())).decode(errors='ignore')
+        text = b''.join(map(self.tok.token_bytes, ids[ids < self.tok.endoftext].tolist())).decode(errors='ignore')
         cut = start and tokens[start - 1] != self.tok.endoftext and not text[:1].isspace()
         if cut: text = text.partition(' ')[2]
         if last < len(tokens) and tokens[last] != self.tok.endoftext: text = text.rpartition(' ')[0] or text
