@@ -105,13 +105,15 @@ def squad(i): return dict(id=str(i), title=f'T{i}', context=f'Place {i} is {i*7}
 def test_sets_are_read_in_turn_and_unanswerable_questions_stay(tmp_path):
     for name in 'ab': (tmp_path/f'{name}.jsonl').write_text(''.join(json.dumps(squad(i)) + '\n' for i in range(12)))
     said = []
-    eps = list(qa_from_sets([str(tmp_path/'a.jsonl'), str(tmp_path/'b.jsonl')], get_tokenizer('gpt2'), 200, max_examples=9, say=said.append))
+    both = [str(tmp_path/'a.jsonl'), str(tmp_path/'b.jsonl')]
+    eps = list(qa_from_sets(both, get_tokenizer('gpt2'), 200, max_examples=9, say=said.append))
     assert len(eps) == 18 and len(said) == 2 and [Path(e['source']).stem for e in eps[:4]] == ['a', 'b', 'a', 'b']
     assert sum('does not say' in e['text'] for e in eps) == 6
 
 def test_shares_hold_at_every_point():
     have = Counter()
-    eps = list(blend(({'text': 'q' * 30} for _ in count()), ({'text': 'g' * 70} for _ in count()), .4, 7000, lambda e: len(e['text']), have))
+    qa, general = ({'text': 'q' * 30} for _ in count()), ({'text': 'g' * 70} for _ in count())
+    eps = list(blend(qa, general, .4, 7000, lambda e: len(e['text']), have))
     for n in range(40, len(eps)):
         q = sum(len(e['text']) for e in eps[:n] if e['mix_source'] == 'qa')
         assert abs(q / sum(len(e['text']) for e in eps[:n]) - .4) < .06

@@ -32,29 +32,37 @@ class Sentence(NamedTuple):
     def whole(self)->str: return self.text + self.end
 
 FACTS = dict(
-    en=dict(capitals=('The capital of {x} is {a}.', '{a} is the capital of {x}.', 'The capital city of {x} is {a}.',
-                      'In {x}, the capital is {a}.', 'Capital of {x}: {a}.', 'The government of {x} sits in {a}.',
-                      'Whoever visits the capital of {x} goes to {a}.', '{a} is the capital city of {x}.'),
-            opposites=('The opposite of {x} is {a}.', 'The opposite of {a} is {x}.', '{a} is the opposite of {x}.', 'Not {x} but {a}.',
-                       'If it is not {x}, it is {a}.', 'First {x}, then {a}.', '{x} and {a} are opposites.', 'Opposite of {x}: {a}.'),
-            colours=('{x} is {a}.', 'The colour of {x} is {a}.', 'Everyone knows that {x} is {a}.', 'They say that {x} is {a}.',
-                     'Colour of {x}: {a}.', 'Look, {x} is {a}!', 'The usual colour of {x} is {a}.', 'As a rule, {x} is {a}.'),
-            calendar=('After {x} comes {a}.', '{a} comes after {x}.', '{x} comes before {a}.', 'Before {a} comes {x}.',
-                      'First {x}, then {a}.', '{x} is followed by {a}.', '{a} follows {x}.', 'The next after {x} is {a}.'),
-            maths=('{x} = {a}.', '{x} is {a}.', '{x} makes {a}.', 'It is true that {x} is {a}.'),
-            letters=('The word {x} begins with {a}.', 'The first letter of {x} is {a}.', 'First letter of {x}: {a}.')),
-    de=dict(capitals=('Die Hauptstadt von {x} ist {a}.', '{a} ist die Hauptstadt von {x}.', 'Hauptstadt von {x}: {a}.',
-                      'In {x} heißt die Hauptstadt {a}.', 'Die Regierung von {x} sitzt in {a}.', 'Von {x} ist {a} die Hauptstadt.',
-                      'Wer die Hauptstadt von {x} besucht, fährt nach {a}.', '{a} heißt die Hauptstadt von {x}.'),
-            opposites=('Das Gegenteil von {x} ist {a}.', 'Das Gegenteil von {a} ist {x}.', '{a} ist das Gegenteil von {x}.',
-                       'Nicht {x}, sondern {a}.', 'Was nicht {x} ist, ist {a}.', 'Erst {x}, dann {a}.', '{x} und {a} sind Gegenteile.',
-                       'Gegenteil von {x}: {a}.'),
-            colours=('{x} ist {a}.', 'Jeder weiß: {x} ist {a}.', 'Man sagt, {x} ist {a}.', 'Wie man sieht, ist {x} {a}.',
-                     'Meistens ist {x} {a}.', 'Schau, {x} ist {a}!', 'Natürlich ist {x} {a}.', 'Von Farbe ist {x} {a}.'),
-            calendar=('Nach {x} kommt {a}.', '{a} kommt nach {x}.', '{x} kommt vor {a}.', 'Vor {a} kommt {x}.', 'Erst {x}, dann {a}.',
-                      'Auf {x} folgt {a}.', '{a} folgt auf {x}.', 'Als Nächstes nach {x} kommt {a}.'),
-            maths=('{x} = {a}.', '{x} ist {a}.', '{x} ergibt {a}.', 'Es stimmt, dass {x} gleich {a} ist.'),
-            letters=('Das Wort {x} beginnt mit {a}.', 'Der erste Buchstabe von {x} ist {a}.', 'Erster Buchstabe von {x}: {a}.')))
+    en=dict(
+        capitals=('The capital of {x} is {a}.', '{a} is the capital of {x}.', 'The capital city of {x} is {a}.',
+            'In {x}, the capital is {a}.', 'Capital of {x}: {a}.', 'The government of {x} sits in {a}.',
+            'Whoever visits the capital of {x} goes to {a}.', '{a} is the capital city of {x}.'),
+        opposites=('The opposite of {x} is {a}.', 'The opposite of {a} is {x}.', '{a} is the opposite of {x}.',
+            'Not {x} but {a}.', 'If it is not {x}, it is {a}.', 'First {x}, then {a}.',
+            '{x} and {a} are opposites.', 'Opposite of {x}: {a}.'),
+        colours=('{x} is {a}.', 'The colour of {x} is {a}.', 'Everyone knows that {x} is {a}.',
+            'They say that {x} is {a}.', 'Colour of {x}: {a}.', 'Look, {x} is {a}!',
+            'The usual colour of {x} is {a}.', 'As a rule, {x} is {a}.'),
+        calendar=('After {x} comes {a}.', '{a} comes after {x}.', '{x} comes before {a}.',
+            'Before {a} comes {x}.', 'First {x}, then {a}.', '{x} is followed by {a}.', '{a} follows {x}.',
+            'The next after {x} is {a}.'),
+        maths=('{x} = {a}.', '{x} is {a}.', '{x} makes {a}.', 'It is true that {x} is {a}.'),
+        letters=('The word {x} begins with {a}.', 'The first letter of {x} is {a}.', 'First letter of {x}: {a}.')),
+    de=dict(
+        capitals=('Die Hauptstadt von {x} ist {a}.', '{a} ist die Hauptstadt von {x}.',
+            'Hauptstadt von {x}: {a}.', 'In {x} heißt die Hauptstadt {a}.',
+            'Die Regierung von {x} sitzt in {a}.', 'Von {x} ist {a} die Hauptstadt.',
+            'Wer die Hauptstadt von {x} besucht, fährt nach {a}.', '{a} heißt die Hauptstadt von {x}.'),
+        opposites=('Das Gegenteil von {x} ist {a}.', 'Das Gegenteil von {a} ist {x}.',
+            '{a} ist das Gegenteil von {x}.', 'Nicht {x}, sondern {a}.', 'Was nicht {x} ist, ist {a}.',
+            'Erst {x}, dann {a}.', '{x} und {a} sind Gegenteile.', 'Gegenteil von {x}: {a}.'),
+        colours=('{x} ist {a}.', 'Jeder weiß: {x} ist {a}.', 'Man sagt, {x} ist {a}.',
+            'Wie man sieht, ist {x} {a}.', 'Meistens ist {x} {a}.', 'Schau, {x} ist {a}!',
+            'Natürlich ist {x} {a}.', 'Von Farbe ist {x} {a}.'),
+        calendar=('Nach {x} kommt {a}.', '{a} kommt nach {x}.', '{x} kommt vor {a}.', 'Vor {a} kommt {x}.',
+            'Erst {x}, dann {a}.', 'Auf {x} folgt {a}.', '{a} folgt auf {x}.', 'Als Nächstes nach {x} kommt {a}.'),
+        maths=('{x} = {a}.', '{x} ist {a}.', '{x} ergibt {a}.', 'Es stimmt, dass {x} gleich {a} ist.'),
+        letters=('Das Wort {x} beginnt mit {a}.', 'Der erste Buchstabe von {x} ist {a}.',
+            'Erster Buchstabe von {x}: {a}.')))
 
 def _pairs(lang:str)->dict[str, list[tuple[str,str]]]: # kind → (x, a)
     "What is known, from the facts that phase 1 asks for."
@@ -107,22 +115,24 @@ _SHOW = dict(en=('This is', 'Here is', 'I see', 'There was'), de=('Das ist', 'Hi
 @lru_cache(None)
 def grammar_sentences(lang:str)->tuple[Sentence,...]:
     "Verbs that follow their subject, articles that follow their noun."
-    one = lambda kind, text, right, forms: Sentence(kind, text, ' ' + right, tuple(' ' + f for f in forms if f != right))
+    def one(kind, text, right, forms): return Sentence(kind, text, ' ' + right, tuple(' ' + f for f in forms if f != right))
     who, forms, how = _BE[lang]
     out = [one('be', s, f'{v} {a}.', [f'{f} {a}.' for f in forms]) for s, v in who.items() for a in how]
     who, ends, verbs, when = _DO[lang]
-    out += [one('verb', s, f'{v}{e} {w}.', [f'{v}{x} {w}.' for x in ends]) for s, e in who.items() for v in verbs for w in when]
+    out += [one('verb', s, f'{v}{e} {w}.', [f'{v}{x} {w}.' for x in ends])
+            for s, e in who.items() for v in verbs for w in when]
     if lang == 'de': named = [(art, n) for art, nouns in _NOUNS['de'].items() for n in nouns]
     else: named = [('an' if n[0] in 'aeiou' or n == 'hour' else 'a', n) for n in _NOUNS['en']]
     articles = _NOUNS['de'] if lang == 'de' else ('a', 'an', 'some', 'many')
-    return _mend(out + [one('article', s, f'{a} {n}.', [f'{x} {n}.' for x in articles]) for s in _SHOW[lang] for a, n in named])
+    return _mend(out + [one('article', s, f'{a} {n}.', [f'{x} {n}.' for x in articles])
+                        for s in _SHOW[lang] for a, n in named])
 
 # %% ../../nbs/61_phases.pretrain.ipynb #0b4048d9
 SENTENCES = dict(facts=fact_sentences, grammar=grammar_sentences)
 
 @lru_cache(None)
 def side(what:str, lang:str, held:bool)->dict[str, list[Sentence]]: # kind → sentences
-    "The sentences of `facts` or `grammar` that are held out; or the others, as far as none that is held out stands within them."
+    "The held-out sentences of `facts` or `grammar`; or the others, as far as no held-out one stands within them."
     kept = [s.whole.lower() for make in SENTENCES.values() for s in make(lang) if held_out(s.whole)]
     out = {}
     for s in SENTENCES[what](lang):
@@ -146,7 +156,8 @@ def _documents(r, lang, held):
     "Documents, then some of their sentences again."
     docs = [make_document(r, lang, r.randint(2, 5), held) for _ in range(r.randint(1, 3))]
     said = [s for d in docs for s in d.text.split('\n\n')[1].rstrip('.\n').split('. ')[1:]]
-    return ''.join(d.text + '\n' for d in docs) + ' '.join(f'{s}.' for s in r.sample(said, min(len(said), r.randint(1, 4))))
+    again = r.sample(said, min(len(said), r.randint(1, 4)))
+    return ''.join(d.text + '\n' for d in docs) + ' '.join(f'{s}.' for s in again)
 
 def _counting(r, lang, held):
     "Days, months or numbers in their order."
@@ -181,7 +192,8 @@ def make_text(n:int,                  # Texts
              )->Iterator[dict]:
     "Texts for pre-training, all different: facts, grammar, copies, invented documents, a folder's passages."
     if docs_dir is None and 'folder' in kinds: raise UserError("kinds 'folder' needs --docs_dir")
-    if bad := set(kinds) - {*PIECES, 'folder'}: raise UserError(f"kinds {sorted(bad)}: use {', '.join(PIECES)} or folder")
+    if bad := set(kinds) - {*PIECES, 'folder'}:
+        raise UserError(f"kinds {sorted(bad)}: use {', '.join(PIECES)} or folder")
     folder = Folder(docs_dir, size) if docs_dir else None
     def draw(r, lang):
         mine, pieces = kinds or (*PIECES, *['folder'] * (3 if folder and folder.parts[lang] else 0)), []
@@ -207,7 +219,8 @@ def _copy_case(r, lang)->dict:
     ws = r.sample(words(lang, True), 6)
     here, at = ws[:5], r.randrange(1, 4)
     text = ', '.join(here) + '\n' + ', '.join(here[:at]) + ','
-    return _case(r, text, f' {here[at]},', [f' {w},' for w in (ws[5], *r.sample([w for w in here if w != here[at]], 2))], ['copy', lang])
+    wrong = ws[5], *r.sample([w for w in here if w != here[at]], 2)
+    return _case(r, text, f' {here[at]},', [f' {w},' for w in wrong], ['copy', lang])
 
 def _recall_case(r, lang)->dict:
     "A document, and one of its sentences again up to the value."
@@ -230,7 +243,7 @@ def suites()->dict[str, list[dict]]: # name → cases as in `assets/NAME.jsonl`
 
 # %% ../../nbs/61_phases.pretrain.ipynb #e03f73ab
 class TextShards:
-    "Text as tokens: a dataset of text, or a folder of `shard_NNNNN.bin` (uint16) whose documents end with `<|endoftext|>`."
+    "Text as tokens: a dataset, or a folder of `shard_NNNNN.bin` (uint16) whose documents end with `<|endoftext|>`."
     def __init__(self, folder:str|Path):
         folder = Path(folder)
         if (folder/META).exists():
@@ -239,7 +252,8 @@ class TextShards:
         else:
             paths = sorted(p for p in folder.rglob('shard_*.bin') if not p.stem.endswith('_mask'))
             if not paths:
-                raise UserError(f'{folder}: no text here; give a dataset of mypt prepare --format shards, or a folder of shard_*.bin')
+                raise UserError(f'{folder}: no text here; give a dataset of mypt prepare --format shards, '
+                                'or a folder of shard_*.bin')
             self.tok = load_tokenizer(folder) if (folder/'tokenizer_state.json').exists() else get_tokenizer('gpt2')
             self.shards = [_raw_shard(p, self.tok) for p in paths]
 
@@ -276,5 +290,6 @@ def make_replay(n:int,               # Pieces
         if len(text) < 2 or text in seen or language != 'mixed' and language_of(text) != language: continue
         seen.add(text)
         yield {'_replay': True, 'text': text, 'source': Path(dataset_dir).name}
-    if len(seen) < n: raise UserError(f'{dataset_dir}: {len(seen):,} different pieces of {max_tokens} tokens, not {n:,}; ask for fewer, '
-                                      'or for shorter ones with --max_tokens')
+    if len(seen) < n:
+        raise UserError(f'{dataset_dir}: {len(seen):,} different pieces of {max_tokens} tokens, not {n:,}; '
+                        'ask for fewer, or for shorter ones with --max_tokens')
