@@ -10,10 +10,10 @@ SOURCES := settings.ini setup.py pyproject.toml constraints.txt
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench docs lab export clean
+.PHONY: help setup demo speedrun test bench docs lab export clean
 
 help:  ## this list
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.dev.stamp  ## everything for work on mypt, in .venv
 	@echo "setup: ready; 'source $(VENV)/bin/activate' puts mypt, nbdev and pytest on your path"
@@ -21,6 +21,10 @@ setup: $(VENV)/.dev.stamp  ## everything for work on mypt, in .venv
 demo: $(VENV)/.core.stamp  ## the whole way on this machine: data, training, gate, a chat, a report
 	@echo "demo: one small model's schooling, from random weights to its gate"
 	@$(VENV)/bin/mypt demo
+
+speedrun: $(VENV)/.core.stamp  ## the whole curriculum on this machine: six phases, six gates, an agent, a report
+	@echo "speedrun: from random weights to an agent, gate by gate"
+	@$(VENV)/bin/mypt speedrun
 
 test: $(VENV)/.dev.stamp  ## every check; ends on 'N passed, M failed' (ONLY=words runs those whose name has them)
 	@echo "test: notebooks, pytest, and the checks in tools/"
@@ -44,8 +48,8 @@ export: $(VENV)/.dev.stamp  ## after changing a notebook: mypt/, README.md and t
 	@$(VENV)/bin/python -m tools.sidebar --write && $(VENV)/bin/python -m tools.readme --write
 
 clean:  ## what building and running left behind; environments and checkpoints stay
-	@echo "clean: _docs, _proc, demo, build and test leftovers (rm -r $(VENV) $(BENCH) would remove the environments)"
-	@rm -rf _docs _proc demo build dist .pytest_cache .hypothesis nbs/nbdev.yml nbs/.last_checked
+	@echo "clean: _docs, _proc, demo, speedrun, build and test leftovers (rm -r $(VENV) $(BENCH) would remove the environments)"
+	@rm -rf _docs _proc demo speedrun build dist .pytest_cache .hypothesis nbs/nbdev.yml nbs/.last_checked
 	@find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 # An environment: python's own venv, with a clear word where a system leaves parts of it out.

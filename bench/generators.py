@@ -18,7 +18,9 @@ if __name__ == '__main__':
         t = perf_counter()
         n = sum(1 for _ in _known('kind', kind, KINDS)(N, seed=42))
         rows[kind] = dict(episodes=n, seconds=round(perf_counter() - t, 2))
-        print(f"{kind:<12} {n:>7,} episodes {rows[kind]['seconds']:>7.2f} s   {rows[kind]['seconds'] / LIMIT:.0%} of the limit", flush=True)
+        print(f"{kind:<12} {n:>7,} episodes {rows[kind]['seconds']:>7.2f} s   {rows[kind]['seconds'] / LIMIT:.0%} of the limit",
+              flush=True)
     out = Path(__file__).parent/'results'/'generators.json'
-    out.write_text(json.dumps(dict(date=str(date.today()), machine=platform.processor() or platform.machine(), cores=1, python=platform.python_version(),
+    out.write_text(json.dumps(dict(date=str(date.today()), machine=platform.processor() or platform.machine(), cores=1,
+                                   python=platform.python_version(),
                                    results=rows), indent=1) + '\n')

@@ -205,7 +205,8 @@ def gate_board(reports # Gate reports (dicts, or objects with `to_json`), or one
     reports = [r if isinstance(r, dict) else r.to_json() for r in reports]
     names = list(dict.fromkeys(s['name'] for r in reports for s in r['suites']))
     who = [f'{html.escape(str(r["phase"]))}<small>{html.escape(str(r.get("model", "")))}</small>' for r in reports]
-    said = [('<td><span class="verdict {}">{}</span></td>').format(*(('pass', '✓ passed') if r['passed'] else ('fail', '✗ failed'))) for r in reports]
+    said = [('<td><span class="verdict {}">{}</span></td>').format(*(('pass', '✓ passed') if r['passed']
+                                                                     else ('fail', '✗ failed'))) for r in reports]
     cells = [{s['name']: _gate_cell(s) for s in r['suites']} for r in reports]
     if len(reports) == 1: # one phase is a row; several stand side by side, with what they were asked going down
         head = ['Phase', 'Gate', *map(html.escape, names)]

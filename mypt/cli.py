@@ -31,15 +31,18 @@ VERBS = {
     'prepare':  Verb('data', 'mypt.prepare:prepare', 'episodes to a dataset: mask, pack, store',
                      aliases=dict(output='output_dir')),
     'mix-general': Verb('data', 'mypt.mix_general:mix_general', 'general text into a tokenized dataset'),
-    'context-extension': Verb('data', 'mypt.phases.context_extension:context_extension', 'long text and questions for phase 1b'),
+    'context-extension': Verb('data', 'mypt.phases.context_extension:context_extension',
+                              'long text and questions for phase 1b'),
     'dedup':    Verb('quality', 'mypt.dedup:dedup', 'remove exact and near duplicates'),
     'diversity': Verb('quality', 'mypt.quality:diversity', 'how varied the questions are, 0 to 100', ('input',)),
     'quality':  Verb('quality', 'mypt.quality:quality', 'diversity, balance, token budget, placeholders', ('input',)),
     'augment':  Verb('quality', 'mypt.augment:augment', 'more episodes: the same questions in other words'),
     'diversify': Verb('quality', 'mypt.augment:diversify', 'vary how questions begin'),
     'inspect':  Verb('quality', 'mypt.inspect:inspect', 'look at the tokens of a dataset', aliases=dict(dataset='dataset_dir')),
-    'validate': Verb('quality', 'mypt.validate:validate', 'check a dataset: checksums, masks, packing', ('dataset',), failed=bool),
-    'check-masks': Verb('quality', 'mypt.mask_checks:check_masks', 'is the right side of the conversation trained?', ('dataset_dir',),
+    'validate': Verb('quality', 'mypt.validate:validate', 'check a dataset: checksums, masks, packing', ('dataset',),
+                     failed=bool),
+    'check-masks': Verb('quality', 'mypt.mask_checks:check_masks', 'is the right side of the conversation trained?',
+                        ('dataset_dir',),
                         aliases=dict(dataset='dataset_dir'), failed=lambda r: not r.data['ok']),
     'translate extract': Verb('translate', 'mypt.translate:extract', 'messages into plain text files'),
     'translate run': Verb('translate', 'mypt.translate:run', 'translate them with DeepL, resumable'),
@@ -51,16 +54,19 @@ VERBS = {
                      failed=lambda r: r is not None and not r.passed),
     'generate': Verb('use', 'mypt.generate:generate_text', 'let a model go on from a prompt', aliases=dict(model='model_name')),
     'rag-index': Verb('use', 'mypt.rag:rag_index', 'index a folder of documents'),
-    'rag-chat': Verb('use', 'mypt.agent:rag_chat', 'answer questions from retrieved passages', aliases=dict(model='model_name')),
-    'agent':    Verb('use', 'mypt.agent:agent', 'answer questions about documents with tools', aliases=dict(model='model_name')),
+    'rag-chat': Verb('use', 'mypt.agent:rag_chat', 'answer questions from retrieved passages',
+                     aliases=dict(model='model_name')),
+    'agent':    Verb('use', 'mypt.agent:agent', 'answer questions about documents with tools',
+                     aliases=dict(model='model_name')),
     'eval':     Verb('judge', 'mypt.gates:eval_model', 'run suites on a model', aliases=dict(model_name='model')),
     'gate':     Verb('judge', 'mypt.gates:gate_model', "judge a model at a phase's gate", aliases=dict(model_name='model'),
                      failed=lambda r: not r.passed),
     'demo':     Verb('whole', 'mypt.speedrun:demo', 'phase 1 on this machine, with a report', failed=lambda r: not r.passed),
     'speedrun': Verb('whole', 'mypt.speedrun:speedrun', 'the whole curriculum on this machine, gate by gate',
-                     failed=lambda rows: any(r['gate'] is not None and not r['gate'].passed for r in rows)),
+                     failed=lambda rows: any(r['needed'] and not r['gate'].passed for r in rows)),
 }
-STAGES = dict(data='Make data', quality='Look at data', translate='Translate data', train='Train', use='Use a model', judge='Judge a model', whole='Everything at once')
+STAGES = dict(data='Make data', quality='Look at data', translate='Translate data', train='Train', use='Use a model',
+              judge='Judge a model', whole='Everything at once')
 
 # %% ../nbs/80_cli.ipynb #6ff06c34
 class _Parser(argparse.ArgumentParser):
@@ -117,7 +123,8 @@ def call(argv:list[str])->int: # Exit code
     if ' '.join(argv[:2]) in VERBS: argv = [' '.join(argv[:2]), *argv[2:]]      # verbs of two words
     name, verb = argv[0], VERBS.get(argv[0])
     if verb is None:
-        if some := [v for v in VERBS if v.startswith(f'{name} ')]: raise UserError(f"mypt {name} is followed by {', '.join(v.split()[1] for v in some)}")
+        if some := [v for v in VERBS if v.startswith(f'{name} ')]:
+            raise UserError(f"mypt {name} is followed by {', '.join(v.split()[1] for v in some)}")
         near = get_close_matches(name, VERBS, 1, .5)
         raise UserError(f'unknown command {name!r}' + (f'; did you mean {near[0]!r}?' if near else "; 'mypt --help' lists all"))
     module, attr = verb.target.split(':')

@@ -33,7 +33,8 @@ _OOD = .40
 
 def _earlier(phase:int)->tuple[Demand, ...]:
     "What earlier phases taught must keep its floor; a phase's own demands may ask for more."
-    suites = dict(format=(_FORMAT, 'well_formed'), echo=(('echo',), None), operators=(('operators',), None), regression=(('regression_basics',), None))
+    suites = dict(format=(_FORMAT, 'well_formed'), echo=(('echo',), None), operators=(('operators',), None),
+                  regression=(('regression_basics',), None))
     floors = {k: REGRESSION_FLOORS[k][phase - 1] for k in suites}
     return tuple(Demand(f'keeps {k}', suites[k][0], f, suites[k][1]) for k, f in floors.items() if f is not None)
 
@@ -129,7 +130,8 @@ class GateReport:
         for r in self.rows:
             low, high = r.interval
             before = f'(was {r.before:.1%})' if r.before is not None else ''
-            out.append(line('✓' if r.passed else '!' if r.warns else '✗', r.name, f'{r.k}/{r.n}', f'{r.rate:.1%}', f'{low:.1%} – {high:.1%}',
+            out.append(line('✓' if r.passed else '!' if r.warns else '✗', r.name, f'{r.k}/{r.n}', f'{r.rate:.1%}',
+                            f'{low:.1%} – {high:.1%}',
                             f'{r.floor:.0%}', before))
         return '\n'.join(s.rstrip() for s in [*out, f"gate of phase {self.phase}: {'passed' if self.passed else 'NOT passed'}"])
 
@@ -143,7 +145,8 @@ def judge(say, phase:str,           # A speaker; the phase
           previous:dict|None=None,  # An earlier report as JSON, to compare with
          )->GateReport:
     "Run the suites of a phase's gate and judge every demand; raises `UserError` for a phase without a gate."
-    if (demands := gate_of(phase)) is None: raise UserError(f"phase {phase!r} has no gate; there is {', '.join([*GATES, *_HOMES])}")
+    if (demands := gate_of(phase)) is None:
+        raise UserError(f"phase {phase!r} has no gate; there is {', '.join([*GATES, *_HOMES])}")
     results = {s: run_suite(say, s, max_new_tokens) for s in dict.fromkeys(s for d in demands for s in d.suites)}
     before, rows = {r['name']: r['rate'] for r in (previous or {}).get('suites', ())}, []
     for d in demands:

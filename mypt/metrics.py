@@ -76,12 +76,14 @@ CHECKS = dict( # name → (reply, expected) → bool
     contains=lambda r, want: r.closed and squash(want) in squash(r.text))
 
 # %% ../nbs/50_metrics.ipynb #797a4620
-_ABSTAINS = ('does not say', 'do not know', 'don t know', 'steht nicht im', 'weiß ich nicht', 'nothing found', 'nichts gefunden')
+_ABSTAINS = ('does not say', 'not in the context', 'nicht im kontext', 'do not know', 'don t know', 'steht nicht im', 'weiß ich nicht', 'nothing found',
+             'nichts gefunden')
 
 def _calls(r:Reply, want:dict)->bool:
     "The right tool with valid arguments that hold what was asked for."
     m = r.message
-    return (m.get('role') == 'assistant_toolcall' and m['name'] == want['call'] and check_call(m['name'], m['arguments']) is None
+    return (m.get('role') == 'assistant_toolcall' and m['name'] == want['call']
+            and check_call(m['name'], m['arguments']) is None
             and all(squash(str(v)) in squash(str(m['arguments'].get(k, ''))) for k, v in want.get('arguments', {}).items()))
 
 def _results(r:Reply)->str:
@@ -97,6 +99,8 @@ CHECKS |= GOLD_CHECKS | dict(   # and those that count words, sentences and JSON
     calls=_calls,
     no_call=lambda r, want: r.closed and r.message.get('role') == 'assistant',
     # … of a run with tools
-    completes=lambda r, want: bool(r.answer) and squash(want['answer']) in squash(r.answer) and want['cite'] in r.cites and len(r.run.calls) >= want['steps'],
+    completes=lambda r,
+    want: bool(r.answer) and squash(want['answer']) in squash(r.answer) and want['cite'] in r.cites
+    and len(r.run.calls) >= want['steps'],
     no_loop=lambda r, want: r.run.stopped not in ('repeat', 'calls'),
     grounded=lambda r, want: bool(r.answer) and squash(r.answer) in _results(r))

@@ -18,12 +18,16 @@ from .phases.recipe import Phase, run_phase
 
 # %% ../nbs/78_run.ipynb #d3ee118f
 KINDS = dict(
-    format_lock='format_lock:make_format_lock', echo='format_lock:make_echo', operators='operators:make_operators', rag_chat='chat:make_rag_chat',
-    multiturn='multiturn:make_multiturn', toolcall='toolcall:make_toolcall', agentic='agentic:make_agentic', replay='pretrain:make_replay',
+    format_lock='format_lock:make_format_lock', echo='format_lock:make_echo', operators='operators:make_operators',
+    rag_chat='chat:make_rag_chat',
+    multiturn='multiturn:make_multiturn', toolcall='toolcall:make_toolcall', agentic='agentic:make_agentic',
+    replay='pretrain:make_replay',
     text='pretrain:make_text', qa_text='context_extension:make_qa_text', long_text='context_extension:make_long_text',
     minimal_qa='gold:make_minimal_qa', tasks='gold:make_tasks', structured='gold:make_structured', gold='gold:make_gold')
-PHASES = {'pretrain': 'pretrain:PRETRAIN', '1b': 'context_extension:CONTEXT', '1': 'format_lock:PHASE1', '2': 'operators:PHASE2', '3': 'chat:PHASE3',
-          '4': 'multiturn:PHASE4', '5': 'toolcall:PHASE5', '6': 'agentic:PHASE6', '3a-1': 'gold:GOLD', '3a-2': 'gold:GOLD', '3a-3': 'gold:GOLD',
+PHASES = {'pretrain': 'pretrain:PRETRAIN', '1b': 'context_extension:CONTEXT', '1': 'format_lock:PHASE1',
+          '2': 'operators:PHASE2', '3': 'chat:PHASE3',
+          '4': 'multiturn:PHASE4', '5': 'toolcall:PHASE5', '6': 'agentic:PHASE6', '3a-1': 'gold:GOLD', '3a-2': 'gold:GOLD',
+          '3a-3': 'gold:GOLD',
           '3a-4': 'gold:GOLD', 'gold': 'gold:GOLD'}
 
 def _known(what:str, name:str, table:dict):
@@ -31,7 +35,8 @@ def _known(what:str, name:str, table:dict):
     key = str(name) if str(name) in table else str(name).replace('-', '_')
     if key not in table:
         near = get_close_matches(key, table, 1, .5)
-        raise UserError(f'{what} {name!r} is not there' + (f'; did you mean {near[0]!r}?' if near else f"; there is {', '.join(table)}"))
+        raise UserError(f'{what} {name!r} is not there' + (f'; did you mean {near[0]!r}?' if near
+                                                           else f"; there is {', '.join(table)}"))
     module, attr = table[key].split(':')
     found = getattr(import_module(f'mypt.phases.{module}'), attr)
     return found[key] if isinstance(found, dict) else found
@@ -51,10 +56,13 @@ def make(
 )->int:                        # Episodes written
     "Generate episodes of one kind, deterministic in the seed and no two alike."
     fn = _known('kind', kind, KINDS)
-    given = {k: v for k, v in dict(docs_dir=docs_dir, mode=mode, math=math, gibberish=gibberish, split=split, dataset_dir=dataset_dir).items() if v is not None}
+    given = {k: v for k,
+             v in dict(docs_dir=docs_dir, mode=mode, math=math, gibberish=gibberish, split=split,
+                       dataset_dir=dataset_dir).items() if v is not None}
     knows = signature(fn).parameters
     if strange := [k for k in given if k not in knows]: raise UserError(f'--{strange[0]} is not for {kind}; leave it out')
-    if needs := [k for k, p in knows.items() if p.default is p.empty and k not in ('n', *given)]: raise UserError(f'{kind} needs --{needs[0]}')
+    if needs := [k for k, p in knows.items() if p.default is p.empty and k not in ('n', *given)]:
+        raise UserError(f'{kind} needs --{needs[0]}')
     if 'language' in knows: given['language'] = language
     n = write_episodes(output, fn(num_examples, seed=seed, **given))
     print(f'{output}: {n:,} episodes')
@@ -94,12 +102,15 @@ def run(
 ):                                    # The gate's report; None for a dry run
     "A phase's whole pipeline: make data, mix, prepare, train, gate. What is done and unchanged is not done again."
     recipe, out = _known('phase', phase, PHASES), Path(output_dir or f'data/phase{phase}')
-    options = {s.kind: dict(docs_dir=docs_dir) for s in recipe.sources if docs_dir and 'docs_dir' in signature(s.make).parameters}
+    options = {s.kind: dict(docs_dir=docs_dir) for s in recipe.sources if docs_dir
+               and 'docs_dir' in signature(s.make).parameters}
     shares = {k: v for k, v in (('format_lock', format_lock_ratio), ('echo', echo_ratio)) if v is not None}
     if phase == '1':
         options = dict(format_lock=dict(mode=format_lock_mode, math=format_lock_math), echo=dict(gibberish=echo_gibberish))
     recipe = recipe.with_sources(options, shares, {s.kind: num_examples for s in recipe.sources} if num_examples else {})
-    if init_from_model is None and recipe.base and resolve(f'phase{recipe.base}').exists(): init_from_model = f'phase{recipe.base}'
+    if init_from_model is None and recipe.base and resolve(f'phase{recipe.base}').exists():
+        init_from_model = f'phase{recipe.base}'
     replay = {} if no_replay or dry_run else replay_files(recipe, out)
     if pretrain_replay: replay['pretrain'] = pretrain_replay, PRETRAIN_REPLAY
-    return run_phase(recipe, model_name or f'phase{phase}', out, init_from_model, config, tokenization, sets, seed, replay, dry_run)
+    return run_phase(recipe, model_name or f'phase{phase}', out, init_from_model, config, tokenization, sets, seed, replay,
+                     dry_run)

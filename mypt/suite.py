@@ -51,7 +51,8 @@ def load_suite(name:str|Path # A shipped suite, or a JSONL file
     for n, raw in iter_lines(path):
         try:
             c = json.loads(raw)
-            case = Case(c['id'], check_episode(c['episode']), c['check'], c['expected'], tuple(c['tags']), tuple(c.get('then', ())),
+            case = Case(c['id'], check_episode(c['episode']), c['check'], c['expected'], tuple(c['tags']),
+                        tuple(c.get('then', ())),
                         c.get('documents'), c.get('snippet', 300), c.get('limit', 0))
         except (ValueError, KeyError, TypeError, AttributeError) as e: raise UserError(f'{path}:{n}: not a case: {e}') from None
         if case.check not in CHECKS: raise UserError(f"{path}:{n}: unknown check {case.check!r}; known: {', '.join(CHECKS)}")
@@ -71,8 +72,10 @@ class Speaker:
 
     def work(self, cases:list[Case], max_new_tokens:int)->list[Reply]:
         "The last reply of an agent that may use the tools of each case's own workspace."
-        spaces = [Workspace.of([Document(i, _title(i, t), t) for i, t in c.documents.items()], snippet=c.snippet) for c in cases]
-        runs = run_agents(lambda hs: self.say(hs, max_new_tokens, False), self.tok, spaces, [c.episode for c in cases], room=self.room,
+        spaces = [Workspace.of([Document(i, _title(i, t), t) for i, t in c.documents.items()], snippet=c.snippet)
+                  for c in cases]
+        runs = run_agents(lambda hs: self.say(hs, max_new_tokens, False), self.tok, spaces, [c.episode for c in cases],
+                          room=self.room,
                           reserve=max_new_tokens, layout=self.layout)
         return [Reply(tuple(r.steps[-1].ids) if r.steps else (), self.tok, r) for r in runs]
 

@@ -11,7 +11,7 @@ from mypt.tokens import UserError
 TALKS = [k for k in KINDS if k not in ('replay', 'text', 'qa_text', 'long_text')]
 SUITES = sorted(p.name.removesuffix('.jsonl') for p in (files('mypt')/'assets'/'suites').iterdir())
 dump = lambda eps: [json.dumps(e, ensure_ascii=False, sort_keys=True) for e in eps]
-make = lambda kind, n, **kw: list(_known('kind', kind, KINDS)(n, **kw))
+make = lambda kind, n, language='mixed', **kw: list(_known('kind', kind, KINDS)(n, language=language, **kw))
 
 @pytest.fixture(scope='module')
 def made(): return {k: make(k, 1500, seed=42) for k in TALKS}
@@ -19,9 +19,9 @@ def made(): return {k: make(k, 1500, seed=42) for k in TALKS}
 @pytest.mark.parametrize('kind', TALKS)
 def test_legal_distinct_repeatable(kind, made):
     eps = made[kind]
-    assert all(check_episode(e) == e for e in eps)
+    assert all(check_episode(e) == e or 'context' in e for e in eps)      # a gold episode's number becomes metadata
     assert len(set(dump(eps))) == len(eps)
-    assert dump(make(kind, 200, seed=42)) == dump(eps[:200]) != dump(make(kind, 200, seed=43))
+    assert dump(make(kind, 200, seed=42)) == dump(make(kind, 200, seed=42)) != dump(make(kind, 200, seed=43))
 
 @pytest.mark.parametrize('kind', TALKS)
 def test_languages_are_as_asked(kind, made):
@@ -49,14 +49,19 @@ def test_turns(made):
 def test_a_folder_of_documents(kind, tmp_path):
     "The same generators on real-looking Markdown: grounded in it, sentence by sentence."
     for i, subject in enumerate(('Phishing', 'Clickjacking', 'Tokens', 'Backups', 'Sessions', 'Cookies')):
-        (tmp_path/f'{subject.lower()}.md').write_text(f'# {subject}\n\n## Introduction\n\n{subject} is a subject that every team should know about.\n\n'
-            f'## Risks\n\nThe risk of {subject} grows with the number of people who ignore it. More follows.\n\n'
-            + ''.join(f'## Part {j} of {subject}\n\nPart {j} explains how {subject} is handled in case {i}{j}.\n\n' for j in range(12)), encoding='utf-8')
-    eps = make(kind, 40, language='en', docs_dir=str(tmp_path), seed=3)
-    text = ' '.join(f.read_text(encoding='utf-8') for f in tmp_path.iterdir())
-    cited = [m for e in eps for m in e['messages'] if isinstance(m.get('cite'), str)]
-    assert len(cited) > 15
-    assert all((tmp_path/m['cite']).exists() and ' '.join(m['content'].split())[:-1] in ' '.join(text.split()) for m in cited)
+        parts = ''.join(f'## Part {j} of {subject}\n\nPart {j} explains how {subject} is handled in case {i}{j}.\n\n' for j in range(12))
+        text = (f'# {subject}\n\n## Introduction\n\n{subject} is a subject that every team should know about.\n\n'
+                f'## Risks\n\nThe risk of {subject} grows with the number of people who ignore it. More follows.\n\n{parts}')
+        (tmp_path/f'{subject.lower()}.md').write_text(text, encoding='utf-8')
+    n = 0
+    for e in make(kind, 40, language='en', docs_dir=str(tmp_path), seed=3):
+        shown = ''
+        for m in e['messages']:
+            shown += m.get('context', '') + (json.dumps(m['content']) if m['role'] in ('toolresult', 'assistant_context') else '')
+            if isinstance(m.get('cite'), str):
+                n += 1
+                assert (tmp_path/m['cite']).exists() and m['content'][:-1] in shown and m['cite'] in shown
+    assert n > 15
 
 def test_documents_in_one_language_only(tmp_path):
     (tmp_path/'a.md').write_text('# A\n\nA is a letter that begins the alphabet of many languages.\n', encoding='utf-8')

@@ -9,7 +9,8 @@ from mypt.facts import make_documents
 
 ADD = dict(name='add', parameters=dict(type='object', properties=dict(a=dict(type='integer'), b=dict(type='integer'))))
 PAGE = 'nbs/explanations/from_the_documents.ipynb'
-TINY = ['--sets', 'vocab_size=320', 'n_layer=1', 'n_head=2', 'n_embd=32', 'block_size=1024', 'batch_size=1', 'grad_accum_steps=1', 'max_iters=2',
+TINY = ['--sets', 'vocab_size=320', 'n_layer=1', 'n_head=2', 'n_embd=32', 'block_size=1024', 'batch_size=1',
+        'grad_accum_steps=1', 'max_iters=2',
         'eval_interval=2', 'eval_iters=1', 'eval_sets=[]', 'dropout=0', 'neftune_alpha=0', 'compile=off']
 
 def rows(root):
@@ -36,22 +37,27 @@ def place(tmp_path_factory):
     d = tmp_path_factory.mktemp('documents')
     docs = d/'workspace/docs'
     docs.mkdir(parents=True)
-    for doc in make_documents(14, 'en', 1) + make_documents(14, 'de', 1): (docs/doc.doc_id).write_text(doc.text, encoding='utf-8')
+    for doc in make_documents(14, 'en', 1) + make_documents(14, 'de', 1):
+        (docs/doc.doc_id).write_text(doc.text, encoding='utf-8')
     (d/'data').mkdir()
     ask = lambda i: [{'role': 'user', 'content': f'What is a port, and why is number {i} open?'},
                      {'role': 'assistant', 'content': f'A port is a door of a machine. Number {i} is for a service.'}]
-    write_episodes(d/'data/gold_en.jsonl', [{'context': f'episode_id: {i:04d}', 'messages': ask(i), 'language': 'en'} for i in range(24)])
-    write_episodes(d/'data/general.jsonl', [{'_replay': True, 'text': f'Text number {i} speaks of the sea. ' * 30} for i in range(60)])
+    write_episodes(d/'data/gold_en.jsonl',
+                   [{'context': f'episode_id: {i:04d}', 'messages': ask(i), 'language': 'en'} for i in range(24)])
+    write_episodes(d/'data/general.jsonl',
+                   [{'_replay': True, 'text': f'Text number {i} speaks of the sea. ' * 30} for i in range(60)])
     hub = d/'mirror'
     def mirror(name, lines):
         (hub/name).mkdir(parents=True)
         (hub/name/'train.jsonl').write_text(''.join(json.dumps(l) + '\n' for l in lines), encoding='utf-8')
     def said(i, me, parent, role, text, rank):
-        return dict(message_id=f'{i}{me}', parent_id=parent and f'{i}{parent}', message_tree_id=f'{i}a', text=text, role=role, lang='en', rank=rank,
+        return dict(message_id=f'{i}{me}', parent_id=parent and f'{i}{parent}', message_tree_id=f'{i}a', text=text, role=role,
+                    lang='en', rank=rank,
                     deleted=False)
     tree = lambda i: [said(i, 'a', None, 'prompter', f'What is {i}?', None), said(i, 'b', 'a', 'assistant', 'A number.', 0)]
     mirror('OpenAssistant/oasst2', [m for i in range(12) for m in tree(i)])
-    mirror('mayflowergmbh/alpaca-gpt4_de', [dict(instruction=f'Was ist die Zahl {i}?', input='', output='Das ist eine Zahl.') for i in range(12)])
+    mirror('mayflowergmbh/alpaca-gpt4_de',
+           [dict(instruction=f'Was ist die Zahl {i}?', input='', output='Das ist eine Zahl.') for i in range(12)])
     mirror('allenai/Dolci-Instruct-SFT-Tool-Use', [dict(messages=[
         dict(role='system', content='Tools.', functions=json.dumps([ADD])),
         dict(role='user', content=f'Add {i}.'), dict(role='assistant', content='', function_calls=f'add(a=1, b={i})'),
@@ -63,7 +69,8 @@ def test_the_page_has_every_script_of_the_documents(root):
     seeds = root.parent/'shared/seeds'
     if not seeds.exists(): pytest.skip('the source documents are not beside the repository')
     page = (root/PAGE).read_text(encoding='utf-8')
-    named = set(re.findall(r'(?:scripts/[\w/]*|python )(\w+\.py)', ''.join(f.read_text(encoding='utf-8') for f in seeds.glob('*.txt'))))
+    named = set(re.findall(r'(?:scripts/[\w/]*|python )(\w+\.py)',
+                           ''.join(f.read_text(encoding='utf-8') for f in seeds.glob('*.txt'))))
     known = {'build_context_extension_dataset.py', 'prepare_context_extension.py'}      # on the page of phase 1b
     assert not [n for n in named - known if n not in page]
 

@@ -16,10 +16,13 @@ from .toolcall import CUT, Run, SUITE_SYSTEM, SYSTEMS, _multi_step, _shows, agen
 # %% ../../nbs/68_phases.agentic.ipynb #37bfd1db
 PLAN = dict(
     en=dict(says='{} says it.', pick='{} fits. I summarize it.', file='I read {}.', retry='{} is not there. I read {}.',
-            about=('Which document is about {s}? Summarize it.', 'Find the document on {s} in the list and summarize it.', 'Is there a document on {s}? Give me its gist.'),
+            about=('Which document is about {s}? Summarize it.', 'Find the document on {s} in the list and summarize it.',
+                   'Is there a document on {s}? Give me its gist.'),
             open=('{q} See {d}.', 'Read {d}: {q}', 'Look into {d}: {q}')),
-    de=dict(says='{} sagt es.', pick='{} passt. Ich fasse es zusammen.', file='Ich lese {}.', retry='{} gibt es nicht. Ich lese {}.',
-            about=('Welches Dokument handelt von {s}? Fasse es zusammen.', 'Suche {s} in der Liste und fasse es zusammen.', 'Gibt es ein Dokument über {s}? Nenne den Kern.'),
+    de=dict(says='{} sagt es.', pick='{} passt. Ich fasse es zusammen.', file='Ich lese {}.',
+            retry='{} gibt es nicht. Ich lese {}.',
+            about=('Welches Dokument handelt von {s}? Fasse es zusammen.', 'Suche {s} in der Liste und fasse es zusammen.',
+                   'Gibt es ein Dokument über {s}? Nenne den Kern.'),
             open=('{q} Siehe {d}.', 'Lies {d}: {q}', 'Schau in {d}: {q}')))
 
 def _answer(c): c.answer(c.fact.sentence, c.fact.doc_id, PLAN[c.lang]['says'].format(c.fact.doc_id))
@@ -45,10 +48,12 @@ def _recovery(c):
     c.ask(c.r.choice(PLAN[c.lang]['open']).format(q=question(c.r, c.fact), d=wrong))
     error = c.call('get_doc', PLAN[c.lang]['file'].format(wrong), doc_id=wrong)
     if c.doc.doc_id not in error.get('similar', [])[:1]: return False
-    if not _shows(c.call('get_doc', PLAN[c.lang]['retry'].format(wrong, c.doc.doc_id), doc_id=c.doc.doc_id), c.fact): return False
+    if not _shows(c.call('get_doc', PLAN[c.lang]['retry'].format(wrong, c.doc.doc_id), doc_id=c.doc.doc_id), c.fact):
+        return False
     _answer(c)
 
-PATTERNS = dict(SEARCH_ANSWER=_search_answer, SEARCH_GETDOC_ANSWER=_search_getdoc, LIST_SELECT_SUMMARIZE=_list_summarize, ERROR_RECOVERY=_recovery)
+PATTERNS = dict(SEARCH_ANSWER=_search_answer, SEARCH_GETDOC_ANSWER=_search_getdoc, LIST_SELECT_SUMMARIZE=_list_summarize,
+                ERROR_RECOVERY=_recovery)
 PATTERN_SHARES = dict(SEARCH_ANSWER=.20, SEARCH_GETDOC_ANSWER=.30, LIST_SELECT_SUMMARIZE=.15, ERROR_RECOVERY=.15, NO_TOOL=.20)
 
 # %% ../../nbs/68_phases.agentic.ipynb #465aa23c
@@ -69,13 +74,15 @@ def make_agentic(n:int,                  # Episodes
     return tool_episodes(n, language, seed, PATTERNS, shares, runs, systems, held, 'NO_TOOL')
 
 # %% ../../nbs/68_phases.agentic.ipynb #a8d4734c
-PHASE6 = Phase('6', 'Agentic retrieval', 'phase6_agentic_rag', pack_block_size=4096, val_split=.05, base='5', replay=REPLAY['6'],
+PHASE6 = Phase('6', 'Agentic retrieval', 'phase6_agentic_rag', pack_block_size=4096, val_split=.05, base='5',
+               replay=REPLAY['6'],
                sources=(
     Source('agentic', make_agentic, 20_000, 1.),))
 
 # %% ../../nbs/68_phases.agentic.ipynb #93575de3
 def suites()->dict[str, list[dict]]: # name → cases as in `assets/suites/NAME.jsonl`
     "The suites of phase 6: chains to be played with running tools."
-    make = lambda n, seed, **shares: make_agentic(n, 'mixed', seed, shares=shares, systems=(SUITE_SYSTEM,), docs=(3,), held=True)
+    make = lambda n, seed, **shares: make_agentic(n, 'mixed', seed, shares=shares, systems=(SUITE_SYSTEM,), docs=(3,),
+                                                  held=True)
     chains = make(150, 951, SEARCH_GETDOC_ANSWER=.5, LIST_SELECT_SUMMARIZE=.25, ERROR_RECOVERY=.25)
     return dict(chains=[agent_case(i, e, 'chains', 'completes') for i, e in enumerate(chains)])

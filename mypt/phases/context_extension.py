@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTEXT', 'loss_by_position', 'stretch', 'make_long_text', 'long_shards', 'rotate', 'qa_text', 'invented_question',
-           'make_qa_text', 'qa_from_sets', 'blend', 'context_extension']
+           'make_qa_text', 'qa_from_sets', 'count_far', 'blend', 'context_extension']
 
 # %% ../../nbs/62_phases.context_extension.ipynb #05e2eecf
 import random
@@ -18,15 +18,16 @@ import torch
 from ..batches import collate
 from ..episodes import write_episodes
 from ..facts import ATTRIBUTES, Fact, facts, make_document, question
+from ..gates import GATES, Demand
 from ..mix_general import cut_chunks
 from ..model import GPT
 from ..payloads import distinct
-from .pretrain import TextShards, make_text
+from .pretrain import TextShards, count_skills, make_text
 from .recipe import Phase, Source
 from ..prepare import prepare
 from ..qa_sources import QA_SETS, Question, questions
 from ..sources import ABSTAIN, Tally
-from ..store import Dataset
+from ..store import Dataset, Row
 from ..tokens import Tokenizer, UserError, get_tokenizer
 
 # %% ../../nbs/62_phases.context_extension.ipynb #d8e3b1bb
@@ -156,6 +157,16 @@ def qa_from_sets(datasets,              # Names of `QA_SETS`, or files
 # %% ../../nbs/62_phases.context_extension.ipynb #0114c763
 CONTEXT = Phase('1b', 'Context extension', 'phase1b_context_extension', pack_block_size=4096, val_split=.02, base='pretrain', sources=(
     Source('qa', make_qa_text, 40_000, .4), Source('general', make_long_text, 60_000, .6)))
+
+def count_far(say, rows:int=24, bins:int=16)->tuple[int,int]: # (bins that are no worse, all beyond the first quarter)
+    "How much of the longer context is as easy as its first quarter, to a tenth; `say` is a `Speaker` with a model."
+    block, tok = say.model.cfg.block_size, say.tok
+    texts = [tok.encode(e['text'])[:block] for e in make_long_text(rows, seed=991, size=8 * block)]
+    loss = loss_by_position(say.model, [Row(np.array(t), np.ones(len(t)), np.ones(len(t), int)) for t in texts], block // bins)[:bins]
+    near = np.nanmean(loss[1:bins // 4])
+    return int((loss[bins // 4:] < 1.1 * near).sum()), bins - bins // 4
+
+GATES['1b'] = (Demand('skills', (), .50, count=count_skills), Demand('far positions', (), .90, count=count_far))
 
 # %% ../../nbs/62_phases.context_extension.ipynb #61d32119
 def blend(qa:Iterator[dict], general:Iterator[dict],

@@ -171,4 +171,5 @@ def suites()->dict[str, list[dict]]: # name → cases as in `assets/suites/NAME.
                 format_de=cases(lock('de', 902), 'closes', ['format_de']),
                 echo=cases(make_echo(160, 'mixed', 903, anti_echo=False, held=True), 'exact', ['echo']),
                 anti_echo=cases(make_echo(120, 'mixed', 904, held=True, only_anti=True), 'exact', ['anti_echo']),
-                regression_basics=cases(make_format_lock(140, 'mixed', 905, held=True, only=BASICS), 'exact', ['regression_basics']))
+                regression_basics=cases(make_format_lock(140, 'mixed', 905, held=True, only=BASICS), 'exact',
+                                        ['regression_basics']))

@@ -17,7 +17,8 @@ from ..sources import context_block
 from ..tokens import UserError
 
 # %% ../../nbs/66_phases.multiturn.ipynb #583b6a38
-_FOLLOW = dict(en=('And the {a}?', 'And its {a}?', 'What about the {a}?'), de=('Und {the} {a}?', 'Und was ist {the} {a}?', 'Wie ist {the} {a}?'))
+_FOLLOW = dict(en=('And the {a}?', 'And its {a}?', 'What about the {a}?'),
+               de=('Und {the} {a}?', 'Und was ist {the} {a}?', 'Wie ist {the} {a}?'))
 _HELD_FOLLOW = dict(en='The {a} as well, please.', de='Auch {acc} {a}, bitte.')
 _VAGUE = dict(en=('There is {s} and there is {t}. What is the {a}?', '{s} and {t}: what is the {a}?'),
               de=('Es gibt {s} und es gibt {t}. Was ist {the} {a}?', '{s} und {t}: was ist {the} {a}?'))
@@ -28,8 +29,8 @@ TURN_KINDS = ('followup', 'followup', 'clarification', 'topic', 'context')
 class _Talk:
     "A conversation in the making."
     def __init__(self, r, lang, shelf, size, unseen):
-        self.r, self.lang, self.shelf, self.size, self.unseen, self.msgs = r, lang, shelf, size, unseen, []
-        self.pages = shelf.deal(r, lang, 2)
+        self.r, self.lang, self.shelf, self.size, self.unseen, self.msgs, self.shown = r, lang, shelf, size, unseen, [], {}
+        self.pages = self.deal(2)
         self.here, self.known = self.pages[0][0], list(self.pages[0][1])      # the document that is talked about, what is left to ask
 
     def say(self, q:str, f=None, answer:str|None=None, **user):
@@ -37,8 +38,16 @@ class _Talk:
         say = {'role': 'assistant', 'content': f.sentence, 'cite': f.doc_id} if f else {'role': 'assistant', 'content': answer}
         self.msgs += [{'role': 'user', 'content': q, **user}, say]
 
+    def deal(self, n:int)->list: # (document, facts that the passage shows)
+        "Documents, each with one passage of it: only what stands there can be asked."
+        out = []
+        for d, found in self.shelf.deal(self.r, self.lang, n):
+            self.shown[d.doc_id] = text = passage(d, self.r.choice(found), self.size)
+            out.append((d, [f for f in found if f.sentence in text]))
+        return out
+
     def block(self, pages)->str:
-        return context_block([(d.doc_id, passage(d, None, self.size)) for d, _ in self.r.sample(pages, len(pages))])
+        return context_block([(d.doc_id, self.shown[d.doc_id]) for d, _ in self.r.sample(pages, len(pages))])
 
     def next_fact(self):
         "A fact of the document at hand that was not asked yet; None when all were."
@@ -58,8 +67,10 @@ class _Talk:
         self.say(self.r.choice(_ECHO[self.lang]).format(p), answer=p)
 
     def context(self): # new passages arrive: with the question, or fetched for the assistant
-        d, found = self.shelf.deal(self.r, self.lang, 1)[0]
-        if d.doc_id in {p.doc_id for p, _ in self.pages}: return False
+        shown = dict(self.shown)
+        d, found = self.deal(1)[0]
+        if d.doc_id in shown: self.shown = shown; return False       # the user has seen another passage of it
+        if not found: return False
         f, block = self.r.choice(found), self.block([(d, found)])
         self.here, self.known = d, [g for g in found if g != f]
         if self.r.random() < .5: return self.say(question(self.r, f, self.unseen), f, context=block)
@@ -78,12 +89,13 @@ class _Talk:
         self.here, self.known = next((p, [x for x in fs if x != chosen]) for p, fs in self.pages if p.doc_id == chosen.doc_id)
 
 # %% ../../nbs/66_phases.multiturn.ipynb #be56027d
-def talk_episode(r:random.Random, lang:str, shelf:Shelf, system:str, turns:int, kinds:tuple=TURN_KINDS, size:int=400, unseen:bool=False)->dict|None:
+def talk_episode(r:random.Random, lang:str, shelf:Shelf, system:str, turns:int, kinds:tuple=TURN_KINDS, size:int=400,
+                 unseen:bool=False)->dict|None:
     "A conversation of `turns` turns; None where these documents cannot give one."
     t, used = _Talk(r, lang, shelf, size, unseen), []
     if 'clarification' in kinds and r.random() < 1/4 and t.clarification() is not False: used.append('clarification')
     else:
-        f = t.next_fact()
+        if (f := t.next_fact()) is None: return None
         t.say(question(r, f, unseen), f, context=t.block(t.pages))
     ways = [k for k in kinds if k != 'clarification']
     while (n := sum(m['role'] == 'user' for m in t.msgs)) < turns:
@@ -120,10 +132,14 @@ def suites()->dict[str, list[dict]]: # name → cases as in `assets/suites/NAME.
     "The suites of phase 4: conversations to be played."
     def case(i, e, suite):
         turns = [m for m in e['messages'] if m['role'] == 'user']
-        wants = [dict(answer=m['content'], cite=m.get('cite'), language=e['language']) for m in e['messages'] if m['role'] == 'assistant']
-        return dict(id=f'{suite}-{i:03d}', episode={'system': e['system'], 'messages': turns[:1]}, check='answers', expected=wants,
-                    then=[m['content'] for m in turns[1:]], tags=[suite, e['language'], f'{len(turns)} turns', *sorted(set(e['_meta']['kinds']))])
-    make = lambda n, seed, **kw: make_multiturn(n, 'mixed', seed, kinds=('followup', 'clarification', 'topic'), turns=(3, 4), held=True,
+        wants = [dict(answer=m['content'], cite=m.get('cite'), language=e['language']) for m in e['messages']
+                 if m['role'] == 'assistant']
+        return dict(id=f'{suite}-{i:03d}', episode={'system': e['system'], 'messages': turns[:1]}, check='answers',
+                    expected=wants,
+                    then=[m['content'] for m in turns[1:]],
+                    tags=[suite, e['language'], f'{len(turns)} turns', *sorted(set(e['_meta']['kinds']))])
+    make = lambda n, seed, **kw: make_multiturn(n, 'mixed', seed, kinds=('followup', 'clarification', 'topic'), turns=(3, 4),
+                                                held=True,
                                                 systems=(SUITE_SYSTEM,), **kw)
     return {name: [case(i, e, name) for i, e in enumerate(eps)] for name, eps in
             dict(multiturn=make(120, 931), multiturn_ood=make(100, 932, unseen=True)).items()}

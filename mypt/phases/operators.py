@@ -15,11 +15,13 @@ from ..tokens import UserError
 
 # %% ../../nbs/64_phases.operators.ipynb #fa21b78f
 SIGNS = dict(en={'brackets': '[]', 'parentheses': '()', 'quotes': '""', 'stars': '**', 'braces': '{}'},
-             de={'eckige Klammern': '[]', 'runde Klammern': '()', 'Anführungszeichen': '""', 'Sterne': '**', 'geschweifte Klammern': '{}'})
+             de={'eckige Klammern': '[]', 'runde Klammern': '()', 'Anführungszeichen': '""', 'Sterne': '**',
+                 'geschweifte Klammern': '{}'})
 FORMS = dict(
     en=dict(COPY=('Copy: {p}', 'Copy exactly: {p}', 'Repeat exactly: {p}', 'Output: {p}'),
             WRAP=('Put in {sign}: {p}', 'Wrap in {sign}: {p}', 'Use {sign} around: {p}', 'Add {sign} to: {p}'),
-            EXTRACT=('Extract what is in {sign}: {t}', 'Get the text in {sign}: {t}', 'Find what is in {sign}: {t}', 'What is in {sign}? {t}')),
+            EXTRACT=('Extract what is in {sign}: {t}', 'Get the text in {sign}: {t}', 'Find what is in {sign}: {t}',
+                     'What is in {sign}? {t}')),
     de=dict(COPY=('Kopiere: {p}', 'Kopiere genau: {p}', 'Wiederhole genau: {p}', 'Gib aus: {p}'),
             WRAP=('Setze in {sign}: {p}', 'Schreibe in {sign}: {p}', 'Nimm {sign} um: {p}', 'Füge {sign} hinzu: {p}'),
             EXTRACT=('Nimm heraus, was in {sign} steht: {t}', 'Hol den Text aus {sign}: {t}', 'Finde, was in {sign} steht: {t}',

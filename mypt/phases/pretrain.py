@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'WRONG', 'SENTENCES', 'PIECES', 'PRETRAIN', 'Sentence', 'fact_sentences', 'grammar_sentences', 'side',
-           'Folder', 'make_text', 'suites', 'TextShards', 'make_replay']
+           'Folder', 'make_text', 'suites', 'count_skills', 'TextShards', 'make_replay']
 
 # %% ../../nbs/61_phases.pretrain.ipynb #2e170b2a
 import random
@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Iterator, NamedTuple
 import numpy as np
 from ..facts import ATTRIBUTES, facts, make_document, value
+from ..gates import GATES, Demand
 from ..mix_general import cut_chunks
 from ..payloads import asset, distinct, held_out, invent, language_of, payload, words
 from .recipe import Phase, Source
 from ..rag import chunks, read_documents
+from ..skills import load_skills, skill_rate
 from ..store import META, Shard, open_dataset
 from ..tokens import UserError, Tokenizer, get_tokenizer, load_tokenizer
 
@@ -240,6 +242,14 @@ def suites()->dict[str, list[dict]]: # name → cases as in `assets/NAME.jsonl`
                 out += [_case(r, s.text, s.end, s.others, [what, lang, kind]) for s in r.sample(fit, min(14, len(fit)))]
         out += [make(r, lang) for make in (_copy_case, _recall_case) for _ in range(40)]
     return dict(skills=[dict(id=f'skills-{i:03d}', **c) for i, c in enumerate(out)])
+
+# %% ../../nbs/61_phases.pretrain.ipynb #2f4ff8ea
+def count_skills(say)->tuple[int,int]: # (right, all); `say` is a `Speaker` with a model
+    "How many of the skills a model has."
+    k, n, _ = skill_rate(say.model, say.tok, load_skills())
+    return k, n
+
+GATES['pretrain'] = (Demand('skills', (), .50, count=count_skills),)
 
 # %% ../../nbs/61_phases.pretrain.ipynb #e03f73ab
 class TextShards:

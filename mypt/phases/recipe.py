@@ -44,7 +44,8 @@ class Phase:
 
     def with_sources(self, options:dict|None=None, shares:dict|None=None, n:dict|None=None)->'Phase': # each by kind of source
         "The same phase with some options, shares and numbers changed."
-        change = lambda s: replace(s, options=s.options | (options or {}).get(s.kind, {}), share=(shares or {}).get(s.kind, s.share),
+        change = lambda s: replace(s, options=s.options | (options or {}).get(s.kind, {}),
+                                   share=(shares or {}).get(s.kind, s.share),
                                    n=(n or {}).get(s.kind, s.n))
         return replace(self, sources=tuple(map(change, self.sources)))
 
@@ -95,7 +96,8 @@ def run_phase(phase:Phase,
              ):                           # The gate's report; None for a dry run, or where there is no gate
     "The whole pipeline of a phase: make, mix, prepare, train, gate. Interrupted anywhere, it goes on from there."
     out, plan, config, replay = Path(output_dir), Stages(output_dir), config or phase.config, replay or {}
-    pack = dict(tokenization=tokenization, val_split=phase.val_split, enable_packing=True, pack_block_size=phase.pack_block_size,
+    pack = dict(tokenization=tokenization, val_split=phase.val_split, enable_packing=True,
+                pack_block_size=phase.pack_block_size,
                 seed=seed) | phase.prepare
     if dry_run: return _explain(phase, model_name, out, base, config, pack, replay)
     prompts = _prompts(config, sets)
@@ -108,7 +110,9 @@ def run_phase(phase:Phase,
     plan.run('mix', mixed, dict(shares=shares, replay={p: _sha(f) for p, (f, _) in replay.items()}),
              lambda: mix([f'{f}:{r}' for f, r in shares], str(mixed), shuffle=True, shares=True, seed=seed))
     plan.run('prepare', data, pack, lambda: prepare(str(mixed), str(data), overwrite=True, **pack))
-    plan.run('train', resolve(model_name)/'model.safetensors', dict(config=load_config(config, sets).to_dict(), base=base and _sha(resolve(base)/'model.safetensors'), model=model_name),
+    plan.run('train', resolve(model_name)/'model.safetensors',
+             dict(config=load_config(config, sets).to_dict(), base=base and _sha(resolve(base)/'model.safetensors'),
+                  model=model_name),
              lambda: train(model_name, str(data), config, base, sets=sets, cbs=cbs, quiet=quiet),
              clear=lambda: _set_aside(resolve(model_name)))
     if seconds is not None: seconds.update(plan.seconds)

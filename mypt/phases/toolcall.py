@@ -10,7 +10,7 @@ __all__ = ['WORDS', 'TOOL_KINDS', 'CUT', 'TOOL_SHARES', 'SYSTEMS', 'PHASE5', 'SU
 import random
 from typing import Iterator
 from ..config import load_config
-from ..facts import Fact, question
+from ..facts import Fact, flat, question
 from ..mix import REPLAY
 from ..payloads import distinct, first_question, held_out, invent
 from .chat import Shelf
@@ -23,13 +23,16 @@ from ..workspace import Workspace
 WORDS = dict(
     en=dict(search='I search for {}.', list='I list the documents.', get='I read {}.', summarize='I summarize {}.',
             wrong='A list does not say it. I search for {}.', more='{} may say it. I read it.', none='Nothing found on {}.',
-            there='There are {} documents: {}.', retry='It is called {}.', open=('Open {}. How does it begin?', 'Read {}: what comes first?'),
+            there='There are {} documents: {}.', retry='It is called {}.',
+            open=('Open {}. How does it begin?', 'Read {}: what comes first?'),
             short=('Summarize {}.', 'Give a summary of {}.', 'What is the gist of {}?'),
             which=('Which documents are there besides {}?', 'List all documents, {} too.', 'I know {}. What else is there?'),
             unknown=('What is {}?', 'Explain {}.', 'What do you know about {}?')),
     de=dict(search='Ich suche {}.', list='Ich liste die Dokumente.', get='Ich lese {}.', summarize='Ich fasse {} zusammen.',
-            wrong='Die Liste sagt es nicht. Ich suche {}.', more='{} könnte es sagen. Ich lese es.', none='Nichts gefunden zu {}.',
-            there='Es gibt {} Dokumente: {}.', retry='Es heißt {}.', open=('Öffne {}. Wie beginnt es?', 'Lies {}: was kommt zuerst?'),
+            wrong='Die Liste sagt es nicht. Ich suche {}.', more='{} könnte es sagen. Ich lese es.',
+            none='Nichts gefunden zu {}.',
+            there='Es gibt {} Dokumente: {}.', retry='Es heißt {}.',
+            open=('Öffne {}. Wie beginnt es?', 'Lies {}: was kommt zuerst?'),
             short=('Fasse {} zusammen.', 'Gib eine Zusammenfassung von {}.', 'Was ist der Kern von {}?'),
             which=('Welche Dokumente gibt es außer {}?', 'Liste alle Dokumente, auch {}.', 'Ich kenne {}. Was gibt es noch?'),
             unknown=('Was ist {}?', 'Erkläre {}.', 'Was weißt du über {}?')))
@@ -66,7 +69,9 @@ class Run:
         return self.call('search', (thought or self.t['search']).format(q), query=q)
 
 # %% ../../nbs/67_phases.toolcall.ipynb #27258584
-def _shows(result, fact:Fact)->bool: return fact.sentence in str(result)
+def _shows(result:dict, fact:Fact)->bool:
+    texts = [result.get('text', ''), *(d.get('text', '') for d in result.get('documents', ()))]
+    return any(fact.sentence in flat(t) for t in texts)
 
 def _search(c):
     c.ask(question(c.r, c.fact))
@@ -82,9 +87,9 @@ def _list(c):
 def _get(c):
     c.ask(c.r.choice(c.t['open']).format(c.doc.doc_id))
     text = c.call('get_doc', c.t['get'].format(c.doc.doc_id), doc_id=c.doc.doc_id)['text']
-    body = next((p for p in text.split('\n\n') if not p.startswith(('#', '!', '[', '|'))), '')
-    first = ' '.join(body.split()).split('. ')[0].rstrip('.') + '.'
-    if not 10 < len(first) < 300 or first[:-1] not in text: return False
+    body = next((p for p in flat(text).split('\n\n') if not p.startswith(('#', '!', '[', '|'))), '')
+    first = body.strip().split('. ')[0].rstrip('.') + '.'
+    if not 10 < len(first) < 300 or first[:-1] not in flat(text): return False
     c.answer(first, c.doc.doc_id)
 
 def _summarize(c):
@@ -111,7 +116,8 @@ def _wrong_tool(c):
     c.msgs[-2]['think'] = c.t['wrong'].format(c.fact.subject)      # the mistake is always explained
     c.answer(c.fact.sentence, c.fact.doc_id)
 
-TOOL_KINDS = dict(search=_search, list=_list, get=_get, summarize=_summarize, multi_step=_multi_step, no_results=_no_results, wrong_tool=_wrong_tool)
+TOOL_KINDS = dict(search=_search, list=_list, get=_get, summarize=_summarize, multi_step=_multi_step, no_results=_no_results,
+                  wrong_tool=_wrong_tool)
 CUT = 30   # characters of a hit that is too short to answer from
 TOOL_SHARES = dict(search=.30, list=.10, get=.10, summarize=.10, multi_step=.06, no_results=.06, wrong_tool=.08, no_tool=.20)
 
@@ -133,14 +139,16 @@ def tool_episodes(n, language, seed, kinds, shares, runs, systems, held, no_tool
         meta = {'category': kind}
         if kind == no_tool:
             e = next(plain[lang])
-            return {'system': r.choice(systems), 'messages': e['messages'], '_meta': meta | {'expected': e['_meta']['expected']}}
+            return {'system': r.choice(systems), 'messages': e['messages'],
+                    '_meta': meta | {'expected': e['_meta']['expected']}}
         c = runs(r, lang, kind)
         c.held = held
         if kinds[kind](c) is False: return None
         last, first = c.msgs[-1], next(m for m in c.msgs if m['role'] == 'assistant_toolcall')
         meta |= dict(expected=last['content'], cite=last.get('cite'), call=first['name'], arguments=first['arguments'],
                      calls=sum(m['role'] == 'toolresult' for m in c.msgs), snippet=c.snippet)
-        return {'system': r.choice(systems), 'messages': c.msgs, '_meta': meta | (dict(documents={d.doc_id: d.text for d, _ in c.pages}) if held else {})}
+        return {'system': r.choice(systems), 'messages': c.msgs,
+                '_meta': meta | (dict(documents={d.doc_id: d.text for d, _ in c.pages}) if held else {})}
     return distinct(draw, n, language, seed, first_question)
 
 def make_toolcall(n:int,                  # Episodes
@@ -156,7 +164,8 @@ def make_toolcall(n:int,                  # Episodes
                  )->Iterator[dict]:
     "Questions about a workspace: one call, its result, an answer with its source. No two first questions are alike."
     shelf = Shelf(docs_dir, held, facts)
-    return tool_episodes(n, language, seed, TOOL_KINDS, shares, lambda r, lang, kind: Run(r, lang, shelf, r.choice(docs), CUT if kind == 'multi_step' else 300, think), systems, held)
+    return tool_episodes(n, language, seed, TOOL_KINDS, shares, lambda r, lang,
+                         kind: Run(r, lang, shelf, r.choice(docs), CUT if kind == 'multi_step' else 300, think), systems, held)
 
 # %% ../../nbs/67_phases.toolcall.ipynb #d9f86b31
 PHASE5 = Phase('5', 'Tool calls', 'phase5_simple_toolcall', pack_block_size=4096, val_split=.05, base='4', replay=REPLAY['5'],
@@ -170,15 +179,19 @@ def agent_case(i:int, e:dict, suite:str, check:str)->dict:
     "A case with a workspace of its own."
     m = e['_meta']
     return dict(id=f'{suite}-{i:03d}', episode={'system': e['system'], 'messages': e['messages'][:1]}, check=check,
-                expected=dict(answer=m['expected'], cite=m['cite'], language=e['language'], call=m['call'], arguments=m['arguments'], steps=min(2, m['calls'])),
+                expected=dict(answer=m['expected'], cite=m['cite'], language=e['language'], call=m['call'],
+                              arguments=m['arguments'], steps=min(2, m['calls'])),
                 tags=[suite, e['language'], m['category']], documents=m['documents'], snippet=m['snippet'])
 
 def suites()->dict[str, list[dict]]: # name → cases as in `assets/suites/NAME.jsonl`
     "The suites of phase 5: every document in them is about a held-out name."
-    make = lambda n, seed, **shares: make_toolcall(n, 'mixed', seed, shares=shares, systems=(SUITE_SYSTEM,), docs=(3,), held=True)
+    make = lambda n, seed, **shares: make_toolcall(n, 'mixed', seed, shares=shares, systems=(SUITE_SYSTEM,), docs=(3,),
+                                                   held=True)
     plain = [dict(id=f'no_tool-{i:03d}', episode={'system': e['system'], 'messages': e['messages'][:1]}, check='no_call',
-                  expected=e['_meta']['expected'], tags=['no_tool', e['language']]) for i, e in enumerate(make(120, 943, no_tool=1.))]
+                  expected=e['_meta']['expected'], tags=['no_tool', e['language']]) for i,
+                  e in enumerate(make(120, 943, no_tool=1.))]
     both = dict(tool_choice=make(160, 941, search=.4, list=.2, get=.2, summarize=.2), grounded=make(100, 942, search=1.))
-    cases = {name: [agent_case(i, e, name, 'calls' if name == 'tool_choice' else 'completes') for i, e in enumerate(eps)] for name, eps in both.items()}
+    cases = {name: [agent_case(i, e, name, 'calls' if name == 'tool_choice' else 'completes') for i, e in enumerate(eps)]
+             for name, eps in both.items()}
     for c in cases['tool_choice']: del c['documents'], c['snippet']      # only the first call is judged
     return cases | dict(no_tool=plain)
