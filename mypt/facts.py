@@ -92,7 +92,8 @@ _STOP = r'(?<!\b\d)(?<!\d\d)(?<!Abs)(?<!Nr)(?<!Art)(?<!Satz)(?<!e\.g)(?<!i\.e)(?
 _WORDS = r'[\w-]*(?: [\w()/-]+){0,4}'
 _IS = dict(
     en=re.compile(rf'(?:^|(?<=[.!?] ))(?:An? |The )?([A-Z]{_WORDS}) is (?:an?|the) .{{8,200}}?{_STOP}', re.M),
-    de=re.compile(rf'(?:^|(?<=[.!?] ))(?:Der |Die |Das |Ein |Eine )?([A-ZÄÖÜ]{_WORDS}) ist (?:ein|eine|der|die|das) .{{8,200}}?{_STOP}', re.M))
+    de=re.compile(rf'(?:^|(?<=[.!?] ))(?:Der |Die |Das |Ein |Eine )?([A-ZÄÖÜ]{_WORDS}) ist '
+                  rf'(?:ein|eine|der|die|das) .{{8,200}}?{_STOP}', re.M))
 _HEADING = re.compile(r'^#{1,6} +(.{3,80}?) *#*\n+((?![#|>`*\-\d])[^\n]{20,4000})', re.M)
 _SENTENCE = re.compile(rf'(?:\(\d+\w?\) )?(.{{20,280}}?{_STOP})')
 _WRAPPED = re.compile(r'(?<=\S)\n(?=[^\n#>|*\-\d\s`])')   # a line break inside a paragraph

@@ -76,8 +76,8 @@ CHECKS = dict( # name → (reply, expected) → bool
     contains=lambda r, want: r.closed and squash(want) in squash(r.text))
 
 # %% ../nbs/50_metrics.ipynb #797a4620
-_ABSTAINS = ('does not say', 'not in the context', 'nicht im kontext', 'do not know', 'don t know', 'steht nicht im', 'weiß ich nicht', 'nothing found',
-             'nichts gefunden')
+_ABSTAINS = ('does not say', 'not in the context', 'nicht im kontext', 'do not know', 'don t know',
+             'weiß ich nicht', 'nothing found', 'nichts gefunden')
 
 def _calls(r:Reply, want:dict)->bool:
     "The right tool with valid arguments that hold what was asked for."
@@ -93,7 +93,8 @@ def _results(r:Reply)->str:
 CHECKS |= GOLD_CHECKS | dict(   # and those that count words, sentences and JSON
     answers=lambda r, want: bool(r.answer) and squash(want['answer']) in squash(r.answer),
     cites=lambda r, want: want['cite'] in r.cites,
-    language=lambda r, want: language_of(r.answer) == want['language'],
+    language=lambda r, want: want['language'] in (None, language_of(r.answer)),
+    topic=lambda r, want: bool(r.answer) and squash(want['topic']) in squash(r.answer),
     abstains=lambda r, want: any(a in squash(r.answer) for a in _ABSTAINS) and not r.cites,
     thinks=lambda r, want: any('think' in (s.message or {}) for s in r.run.steps) if r.run else 'think' in r.message,
     calls=_calls,

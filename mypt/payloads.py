@@ -33,7 +33,8 @@ def words(lang:str,      # `en` or `de`
 
 # %% ../nbs/38_payloads.ipynb #59d4323d
 PAYLOADS = ('word', 'phrase', 'number', 'code', 'gibberish')
-_START, _MIDDLE, _END = 'b br d dr f g gr h j k kl l m n p pr r s st t tr v w z'.split(), 'a e i o u'.split(), 'l n r s t k m x d rn lt nd'.split()
+_START, _MIDDLE = 'b br d dr f g gr h j k kl l m n p pr r s st t tr v w z'.split(), 'a e i o u'.split()
+_END = 'l n r s t k m x d rn lt nd'.split()
 
 def payload(rng:random.Random, lang:str,
             kinds:tuple=PAYLOADS,  # drawn evenly; name one twice to have it twice as often
@@ -52,15 +53,14 @@ def payload(rng:random.Random, lang:str,
 def invent(rng:random.Random, held:bool=False)->str:
     "A name of two or three syllables that nobody bears."
     while True:
-        n = rng.choice((1, 2))
-        s = ''.join(rng.choice(_START) + rng.choice(_MIDDLE) for _ in range(n)) + rng.choice(_START) + rng.choice(_MIDDLE) + rng.choice(_END)
+        s = ''.join(rng.choice(_START) + rng.choice(_MIDDLE) for _ in range(rng.choice((2, 3)))) + rng.choice(_END)
         if held_out(s) == held: return s.capitalize()
 
 # %% ../nbs/38_payloads.ipynb #fab336b0
 _SMALL = {lang: frozenset(words.split()) for lang, words in dict(
-    en='the a an is are was of to in and or not you it that this for with on be have what yes no i my can',
+    en='the a an is are was of to in and or not you it that this for with on be have has what which yes no i my can do does at by from as',
     de='der die das ein eine ist sind war von zu im in und oder nicht du sie es dass für mit auf sein haben was ja nein '
-       'ich kann').items()}
+       'ich kann den dem des hat kein keine wie wer wo am zum zur').items()}
 
 def language_of(text:str)->str: # `en`, `de` or `?`
     "A guess from small words and umlauts."

@@ -125,11 +125,11 @@ LEGS = (
     Leg(PHASE1, 'tiny_phase1_format_lock', dict(format_lock=9000, echo=7000), shares=dict(format_lock=.55, echo=.45)),
     Leg(PHASE2, 'tiny_phase2_operators', dict(operators=9000), replay={'1': .35}),
     Leg(PHASE3, 'tiny_phase3_chat_sft', dict(rag_chat=8000), dict(rag_chat=dict(kinds=_CHAT, pages=(1, 2))),
-        replay={'1': .40, '2': .08}),
+        replay={'1': .50, '2': .08}),
     Leg(PHASE4, 'tiny_phase4_multiturn', dict(multiturn=3000), dict(multiturn=dict(facts=3)),
-        replay={'1': .32, '2': .08, '3': .20}),
-    Leg(PHASE5, 'tiny_phase5_simple_toolcall', dict(toolcall=5000), replay={'1': .30, '2': .10, '3': .10, '4': .06}),
-    Leg(PHASE6, 'tiny_phase6_agentic_rag', dict(agentic=4000), replay={'1': .28, '2': .08, '3': .08, '4': .05, '5': .15}))
+        replay={'1': .45, '2': .08, '3': .17}),
+    Leg(PHASE5, 'tiny_phase5_simple_toolcall', dict(toolcall=5000), replay={'1': .40, '2': .10, '3': .10, '4': .05}),
+    Leg(PHASE6, 'tiny_phase6_agentic_rag', dict(agentic=4000), replay={'1': .38, '2': .08, '3': .08, '4': .04, '5': .14}))
 
 # %% ../nbs/81_speedrun.ipynb #661f32b4
 def run_leg(leg:Leg, folder:Path,        # Of the whole speedrun
@@ -166,7 +166,8 @@ def speedrun(
         rows.append(run_leg(leg, folder, rows[-1]['model'] if rows else None, seed, sets, docs_dir, quiet))
         rows[-1]['since_start'] = (time.monotonic() - start) / 60
         gate = rows[-1]['gate']
-        print(f"phase {leg.phase.number}: {verdict(gate)}, {rows[-1]['minutes']:.1f} minutes, {rows[-1]['since_start']:.1f} since the start")
+        print(f"phase {leg.phase.number}: {verdict(gate)}, {rows[-1]['minutes']:.1f} minutes, "
+              f"{rows[-1]['since_start']:.1f} since the start")
         if leg.needed and not gate.passed and not keep_going: break
     print('\n' + table(rows))
     answers = ask_unseen(rows[-1]['model'], folder/'unseen') if rows[-1]['phase'] == '6' else []

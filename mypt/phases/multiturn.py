@@ -30,6 +30,7 @@ class _Talk:
     "A conversation in the making."
     def __init__(self, r, lang, shelf, size, unseen):
         self.r, self.lang, self.shelf, self.size, self.unseen, self.msgs, self.shown = r, lang, shelf, size, unseen, [], {}
+        self.topics = []      # what each turn is about
         self.pages = self.deal(2)
         self.here, self.known = self.pages[0][0], list(self.pages[0][1])      # the document that is talked about, what is left to ask
 
@@ -37,6 +38,7 @@ class _Talk:
         "A turn: question, and the fact or text that answers it."
         say = {'role': 'assistant', 'content': f.sentence, 'cite': f.doc_id} if f else {'role': 'assistant', 'content': answer}
         self.msgs += [{'role': 'user', 'content': q, **user}, say]
+        self.topics.append(f.subject if f else answer)
 
     def deal(self, n:int)->list: # (document, facts that the passage shows)
         "Documents, each with one passage of it: only what stands there can be asked."
@@ -103,7 +105,7 @@ def talk_episode(r:random.Random, lang:str, shelf:Shelf, system:str, turns:int, 
         if getattr(t, kind)() is not False: used.append(kind)
         elif kind == 'followup' and len(set(ways)) == 1: return None
     if n > turns: return None
-    return {'system': system, 'messages': t.msgs, '_meta': {'category': used[0], 'kinds': used, 'turns': turns}}
+    return {'system': system, 'messages': t.msgs, '_meta': {'category': used[0], 'kinds': used, 'turns': turns, 'topics': t.topics}}
 
 def make_multiturn(n:int,                  # Episodes
                    language:str='mixed',   # `en`, `de`, or half and half
@@ -132,8 +134,10 @@ def suites()->dict[str, list[dict]]: # name → cases as in `assets/suites/NAME.
     "The suites of phase 4: conversations to be played."
     def case(i, e, suite):
         turns = [m for m in e['messages'] if m['role'] == 'user']
-        wants = [dict(answer=m['content'], cite=m.get('cite'), language=e['language']) for m in e['messages']
-                 if m['role'] == 'assistant']
+        said = [m for m in e['messages'] if m['role'] == 'assistant']
+        wants = [dict(answer=m['content'], cite=m.get('cite'), topic=about,
+                      language=e['language'] if len(m['content'].split()) > 3 else None)    # a word to repeat has none
+                 for m, about in zip(said, e['_meta']['topics'])]
         return dict(id=f'{suite}-{i:03d}', episode={'system': e['system'], 'messages': turns[:1]}, check='answers',
                     expected=wants,
                     then=[m['content'] for m in turns[1:]],
