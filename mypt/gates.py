@@ -72,7 +72,7 @@ GATES = {
           Demand('keeps turns clean', ('multiturn',), .90, 'clean'),
           Demand('keeps answers', ('chat',), .50, 'answers'), *_earlier(5)),
     '6': (Demand('chains complete', ('chains',), .80),
-          Demand('no loops', ('chains',), 1., 'no_loop'),
+          Demand('no loops', ('chains',), .98, 'no_loop'),
           Demand('grounded', ('chains',), .80, 'grounded'),
           Demand('thinks', ('chains',), .90, 'thinks'),
           Demand('cites', ('chains',), .80, 'cites'),

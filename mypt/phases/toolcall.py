@@ -181,7 +181,7 @@ def agent_case(i:int, e:dict, suite:str, check:str)->dict:
     return dict(id=f'{suite}-{i:03d}', episode={'system': e['system'], 'messages': e['messages'][:1]}, check=check,
                 expected=dict(answer=m['expected'], cite=m['cite'], language=e['language'], call=m['call'],
                               arguments=m['arguments'], steps=min(2, m['calls'])),
-                tags=[suite, e['language'], m['category']], documents=m['documents'], snippet=m['snippet'])
+                tags=[suite, e['language'], m['category']], documents=m['documents'], snippet=m['snippet'], limit=200)
 
 def suites()->dict[str, list[dict]]: # name → cases as in `assets/suites/NAME.jsonl`
     "The suites of phase 5: every document in them is about a held-out name."
