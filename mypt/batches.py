@@ -16,17 +16,20 @@ from .tokens import UserError
 # %% ../nbs/07_batches.ipynb #1ea3e1cf
 @dataclass
 class Batch:
-    "Rows ready for the model; every field is [B, T]."
+    "Rows ready for the model: five fields [B, T], and two tables that spare the GPU a wait."
     ids: torch.Tensor       # int64: token ids
     targets: torch.Tensor   # int64: the next token
     weights: torch.Tensor   # float32: weight of the target; 0 where nothing is to be learned
     segments: torch.Tensor  # int32: episode number within the row from 1; 0 is padding
     positions: torch.Tensor # int64: place within the episode, from 0
+    runs: torch.Tensor|None = None       # int64 [R+1]: where each run of equal segments begins in the flat batch; at last B·T
+    supervised: torch.Tensor|None = None # int64 [M]: places of the flat batch whose weight is not 0
 
     def to(self, device)->'Batch':
         "The same batch on `device`; from pinned memory the copy does not wait."
-        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
-    def pin(self)->'Batch': return Batch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
+        return self._each(lambda x: x.to(device, non_blocking=True))
+    def pin(self)->'Batch': return self._each(torch.Tensor.pin_memory)
+    def _each(self, f)->'Batch': return Batch(*(x if x is None else f(x) for x in (getattr(self, f.name) for f in fields(self))))
     @property
     def n_tokens(self)->int: return int((self.segments > 0).sum())       # real ones, without padding
     @property
@@ -54,7 +57,8 @@ def collate(rows,            # Objects with `ids`, `weights`, `segments`, each [
     at = np.arange(T)
     first = np.diff(seg, axis=1, prepend=-1) != 0
     positions = at - np.maximum.accumulate(np.where(first, at, 0), axis=1)
-    return Batch(*map(torch.from_numpy, (ids, targets, weights, seg, positions)))
+    runs = np.append(np.flatnonzero(first), B*T)
+    return Batch(*map(torch.from_numpy, (ids, targets, weights, seg, positions, runs, np.flatnonzero(weights))))
 
 # %% ../nbs/07_batches.ipynb #c3206f7e
 @lru_cache(4)

@@ -88,7 +88,8 @@ class Segments:
            shape:tuple[int,int],  # B, T
            kind:str='auto',       # 'reference', 'buckets', 'varlen'; 'auto': 'varlen' on CUDA if `half`, else 'buckets'
            device=None,           # Where the model is
-           half:bool=False        # Queries will be bfloat16 or float16
+           half:bool=False,       # Queries will be bfloat16 or float16
+           runs:Tensor|None=None  # [R+1] as in `Batch`: where runs of equal segments begin; None: found here
           )->'Segments':
         "The layout of a batch."
         B, T = shape
@@ -96,22 +97,22 @@ class Segments:
             pos = torch.arange(T, device=device)[None]
             return Segments('causal', torch.full_like(pos, T), pos)
         if kind == 'auto': kind = 'varlen' if half and segments.is_cuda else 'buckets'
-        starts, lens = _runs(segments)
+        if runs is None: runs = _runs(segments)
+        starts, lens = runs[:-1], runs.diff()
         own_len, own_start = (torch.repeat_interleave(x, lens, output_size=B*T) for x in (lens, starts))
         pos = torch.arange(B*T, device=segments.device) - own_start
         s = Segments(kind, own_len.view(B, T), pos.view(B, T), T=T)
         if kind == 'reference': s.ids = segments
-        if kind == 'varlen': s.cu = F.pad(starts, (0, 1), value=B*T).int()
+        if kind == 'varlen': s.cu = runs.int()
         if kind == 'buckets':
             s.shapes, s.tokens, s.slots, s.filling, s.padding = _buckets(starts, lens, segments.flatten() > 0)
         return s
 
-def _runs(segments:Tensor)->tuple[Tensor,Tensor]:
-    "Start (in the flat batch) and length of each run of equal segment numbers; rows end runs, padding is a run too."
+def _runs(segments:Tensor)->Tensor: # [R+1]
+    "Start of each run of equal segment numbers in the flat batch, and its end; rows end runs, padding is a run too."
     new = torch.ones_like(segments, dtype=torch.bool)
     new[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    starts = new.flatten().nonzero().flatten()
-    return starts, torch.diff(starts, append=starts.new_tensor([segments.numel()]))
+    return F.pad(new.flatten().nonzero().flatten(), (0, 1), value=segments.numel())
 
 # %% ../nbs/12_layers.ipynb #131e49eb
 def _buckets(starts:Tensor, lens:Tensor, real:Tensor)->tuple[list,Tensor,Tensor,Tensor,Tensor]:

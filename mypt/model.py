@@ -6,6 +6,7 @@
 __all__ = ['CHUNK', 'head_loss', 'Trunk', 'neftune', 'init_weights', 'Decoder', 'GPT', 'init_tags', 'estimate_memory']
 
 # %% ../nbs/13_model.ipynb #b2a0190d
+from functools import cache
 import torch
 from torch import nn, Tensor
 from torch.utils.checkpoint import checkpoint
@@ -15,7 +16,7 @@ from .rope import rope_tables
 from .tokens import INIT_WORDS, Tokenizer, UserError
 
 # %% ../nbs/13_model.ipynb #7718e670
-CHUNK = 2**24   # Logits held at once: 64 MiB in float32
+CHUNK = dict(cpu=2**24, cuda=2**27)   # Logits held at once. A GPU wants large products, a CPU wants them near its caches
 
 class _HeadLoss(torch.autograd.Function):
     "Σ w·ce of rows `h` under head `W`; gradients are computed in the forward pass, slice by slice."
@@ -26,10 +27,11 @@ class _HeadLoss(torch.autograd.Function):
         loss = torch.zeros((), device=h.device, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
         dh = torch.empty_like(h) if grad and ctx.needs_input_grad[0] else None
         dW = torch.zeros_like(W) if grad and ctx.needs_input_grad[1] else None
+        ce = _fused_ce() if h.is_cuda else _ce
         for i in range(0, h.shape[0], n):
             x = h[i:i+n].to(dtype)
-            part, g = _ce(torch.mm(x, Wd.T, out=z[:len(x)]), targets[i:i+n, None], weights[i:i+n, None])
-            loss, g = loss + part, g.to(dtype)
+            part, g = ce(torch.mm(x, Wd.T, out=z[:len(x)]), targets[i:i+n, None], weights[i:i+n, None])
+            loss = loss + part
             if dh is not None: dh[i:i+n] = g @ Wd
             if dW is not None: dW.addmm_(g.T, x) if dW.dtype == dtype else dW.add_(g.T @ x)   # in W's own precision
         ctx.save_for_backward(*(t for t in (dh, dW) if t is not None))
@@ -43,23 +45,29 @@ class _HeadLoss(torch.autograd.Function):
         return dh, dW, None, None, None, None, None
 
 def _ce(z:Tensor, y:Tensor, w:Tensor)->tuple[Tensor,Tensor]: # [n, V] logits, [n, 1] targets, [n, 1] weights
-    "Σ w·ce, and its gradient with respect to the logits, in the logits' own memory."
-    z = z if z.dtype == torch.float64 else z.float()
+    "Σ w·ce, and its gradient with respect to the logits in their dtype; float32 logits are overwritten by it."
+    dtype, z = z.dtype, z if z.dtype == torch.float64 else z.float()
     top, right = z.amax(1, keepdim=True), z.gather(1, y)
     p = z.sub_(top).exp_()
     total = p.sum(1, keepdim=True)
     ce = total.log() + top - right
-    return (w * ce).sum(), p.mul_(w / total).scatter_add_(1, y, -w.to(p.dtype))
+    return (w * ce).sum(), p.mul_(w / total).scatter_add_(1, y, -w.to(p.dtype)).to(dtype)
+
+@cache
+def _fused_ce():
+    "`_ce` as one kernel that reads bfloat16 logits and writes bfloat16 gradients, with no float32 copy between."
+    return torch.compile(_ce, dynamic=True)
 
 def head_loss(h:Tensor,       # [M, C] final hidden states of supervised positions
               W:Tensor,       # [V, C] the head
               targets:Tensor, # [M] ids
               weights:Tensor, # [M], already divided by whatever the caller divides by
-              chunk:int=CHUNK # Logits held at once
+              chunk:int|None=None # Logits held at once; `CHUNK` of the device when None
              )->Tensor:       # Scalar, float32 (float64 if `h` is)
     "Σ w·ce with exact gradients; products in the autocast type, softmax and sums in float32."
     kind = h.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
+    chunk = chunk or CHUNK.get(kind, CHUNK['cpu'])
     with torch.autocast(kind, enabled=False):
         return _HeadLoss.apply(h, W, targets, weights, dtype, chunk, torch.is_grad_enabled())
 
@@ -122,18 +130,24 @@ class Decoder(nn.Module):
         self.neftune_alpha = 0.       # Embedding noise, in training only
         self.use_checkpoint = False   # Recompute activations, in training only
         self.attention = 'auto'       # Kind of `Segments`
+        self.compiled = False         # Set by `compile_blocks`
         init_weights(self, cfg.n_layer)
 
     @property
     def head(self)->Tensor: # [V, C]: the embedding itself when tied
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
-    def layout(self, segments:Tensor|None, shape:tuple[int,int])->Segments: # [B, T] int, 0 is padding; B, T
+    def compile_blocks(self, **options)->None: # As `torch.compile` takes them
+        "Compile every block in place, each as one graph; weights keep their names."
+        self.compiled = True
+        for block in self.model.layers: block.compile(fullgraph=True, **options)
+
+    def layout(self, segments:Tensor|None, shape:tuple[int,int], runs:Tensor|None=None)->Segments: # As `Segments.of`
         "Where the episodes lie, in the form that device and precision want; `hidden` takes it in place of segments."
         kind, dtype = self.head.device.type, self.head.dtype
         if torch.is_autocast_enabled(kind): dtype = torch.get_autocast_dtype(kind)
         half = dtype in (torch.bfloat16, torch.float16) and self.cfg.head_dim % 8 == 0
-        return Segments.of(segments, shape, self.attention, self.head.device, half)
+        return Segments.of(segments, shape, self.attention, self.head.device, half, runs)
 
     def hidden(self, ids:Tensor,                    # [B, T]
                segments:Tensor|Segments|None=None,  # [B, T] int, 0 is padding; or a layout; None: each row one episode
@@ -178,14 +192,18 @@ class GPT(Decoder):
         "Cross-entropy of each supervised target, unweighted: for curves by position or by role."
         h, keep, _ = self._supervised(batch, None)
         y, out = batch.targets.flatten()[keep], torch.zeros_like(batch.weights).flatten()
-        n = max(1, CHUNK // self.cfg.vocab_size)
+        n = max(1, CHUNK['cpu'] // self.cfg.vocab_size)
         for i in range(0, len(keep), n):
             out[keep[i:i+n]] = nn.functional.cross_entropy(self.logits(h[i:i+n]).float(), y[i:i+n], reduction='none')
         return out.view(batch.ids.shape)
 
     def _supervised(self, batch, noise): # → hidden [M, C], their numbers in the flat batch [M], weights [M]
-        keep = batch.weights.flatten().nonzero().flatten()
-        h = self.hidden(batch.ids, batch.segments, batch.positions, keep=keep, noise=noise)
+        keep = batch.weights.flatten().nonzero().flatten() if batch.supervised is None else batch.supervised
+        layout = self.layout(batch.segments, batch.ids.shape, batch.runs)
+        if self.compiled:   # how many runs and how many targets there are changes with every batch: one graph for all
+            for x in (layout.cu, keep):
+                if x is not None: torch._dynamo.maybe_mark_dynamic(x, 0)
+        h = self.hidden(batch.ids, layout, batch.positions, keep=keep, noise=noise)
         return h, keep, batch.weights.flatten()[keep]
 
     def extra_repr(self)->str: return f'{sum(p.numel() for p in self.parameters())/1e6:.2f}M weights'
@@ -209,7 +227,7 @@ def estimate_memory(cfg:ModelConfig,
     C, H, n = cfg.n_embd, cfg.mlp_hidden, cfg.n_params
     per_c, per_h, drop = (36, 8, 4) if half else (44, 16, 8)
     block = tokens * (C * (per_c + drop * (cfg.dropout > 0)) + H * per_h)   # bytes that one block keeps
-    loss = (min(CHUNK, tokens * supervised * cfg.vocab_size) + cfg.vocab_size * C) * (6 if half else 4)
+    loss = (min(CHUNK['cuda' if half else 'cpu'], tokens * supervised * cfg.vocab_size) + cfg.vocab_size * C) * (6 if half else 4)
     parts = dict(weights=4*n + (2*matmul_params(cfg) if half else 0), gradients=4*n, optimizer=8*n,
                  activations=cfg.n_layer * tokens * C * 4 + block if use_checkpoint else cfg.n_layer * block, loss=loss)
     parts = {k: v / 2**30 for k, v in parts.items()}

@@ -130,7 +130,7 @@ def test_heavy_light_module(project):
 
 def test_optional_is_what_extras_say(root):
     core, extra = import_order.required(root)
-    assert {'datasets', 'fastapi', 'deepl', 'llguidance', 'rapidfuzz', 'jsonschema', 'transformers'} <= extra
+    assert {'datasets', 'fastapi', 'deepl', 'llguidance', 'bm25s', 'jsonschema', 'transformers'} <= extra
     assert core == {'numpy', 'tiktoken', 'safetensors', 'fastcore', 'tqdm', 'torch', 'matplotlib'}
 
 def test_exported_import_of_something_optional(project):
