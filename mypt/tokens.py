@@ -10,6 +10,7 @@ __all__ = ['TAG_NAMES', 'EOT', 'TAGS', 'INIT_WORDS', 'RANKS_SHA256', 'GPT2_PATTE
 # %% ../nbs/00_tokens.ipynb #e26d99a9
 import base64, hashlib, json, re
 from functools import cached_property, lru_cache
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 import tiktoken
@@ -57,13 +58,20 @@ def gpt2_ranks()->dict[bytes,int]: # Byte string → merge rank, 50,256 of them 
 # %% ../nbs/00_tokens.ipynb #61f99d36
 class Tokenizer:
     "Text ↔ ids for one `kind` of vocabulary. `encode` never makes a tag; tags have ids of their own in `tag_ids`."
+    end_name = '<|endoftext|>'
+    vocabulary = None   # a vocabulary that is not ours travels with its data: the text of its `tokenizer.json`
+
     def __init__(self, kind:str='gpt2'): # `gpt2`, `gpt2:N` (its first N ranks, 256 ≤ N ≤ 50256) or `byte`
         self.kind, self.n_base = _parse_kind(kind)
+        self._number()
+
+    def _number(self):
+        "Ids after the ordinary ones."
         self.endoftext = self.n_base
         self.tag_ids = {t: self.endoftext + 1 + i for i, t in enumerate(TAGS)}
         self.n_tokens = self.endoftext + 1 + len(TAGS)   # the first unused id
         self.vocab_size = -(-self.n_tokens // 64) * 64
-        self._tag_of = {i: t for t, i in self.tag_ids.items()} | {self.endoftext: '<|endoftext|>'}
+        self._tag_of = {i: t for t, i in self.tag_ids.items()} | {self.endoftext: self.end_name}
 
     @cached_property
     def ranks(self)->dict[bytes,int]: # Byte string → id of every ordinary token
@@ -105,8 +113,10 @@ class Tokenizer:
     def is_tag(self, i:int)->bool:
         "Is id `i` one of the 19 tags?"
         return self.endoftext < i < self.n_tokens
-    def __eq__(self, other): return isinstance(other, Tokenizer) and self.kind == other.kind
-    def __hash__(self): return hash(self.kind)
+    @property
+    def identity(self)->str: return self.kind   # tokenizers of one identity give the same ids
+    def __eq__(self, other): return isinstance(other, Tokenizer) and self.identity == other.identity
+    def __hash__(self): return hash(self.identity)
     def __reduce__(self): return get_tokenizer, (self.kind,)   # a worker process builds its own tables
     def __repr__(self): return f'Tokenizer({self.kind!r}, {self.n_tokens} ids padded to {self.vocab_size})'
 
@@ -120,29 +130,34 @@ def _parse_kind(kind:str)->tuple[str,int]:
     if m := re.fullmatch(r'gpt2:(\d{1,6})', str(kind)):
         if 256 <= (n := int(m[1])) <= 50256: return kind, n
         raise UserError(f'tokenizer {kind!r}: N must be from 256 to 50256, so that single bytes are in and GPT-2 has the rank')
-    raise UserError(f"unknown tokenizer {kind!r}: use 'gpt2', 'gpt2:N' (GPT-2's first N ranks) or 'byte'")
+    raise UserError(f"unknown tokenizer {kind!r}: use 'gpt2', 'gpt2:N' (GPT-2's first N ranks), 'byte', "
+                    "or 'hf:FOLDER' (another model's tokenizer.json)")
 
-@lru_cache(None)
+_own = lru_cache(None)(Tokenizer)
+
 def get_tokenizer(kind:str='gpt2')->Tokenizer:
     "The one `Tokenizer` of this `kind` in the process; building GPT-2's table takes a moment, so it is shared."
-    return Tokenizer(kind)
+    if str(kind).startswith('hf:'): return import_module('mypt.hf_tokenizer').foreign_tokenizer(kind[3:])
+    return _own(kind)
 
 # %% ../nbs/00_tokens.ipynb #ab513579
 STATE_VERSION = 1
 
 def tokenizer_state(tok:Tokenizer)->dict: # JSON-ready: kind, sizes, tag → id, version
     "What `tokenizer_state.json` holds."
-    return dict(version=STATE_VERSION, kind=tok.kind, base_vocab_size=tok.endoftext + 1, model_vocab_size=tok.vocab_size,
+    return dict(version=STATE_VERSION, kind=tok.identity, base_vocab_size=tok.endoftext + 1, model_vocab_size=tok.vocab_size,
                 tags=tok.tag_ids)
 
 def save_tokenizer(tok:Tokenizer, folder:str|Path)->Path:
-    "Write `tokenizer_state.json` into `folder`."
+    "Write `tokenizer_state.json` into `folder`, and a vocabulary that is not ours beside it."
+    if tok.vocabulary: (Path(folder)/'tokenizer.json').write_text(tok.vocabulary, encoding='utf-8')
     path = Path(folder)/'tokenizer_state.json'
     path.write_text(json.dumps(tokenizer_state(tok), indent=1) + '\n', encoding='utf-8')
     return path
 
 def tokenizer_from_state(state:dict,                 # As `tokenizer_state` gives it
-                         where:str='tokenizer_state' # Named in errors
+                         where:str='tokenizer_state',# Named in errors
+                         kind:str|None=None          # Where the tokenizer is to be had; None: as the state says
                         )->Tokenizer:
     "The tokenizer that `state` describes; raises `UserError` naming the first tag or size that disagrees."
     if not isinstance(state, dict) or 'kind' not in state:
@@ -150,7 +165,7 @@ def tokenizer_from_state(state:dict,                 # As `tokenizer_state` give
     if state.get('version') != STATE_VERSION:
         raise UserError(f"{where}: version {state.get('version')!r}, this mypt reads {STATE_VERSION}; "
                         'prepare the data again or update mypt')
-    tok, saved = get_tokenizer(state['kind']), state.get('tags') or {}
+    tok, saved = get_tokenizer(kind or state['kind']), state.get('tags') or {}
     for tag in [*tok.tag_ids, *saved]:
         if saved.get(tag) != tok.tag_ids.get(tag):
             raise UserError(f'{where}: tag {tag} has id {saved.get(tag)}, the pinned table says {tok.tag_ids.get(tag)}; '
@@ -165,4 +180,5 @@ def load_tokenizer(folder:str|Path)->Tokenizer:
     try: state = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError: raise UserError(f'{path}: not there; is {folder} a mypt dataset or checkpoint?') from None
     except ValueError as e: raise UserError(f'{path}: not JSON ({e}); restore it or prepare the data again') from None
-    return tokenizer_from_state(state, where=str(path))
+    foreign = isinstance(state, dict) and str(state.get('kind')).startswith('hf:')
+    return tokenizer_from_state(state, str(path), f'hf:{folder}' if foreign else None)
