@@ -8,6 +8,7 @@ __all__ = ['RMSNorm', 'make_norm', 'SwiGLU', 'GeluMLP', 'make_mlp', 'reference_a
 
 # %% ../nbs/12_layers.ipynb #a93aab2c
 import inspect
+from copy import copy
 from dataclasses import dataclass
 import torch
 from torch import nn, Tensor
@@ -164,8 +165,8 @@ def take_rows(x:Tensor,    # [N, C]
     return _Rows.apply(x, keep)
 
 # %% ../nbs/12_layers.ipynb #dd55991f
-_NEW = 'window_size' in inspect.signature(varlen_attn).parameters   # torch 2.10 said `is_causal`
-_CAUSAL = dict(window_size=(-1, 0)) if _NEW else dict(is_causal=True)
+_TAKES = inspect.signature(varlen_attn).parameters   # torch 2.10 said `is_causal`, and knew no groups
+_CAUSAL = dict(window_size=(-1, 0)) if 'window_size' in _TAKES else dict(is_causal=True)
 
 def attention(q:Tensor,         # [B, T, H, D]
               k:Tensor,         # [B, T, Hkv, D]
@@ -191,38 +192,58 @@ def _bucketed(q, k, v, s):
 
 def _varlen(q, k, v, s):
     "FlashAttention over cumulative lengths (CUDA, half precision)."
-    groups = q.shape[2] // k.shape[2]
-    if groups > 1: k, v = (x.repeat_interleave(groups, 2) for x in (k, v))
-    return varlen_attn(*(x.flatten(0, 1) for x in (q, k, v)), s.cu, s.cu, s.T, s.T, **_CAUSAL).view(q.shape)
+    how, groups = dict(_CAUSAL), q.shape[2] // k.shape[2]
+    if groups > 1 and 'enable_gqa' in _TAKES: how['enable_gqa'] = True
+    elif groups > 1: k, v = (x.repeat_interleave(groups, 2) for x in (k, v))
+    return varlen_attn(*(x.flatten(0, 1) for x in (q, k, v)), s.cu, s.cu, s.T, s.T, **how).view(q.shape)
 
 # %% ../nbs/12_layers.ipynb #bd75b296
 class KVCache:
-    "Keys and values of `B` running texts, `n_slots` each; allocated once. To go back, lower `top`."
-    def __init__(self, cfg:ModelConfig, B:int, n_slots:int, device=None, dtype=torch.float32):
-        shape = (cfg.n_layer, B, cfg.kv_heads, n_slots, cfg.head_dim)
+    "Keys and values of `B` running texts, `n_slots` each; allocated once. `cache[a:b]` is a window on some rows."
+    def __init__(self, cfg:ModelConfig, B:int, n_slots:int, device=None, dtype=torch.float32,
+                 fixed:bool=False # Attend to all slots always: more work, but every pass has the same shape (CUDA graphs)
+                ):
+        shape = (cfg.n_layer, B, n_slots, cfg.kv_heads, cfg.head_dim)
         self.k, self.v = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
-        self.n_slots, self.top = n_slots, 0   # `top`: no slot from here on has been written
+        self.n_slots, self.fixed, self.top = n_slots, fixed, 0   # `top`: where the next tokens go if nobody says otherwise
 
-    def begin(self, positions:Tensor|None, # [B, T] where the coming tokens stand; None: after all that was written
+    def __getitem__(self, rows:slice)->'KVCache':
+        part = copy(self)
+        part.k, part.v = self.k[:, rows], self.v[:, rows]
+        return part
+
+    def swap(self, a:int, b:int, n:int)->None:
+        "Exchange the first `n` tokens of rows `a` and `b`."
+        for m in (self.k, self.v): m[:, [a, b], :n] = m[:, [b, a], :n]
+
+    def clone(self, a:int, b:int, n:int)->None:
+        "Give row `b` the first `n` tokens of row `a`."
+        for m in (self.k, self.v): m[:, b, :n] = m[:, a, :n]
+
+    def begin(self, positions:Tensor|None, # [B, T] where the coming tokens stand, none beyond `top` + T; None: all from `top` on
               shape:tuple[int,int]         # B, T
              )->Tensor:                    # The positions
         "Prepare one forward pass, the same for all layers; raises `UserError` when the slots run out."
         old, self.top = self.top, self.top + shape[1]
         if self.top > self.n_slots:
             raise UserError(f'{self.top} tokens do not fit a cache of {self.n_slots}; shorten them or raise block_size')
-        if positions is None: positions = torch.arange(old, self.top, device=self.k.device).expand(shape)
-        self.positions = positions
-        slots = torch.arange(self.top, device=positions.device)
-        self.mask = (slots <= positions[..., None])[:, None]   # [B, 1, T, top]
+        top, alike = (self.n_slots if self.fixed else self.top), positions is None
+        if alike: positions = torch.arange(old, self.top, device=self.k.device)[None]
+        rows = torch.arange(shape[0], device=positions.device)[:, None]
+        self.here = (slice(None), slice(old, self.top)) if alike else (rows, positions)
+        self.mask, self.causal = None, old == 0 and alike and not self.fixed
+        if not (self.causal or alike and shape[1] == 1 and not self.fixed):
+            hidden = torch.arange(top, device=positions.device) > positions[..., None]
+            self.mask = torch.zeros(hidden.shape, device=positions.device, dtype=self.k.dtype).masked_fill_(hidden, -torch.inf)[:, None]
+        self.seen = list(zip(self.k.unbind(), self.v.unbind(), *(m[:, :, :top].transpose(2, 3).unbind() for m in (self.k, self.v))))
         return positions
 
     def attend(self, layer:int, q:Tensor, k:Tensor, v:Tensor)->Tensor: # [B, T, H or Hkv, D] → [B, T, H, D]
         "Write `k`, `v` at their positions, then let `q` see everything up to its own."
-        rows = torch.arange(len(k), device=k.device)[:, None]
-        for mem, x in ((self.k, k), (self.v, v)): mem[layer][rows, :, self.positions] = x.to(mem.dtype)
-        K, V = self.k[layer, :, :, :self.top], self.v[layer, :, :, :self.top]
+        mem_k, mem_v, K, V = self.seen[layer]
+        mem_k[self.here], mem_v[self.here] = k.to(K.dtype), v.to(V.dtype)
         q, gqa = q.transpose(1, 2).to(K.dtype), q.shape[2] != K.shape[1]
-        return F.scaled_dot_product_attention(q, K, V, attn_mask=self.mask, enable_gqa=gqa).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, K, V, self.mask, is_causal=self.causal, enable_gqa=gqa).transpose(1, 2)
 
 # %% ../nbs/12_layers.ipynb #46cda27b
 class Attention(nn.Module):
