@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DASHES', 'ticks', 'log_ticks', 'smooth', 'thin', 'Line', 'panel', 'Html', 'board_css', 'loss_board', 'LiveLoss',
-           'LivePlot', 'gate_board', 'chat_html', 'facts_html', 'tree_html', 'report_html']
+           'LivePlot', 'watch', 'gate_board', 'chat_html', 'facts_html', 'tree_html', 'report_html']
 
 # %% ../nbs/71_board.ipynb #dff3d500
-import html, json, math, time
+import html, json, math, threading, time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 import numpy as np
 from .tokens import UserError
@@ -83,7 +84,7 @@ def panel(title:str,         # Plain text
     y0, y1 = (y0 if zero else y0 - pad), y1 + pad
     at = lambda x, y: (1000 * (x - x0) / (x1 - x0), 1000 * (1 - (f(y) - y0) / (y1 - y0)))   # stretched in place later
     rows = [(t, at(x0, t)[1]) for t in (log_ticks(np.exp(y0), np.exp(y1)) if log else ticks(y0, y1))]
-    cols = [(t, at(t, 1.)[0]) for t in ticks(x0, x1, 6)]
+    cols = [(t, at(t, 1.)[0]) for t in ticks(x0, x1, 6) if t == int(t)]
     grid = ''.join(f'<path class="grid" d="M0 {v:.1f}H1000"/>' for _, v in rows)
     paths = ''.join(_path(l, at) for l in sorted(lines, key=lambda l: ('raw', 'line', 'dots').index(l.kind)))
     labels = ''.join(f'<span class="y" style="top:{v/10:.2f}%">{_number(t)}</span>' for t, v in rows)
@@ -162,12 +163,29 @@ def _key(k, name, loss, val, steps)->str:
             f'{html.escape(name)} <small>{" · ".join(facts)}</small></span>')
 
 # %% ../nbs/71_board.ipynb #3be193ce
+@lru_cache(1)
+def _live_class():
+    "The widget class, made at first use; None without anywidget."
+    try: import anywidget, traitlets
+    except ImportError: return None
+    class LiveBoard(anywidget.AnyWidget):
+        "A picture that Python renews, and a stop button."
+        _esm, _css = asset('board.js'), board_css()
+        html, state = traitlets.Unicode().tag(sync=True), traitlets.Unicode('running').tag(sync=True)
+        main = traitlets.Bool().tag(sync=True)   # the run holds the main thread, so only an interrupt reaches it
+    return LiveBoard
+
 class LiveLoss:
     "A loss board that grows while a notebook cell trains; `update(record)` once a step, `close()` at the end."
-    def __init__(self, name:str='run',  # Shown in the legend
-                 every:float=1.,        # Seconds between two drawings
+    def __init__(self, name:str='run',   # Shown in the legend
+                 every:float=1.,         # Seconds between two drawings
+                 over=None,              # Earlier runs to lie over, as `loss_board` takes them
+                 total:int=0,            # Steps of the whole run, for the progress bar
+                 stop=None,              # Called when the stop button is pressed; no button without
                  ):
-        self.name, self.every, self.records, self._drawn, self._handle = name, every, [], 0., None
+        self.over = {n: read_log(r) if isinstance(r, (str, Path)) else r for n, r in _named(over or {}).items()}
+        self.name, self.every, self.records, self.total, self.stop = name, every, [], total, stop
+        self._drawn, self._handle, self._widget = 0., None, None
 
     def update(self, record:dict): # One line of the log
         "Take a record; draw when it is time."
@@ -177,25 +195,74 @@ class LiveLoss:
     def draw(self):
         "Draw now, where a notebook is listening."
         self._drawn = time.monotonic()
+        if self._handle is None: self._open()
+        elif self._widget: self._widget.html = self._page()
+        elif self._handle: self._handle.update(self)
+
+    def _open(self):
+        "Show the widget, or the plain picture where there is no anywidget."
+        self._handle = False
         try: from IPython import get_ipython
         except ImportError: return
         if get_ipython() is None: return
-        if self._handle: self._handle.update(self)
-        else:
-            from IPython.display import display
-            self._handle = display(self, display_id=True)
+        from IPython.display import display
+        if self.stop and (made := _live_class()):
+            self._widget = made(html=self._page(), main=threading.current_thread() is threading.main_thread())
+            self._widget.on_msg(lambda w, said, buffers: w.state == 'running' and self.stop())
+        self._handle = display(self._widget or self, display_id=True)
 
-    def close(self): self.draw()
-    def _repr_html_(self): return loss_board({self.name: self.records})._repr_html_()
+    def close(self):
+        "Draw a last time; the widget gives its place to a picture that needs no kernel."
+        if self._widget:
+            self._widget.state = 'done'
+            self._widget.close()
+            self._widget = None
+        self.draw()
+
+    def _page(self)->str: return _progress(self.records, self.total) + loss_board({**self.over, self.name: self.records}).html
+    def _repr_html_(self): return loss_board({**self.over, self.name: self.records})._repr_html_()
+
+def _progress(records, total:int)->str:
+    "A bar, and how long it will take at the pace of the last hundred steps."
+    steps = [r for r in records if 'loss' in r]
+    if not total or not steps: return ''
+    at, recent = steps[-1]['step'], steps[-100:]
+    left = (total - at) * sum(r.get('seconds', 0) for r in recent) / len(recent)
+    when = next((f' · {left / unit:.{1 * (left < 9 * unit and unit > 1)}f} {name} left'
+                 for unit, name in ((3600, 'h'), (60, 'min'), (1, 's')) if left >= 1.5 * unit), '')
+    return (f'<div class="pace"><progress aria-label="Steps" max="{total}" value="{at}"></progress>'
+            f'<span>step {at:,} of {total:,}{when}</span></div>')
 
 # %% ../nbs/71_board.ipynb #c912451a
 class LivePlot(Callback):
-    "A `LiveLoss` that follows a run in the notebook: `train(…, cbs=[LivePlot()])`."
-    def __init__(self, name:str='run', every:float=1.): self.live = LiveLoss(name, every)
-    def after_step(self, t): self.live.update(t.record)
+    "Loss, progress and a stop button that saves, in the notebook: `train(…, cbs=[LivePlot()])`."
+    def __init__(self, name:str='run', every:float=1., over=None): # As in `LiveLoss`
+        self.how = dict(name=name, every=every, over=over)
+    def before_fit(self, t):
+        def stop(): t.stop = t.stop or 'stop button: saved, run the cell again to go on'
+        self.live = LiveLoss(total=t.max_steps, stop=stop, **self.how)
+    def after_step(self, t): self.live.update(t.record | dict(tok_per_s=t.record['tokens'] / max(t.record['seconds'], 1e-9)))
     def after_eval(self, t):
         if 'val' in t.evaluated: self.live.update(dict(step=t.step, val_loss=t.evaluated['val']))
     def after_fit(self, t): self.live.close()
+
+# %% ../nbs/71_board.ipynb #cba2cade
+def watch(runs,           # What `loss_board` takes; paths are read anew each time
+          every:float=2., # Seconds between two looks
+          looks:int=0     # Stop after so many; 0 = until interrupted
+         )->Html:         # The last picture
+    "A loss board of runs that are still going."
+    handle, seen, k = None, loss_board(runs), 0
+    try: from IPython.display import display
+    except ImportError: return seen
+    try:
+        handle = display(seen, display_id=True)
+        while (k := k + 1) != looks:
+            time.sleep(every)
+            seen = loss_board(runs)
+            if handle: handle.update(seen)
+    except KeyboardInterrupt: pass
+    return seen
 
 # %% ../nbs/71_board.ipynb #f46adc70
 def gate_board(reports # Gate reports (dicts, or objects with `to_json`), or one
