@@ -52,6 +52,7 @@ VERBS = {
                      aliases=dict(config='config_file', dataset='dataset_dir', output='model_name', model='init_from_model')),
     'run':      Verb('train', 'mypt.run:run', "a phase's whole pipeline, from data to gate",
                      failed=lambda r: r is not None and not r.passed),
+    'import':   Verb('train', 'mypt.hub:import_model', 'bring a base model from elsewhere', ('source',)),
     'generate': Verb('use', 'mypt.generate:generate_text', 'let a model go on from a prompt', aliases=dict(model='model_name')),
     'rag-index': Verb('use', 'mypt.rag:rag_index', 'index a folder of documents'),
     'rag-chat': Verb('use', 'mypt.agent:rag_chat', 'answer questions from retrieved passages',

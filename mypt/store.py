@@ -247,8 +247,8 @@ def _finish(w, extra:dict): # `w`: a `DatasetWriter`, all chunks added
     if not train['episodes']: raise UserError(f'{w.dir}: No episodes to write, nothing came to train; check the input')
     if not w.rejects.bytes: w.rejects.close(); w.rejects.path.unlink()
     save_tokenizer(w.tok, root)
-    state = (root/'tokenizer_state.json').read_bytes()
-    files = {'tokenizer_state.json': dict(bytes=len(state), sha256=hashlib.sha256(state).hexdigest())}
+    about = {p.name: p.read_bytes() for p in sorted(root.glob('tokenizer*.json'))}
+    files = {k: dict(bytes=len(v), sha256=hashlib.sha256(v).hexdigest()) for k, v in about.items()}
     for f in _files(w):
         f.close()
         files[f.path.relative_to(root).as_posix()] = f.entry()
