@@ -111,6 +111,7 @@ class TrainConfig:
     use_amp:bool = True                  # Autocast on GPUs; weights stay float32
     amp_dtype:str = 'bf16'               # 'bf16' or 'fp32'
     use_checkpoint:bool = False          # Recompute activations in the backward pass
+    parallel:str = 'ddp'                 # Under torchrun: 'ddp' (a whole model on each GPU) or 'fsdp' (a share of it)
     compile:str = 'auto'                 # torch.compile: 'on', 'off', 'auto' (off, until it is measured on a GPU)
     freeze:list = field(default_factory=list)      # Names (with `*`) of weights that stay as they are
     curriculum:list = field(default_factory=list)  # Stages [{"dataset_dir": D, "until": step}, …]
@@ -119,7 +120,7 @@ class TrainConfig:
 # %% ../nbs/10_config.ipynb #272e68ec
 _CHOICES = dict(pos_encoding=('rope', 'learned'), mlp_type=('swiglu', 'gelu'), norm_type=('rmsnorm', 'layernorm'),
                 optimizer=('adamw', 'muon'), batch_sampling_mode=('epoch', 'random'), amp_dtype=('bf16', 'fp32'),
-                compile=('auto', 'on', 'off'))
+                compile=('auto', 'on', 'off'), parallel=('ddp', 'fsdp'))
 _AT_LEAST_1 = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'block_size', 'vocab_size', 'hidden', 'rope_scale',
                'batch_size', 'grad_accum_steps', 'eval_interval', 'eval_iters')
 _ABOVE_0 = ('rope_theta', 'norm_eps', 'learning_rate', 'muon_lr', 'adam_eps', 'early_stop_gap')
