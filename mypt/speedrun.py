@@ -149,7 +149,7 @@ def run_leg(leg:Leg, folder:Path,        # Of the whole speedrun
                 tokens=meta['num_train_tokens'],
                 supervised=meta['train_mask_ratio'], loss=next(r['val_loss'] for r in reversed(log) if 'val_loss' in r),
                 gate=gate, model=str(model),
-                train=seconds.get('train', 0.), minutes=(time.monotonic() - start) / 60)
+                train=sum(r.get('seconds', 0.) for r in log), minutes=(time.monotonic() - start) / 60)
 
 def speedrun(
     output_dir:str='speedrun',    # Folder for data, models and the report
@@ -182,7 +182,7 @@ def verdict(gate)->str:
 HEAD = ('phase', '', 'episodes', 'tokens', 'trained', 'loss', 'train', 'all', 'since start', 'gate')
 
 def cells(r:dict)->tuple:
-    "A row of the table as text; times in minutes."
+    "A row of the table as text; times in minutes: all steps that were ever trained, and the rest of this sitting."
     return (r['phase'], r['title'], f"{r['episodes']:,}", f"{r['tokens']:,}", f"{r['supervised']:.0%}", f"{r['loss']:.3f}",
             f"{r['train'] / 60:.1f}",
             f"{r['minutes']:.1f}", f"{r['since_start']:.1f}", verdict(r['gate']))
