@@ -235,7 +235,8 @@ class KVCache:
         if not (self.causal or alike and shape[1] == 1 and not self.fixed):
             hidden = torch.arange(top, device=positions.device) > positions[..., None]
             self.mask = torch.zeros(hidden.shape, device=positions.device, dtype=self.k.dtype).masked_fill_(hidden, -torch.inf)[:, None]
-        self.seen = list(zip(self.k.unbind(), self.v.unbind(), *(m[:, :, :top].transpose(2, 3).unbind() for m in (self.k, self.v))))
+        layers = ((self.k[i], self.v[i]) for i in range(len(self.k)))
+        self.seen = [(k, v, k[:, :top].transpose(1, 2), v[:, :top].transpose(1, 2)) for k, v in layers]
         return positions
 
     def attend(self, layer:int, q:Tensor, k:Tensor, v:Tensor)->Tensor: # [B, T, H or Hkv, D] → [B, T, H, D]
