@@ -4,25 +4,27 @@
 
 # %% auto #0
 __all__ = ['TURNS', 'OVERLONG', 'PART_LINES', 'PART_BYTES', 'WINDOW_TOKENS', 'Recipe', 'Part', 'shrink_context', 'encode_lines',
-           'dotted', 'shown', 'find_inputs', 'read_parts', 'in_order', 'key_threshold', 'Window', 'Stream', 'prepare',
-           'check']
+           'dotted', 'shown', 'key_threshold', 'find_inputs', 'in_parts', 'Files', 'in_order', 'save_part', 'load_part',
+           'Window', 'Stream', 'prepare', 'check']
 
 # %% ../nbs/06_prepare.ipynb #b58d5117
-import glob, hashlib, json, os
+import glob, hashlib, json, os, sys, threading
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 import numpy as np
 from tqdm.auto import tqdm
+from . import __version__
 from .tokens import UserError, get_tokenizer
-from .episodes import EpisodeError, dump_line, iter_lines, parse_line, _too_long
+from .episodes import EpisodeError, dump_line, iter_lines, parse_line, read_episodes, _too_long
 from .serialize import serialize
 from .masks import encode_batch, role_weights
 from .packing import pack_arrays, plan_rows, ranges, segment_dtype
-from .store import Dataset, DatasetWriter, open_dataset
+from .store import Dataset, DatasetWriter, open_dataset, work_folder
 
 # %% ../nbs/06_prepare.ipynb #a4bec824
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Recipe:
     seed:int = 42
     held_out:frozenset = frozenset() # payloads, templates and questions of the validation file
 
+# %% ../nbs/06_prepare.ipynb #ba887e4d
 class Part(NamedTuple):
     "What a worker made of its lines: flat tokens and what could not be used."
     ids: np.ndarray      # uint32[N]
@@ -64,6 +67,7 @@ def _given(ep:dict)->list[tuple[dict|list, object]]: # (container, key) of every
         if m['role'] in ('toolresult', 'assistant_context'): strings(m, 'content')
     return out
 
+# %% ../nbs/06_prepare.ipynb #3ddb25c1
 def shrink_context(ep:dict, tok, cap:int, layout:str='compact')->dict|None: # None: even without its context it does not fit
     "A copy of the episode whose retrieved texts are shortened, longest first, until it has at most `cap` tokens."
     ep = json.loads(json.dumps(ep))
@@ -91,7 +95,7 @@ def encode_lines(lines:list,    # (where, raw bytes) of some lines; None for byt
             if recipe.system_prompt is not None and 'messages' in ep:
                 ep = {**ep, 'system': recipe.system_prompt} if recipe.system_prompt else {k: v for k, v in ep.items() if k != 'system'}
             eps.append((where, raw, ep))
-        except UserError as e: rejects.append((where, _less(e, where), raw or b''))
+        except UserError as e: rejects.append((where, str(e).removeprefix(f'{where}: '), raw or b''))
     try: arrays = encode_batch([ep for *_, ep in eps], tok, recipe.layout)
     except EpisodeError: arrays = None
     if arrays is None or not _all_fit(arrays[3], recipe.cap) or (arrays[3] < 2).any():
@@ -103,11 +107,11 @@ def encode_lines(lines:list,    # (where, raw bytes) of some lines; None for byt
     leaks = [(w, x) for w, _, ep in eps for x in shown(ep) & recipe.held_out] if recipe.held_out else []
     return Part(ids, roles, lengths, keys, groups, rejects, notes, leaks)
 
+# %% ../nbs/06_prepare.ipynb #b29437d3
 TURNS = 'has turns, which must not be cut where a row ends; use --format episodes'
 OVERLONG = 'a row holds'   # in the reason of an episode that is too long, which has a flag of its own
 
 def _all_fit(lengths, cap)->bool: return not cap or lengths.max(initial=0) <= cap
-def _less(e, where)->str: return str(e).removeprefix(f'{where}: ')
 
 def _one(where, raw, ep, tok, recipe, rejects, notes):
     "One episode that may be out of order, too long, or have nothing to train: `(where, raw, episode)` or None with a reject."
@@ -125,6 +129,7 @@ def dotted(ep:dict, path:str): # None where there is no such field
     for k in path.split('.'): ep = ep.get(k) if isinstance(ep, dict) else None
     return ep
 
+# %% ../nbs/06_prepare.ipynb #a8c2a558
 def _asked(ep:dict)->str: # an episode and its translation are one question: both on the same side of the split
     if pair := dotted(ep, '_meta.pair'): return str(pair)
     return ep['text'] if '_replay' in ep else '\0'.join(m['content'] for m in ep['messages'] if m['role'] == 'user')
@@ -133,6 +138,7 @@ def _key(ep:dict, seed:int)->int:
     return int.from_bytes(hashlib.blake2b(_asked(ep).encode(), digest_size=8, salt=seed.to_bytes(8, 'little')).digest(),
                           'little')
 
+# %% ../nbs/06_prepare.ipynb #733b11f9
 def shown(ep:dict)->frozenset: # e.g. {('payload', 'blue fox'), ('question', 'say hello.')}
     "What an episode shows of itself: payload and template from its metadata, and the first question."
     if '_replay' in ep: return frozenset()
@@ -140,46 +146,6 @@ def shown(ep:dict)->frozenset: # e.g. {('payload', 'blue fox'), ('question', 'sa
     first = next((m['content'] for m in ep['messages'] if m['role'] == 'user'), '')
     pairs = [(k, str(meta[k])) for k in ('payload', 'template') if meta.get(k)]
     return frozenset([*pairs, ('question', ' '.join(first.lower().split()))])
-
-# %% ../nbs/06_prepare.ipynb #072da26c
-def find_inputs(spec:str|Path)->list[Path]:
-    "Files of a FILE, a DIR (its *.jsonl) or a GLOB, sorted; raises `UserError` when there is nothing."
-    p = Path(spec)
-    if p.is_dir(): found = sorted(p.glob('*.jsonl'))
-    elif p.exists(): return [p]
-    else: found = sorted(Path(f) for f in glob.glob(str(spec), recursive=True) if os.path.isfile(f))
-    if not found: raise UserError(f"{spec}: no {'*.jsonl files in this folder' if p.is_dir() else 'such file'}; check the path")
-    return found
-
-PART_LINES, PART_BYTES = 1000, 4 * 2**20
-
-def read_parts(paths:list[Path], lineage:list, bar=None):
-    "Yield lists of (where, raw line); appends each file's name, hash, size and row count to `lineage`."
-    part, size = [], 0
-    for path in paths:
-        sha, rows = hashlib.sha256(), 0
-        for n, raw in iter_lines(path):
-            sha.update(raw or b''); rows += 1; size += len(raw or b'')
-            part.append((f'{path}:{n}', raw))
-            if len(part) >= PART_LINES or size >= PART_BYTES:
-                if bar is not None: bar.update(size)
-                yield part
-                part, size = [], 0
-        entry = dict(file=path.name, sha256_of_lines=sha.hexdigest(), bytes=path.stat().st_size, rows=rows)
-        mix = path.with_name(path.name + '.mix.json')
-        if mix.exists(): entry['mix'] = json.loads(mix.read_text(encoding='utf-8'))
-        lineage.append(entry)
-    if part: yield part
-
-def in_order(fn, items, workers:int):
-    "`map(fn, items)` over processes: results in order, at most a few items per worker in memory."
-    if workers <= 1: yield from map(fn, items); return
-    with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool:
-        ahead = deque()
-        for x in items:
-            ahead.append(pool.submit(fn, x))
-            if len(ahead) > 3 * workers: yield ahead.popleft().result()
-        while ahead: yield ahead.popleft().result()
 
 # %% ../nbs/06_prepare.ipynb #3b5a6206
 def key_threshold(keys:np.ndarray, # uint64[n]
@@ -191,6 +157,100 @@ def key_threshold(keys:np.ndarray, # uint64[n]
     ordered = np.sort(keys)
     t = ordered[k-1]
     return int(t) if t != ordered[-1] else int(np.unique(keys)[-2])
+
+# %% ../nbs/06_prepare.ipynb #072da26c
+def find_inputs(spec:str|Path)->list[Path]:
+    "Files of a FILE, a DIR (its *.jsonl) or a GLOB, sorted; raises `UserError` when there is nothing."
+    p = Path(spec)
+    if p.is_dir(): found = sorted(p.glob('*.jsonl'))
+    elif p.exists(): return [p]
+    else: found = sorted(Path(f) for f in glob.glob(str(spec), recursive=True) if os.path.isfile(f))
+    if not found: raise UserError(f"{spec}: no {'*.jsonl files in this folder' if p.is_dir() else 'such file'}; check the path")
+    return found
+
+# %% ../nbs/06_prepare.ipynb #f19012c7
+PART_LINES, PART_BYTES = 1000, 4 * 2**20
+
+def in_parts(lines, bar=None): # lines: (where, raw bytes), one after the other
+    "Gather lines into lists of at most `PART_LINES` lines or about `PART_BYTES`."
+    part, size = [], 0
+    for where, raw in lines:
+        part.append((where, raw)); size += len(raw or b'')
+        if len(part) >= PART_LINES or size >= PART_BYTES:
+            if bar is not None: bar.update(size)
+            yield part
+            part, size = [], 0
+    if part: yield part
+
+# %% ../nbs/06_prepare.ipynb #c93267df
+class Files:
+    "What `prepare` reads: the lines of whole files."
+    may_be_empty, threshold = False, staticmethod(key_threshold)
+    def __init__(self, paths): self.paths, self.bytes = paths, sum(p.stat().st_size for p in paths)
+
+    def lines(self, lineage:list):
+        "Yield (where, raw line); appends each file's name, hash, size and row count to `lineage`."
+        for path in self.paths:
+            sha, rows = hashlib.sha256(), 0
+            for n, raw in iter_lines(path):
+                sha.update(raw or b''); rows += 1
+                yield f'{path}:{n}', raw
+            entry = dict(file=path.name, sha256_of_lines=sha.hexdigest(), bytes=path.stat().st_size, rows=rows)
+            mix = path.with_name(path.name + '.mix.json')
+            if mix.exists(): entry['mix'] = json.loads(mix.read_text(encoding='utf-8'))
+            lineage.append(entry)
+
+# %% ../nbs/06_prepare.ipynb #cd354ccd
+def _end_with_parent(): # a worker whose parent was killed would wait for work forever
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+
+def in_order(fn, items, workers:int):
+    "`map(fn, items)` over processes: results in order, at most a few items per worker in memory."
+    if workers <= 1: yield from map(fn, items); return
+    try:
+        with ProcessPoolExecutor(workers, get_context('spawn'), _end_with_parent) as pool:
+            ahead = deque()
+            for x in items:
+                ahead.append(pool.submit(fn, x))
+                if len(ahead) > 3 * workers: yield ahead.popleft().result()
+            while ahead: yield ahead.popleft().result()
+    except BrokenProcessPool:
+        raise UserError("worker processes died; a script calls prepare below `if __name__ == '__main__':`, and where memory is "
+                        'short, pass workers=1') from None
+
+# %% ../nbs/06_prepare.ipynb #6199ff5f
+def save_part(path:Path, part:Part):
+    "Keep a part for later. Where the disk refuses nothing is kept, and the work goes on."
+    tmp = path.with_suffix(f'.{os.getpid()}')
+    try:
+        with open(tmp, 'wb') as f: np.savez(f, *part[:4], np.array(json.dumps([part.groups, part.notes])))
+        tmp.replace(path)
+    except OSError: tmp.unlink(missing_ok=True)
+
+def load_part(path:Path)->Part|None: # None where there is none, or its bytes are not those that were written
+    "A part that was kept; a zip file's own checksums guard it."
+    try:
+        with np.load(path) as z: *arrays, more = (z[f'arr_{i}'] for i in range(5))
+        groups, notes = json.loads(str(more))
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile): return None
+    return Part(*arrays, groups, [], [tuple(n) for n in notes], [])
+
+# %% ../nbs/06_prepare.ipynb #a0044831
+@dataclass
+class _Encode:
+    "`encode_lines` with its recipe, for worker processes; remembers clean parts in the folder `work`."
+    recipe: Recipe
+    work: Path|None = None
+    def __post_init__(self): # a set has another order in every process
+        self.salt = repr((__version__, replace(self.recipe, held_out=sorted(self.recipe.held_out)))).encode()
+    def __call__(self, lines):
+        if self.work is None: return encode_lines(lines, self.recipe)
+        places, raws = '\n'.join(where for where, _ in lines).encode(), [raw or b'' for _, raw in lines]
+        path = self.work/hashlib.blake2b(b''.join([self.salt, places, *raws]), digest_size=16).hexdigest()
+        if (part := load_part(path)) is None:
+            part = encode_lines(lines, self.recipe)
+            if not (part.rejects or part.leaks): save_part(path, part)   # the rest is small, and may end the run
+        return part
 
 # %% ../nbs/06_prepare.ipynb #5b0988c9
 WINDOW_TOKENS = 2_000_000
@@ -286,58 +346,52 @@ def prepare(
     if not 0 <= val_split < 1: raise UserError(f'--val_split {val_split}: a share from 0 to below 1')
     if enable_packing and pack_block_size < 2:
         raise UserError(f'--pack_block_size {pack_block_size}: a row needs at least 2 tokens')
-    stream = format == 'shards'
+    if sys.modules.get('__mp_main__') not in (None, sys.modules['__main__']): sys.exit(1)   # unguarded; the parent says why
+    source, stream = input if isinstance(input, Files) else Files(find_inputs(input)), format == 'shards'
     tok, cap = get_tokenizer(tokenization), pack_block_size if enable_packing or stream else 0
-    held = frozenset().union(*map(shown, _val_episodes(val_file))) if val_file else frozenset()
+    held = frozenset().union(*map(shown, read_episodes(val_file))) if val_file else frozenset()
     system = '' if no_system_prompt else system_prompt
     recipe = Recipe(tok.kind, layout, mask_policy, system, 0 if stream else cap, overlong, pack_by_field, stream, seed, held)
     run = _Run(recipe, on_error, verbose, workers)
     with DatasetWriter(output_dir, tok, layout=layout, mask_policy=mask_policy, weighted=weighted_mask, block=cap,
-                       tokens_per_shard=tokens_per_shard, overwrite=overwrite) as writer:
+                       tokens_per_shard=tokens_per_shard, overwrite=overwrite) as writer, work_folder(output_dir) as run.work:
         w = role_weights(mask_policy, weighted_mask)
         way = Stream if stream else Window
         run.train, run.val = (way(writer, s, w, cap, tok.endoftext, seed) for s in ('train', 'val'))
-        run.read(find_inputs(input), 0 if val_file else val_split)
-        if val_file: run.read([Path(val_file)], 1., frozenset())
-        run.finish(writer, input)
+        run.read(source, 0 if val_file else val_split)
+        if val_file: run.read(Files([Path(val_file)]), 1., frozenset())
+        run.finish(writer, input, source.may_be_empty)
     return _say(open_dataset(output_dir), run)
 
+# %% ../nbs/06_prepare.ipynb #c595107e
 def _check_choices(**kw):
     for k, (v, known) in kw.items():
         if v not in known: raise UserError(f"--{k} {v}: use {' or '.join(known)}")
-
-def _val_episodes(path):
-    for n, raw in iter_lines(path):
-        if raw is None: raise _too_long(f'{path}:{n}')
-        yield parse_line(raw, f'{path}:{n}')
 
 # %% ../nbs/06_prepare.ipynb #7eee9cf8
 class _Run:
     "One call of `prepare`: reads files into the two windows and keeps account."
     def __init__(self, recipe, on_error, verbose, workers):
-        self.recipe, self.on_error, self.verbose = recipe, on_error, verbose
+        self.recipe, self.on_error, self.verbose, self.work = recipe, on_error, verbose, None
         self.workers = workers or os.cpu_count() or 1
         self.lineage, self.rejects, self.notes, self.n_read = [], [], [], 0
 
-    def read(self, paths, share, held=None):
-        "Encode `paths`; `share` of the episodes goes to validation (1.0: all)."
-        recipe = self.recipe if held is None else Recipe(**{**self.recipe.__dict__, 'held_out': held})
-        size = sum(p.stat().st_size for p in paths)
+    def read(self, source, share, held=None):
+        "Encode a source; `share` of the episodes goes to validation (1.0: all), the first window decides which."
+        recipe = self.recipe if held is None else replace(self.recipe, held_out=held)
+        workers = self.workers if source.bytes > 2 * PART_BYTES else 1   # starting processes costs more than a small file
         first, threshold = [], None if 0 < share < 1 else -1
-        bar = tqdm(total=size, unit='B', unit_scale=True, desc='prepare', leave=False, delay=2)
-        parts = read_parts(paths, self.lineage, bar)
-        workers = self.workers if size > 2 * PART_BYTES else 1   # starting processes costs more than a small file
-        for part in in_order(_Encode(recipe), parts, workers):
-            self.account(part)
-            if share == 1: self.val.add(part); continue
-            if threshold is not None: self.route(part, threshold); continue
-            first.append(part)
-            if sum(len(p.ids) for p in first) >= WINDOW_TOKENS: threshold, first = self.decide(first, share), []
-        if threshold is None: self.decide(first, share)
-        bar.close()
+        with tqdm(total=source.bytes, unit='B', unit_scale=True, desc='prepare', leave=False, delay=2) as bar:
+            for part in in_order(_Encode(recipe, self.work), in_parts(source.lines(self.lineage), bar), workers):
+                self.account(part)
+                if share == 1: self.val.add(part); continue
+                if threshold is not None: self.route(part, threshold); continue
+                first.append(part)
+                if sum(len(p.ids) for p in first) >= WINDOW_TOKENS: threshold, first = self.decide(source, first, share), []
+        if threshold is None: self.decide(source, first, share)
 
-    def decide(self, parts, share)->int:
-        threshold = key_threshold(np.concatenate([p.keys for p in parts]) if parts else np.zeros(0, np.uint64), share)
+    def decide(self, source, parts, share)->int:
+        threshold = source.threshold(np.concatenate([p.keys for p in parts]) if parts else np.zeros(0, np.uint64), share)
         for p in parts: self.route(p, threshold)
         return threshold
 
@@ -352,51 +406,44 @@ class _Run:
             (where, (what, value)), n = part.leaks[0], len(part.leaks)
             raise UserError(f'{where}: {what} {value[:60]!r} stands in the validation file too ({n} such in this part); '
                             'remove it from one of the two, or validation measures memory')
-        overlong = [r for r in part.rejects if OVERLONG in r[1]]
-        other = [r for r in part.rejects if OVERLONG not in r[1]]
-        hard = (other if self.on_error == 'fail' else []) + (overlong if self.recipe.overlong == 'error' else [])
-        if hard:
+        stops = lambda why: self.recipe.overlong == 'error' if OVERLONG in why else self.on_error == 'fail'
+        if hard := [r for r in part.rejects if stops(r[1])]:
             more = f' (and {len(hard)-1} more nearby; mypt check lists all, --on_error skip sets them aside)' if len(hard) > 1 else ''
             raise UserError(f'{hard[0][0]}: {hard[0][1]}{more}')
         self.rejects += part.rejects; self.notes += part.notes
 
-    def finish(self, writer, source):
+    def finish(self, writer, name, may_be_empty):
         "Write what is left, the rejects, and commit."
         self.train.flush(last=True); self.val.flush(last=True)
-        if not self.train.n_written:
-            raise UserError(f'{source}: No episodes loaded: {self.n_read} lines read, {len(self.rejects)} rejected')
+        if not (self.train.n_written or may_be_empty):
+            raise UserError(f'{name}: No episodes loaded: {self.n_read} lines read, {len(self.rejects)} rejected')
         writer.reject(dump_line({'where': w, 'error': e, 'line': raw.decode(errors='replace').rstrip()})
                       for w, e, raw in self.rejects)
         writer.commit(dict(lineage=self.lineage, rows_read=self.n_read, rows_rejected=len(self.rejects),
-                           shrunk=[w for w, _ in self.notes], seed=self.recipe.seed))
-
-@dataclass
-class _Encode:
-    "`encode_lines` with its recipe: a callable that travels to worker processes."
-    recipe: Recipe
-    def __call__(self, lines): return encode_lines(lines, self.recipe)
+                           shrunk=[w for w, _ in self.notes], seed=self.recipe.seed), may_be_empty)
 
 # %% ../nbs/06_prepare.ipynb #b5ae276b
 def _say(ds:Dataset, run:_Run)->Dataset:
     "The closing lines of `prepare`; gives the dataset back."
-    m = ds.meta
+    m, n = ds.meta, len(run.rejects) + len(run.notes) if run.verbose else 5
     print(f"{m['num_train_episodes']:,} train + {m['num_val_episodes']:,} val episodes, {m['num_train_tokens']:,} + "
           f"{m['num_val_tokens']:,} tokens, mask ratio {m['train_mask_ratio']:.1%}")
     if m['packing']['enabled']:
         print(f"packed: {m['packing']['fill']:.1%} filled, {m['packing']['episodes_per_row']:.1f} episodes per row")
     for what, found in (('rejected → rejects.jsonl', run.rejects), ('with shortened context', run.notes)):
-        if found: print(f"{len(found):,} {what}: {', '.join(x[0] for x in found[:5])}{' …' if len(found) > 5 else ''}")
+        if found: print(f"{len(found):,} {what}: {', '.join(x[0] for x in found[:n])}{' …' if len(found) > n else ''}")
     if m['train_mask_ratio'] < .1:
         print(f"warning: only {m['train_mask_ratio']:.1%} of the tokens are trained: short answers under long prompts or "
               'contexts. Fine for retrieval; for short chat use a shorter --system_prompt')
     if not m['num_val_episodes']: print('warning: no validation episodes; overfitting will not show')
     return ds
 
+# %% ../nbs/06_prepare.ipynb #0a84b2b3
 def check(input:str # JSONL file, folder or glob
          )->list[str]: # One line per bad episode
     "List every mistake of the input, checked and serialized, without writing anything."
     bad, good = [], 0
-    for part in map(_Encode(Recipe('byte')), read_parts(find_inputs(input), [])):
+    for part in map(_Encode(Recipe('byte')), in_parts(Files(find_inputs(input)).lines([]))):
         bad += [f'{w}: {e}' for w, e, _ in part.rejects]; good += len(part.lengths)
     for line in bad: print(line)
     print(f'{good:,} fine, {len(bad):,} to mend')
