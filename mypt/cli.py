@@ -57,6 +57,7 @@ VERBS = {
     'rag-index': Verb('use', 'mypt.rag:rag_index', 'index a folder of documents'),
     'rag-chat': Verb('use', 'mypt.agent:rag_chat', 'answer questions from retrieved passages',
                      aliases=dict(model='model_name')),
+    'serve':    Verb('use', 'mypt.serve:serve', "models over HTTP in OpenAI's protocol, and a chat page", aliases=dict(model='models')),
     'agent':    Verb('use', 'mypt.agent:agent', 'answer questions about documents with tools',
                      aliases=dict(model='model_name')),
     'eval':     Verb('judge', 'mypt.gates:eval_model', 'run suites on a model', aliases=dict(model_name='model')),
