@@ -66,6 +66,7 @@ class Muon(torch.optim.Optimizer):
     "Momentum, orthogonalized, for 2-D weights (Jordan et al. 2024). Step length as in torch: √max(1, rows/cols) times `lr`."
     def __init__(self, params, lr:float=.02, momentum:float=.95, weight_decay:float=0.):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        self.direction = orthogonalize   # a sharded model puts a gathering one here (22_distributed)
 
     @torch.no_grad()
     def step(self):
@@ -76,7 +77,7 @@ class Muon(torch.optim.Optimizer):
                 if not state: state['momentum_buffer'] = torch.zeros_like(p)
                 buf = state['momentum_buffer']
                 buf.lerp_(p.grad, 1 - group['momentum'])
-                update = orthogonalize(torch.lerp(p.grad, buf, group['momentum']))   # Nesterov: look one step ahead
+                update = self.direction(torch.lerp(p.grad, buf, group['momentum']))   # Nesterov: look one step ahead
                 p.mul_(1 - group['lr'] * group['weight_decay'])
                 p.add_(update, alpha=-group['lr'] * max(1, p.size(0) / p.size(1))**.5)
 

@@ -23,14 +23,17 @@ from .callbacks import Console, JSONLog, KeepBest, Overfit, Progress, TensorBoar
 def start_model(folder:Path,      # The model's own directory
                 cfg:Config,
                 ds:Dataset,
-                base:str|None     # A model to start from
-               )->tuple[GPT, dict, dict|None, dict]: # model, its origin, training state to resume (or None), its tensors
+                base:str|None,    # A model to start from
+                sharded:bool=False # Leave the reading of a resumed run's tensors to its processes
+               )->tuple[GPT, dict, dict|None, dict]: # model, its origin, training state to resume (or None), its tensors (or their reader)
     "Resume, else initialize from a base, else begin with fresh weights; raises `UserError` when model, config and data do not fit."
     if (folder/'training_state.json').exists():
-        model, tok, meta = load_model(folder)
+        if sharded:
+            from mypt.distributed import open_shards
+            model, tok, meta, *rest = open_shards(folder)
+        else: (model, tok, meta), rest = load_model(folder), load_state(folder)
         _same_tokenizer(tok, ds, folder)
-        model = _reshaped(model, check_same_arch(model.cfg, cfg))
-        return model, meta, *load_state(folder)
+        return _reshaped(model, check_same_arch(model.cfg, cfg)), meta, *rest
     if base:
         model, tok, meta = load_model(base)
         _same_tokenizer(tok, ds, base)
@@ -118,16 +121,26 @@ def place(device:str='auto')->tuple[int, int, torch.device]: # rank, world, devi
     from mypt.distributed import join
     return join(device)
 
-def _tidy(folder:Path, base:str|None, rank:int, world:int):
-    "One process brings the directories into order, the others wait."
+def _tidy(folder:Path, base:str|None, rank:int, world:int, sharded:bool)->Path: # Where to go on
+    "One process brings the directories into order, the others wait; shards are made whole unless shards are wanted."
     if rank == 0:
         for d in {folder, resolve(base or folder)}: recover(d)
+        if (folder/'sharded').is_dir() and not sharded:
+            from mypt.distributed import consolidate
+            consolidate(folder)
     if world > 1: torch.distributed.barrier()
+    if not sharded: return folder
+    from mypt.distributed import newest
+    return newest(folder)
 
-def _ways(cfg:Config, folder:Path, tok, about:dict, rank:int, world:int)->tuple: # class of trainer, save, save the best
+def _ways(folder:Path, tok, about:dict, rank:int, world:int, sharded:bool)->tuple: # class of trainer, save, save the best
     "Who trains and who writes."
+    judged = lambda t: about | dict(step=t.step, val_loss=t.evaluated['val'])
+    if sharded:
+        from mypt.distributed import FSDPTrainer, save_shards, save_whole
+        return FSDPTrainer, lambda t: save_shards(folder, t, tok, about), lambda t: save_whole(folder/'best', t, tok, judged(t))
     save = lambda t: save_checkpoint(folder, t.model, tok, *trainer_state(t), meta=about)
-    best = lambda t: save_checkpoint(folder/'best', t.model, tok, meta=about | dict(step=t.step, val_loss=t.evaluated['val']))
+    best = lambda t: save_checkpoint(folder/'best', t.model, tok, meta=judged(t))
     if world == 1: return Trainer, save, best
     from mypt.distributed import DDPTrainer
     return (DDPTrainer, save, best) if rank == 0 else (DDPTrainer, None, lambda t: None)
@@ -159,8 +172,9 @@ def train(
     ds, folder, (rank, world, device) = open_dataset(dataset_dir), resolve(model_name), place(device)
     if tokenization and get_tokenizer(tokenization) != ds.tok:
         _same_tokenizer(get_tokenizer(tokenization), ds, '--tokenization')
-    _tidy(folder, init_from_model, rank, world)
-    model, origin, state, tensors = start_model(folder, cfg, ds, init_from_model)
+    sharded = world > 1 and cfg.train.parallel == 'fsdp'
+    begun = _tidy(folder, init_from_model, rank, world, sharded)
+    model, origin, state, tensors = start_model(begun, cfg, ds, init_from_model, sharded)
     cfg.model = model.cfg
     freeze(model, cfg.train.freeze)
     model.neftune_alpha, model.use_checkpoint = cfg.train.neftune_alpha, cfg.train.use_checkpoint
@@ -172,12 +186,14 @@ def train(
                         f'or another --model_name with --init_from_model {folder.name}')
     if cfg.train.curriculum: data = _curriculum(cfg, own, steps)
     about = dict(lineage=born, layout=ds.meta['layout'], mask_policy=ds.meta['mask_policy'])
-    kind, save, best = _ways(cfg, folder, ds.tok, about, rank, world)
+    kind, save, best = _ways(folder, ds.tok, about, rank, world, sharded)
     cbs = [*_callbacks(cfg, folder, best, rank, quiet, tensorboard), *cbs]
     t = kind(model.to(device), data, cfg.train, steps, eval_sets(ds, own, cfg), cbs, save)
-    if state: restore_trainer(t, state, tensors)
+    if state: restore_trainer(t, state, tensors(t) if sharded else tensors)
     if rank == 0: print(describe(ds, cfg), coverage(own, steps), _start_line(t, own, folder, init_from_model), sep='\n')
-    return fit(t) if t.step < steps else t
+    if t.step < steps: fit(t)
+    if sharded: t.finish(folder)
+    return t
 
 # %% ../nbs/24_train.ipynb #7e4905b0
 def _start_line(t, data, folder, base)->str:
