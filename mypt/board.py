@@ -237,10 +237,10 @@ def _progress(records, total:int)->str:
 class LivePlot(Callback):
     "Loss, progress and a stop button that saves, in the notebook: `train(…, cbs=[LivePlot()])`."
     def __init__(self, name:str='run', every:float=1., over=None): # As in `LiveLoss`
-        self.how = dict(name=name, every=every, over=over)
+        self.live = LiveLoss(name, every, over)
     def before_fit(self, t):
         def stop(): t.stop = t.stop or 'stop button: saved, run the cell again to go on'
-        self.live = LiveLoss(total=t.max_steps, stop=stop, **self.how)
+        self.live.total, self.live.stop = t.max_steps, stop
     def after_step(self, t): self.live.update(t.record | dict(tok_per_s=t.record['tokens'] / max(t.record['seconds'], 1e-9)))
     def after_eval(self, t):
         if 'val' in t.evaluated: self.live.update(dict(step=t.step, val_loss=t.evaluated['val']))

@@ -5,17 +5,20 @@
 # %% auto #0
 __all__ = ['TEXT', 'TAG', 'PART', 'token_texts', 'Item', 'items_of', 'runs', 'inspect_data', 'json_script', 'asset',
            'inspect_part', 'html_page', 'inspect_html', 'write_inspect_html', 'Frame', 'inspect_frame', 'inspector',
-           'score', 'plain', 'item_text', 'split_summary', 'inspect', 'item_facts']
+           'score', 'reply_items', 'watch_reply', 'plain', 'item_text', 'split_summary', 'inspect', 'item_json',
+           'item_facts']
 
 # %% ../nbs/70_inspect.ipynb #b2b4b0fd
-import base64, codecs, hashlib, html, json
+import base64, codecs, hashlib, html, math, re, time
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from itertools import islice
+from json import dumps
 from pathlib import Path
+from typing import Iterator
 import numpy as np
-from .tokens import Tokenizer, UserError
+from .tokens import Tokenizer, UserError, get_tokenizer
 from .episodes import atomic_write, check_episode, iter_episodes
 from .serialize import ROLES
 from .masks import Encoded, encode, roles_of
@@ -94,7 +97,7 @@ def items_of(obj,                     # `Item`, `Encoded`, `Row`, `Split`, `Data
 def _many(objs, tok, n, policy):
     "Items of every object of a list; those without a name get their number."
     items = [it for o in objs for it in items_of(o, tok, n, policy)]
-    for k, it in enumerate(items): it.label = it.label or f'episode {k+1}'
+    for k, it in enumerate(items): it.label = it.label or f"{'episode' if it.segments is None else 'row'} {k+1}"
     return items
 
 def _line_items(path, tok, n, policy):
@@ -138,13 +141,14 @@ def inspect_data(items,       # `Item`s, or what `items_of` takes
 # %% ../nbs/70_inspect.ipynb #0a812fef
 def json_script(data)->str: # JSON that is safe inside a `<script>` element
     "JSON in which no `<`, `>` or `&` appears, so that content can neither end the script nor begin a comment."
-    s = json.dumps(data, separators=(',', ':'), allow_nan=False)
+    s = dumps(data, separators=(',', ':'), allow_nan=False)
     return s.replace('&', '\\u0026').replace('<', '\\u003c').replace('>', '\\u003e')
 
 @lru_cache(None)
 def asset(*names:str)->str: # Text of `mypt/assets/NAME`, one after the other
-    "Text files of the package."
-    return ''.join((files('mypt')/'assets'/n).read_text(encoding='utf-8') for n in names)
+    "Text files of the package, without indentation and comment lines: a notebook carries them in every frame."
+    text = ''.join((files('mypt')/'assets'/n).read_text(encoding='utf-8') for n in names)
+    return re.sub(r'^(?:\s+|//.*\n)+', '', text, flags=re.M)
 
 def inspect_part(items, title:str='')->str: # HTML: an empty element and its data; `html_page` brings the renderer
     "The inspector as one part of a larger page."
@@ -213,10 +217,11 @@ def _widget_class():
         _esm, _css = asset('inspector.js'), asset('palette.css', 'inspector.css')
         data, index = traitlets.Dict().tag(sync=True), traitlets.Int(0).tag(sync=True)
         layer = traitlets.Enum(['role', 'trained', 'weight', 'segment', 'probability'], 'role').tag(sync=True)
-        def show(self, obj, tok=None, title=None, n=50):
-            "Show other items."
+        ids = traitlets.Bool(False).tag(sync=True)
+        def show(self, obj, tok=None, title=None, n=50, follow=False):
+            "Show other items; with `follow` the last of them, at its end."
             data = inspect_data(items_of(obj, tok, n), self.data['title'] if title is None else title)
-            with self.hold_sync(): self.index, self.data = 0, data
+            with self.hold_sync(): self.index, self.data = len(data['items']) - 1 if follow else 0, data | dict(follow=follow)
     return Inspector
 
 def inspector(obj,                      # What `items_of` takes
@@ -246,6 +251,52 @@ def score(model,         # A `GPT`
         out.append(replace(it, probs=np.append(np.nan, np.where(asked, np.exp(-loss), np.nan))))
     model.train(was)
     return out
+
+# %% ../nbs/70_inspect.ipynb #f678bb39
+def reply_items(prompt:list[int],        # Ids that the model goes on from
+                stream,                  # `Step`s of one row, as `mypt.generate.steps` gives them
+                tok:Tokenizer,
+                label:str='reply'
+               )->Iterator[Item]:        # The same conversation, one token longer each time
+    "A reply as it grows, with the probability of each of its tokens."
+    ids, probs = list(prompt), [math.nan] * len(prompt)
+    for s in stream:
+        ids.append(s.id); probs.append(s.prob)
+        yield Item(np.array(ids, np.uint32), tok, probs=np.array(probs), label=label,
+                   note=f'{len(ids) - len(prompt):,} tokens said, {len(prompt):,} before them')
+
+def watch_reply(model,               # A `GPT`
+                tok:Tokenizer,
+                history:dict,        # An episode whose last message is the user's, or a tool's
+                layout:str='compact',
+                max_new_tokens:int=200,
+                every:float=.1,      # Seconds between two pictures
+                **sampling           # Fields of `Sampling`; greedy without
+               )->Item:              # The whole conversation, for `inspector`, `inspect_frame` or a page
+    "Let a model answer, and show every token and its probability as they come."
+    from mypt.generate import Sampling, check_room, prompt_ids, steps, stop_ids
+    how = Sampling(**sampling).check()
+    [prompt] = check_room(model, [prompt_ids(history, tok, layout)], max_new_tokens)
+    show, at, it = _stage(), 0., None
+    for it in reply_items(prompt, steps(model, [prompt], max_new_tokens, how, stop_ids(tok)), tok):
+        if time.monotonic() - at >= every: show(it); at = time.monotonic()
+    show(it)
+    return it
+
+def _stage():
+    "A function that shows an item in the notebook, always in the same place; elsewhere it does nothing."
+    try:
+        from IPython import get_ipython
+        from IPython.display import display
+        make = _widget_class()
+    except (ImportError, UserError): return lambda it: None
+    if get_ipython() is None: return lambda it: None
+    widget = make(data=inspect_data([], 'While it speaks'))
+    display(widget)
+    def show(it):
+        widget.show(it, follow=True)
+        widget.layer = 'probability'
+    return show
 
 # %% ../nbs/70_inspect.ipynb #adb7520a
 _RANGES = [(0, 31), (127, 159), (0xad, 0xad), (0x200b, 0x200f), (0x2028, 0x202e), (0x2060, 0x206f), (0xfeff, 0xfeff)]
@@ -291,20 +342,36 @@ def split_summary(ds:Dataset, split:Split)->list[str]:
     return [' · '.join(how), ' · '.join(what)]
 
 def inspect(
-    dataset_dir:str|Path, # A prepared dataset
-    show_samples:int=5,   # Rows or episodes to show, at even distances
-    html:str=None,        # Also write them as a page to this file
-    split:str='train',    # `train` or `val`
+    dataset_dir:str|Path,         # A prepared dataset, or a JSONL file of episodes
+    show_samples:int=5,           # Rows or episodes to show, at even distances
+    html:str=None,                # Also write them as a page to this file
+    split:str='train',            # `train` or `val`
+    tokenization:str='gpt2',      # For JSONL; a dataset knows its own
+    mask_policy:str='pipeline',   # For JSONL
+    json:bool=False,              # Print one JSON object in place of text
 ):
     "Print what a dataset holds and some of its rows, trained parts between ⟦ and ⟧; `html` writes the picture."
-    ds = open_dataset(dataset_dir)
-    s = next((s for s in ds.splits if s.name == split), None)
-    if s is None: raise UserError(f"{dataset_dir}: no split {split!r}; it has {', '.join(s.name for s in ds.splits)}")
+    path = Path(dataset_dir)
     if show_samples < 0: raise UserError(f'--show_samples {show_samples}: give 0 or more')
-    name, items = Path(dataset_dir).name, items_of(s, ds.tok, show_samples) if show_samples else []
-    print('\n'.join([f'{name} · {split}', *split_summary(ds, s)]))
+    if path.is_file():
+        items, what, facts = items_of(path, get_tokenizer(tokenization), show_samples, mask_policy), path.name, []
+    else:
+        ds = open_dataset(path)
+        s = next((s for s in ds.splits if s.name == split), None)
+        if s is None: raise UserError(f"{path}: no split {split!r}; it has {', '.join(s.name for s in ds.splits)}")
+        items = items_of(s, ds.tok, show_samples) if show_samples else []
+        what, facts = f'{path.name} · {split}', split_summary(ds, s)
+    page = write_inspect_html(items, html, what) if html else None
+    if json: return print(dumps(dict(name=what, facts=facts, samples=[item_json(it) for it in items]), ensure_ascii=False))
+    print('\n'.join([what, *facts]))
     for it in items: print(f'\n{it.label}: {item_facts(it)}\n\n{item_text(it)}')
-    if html: print('\npage:', write_inspect_html(items, html, f'{name} · {split}'))
+    if page: print('\npage:', page)
+
+def item_json(it:Item)->dict: # JSON-ready: a list per property, one entry per token
+    "An item for other programs."
+    out = dict(label=it.label, ids=it.ids.tolist(), text=[t for t, _ in token_texts(it.ids, it.tok)],
+               role=[ROLES[r] for r in it.roles], weight=[_short(float(w)) for w in it.weights])
+    return out | ({} if it.segments is None else dict(episode=np.asarray(it.segments).tolist()))
 
 def item_facts(it:Item)->str:
     "Tokens, trained share and fill of one item."

@@ -1,8 +1,9 @@
 "A headless Chromium for tests, driven over its own protocol: open a page, evaluate, press keys, take a picture."
-import base64, itertools, json, re, shutil, subprocess, tempfile, time
+import base64, itertools, json, os, re, shutil, subprocess, tempfile, time
 from pathlib import Path
 
 NAMES = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
+AXE = Path(os.environ.get('AXE_CORE') or Path(__file__).parent.parent/'node_modules/axe-core/axe.min.js')   # npm pack axe-core
 CHROMIUM = next((p for n in NAMES if (p := shutil.which(n))), None)
 KEYS = dict(ArrowLeft=37, ArrowUp=38, ArrowRight=39, ArrowDown=40, Tab=9, Enter=13, Escape=27, Home=36, End=35)
 
@@ -77,6 +78,16 @@ class Browser:
         if 'exceptionDetails' in r: raise RuntimeError(_said(r))
         return r['result'].get('value')
 
+    def wait(self, code, seconds=30):
+        "Wait until a JavaScript expression is true; its value."
+        end, said = time.time() + seconds, ''
+        while time.time() < end:
+            try:
+                if value := self.js(code): return value
+            except RuntimeError as e: said = f' ({e})'
+            time.sleep(.1)
+        raise RuntimeError(f'not within {seconds} s: {code}{said}')
+
     def press(self, key, times=1, shift=False):
         "Press a key as a person would."
         text = key if len(key) == 1 else '\r' if key == 'Enter' else ''
@@ -91,19 +102,36 @@ class Browser:
         self('Input.insertText', text=text)
 
     def hover(self, selector):
+        "Move the mouse onto an element; where it then is."
         box = f'document.querySelector({json.dumps(selector)}).getBoundingClientRect()'
         x, y = self.js(f'(r => [r.x + r.width/2, r.y + r.height/2])({box})')
         self('Input.dispatchMouseEvent', type='mouseMoved', x=x, y=y)
+        return x, y
 
-    def problems(self):
-        "Errors of scripts, of the console, and requests for anything but the page itself."
+    def click(self, selector):
+        "Scroll to an element and click it with the mouse."
+        self.js(f'document.querySelector({json.dumps(selector)}).scrollIntoView({{block: "center"}})')
+        x, y = self.hover(selector)
+        for kind in ('mousePressed', 'mouseReleased'):
+            self('Input.dispatchMouseEvent', type=kind, x=x, y=y, button='left', clickCount=1)
+
+    def axe(self, within='document'):
+        "What axe-core finds serious or critical, as `rule: first element`."
+        self.js(AXE.read_text(encoding='utf-8') + ';0')
+        found = self.js(f"""axe.run({within}, {{resultTypes: ['violations']}}).then(r => r.violations
+            .filter(v => ['serious', 'critical'].includes(v.impact))
+            .map(v => `${{v.id}} (${{v.nodes.length}}): ${{v.nodes[0].html.slice(0, 160)}} ${{v.nodes[0].failureSummary}}`))""")
+        return found
+
+    def problems(self, own=()):
+        "Errors of scripts, of the console, and requests for anything but the page itself and addresses that begin like `own`."
         self.js('1')
         out = []
         for e in self.events:
             m, p = e['method'], e.get('params', {})
             if m == 'Runtime.exceptionThrown': out.append(_said(p))
             elif m == 'Log.entryAdded' and p['entry']['level'] == 'error': out.append(p['entry']['text'])
-            elif m == 'Network.requestWillBeSent' and not p['request']['url'].startswith(('file:', 'data:', 'about:')):
+            elif m == 'Network.requestWillBeSent' and not p['request']['url'].startswith(('file:', 'data:', 'about:', *own)):
                 out.append('request: ' + p['request']['url'])
         return out
 

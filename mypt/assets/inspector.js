@@ -9,6 +9,9 @@ const FAMILY = {
   replay: 'replay' }
 const NAMES = { toolresult: 'tool result', toolcall: 'tool call', pad: 'padding' }
 const BLOCK = { context: null, think: 'assistant', cite: 'assistant', toolcall: 'assistant', newline: null }
+const NAMED = Object.fromEntries(Object.values(FAMILY).map(f => [f, true]))
+const ODDS = [['p<.1', 'p < 0.1', p => p < .1, .05], ['p<.5', '0.1 – 0.5', p => p >= .1 && p < .5, .3],
+  ['p<.9', '0.5 – 0.9', p => p >= .5 && p < .9, .7], ['p1', 'p ≥ 0.9', p => p >= .9, 1]]
 const LAYERS = { role: 'Role', trained: 'Trained', weight: 'Weight', segment: 'Segment', probability: 'Probability' }
 // Control characters, invisible and direction-changing ones: shown by code point, so that nothing hides in a line
 const HIDDEN = /[\u0000-\u001f\u007f-\u00a0\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g
@@ -50,6 +53,7 @@ function open(item, data) {              // the item with one entry per token, m
     weights: unrun(item.weights, n, 0), msgs: item.msgs ? unrun(item.msgs, n, -1) : null,
     segments: unrun(item.segments, n, 1), probs: item.probs ?? null, fam: roles.map(r => FAMILY[r] ?? 'assistant') }
   o.trained = o.weights.reduce((s, w) => s + (w > 0), 0)
+  o.heaviest = o.weights.reduce((a, w) => Math.max(a, w), 1)
   o.real = o.segments.reduce((s, g) => s + (g > 0), 0)
   o.spans = []                           // [first, end) of every segment
   for (let i = 0; i < n; i++) {
@@ -60,16 +64,23 @@ function open(item, data) {              // the item with one entry per token, m
   return item.open = o
 }
 
-function strip(o) {                      // a row as a skyline: colour is the role, full height is trained
-  const H = 20, paths = {}
+function strip(o, layer = 'role') {      // a row as a skyline in the terms of a layer; on each but two, full height is trained
+  const H = 20, paths = {}, odd = i => o.segments[i] % 2 ? 'odd' : 'even'
+  const kind = {
+    role: i => 'f-' + o.fam[i], trained: i => 'plain', weight: i => 'plain',
+    segment: i => odd(i), probability: i => 'plain' }[layer]
+  const tall = {
+    weight: i => o.weights[i] / o.heaviest, segment: i => 1, probability: i => o.probs?.[i] ?? 0 }[layer] ?? (i => o.weights[i] > 0 ? 1 : .5)
+  const flat = layer === 'segment' || layer === 'probability'
+  const look = i => o.segments[i] === 0 || o.fam[i] === 'pad' ? ['f-pad', .15]
+    : [kind(i) + (o.weights[i] > 0 && !flat ? ' on' : ''), Math.max(.08, tall(i))]
   const box = svg('svg', { viewBox: `0 0 ${o.n} ${H}`, preserveAspectRatio: 'none', class: 'strip', 'aria-hidden': 'true' })
   for (let i = 0, j; i < o.n; i = j) {
-    const f = o.fam[i], on = o.weights[i] > 0
-    for (j = i + 1; j < o.n && o.fam[j] === f && o.weights[j] > 0 === on && o.segments[j] === o.segments[i];) j++
-    const y = on ? 0 : f === 'pad' ? H - 3 : H / 2
-    paths[f] = (paths[f] ?? '') + `M${i} ${y}H${j}V${H}H${i}z`
+    const [name, share] = look(i)
+    for (j = i + 1; j < o.n && o.segments[j] === o.segments[i]; j++) { const [n, s] = look(j); if (n !== name || s !== share) break }
+    paths[name] = (paths[name] ?? '') + `M${i} ${+(H - share * H).toFixed(2)}H${j}V${H}H${i}z`
   }
-  for (const [f, d] of Object.entries(paths)) box.append(svg('path', { d, class: 'f-' + f }))
+  for (const [name, d] of Object.entries(paths)) box.append(svg('path', { d, class: name }))
   const cuts = o.spans.slice(1).map(s => `M${s[0]} 0V${H}`).join('')
   if (cuts) box.append(svg('path', { d: cuts, class: 'cut', 'vector-effect': 'non-scaling-stroke' }))
   return box
@@ -144,19 +155,35 @@ function facts(o, i) {                   // what the detail line says about toke
 
 class View {
   constructor(root, data, on = {}) {
-    Object.assign(this, { root, data, on, id: `mypt${++uid}`, index: 0, cursor: -1, only: new Set(), hits: [], hit: -1 })
+    Object.assign(this, { root, on, id: `mypt${++uid}`, layer: 'role', index: 0, cursor: -1, only: new Set(), hits: [], hit: -1 })
     root.classList.add('mypt', 'inspector')
-    root.dataset.layer = 'role'
     root.dataset.lmSuppressShortcuts = 'true'                     // JupyterLab: these keys are ours
     this.legend = el('div', { class: 'legend' })
     this.body = el('div', { class: 'body' })
-    this.detail = el('div', { class: 'detail', 'aria-live': 'polite' })
-    root.replaceChildren(...[this.head(), this.legend, this.shelf(), this.body, this.detail].filter(Boolean))
+    this.detail = el('div', { class: 'detail' })
     root.addEventListener('keydown', e => this.key(e))
-    this.show(0)
+    this.load(data)
   }
 
-  head() {
+  load(data) {                           // other items; layer, filter and search stay, and so does the place in the text
+    const query = this.search?.value ?? '', held = this.root.contains(document.activeElement) && document.activeElement.className
+    this.data = data
+    const layers = Object.keys(LAYERS).filter(k => this.has(k))
+    if (!layers.includes(this.layer)) this.layer = 'role'
+    this.root.dataset.layer = this.layer
+    this.root.replaceChildren(...[this.head(layers), this.legend, this.shelf(), this.body, this.detail].filter(Boolean))
+    this.search.value = query
+    this.show(data.follow ? data.items.length - 1 : Math.min(this.index, data.items.length - 1))
+    if (data.follow) this.area?.scrollTo(0, this.area.scrollHeight)
+    if (held) this.root.querySelector(`[class="${held}"]`)?.focus({ preventScroll: true })
+  }
+
+  has(layer) {                           // do the data know of it?
+    const what = { segment: 'segments', probability: 'probs' }[layer]
+    return !what || this.data.items.some(it => it[what])
+  }
+
+  head(layers) {
     const one = this.data.items.length < 2
     const button = (label, text, step) => {
       const b = el('button', { type: 'button', 'aria-label': label, title: label, disabled: one || null }, text)
@@ -169,28 +196,34 @@ class View {
     this.found = el('span', { class: 'found', 'aria-live': 'polite' })
     this.search.addEventListener('input', () => this.find(this.search.value))
     const pick = el('div', { class: 'pick' }, button('Previous (P)', '‹', -1), this.where, button('Next (N)', '›', 1))
-    return el('div', { class: 'head' }, this.title, pick, this.layers(), el('div', { class: 'search' }, this.search, this.found))
+    return el('div', { class: 'head' }, this.title, pick, this.layers(layers), el('div', { class: 'search' }, this.search, this.found))
   }
 
-  layers() {
+  layers(keys) {
     const group = el('div', { class: 'layers', role: 'radiogroup', 'aria-label': 'Colour by' })
-    const any = f => this.data.items.some(f)
-    for (const [key, label] of Object.entries(LAYERS)) {
-      if (key === 'segment' && !any(it => it.segments)) continue
-      if (key === 'probability' && !any(it => it.probs)) continue
-      const input = el('input', { type: 'radio', name: this.id + '-layer', value: key, checked: key === 'role' ? '' : null })
+    keys.forEach((key, k) => {
+      const input = el('input', { type: 'radio', name: this.id + '-layer', value: key, checked: key === this.layer ? '' : null })
       input.addEventListener('change', () => this.setLayer(key))
-      group.append(el('label', {}, input, el('span', {}, label)))
-    }
-    const ids = el('input', { type: 'checkbox' })
-    ids.addEventListener('change', () => this.root.classList.toggle('ids', ids.checked))
-    return el('div', { class: 'switches' }, group, el('label', { class: 'box' }, ids, el('span', {}, 'ids')))
+      group.append(el('label', { title: `Key ${k + 1}` }, input, el('span', {}, LAYERS[key])))
+    })
+    const ids = this.ids = el('input', { type: 'checkbox', checked: this.root.classList.contains('ids') ? '' : null })
+    ids.addEventListener('change', () => this.setIds(ids.checked))
+    return el('div', { class: 'switches' }, group, el('label', { class: 'box', title: 'Key I' }, ids, el('span', {}, 'ids')))
   }
 
   setLayer(key) {
-    this.root.dataset.layer = key
+    if (!this.has(key)) return
+    this.layer = this.root.dataset.layer = key
     for (const r of this.root.querySelectorAll('.layers input')) r.checked = r.value === key
+    this.data.items.forEach((it, k) => this.rows?.childNodes[k].querySelector('.strip').replaceWith(strip(open(it, this.data), key)))
+    this.body.querySelector('.map')?.replaceChildren(strip(this.o, key))
+    this.marks(this.o)
     this.on.layer?.(key)
+  }
+
+  setIds(on) {
+    this.ids.checked = on; this.root.classList.toggle('ids', on)
+    this.on.ids?.(on)
   }
 
   shelf() {                              // every item as one strip: the way through a dataset
@@ -198,9 +231,10 @@ class View {
     this.rows = el('div', { class: 'shelf', role: 'group', 'aria-label': 'Rows and episodes' })
     const longest = Math.max(...this.data.items.map(it => it.t.length))
     this.data.items.forEach((item, i) => {
-      const o = open(item, this.data), bar = strip(o)
-      bar.style.width = 100 * o.n / longest + '%'
-      const b = el('button', { type: 'button', class: 'row' }, el('span', { class: 'name' }, item.label || `${i + 1}`), bar,
+      const o = open(item, this.data), bar = strip(o, this.layer)
+      const lane = el('span', { class: 'lane' }, bar)
+      lane.style.width = 100 * o.n / longest + '%'
+      const b = el('button', { type: 'button', class: 'row' }, el('span', { class: 'name' }, item.label || `${i + 1}`), lane,
         el('span', { class: 'num' }, o.spans.length > 1 ? `${plural(o.episodes, 'episode')}, ${pct(o.real, o.n)} full` : plural(o.n, 'token')))
       b.addEventListener('click', () => this.show(i))
       this.rows.append(b)
@@ -224,53 +258,73 @@ class View {
     area.addEventListener('click', e => this.hover(e, true))
     area.addEventListener('focus', () => this.cursor < 0 && o.n && this.point(0, true))
     this.body.replaceChildren(...[this.summary(item, o), this.attn?.figure, area].filter(Boolean))
-    this.roles(o); this.filter(); this.find(this.search.value, false); this.point(-1)
+    this.roles(o); this.find(this.search.value, false); this.point(-1)
     this.on.index?.(this.index)
   }
 
   summary(item, o) {
     const bits = [plural(o.real, 'token'), `${fmt(o.trained)} trained (${pct(o.trained, o.real)})`]
     if (o.spans.length > 1) bits.push(plural(o.episodes, 'episode'), `${pct(o.real, o.n)} full`)
+    const known = (o.probs ?? []).filter(p => p !== null)
+    if (known.length) bits.push(`perplexity ${Math.exp(-known.reduce((s, p) => s + Math.log(Math.max(p, 1e-12)), 0) / known.length).toPrecision(3)}`)
     return el('div', { class: 'summary' }, el('strong', {}, item.label || ''), item.note ? el('p', {}, item.note) : null,
-      el('p', {}, bits.join(' · ')), el('div', { class: 'map' }, strip(o)))
+      el('p', {}, bits.join(' · ')), el('div', { class: 'map' }, strip(o, this.layer)))
   }
 
-  roles(o) {                             // the legend is the role filter
+  chip(name, key, label, title, ...kids) { // a filter that can be pressed
+    const b = el('button', { type: 'button', class: name, 'aria-pressed': this.only.has(key), title }, ...kids)
+    b.addEventListener('click', () => {
+      this.only.has(key) ? this.only.delete(key) : this.only.add(key)
+      b.setAttribute('aria-pressed', this.only.has(key)); this.filter()
+    })
+    return b
+  }
+
+  roles(o) {                             // the legend is the filter, by role on its left and by weight on its right
     const count = {}
     o.fam.forEach((f, i) => { const c = count[f] ??= [0, 0]; c[0]++; c[1] += o.weights[i] > 0 })
-    this.only.forEach(f => f in count || this.only.delete(f))
-    const chips = Object.entries(count).map(([f, [n, on]]) => {
-      const b = el('button', { type: 'button', class: `chip f-${f}`, 'aria-pressed': this.only.has(f), title: 'Show only this role' },
-        el('i', {}), NAMES[f] ?? f, el('small', {}, on && on < n ? `${fmt(on)} of ${fmt(n)}` : fmt(n)))
-      b.addEventListener('click', () => {
-        this.only.has(f) ? this.only.delete(f) : this.only.add(f)
-        b.setAttribute('aria-pressed', this.only.has(f)); this.filter()
-      })
-      return b
-    })
-    const weights = [...new Set(o.weights)].sort((a, b) => a - b).filter(w => w > 0), plain = weights.length === 1 && weights[0] === 1
-    const marks = [el('span', { class: 'tok f-system' }, 'not trained'), ...weights.slice(0, 6).map(w => {
-      const m = el('span', { class: 'tok on f-assistant' }, plain ? 'trained' : `× ${+w.toFixed(2)}`)
-      m.style.setProperty('--w', w)
-      return m
-    })]
-    this.legend.replaceChildren(...chips, el('span', { class: 'mark' }, ...marks))
+    const chips = Object.entries(count).map(([f, [n, on]]) => this.chip(`chip f-${f}`, f, '', 'Show only this role',
+      el('i', {}), NAMES[f] ?? f, el('small', {}, on && on < n ? `${fmt(on)} of ${fmt(n)}` : fmt(n))))
+    this.markBox = el('span', { class: 'marks' })
+    this.legend.replaceChildren(...chips, this.markBox)
+    this.marks(o)
+  }
+
+  marks(o) {                             // weights, or how likely, each with a sample of how it looks
+    const likely = this.layer === 'probability' && o.probs, weights = [...new Set(o.weights)].sort((a, b) => a - b)
+    const plain = weights.every(w => w === 0 || w === 1)
+    const all = likely ? ODDS.map(([key, label, , p]) => [key, label, 'tok', '--p', p]) : weights.slice(0, 7).map(w =>
+      [`w${w}`, w > 0 ? plain ? 'trained' : `× ${+w.toFixed(2)}` : 'not trained', `tok ${w > 0 ? 'on f-assistant' : 'f-system'}`, '--w', w])
+    const here = new Set(all.map(m => m[0]))
+    for (const k of this.only) if (/^[wp][\d.<]/.test(k) ? !here.has(k) : !o.fam.includes(k)) this.only.delete(k)
+    this.markBox.replaceChildren(...all.map(([key, label, look, name, value]) => {
+      const sample = el('span', { class: look }, label)
+      sample.style.setProperty(name, value)
+      return this.chip('mark', key, label, likely ? 'Show only tokens that were this likely' : 'Show only tokens of this weight', sample)
+    }))
+    this.filter()
+  }
+
+  lets(i) {                              // does the filter show token i? Roles are alternatives, so are weights; both must agree
+    const o = this.o, only = [...this.only], roles = only.filter(k => k in NAMED), rest = only.filter(k => !(k in NAMED))
+    const fits = k => k[0] === 'w' ? o.weights[i] === +k.slice(1) : o.probs?.[i] != null && ODDS.find(m => m[0] === k)[2](o.probs[i])
+    return (!roles.length || roles.includes(o.fam[i])) && (!rest.length || rest.some(fits))
   }
 
   filter() {
-    if (this.only.size) this.root.dataset.only = [...this.only].join(' ')
-    else delete this.root.dataset.only
+    const on = this.only.size > 0
+    this.root.toggleAttribute('data-only', on)
+    this.spans.forEach((s, i) => s.classList.toggle('off', on && !this.lets(i)))
     let divider = null
     for (const b of this.area.children) {
-      if (b.matches('.divider')) { divider = b; b.hidden = this.only.size > 0; continue }
-      b.hidden = this.only.size > 0 && ![...this.only].some(f => b.querySelector('.tok.f-' + f))
+      if (b.matches('.divider')) { divider = b; b.hidden = on; continue }
+      b.hidden = on && !b.querySelector('.tok:not(.off)')
       if (divider && !b.hidden) divider.hidden = false
     }
   }
 
   step(i, by) {                          // the next token that the filter lets through
-    const shown = k => !this.only.size || this.only.has(this.o.fam[k])
-    for (let k = i + by; k >= 0 && k < this.o.n; k += by) if (shown(k)) return k
+    for (let k = i + by; k >= 0 && k < this.o.n; k += by) if (this.lets(k)) return k
     return i
   }
 
@@ -330,7 +384,8 @@ class View {
     const fact = (k, v) => el('div', {}, el('span', { class: 'k' }, k), v)
     if (i < 0)
       return this.detail.replaceChildren(fact('keys',
-        (this.data.items.length > 1 ? '← → previous, next · ' : '') + '/ search · Tab into the text, then arrows move token by token'))
+        (this.data.items.length > 1 ? '← → previous, next · ' : '') + `/ search · 1–${this.root.querySelectorAll('.layers input').length} layer · I ids · `
+        + 'Tab into the text, then arrows move token by token'))
     const word = el('span', { class: `tok f-${o.fam[i]}${o.weights[i] > 0 ? ' on' : ''}` }, visible(o.texts[i]).replace(/\n/g, '') || '·')
     this.detail.replaceChildren(fact('token', word), ...facts(o, i).map(([k, v]) => fact(k, String(v))))
   }
@@ -370,6 +425,9 @@ class View {
     }
     if (e.key === 'n') go(() => this.show(this.index + 1))
     if (e.key === 'p') go(() => this.show(this.index - 1))
+    if (e.key === 'i') go(() => this.setIds(!this.ids.checked))
+    const layer = this.root.querySelectorAll('.layers input')[e.key - 1]
+    if (layer) go(() => this.setLayer(layer.value))
     if (e.key === '/') go(() => this.search.focus())
   }
 }
@@ -386,19 +444,18 @@ export function page() {                 // a self-contained page: each inspecto
 
 export default {                         // anywidget
   render({ model, el: host }) {
-    let view
-    const draw = () => {
-      const root = document.createElement('div')
-      host.replaceChildren(root)
-      view = mount(root, structuredClone(model.get('data')), {
-        index: i => { if (model.get('index') !== i) { model.set('index', i); model.save_changes() } },
-        layer: k => { model.set('layer', k); model.save_changes() } })
-      if (model.get('layer') !== 'role') view.setLayer(model.get('layer'))
-    }
-    draw()
-    if (model.get('index')) view.show(model.get('index'))
-    model.on('change:data', draw)
-    model.on('change:index', () => { if (view.index !== model.get('index')) view.show(model.get('index')) })
-    model.on('change:layer', () => { if (view.root.dataset.layer !== model.get('layer')) view.setLayer(model.get('layer')) })
+    const root = document.createElement('div'), tell = (k, v) => { if (model.get(k) !== v) { model.set(k, v); model.save_changes() } }
+    const data = () => structuredClone(model.get('data'))
+    host.replaceChildren(root)
+    const start = model.get('index'), view = mount(root, data(), { index: i => tell('index', i), layer: k => tell('layer', k), ids: on => tell('ids', on) })
+    const follow = {
+      data: () => { view.index = model.get('index'); view.load(data()) },
+      index: () => { if (view.index !== model.get('index')) view.show(model.get('index')) },
+      layer: () => { if (view.layer !== model.get('layer')) view.setLayer(model.get('layer')) },
+      ids: () => view.setIds(model.get('ids')) }
+    follow.layer(); follow.ids()
+    if (start) view.show(start)
+    for (const [k, f] of Object.entries(follow)) model.on('change:' + k, f)
+    return () => { for (const [k, f] of Object.entries(follow)) model.off('change:' + k, f) }
   }
 }
