@@ -38,7 +38,8 @@ VERBS = {
     'quality':  Verb('quality', 'mypt.quality:quality', 'diversity, balance, token budget, placeholders', ('input',)),
     'augment':  Verb('quality', 'mypt.augment:augment', 'more episodes: the same questions in other words'),
     'diversify': Verb('quality', 'mypt.augment:diversify', 'vary how questions begin'),
-    'inspect':  Verb('quality', 'mypt.inspect:inspect', 'look at the tokens of a dataset', aliases=dict(dataset='dataset_dir')),
+    'inspect':  Verb('quality', 'mypt.inspect:inspect', 'look at the tokens of a dataset or of JSONL', ('dataset_dir',),
+                     aliases=dict(dataset='dataset_dir')),
     'validate': Verb('quality', 'mypt.validate:validate', 'check a dataset: checksums, masks, packing', ('dataset',),
                      failed=bool),
     'check-masks': Verb('quality', 'mypt.mask_checks:check_masks', 'is the right side of the conversation trained?',
@@ -52,13 +53,16 @@ VERBS = {
                      aliases=dict(config='config_file', dataset='dataset_dir', output='model_name', model='init_from_model')),
     'run':      Verb('train', 'mypt.run:run', "a phase's whole pipeline, from data to gate",
                      failed=lambda r: r is not None and not r.passed),
-    'import':   Verb('train', 'mypt.hub:import_model', 'bring a base model from elsewhere', ('source',)),
     'generate': Verb('use', 'mypt.generate:generate_text', 'let a model go on from a prompt', aliases=dict(model='model_name')),
     'rag-index': Verb('use', 'mypt.rag:rag_index', 'index a folder of documents'),
     'rag-chat': Verb('use', 'mypt.agent:rag_chat', 'answer questions from retrieved passages',
                      aliases=dict(model='model_name')),
     'serve':    Verb('use', 'mypt.serve:serve', "models over HTTP in OpenAI's protocol, and a chat page", aliases=dict(model='models')),
     'agent':    Verb('use', 'mypt.agent:agent', 'answer questions about documents with tools',
+                     aliases=dict(model='model_name')),
+    'import':   Verb('hub', 'mypt.hub:import_model', 'bring a base model: a Hugging Face Llama, or an old model.pt', ('source',)),
+    'export':   Verb('hub', 'mypt.export:export', 'one GGUF file for llama.cpp', ('model_name',), aliases=dict(model='model_name')),
+    'push':     Verb('hub', 'mypt.export:push', 'model card and upload to the Hugging Face Hub', ('model_name',),
                      aliases=dict(model='model_name')),
     'eval':     Verb('judge', 'mypt.gates:eval_model', 'run suites on a model', aliases=dict(model_name='model')),
     'gate':     Verb('judge', 'mypt.gates:gate_model', "judge a model at a phase's gate", aliases=dict(model_name='model'),
@@ -68,7 +72,7 @@ VERBS = {
                      failed=lambda rows: any(r['needed'] and not r['gate'].passed for r in rows)),
 }
 STAGES = dict(data='Make data', quality='Look at data', translate='Translate data', train='Train', use='Use a model',
-              judge='Judge a model', whole='Everything at once')
+              judge='Judge a model', hub='Bring and take models', whole='Everything at once')
 
 # %% ../nbs/80_cli.ipynb #6ff06c34
 class _Parser(argparse.ArgumentParser):
