@@ -3,9 +3,9 @@
     pip install trl==1.16.0 datasets && python bench/train_step.py
 
 All train the same Llama shape (6 layers, 256 wide, vocabulary 50,304, tied head) with AdamW on batches of 4 rows of
-1,024 tokens, packed from the same episodes: about 30 tokens each, a quarter of them supervised. Steps take turns within
-one process, so that whatever else the machine does falls on all alike; medians are printed and every step is kept in
-bench/results/train_step.json.
+1,024 tokens, packed from the same episodes, a quarter of their tokens supervised: first short ones, of about 30 tokens,
+then long ones, of 200 to 1,000. Steps take turns within one process, so that whatever else the machine does falls on
+all alike; medians are printed and every step is kept in bench/results/train_step.json.
 
 - TRL runs twice: as `SFTConfig` leaves it (`packing=True` means best-fit decreasing and padding-free; gradient
   checkpointing is on), and with gradient checkpointing off. Both with `bf16=False`, masks from an `assistant_masks`
@@ -26,10 +26,13 @@ ROOT = Path(__file__).resolve().parent
 CFG = ModelConfig(n_layer=6, n_head=4, n_embd=256, block_size=1024, vocab_size=50304)
 ROWS, BLOCK = 4, 1024
 
-def make_episodes(n, rng):
-    "(ids, mask) of short questions and answers: 18–42 tokens, the last fifth to third of each supervised."
+KINDS = {'short': (1500, 18, 42), 'long': (120, 200, 1000)}   # episodes, and their least and greatest length
+
+def make_episodes(kind, rng):
+    "(ids, mask) of questions and answers, the last fifth to third of each supervised."
+    n, least, most = KINDS[kind]
     for _ in range(n):
-        length = int(rng.integers(18, 43))
+        length = int(rng.integers(least, most + 1))
         answer = max(3, int(length * rng.uniform(.18, .34)))
         yield rng.integers(0, 50256, length), np.arange(length) >= length - answer
 
@@ -108,10 +111,10 @@ def cycle(rows):
     while True:
         for i in range(0, len(rows) - ROWS + 1, ROWS): yield rows[i:i+ROWS]
 
-def measure(steps, seed=0):
+def measure(kind, steps, seed=0):
     "Tokens a second of every contender, step by step in turns."
     rng = np.random.default_rng(seed)
-    episodes = list(make_episodes(1500, rng))
+    episodes = list(make_episodes(kind, rng))
     rows = pack(episodes)
     ours, plain = mypt_step(cycle(rows)), plain_step(cycle(rows))
     speed = {'mypt': [], 'plain': []}
@@ -142,14 +145,15 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     import transformers, trl
-    speed, data = measure(a.steps)
-    med = {k: statistics.median(v) for k, v in speed.items()}
-    print(f'\n{"":24}tokens/s   mypt is')
-    for k, v in med.items(): print(f'{k:24}{v:8.0f}   {med["mypt"] / v:.2f}×')
     versions = {m.__name__: m.__version__ for m in (torch, transformers, trl)} | {'python': platform.python_version()}
     shape = {k: getattr(CFG, k) for k in ('n_layer', 'n_embd', 'vocab_size', 'n_params')} | dict(rows=ROWS, block=BLOCK)
-    result = dict(tokens_per_second=med, ratio={k: med['mypt'] / v for k, v in med.items() if k != 'mypt'}, runs=speed,
-                  data=data, shape=shape, machine=cpu_name(), threads=a.threads, versions=versions)
+    result = dict(shape=shape, machine=cpu_name(), threads=a.threads, versions=versions, date=time.strftime('%Y-%m-%d'))
+    for kind in KINDS:
+        speed, data = measure(kind, a.steps)
+        med = {k: statistics.median(v) for k, v in speed.items()}
+        ratio = {k: med['mypt'] / v for k, v in med.items() if k != 'mypt'}
+        for k, v in ratio.items(): print(f'{kind} episodes: mypt {med["mypt"]:.0f} tokens/s, {k} {med[k]:.0f}, ratio {v:.2f}')
+        result[kind] = dict(tokens_per_second=med, ratio=ratio, runs=speed, data=data)
     (ROOT/'results'/'train_step.json').write_text(json.dumps(result, indent=1) + '\n')
 
 if __name__ == '__main__': sys.exit(main())
