@@ -7,6 +7,7 @@ __all__ = ['STAYS', 'interleave', 'gguf_tensors', 'plain_template', 'export', 'w
 
 # %% ../nbs/18_export.ipynb #f2900478
 import html, json, os, re
+from contextlib import suppress
 from pathlib import Path
 from .tokens import Tokenizer, UserError
 from .hf_tokenizer import chat_template, tokenizer_json
@@ -122,7 +123,8 @@ def write_gguf(out:Path, model:GPT, tok:Tokenizer, meta:dict, name:str, dtype:st
         w.close()
         os.replace(part, out)
     except OSError as e: raise UserError(f'{out}: cannot be written ({e.strerror or e}); check the path and free space') from None
-    finally: part.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError): part.unlink(missing_ok=True)
 
 # %% ../nbs/18_export.ipynb #f1a57dcd
 def _ancestors(meta:dict)->list[dict]: # {name, sha256, lineage} of the model and of what it was trained from, newest first

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from mypt.checkpoint import load_model
 from mypt.cli import main
 from mypt.episodes import write_episodes
+from mypt.export import STAYS, export, find_reports, model_card, plain_template, push
 from mypt.hf_tokenizer import extend_tokenizer
 from mypt.hub import OLD_TAGS, import_model
 from mypt.model import GPT
@@ -302,3 +303,133 @@ def test_old_directories_that_are_spoilt(tmp_path, spoil, word, capsys):
     assert main(['import', str(tmp_path/'old'), '--output', str(tmp_path/'new'), '--tags', '19']) == 2
     err = capsys.readouterr().err
     assert word in err and err.count('\n') == 1 and not (tmp_path/'new').exists()
+
+def trained(folder, tok='gpt2:300', **kw):
+    "A checkpoint with two generations behind it."
+    from mypt.checkpoint import save_checkpoint
+    t = get_tokenizer(tok)
+    torch.manual_seed(0)
+    shape = dict(n_layer=2, n_head=4, n_kv_head=2, n_embd=48, block_size=64, vocab_size=t.vocab_size) | kw
+    before = dict(name='phase1', sha256='1'*64, lineage=dict(base=None, imported=dict(name='SmolLM', format='llama', license='apache-2.0', files={})))
+    data = dict(dir='ops', sha256='d'*64, sources=[dict(file='a|b.jsonl', rows=9, sha256_of_lines='e'*64)])
+    save_checkpoint(folder, GPT(ModelConfig(**shape)), t, state={'step': 5}, tensors={},
+                    meta=dict(lineage=dict(dataset=data, base=before, steps=5, config=dict(learning_rate=1e-4))))
+    return load_model(folder)
+
+def gate(path, phase, sha, name):
+    row = dict(name=name, passed=True, k=19, n=20, low=.76, high=.99, floor=.9, rate=.95, before=None, warns=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(phase=phase, model='m', passed=True, weights_sha256=sha, suites=[row])))
+
+@pytest.mark.parametrize('tok', ['byte', 'gpt2:300', 'hf'])
+@pytest.mark.parametrize('dtype', ['f32', 'f16', 'bf16'])
+def test_transformers_reads_the_gguf_as_the_same_model(tmp_path, tok, dtype):
+    "The way back is transformers' own code: names, order of queries and keys, vocabulary."
+    if tok == 'hf': base(tmp_path/'base'); import_model(str(tmp_path/'base'), str(tmp_path/'m'))
+    else: trained(tmp_path/'m', tok, bias=tok == 'byte')
+    model, tokenizer, _ = load_model(tmp_path/'m')
+    export(str(tmp_path/'m'), str(tmp_path/'g/m.gguf'), dtype)
+    assert os.listdir(tmp_path/'g') == ['m.gguf']
+    if model.cfg.bias: return _biases_are_there(tmp_path/'g/m.gguf', model)
+    back = AutoModelForCausalLM.from_pretrained(tmp_path/'g', gguf_file='m.gguf', dtype=torch.float32)
+    ids = torch.randint(0, tokenizer.n_tokens, (2, 60), generator=torch.Generator().manual_seed(0))
+    a, b = logits(model.eval(), ids), logits(back.eval(), ids)
+    assert (a - b).abs().max() <= dict(f32=1e-6, f16=2e-3, bf16=2e-2)[dtype] * b.abs().max()
+    hf, text = AutoTokenizer.from_pretrained(tmp_path/'g', gguf_file='m.gguf'), '<myPT_user>Wir lesen 日本 zwei</myPT_user>'
+    assert hf(text, add_special_tokens=False).input_ids == tokenizer.encode_with_tags(text)
+
+def _biases_are_there(path, model):
+    from gguf import GGUFReader
+    there = {t.name: t.data for t in GGUFReader(path).tensors}
+    assert len(there) == len(model.state_dict()) and there['blk.1.attn_k.bias'].shape == (24,) and 'blk.0.ffn_gate.bias' in there
+
+def test_the_gguf_says_what_llama_cpp_must_know(tmp_path):
+    from gguf import GGUFReader, TokenType
+    model, tok, _ = trained(tmp_path/'m', rope_scale=4., rope_theta=5e5)
+    export(str(tmp_path/'m'), str(tmp_path/'m.gguf'))
+    r = GGUFReader(tmp_path/'m.gguf')
+    says = lambda k: r.fields[k].contents()
+    assert (says('llama.rope.scaling.type'), says('llama.rope.scaling.factor'), says('llama.rope.freq_base')) == ('linear', 4., 5e5)
+    assert (says('llama.attention.head_count'), says('llama.attention.head_count_kv'), says('llama.context_length')) == (4, 2, 64)
+    tokens, types, ids = says('tokenizer.ggml.tokens'), says('tokenizer.ggml.token_type'), tok.tag_ids
+    assert len(tokens) == len(types) == tok.vocab_size == says('llama.vocab_size')
+    assert all(tokens[i] == t and types[i] == TokenType.CONTROL for t, i in ids.items())
+    assert types[65] == TokenType.NORMAL and types[tok.n_tokens:] == [TokenType.UNUSED] * (tok.vocab_size - tok.n_tokens)
+    assert (says('tokenizer.ggml.eos_token_id'), says('tokenizer.ggml.eot_token_id')) == (ids['<myPT_eot>'], ids['</myPT_assistant>'])
+    assert says('tokenizer.ggml.add_bos_token') is False and 'output.weight' not in {t.name for t in r.tensors}
+    assert says('tokenizer.chat_template') == plain_template('compact')
+
+@pytest.mark.parametrize('layout', ['compact', 'lines'])
+def test_the_plain_template_lays_out_the_same(tmp_path, layout):
+    hf = byte_level()
+    for ep in EPISODES:
+        msgs = [dict(role='system', content=ep['system'])] + ep['messages']
+        template = plain_template(layout)
+        assert 'generation' not in template.replace('add_generation_prompt', '')
+        assert hf.apply_chat_template(msgs, chat_template=template, tokenize=False) == ''.join(s.text for s in serialize(ep, layout))
+
+def test_what_cannot_be_exported_is_told(tmp_path, capsys):
+    trained(tmp_path/'old', pos_encoding='learned')
+    base(tmp_path/'base', 'sentencepiece')
+    import_model(str(tmp_path/'base'), str(tmp_path/'sp'))
+    trained(tmp_path/'ok')
+    capsys.readouterr()
+    for args, word in (([str(tmp_path/'old'), '--gguf', 'x'], 'shape of a Llama'), ([str(tmp_path/'sp'), '--gguf', str(tmp_path/'x')], 'convert_hf_to_gguf'),
+                       ([str(tmp_path/'ok'), '--gguf', 'x', '--dtype', 'q4'], 'f16'), ([str(tmp_path/'ok'), '--gguf', '/dev/null/x'], 'written')):
+        assert main(['export', *args]) == 2
+        err = capsys.readouterr().err
+        assert word in err and err.count('\n') == 1
+    assert not list(tmp_path.glob('*x*')) and not list(tmp_path.glob('.*'))
+    assert main(['export', str(tmp_path/'ok')]) == 0 and 'already a Hugging Face directory' in capsys.readouterr().out
+
+def test_the_card_holds_the_record_and_nothing_else(tmp_path):
+    from huggingface_hub import ModelCard
+    _, _, meta = trained(tmp_path/'run/models/m')
+    sha = meta['weights_sha256']
+    gate(tmp_path/'run/phase2/gate.json', '2', sha, 'COPY')
+    gate(tmp_path/'run/phase1/gate.json', '1', '1'*64, 'echo')
+    gate(tmp_path/'run/phase9/gate.json', '9', 'f'*64, 'of another model')
+    (tmp_path/'run/gate_broken.json').write_text('{')
+    (tmp_path/'run/gate_list.json').write_text('[]')
+    assert [r['phase'] for r in find_reports(tmp_path/'run/models/m', {sha})] == ['2']
+    card = model_card(str(tmp_path/'run/models/m'), 'me/m')
+    data = ModelCard(card).data
+    assert (data.license, data.library_name, data.tags) == ('apache-2.0', 'transformers', ['mypt'])
+    for word in ('| 2 | COPY | 19/20 | 76.0% – 99.0% | 90% | passed |', '| 1 | echo |', '`SmolLM`', '`a|b.jsonl`: 9 rows', 'd'*16, sha[:16],
+                 '"learning_rate": 0.0001', 'Intended use and limits'):
+        assert word in card, word
+    assert 'another model' not in card and str(tmp_path) not in card
+
+class Hub:
+    def __init__(self, error=None): self.calls, self.error = [], error
+    def create_repo(self, repo, **kw):
+        if self.error: raise self.error
+        self.calls.append(('create', repo, kw))
+    def upload_folder(self, **kw): self.calls.append(('upload', kw))
+
+def test_push_uploads_what_a_reader_needs(tmp_path):
+    from huggingface_hub.utils import filter_repo_objects
+    trained(tmp_path/'m')
+    (tmp_path/'m/log.jsonl').write_text('{}')
+    hub = Hub()
+    push(str(tmp_path/'m'), 'me/m', private=True, api=hub)
+    (_, repo, kw), (_, up) = hub.calls
+    assert repo == up['repo_id'] == 'me/m' and kw == dict(private=True, exist_ok=True)
+    names = [p.name for p in tmp_path.glob('m/*')] + ['best/model.safetensors']
+    assert set(filter_repo_objects(names, ignore_patterns=up['ignore_patterns'])) == {
+        'README.md', 'config.json', 'generation_config.json', 'model.safetensors', 'mypt.json', 'tokenizer.json', 'tokenizer_config.json',
+        'tokenizer_state.json'}
+
+def test_push_fails_in_one_line(tmp_path, capsys, monkeypatch):
+    trained(tmp_path/'m')
+    m, go = str(tmp_path/'m'), lambda *a: main(['push', str(tmp_path/'m'), *a])
+    monkeypatch.delenv('HF_TOKEN', raising=False)
+    assert go('--repo', 'me/m') == 2 and 'HF_TOKEN' in capsys.readouterr().err
+    assert go('--repo', 'nowhere') == 2 and 'you/name' in capsys.readouterr().err
+    with pytest.raises(UserError, match='403 Forbidden'): push(m, 'me/m', api=Hub(RuntimeError('403 Forbidden\nlong story')))
+    (tmp_path/'m/README.md').unlink()
+    assert go('--repo', 'me/m', '--dry_run') == 0 and (tmp_path/'m/README.md').exists()
+    (tmp_path/'m/model.safetensors').write_bytes((tmp_path/'m/model.safetensors').read_bytes()[:-1] + b'!')
+    hub = Hub()
+    with pytest.raises(UserError, match='sha256'): push(m, 'me/m', api=hub)
+    assert not hub.calls
