@@ -61,6 +61,7 @@ VERBS = {
     'rag-index': Verb('use', 'mypt.rag:rag_index', 'index a folder of documents'),
     'rag-chat': Verb('use', 'mypt.agent:rag_chat', 'answer questions from retrieved passages',
                      aliases=dict(model='model_name')),
+    'chat':     Verb('use', 'mypt.chat:chat', 'talk with a model in the terminal', aliases=dict(model='model_name')),
     'serve':    Verb('use', 'mypt.serve:serve', "models over HTTP in OpenAI's protocol, and a chat page", aliases=dict(model='models')),
     'agent':    Verb('use', 'mypt.agent:agent', 'answer questions about documents with tools',
                      aliases=dict(model='model_name')),

@@ -111,6 +111,8 @@ class Answer:
     def __init__(self, host:Host, ask:Ask, limits:Limits, workspace:Workspace|None=None):
         if ask.mode != 'chat' and workspace is None:
             raise ApiError(f'mode {ask.mode!r} needs documents; start the server with --docs_dir', param='mypt')
+        if ask.mode != 'chat' and ask.episode['messages'][-1]['role'] != 'user':
+            raise ApiError(f'mode {ask.mode!r} begins with what a user says; end the messages with that', param='messages')
         if ask.mode != 'chat' and ask.tools: raise ApiError(f'mode {ask.mode!r} brings its own tools; leave tools out', param='tools')
         self.host, self.ask, self.limits, self.workspace = host, ask, limits, workspace
         self.head = dict(id=new_id('chatcmpl'), created=int(time.time()), model=host.name)
@@ -124,7 +126,7 @@ class Answer:
     def look_up(self):
         "Put passages before the model, unless the client brought some."
         *past, last = self.episode['messages']
-        if last['role'] != 'user' or 'context' in last: return
+        if 'context' in last: return
         hits = retrieve(self.workspace.index, last['content'], self.limits.passages)
         if hits: last = {**last, 'context': context_block([(h.doc_id, h.text) for h in hits])}
         self.episode = {**self.episode, 'messages': [*past, last]}

@@ -19,7 +19,7 @@ from .protocol import ApiError, Ask, chunk, completion, read_body, usage
 from .host import Answer, Host, Hosts, Limits
 
 # %% ../nbs/75_serve.ipynb #f1ac84cd
-HEADERS = {'content-security-policy': "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+HEADERS = {'content-security-policy': "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
                                       "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
            'x-content-type-options': 'nosniff', 'referrer-policy': 'no-referrer', 'cross-origin-resource-policy': 'same-origin',
            'cross-origin-opener-policy': 'same-origin', 'cache-control': 'no-store'}
