@@ -72,11 +72,12 @@ class Engine:
         "Let waiting requests join, then one token for every running one; those that are done leave."
         self.clock += 1
         self._leave()
-        logits, n = [], len(self.running)
-        if n: logits.append(feed(self.model, self.cache[:n], [r.text[-1:] for r in self.running], [len(r.text) - 1 for r in self.running]))
-        while len(self.running) < len(self.memory) and (r := self._next()): logits.append(self._join(r))
+        hs, n = [], len(self.running)
+        if n: hs.append(feed(self.model, self.cache[:n], [r.text[-1:] for r in self.running], [len(r.text) - 1 for r in self.running]))
+        while len(self.running) < len(self.memory) and (r := self._next()): hs.append(self._join(r))
         if not self.running: return []
-        picked = pick_all(torch.cat(logits), [Row(r.how, r.text, r.gen, r.allow, r.max_new_tokens - len(r.said)) for r in self.running])
+        rows = [Row(r.how, r.text, r.gen, r.allow, r.max_new_tokens - len(r.said)) for r in self.running]
+        picked = pick_all(self.model, torch.cat(hs), rows)
         out = []
         with self.lock:
             for i, (r, (id, p)) in enumerate(zip(self.running, picked)):
@@ -105,7 +106,7 @@ class Engine:
         self.cache.swap(a, b, self.room)
         for x in (self.memory, self.left_at): x[a], x[b] = x[b], x[a]
 
-    def _join(self, r:Request)->torch.Tensor: # [1, V]
+    def _join(self, r:Request)->torch.Tensor: # [1, C]
         "Give a request the next row, with as much of its prompt as any slot remembers, and read the rest."
         n, known = len(self.running), [x.text[:-1] for x in self.running] + self.memory[len(self.running):]
         shared = [len(commonprefix([m, r.ids[:-1]])) for m in known]   # the last token is always read: it says what comes next
@@ -116,7 +117,7 @@ class Engine:
         self._swap(slot, n)
         r.reused = shared[best]
         self.memory[n] = r.ids
-        logits = feed(self.model, self.cache[n:n + 1], [r.ids[r.reused:]], [r.reused])
+        h = feed(self.model, self.cache[n:n + 1], [r.ids[r.reused:]], [r.reused])
         self.prefilled += len(r.ids) - r.reused
         self.running.append(r)
-        return logits
+        return h

@@ -203,7 +203,7 @@ class KVCache:
     def __init__(self, cfg:ModelConfig, B:int, n_slots:int, device=None, dtype=torch.float32,
                  fixed:bool=False # Attend to all slots always: more work, but every pass has the same shape (CUDA graphs)
                 ):
-        shape = (cfg.n_layer, B, n_slots, cfg.kv_heads, cfg.head_dim)
+        shape = (cfg.n_layer, B, cfg.kv_heads, n_slots, cfg.head_dim)
         self.k, self.v = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
         self.n_slots, self.fixed, self.top = n_slots, fixed, 0   # `top`: where the next tokens go if nobody says otherwise
 
@@ -214,11 +214,11 @@ class KVCache:
 
     def swap(self, a:int, b:int, n:int)->None:
         "Exchange the first `n` tokens of rows `a` and `b`."
-        for m in (self.k, self.v): m[:, [a, b], :n] = m[:, [b, a], :n]
+        for m in (self.k, self.v): m[:, [a, b], :, :n] = m[:, [b, a], :, :n]
 
     def clone(self, a:int, b:int, n:int)->None:
         "Give row `b` the first `n` tokens of row `a`."
-        for m in (self.k, self.v): m[:, b, :n] = m[:, a, :n]
+        for m in (self.k, self.v): m[:, b, :, :n] = m[:, a, :, :n]
 
     def begin(self, positions:Tensor|None, # [B, T] where the coming tokens stand, none beyond `top` + T; None: all from `top` on
               shape:tuple[int,int]         # B, T
@@ -229,20 +229,21 @@ class KVCache:
             raise UserError(f'{self.top} tokens do not fit a cache of {self.n_slots}; shorten them or raise block_size')
         top, alike = (self.n_slots if self.fixed else self.top), positions is None
         if alike: positions = torch.arange(old, self.top, device=self.k.device)[None]
-        rows = torch.arange(shape[0], device=positions.device)[:, None]
-        self.here = (slice(None), slice(old, self.top)) if alike else (rows, positions)
+        self.rows, self.at = torch.arange(shape[0], device=positions.device)[:, None], slice(old, self.top) if alike else positions
         self.mask, self.causal = None, old == 0 and alike and not self.fixed
         if not (self.causal or alike and shape[1] == 1 and not self.fixed):
             hidden = torch.arange(top, device=positions.device) > positions[..., None]
             self.mask = torch.zeros(hidden.shape, device=positions.device, dtype=self.k.dtype).masked_fill_(hidden, -torch.inf)[:, None]
         layers = ((self.k[i], self.v[i]) for i in range(len(self.k)))
-        self.seen = [(k, v, k[:, :top].transpose(1, 2), v[:, :top].transpose(1, 2)) for k, v in layers]
+        self.seen = [(k, v, k[:, :, :top], v[:, :, :top]) for k, v in layers]
         return positions
 
     def attend(self, layer:int, q:Tensor, k:Tensor, v:Tensor)->Tensor: # [B, T, H or Hkv, D] → [B, T, H, D]
         "Write `k`, `v` at their positions, then let `q` see everything up to its own."
         mem_k, mem_v, K, V = self.seen[layer]
-        mem_k[self.here], mem_v[self.here] = k.to(K.dtype), v.to(V.dtype)
+        for mem, x in ((mem_k, k.to(K.dtype)), (mem_v, v.to(V.dtype))):
+            if isinstance(self.at, slice): mem[:, :, self.at] = x.transpose(1, 2)
+            else: mem[self.rows, :, self.at] = x
         q, gqa = q.transpose(1, 2).to(K.dtype), q.shape[2] != K.shape[1]
         return F.scaled_dot_product_attention(q, K, V, self.mask, is_causal=self.causal, enable_gqa=gqa).transpose(1, 2)
 

@@ -45,4 +45,5 @@ def apply_rope(q:Tensor,    # [B, T, H, D]
               )->tuple[Tensor,Tensor]: # Same shapes as q, k
     "Turn queries and keys by their positions' angles; computed in their own dtype, as Llama does."
     cos, sin = cos.to(q.dtype), sin.to(q.dtype)
-    return _Turn.apply(q, cos, sin), _Turn.apply(k, cos, sin)
+    turn = _Turn.apply if torch.is_grad_enabled() else _turn
+    return turn(q, cos, sin), turn(k, cos, sin)
