@@ -1,5 +1,6 @@
 "A headless Chromium for tests, driven over its own protocol: open a page, evaluate, press keys, take a picture."
 import base64, itertools, json, os, re, shutil, subprocess, tempfile, time
+from contextlib import contextmanager
 from pathlib import Path
 
 NAMES = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
@@ -122,6 +123,14 @@ class Browser:
             .filter(v => ['serious', 'critical'].includes(v.impact))
             .map(v => `${{v.id}} (${{v.nodes.length}}): ${{v.nodes[0].html.slice(0, 160)}} ${{v.nodes[0].failureSummary}}`))""")
         return found
+
+    @contextmanager
+    def frame(self, k=0):
+        "The page within the k-th isolated frame: inside, commands go there."
+        frames = [t for t in self('Target.getTargets')['targetInfos'] if t['type'] == 'iframe']
+        page, self.session = self.session, self('Target.attachToTarget', targetId=frames[k]['targetId'], flatten=True)['sessionId']
+        try: yield self
+        finally: self.session = page
 
     def problems(self, own=()):
         "Errors of scripts, of the console, and requests for anything but the page itself and addresses that begin like `own`."

@@ -1,5 +1,5 @@
 "The inspector in a real browser: hostile content stays text, nothing is lost, keys work, colour is never alone."
-import json, random, re, string
+import json, random, re, shutil, string
 import numpy as np
 import pytest
 from mypt.board import chat_html, facts_html, gate_board, loss_board, read_log, report_html, tree_html
@@ -10,7 +10,7 @@ from mypt.masks import encode
 from mypt.prepare import prepare
 from mypt.serialize import ROLES, random_episode
 from mypt.tokens import UserError, get_tokenizer
-from browser import CHROMIUM, Browser
+from browser import AXE, CHROMIUM, Browser
 
 HOSTILE = ['</script><script>document.title="owned"</script>', '<img src=x onerror="document.title=\'owned\'">',
            '<!-- <script> -->', ']]>', '<svg onload=document.title="owned">', '"><b id=owned>', '&lt;i&gt;&amp;',
@@ -333,6 +333,58 @@ def test_scores_are_the_models_own_probabilities():
         assert np.isnan(got.probs[here[0]])
         np.testing.assert_allclose(got.probs[here[1:]], alone.numpy(), rtol=1e-3)
 
+def test_filters_by_weight_and_by_likelihood(browser, tmp_path):
+    [it] = hostile_items()[9:10]
+    it.probs = np.where(np.arange(len(it.ids)) % 7, .95, .02)
+    b = load(browser, tmp_path, [it])
+    left = lambda: b.js("[...document.querySelectorAll('.text .tok:not(.off)')].map(t => +t.dataset.i)")
+    mark = lambda text: b.js(f"[...document.querySelectorAll('.mark')].find(m => m.textContent === '{text}').click()")
+    mark('× 2')
+    assert left() == np.flatnonzero(it.weights == 2).tolist() != []
+    b.js("document.querySelector('.chip.f-think').click()")
+    think = np.isin(it.roles, [ROLES.index('think'), ROLES.index('think_tag')])
+    assert left() == np.flatnonzero((it.weights == 2) & think).tolist()
+    b.js("document.querySelector('.chip.f-think').click()")
+    b.press('4'); assert b.js("document.querySelector('.inspector').dataset.layer") == 'probability'
+    assert left() == list(range(len(it.ids)))       # the weights' filter is gone with its chips
+    mark('p < 0.1'); assert left() == list(range(0, len(it.ids), 7))
+    assert 'perplexity' in b.js("document.querySelector('.summary').textContent")
+    b.press('i'); assert b.js("document.querySelector('.inspector').classList.contains('ids')")
+
+def test_strips_speak_the_language_of_the_layer(browser, tmp_path):
+    it = packed_item(1024)
+    b, n = load(browser, tmp_path, [it]), int(it.segments.max())
+    bars = lambda name: b.js(f"(document.querySelector('.map .{name}')?.getAttribute('d').match(/M/g) ?? []).length")
+    b.js("document.querySelector('.layers input[value=segment]').click()")
+    assert (bars('odd'), bars('even')) == ((n + 1) // 2, n // 2)
+    b.js("document.querySelector('.layers input[value=role]').click()")
+    assert bars('odd') == 0 and bars('f-user') > 0
+
+def test_a_reply_grows_with_its_probabilities():
+    torch = pytest.importorskip('torch')
+    from mypt.config import ModelConfig
+    from mypt.generate import generate, prompt_ids
+    from mypt.inspect import watch_reply
+    from mypt.model import GPT
+    torch.manual_seed(0)
+    tok, history = get_tokenizer('byte'), dict(messages=[dict(role='user', content='Well?')])
+    model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=tok.vocab_size, block_size=64))
+    it, prompt = watch_reply(model, tok, history, max_new_tokens=20), prompt_ids(history, tok)
+    assert it.ids.tolist() == prompt + generate(model, tok, [prompt], 20)[0]
+    [whole] = score(model, Item(it.ids, tok, weights=np.ones(len(it.ids), np.float32)))
+    assert np.isnan(it.probs[:len(prompt)]).all()
+    np.testing.assert_allclose(it.probs[len(prompt):], whole.probs[len(prompt):], rtol=1e-3)
+
+def test_json_for_other_programs(dataset, tmp_path, capsys):
+    inspect(dataset.dir, show_samples=2, json=True)
+    out = json.loads(capsys.readouterr().out)
+    assert out['samples'][0]['ids'] == dataset.train.row(0).ids.tolist()
+    assert out['samples'][0]['episode'] == dataset.train.row(0).segments.tolist()
+    write_episodes(tmp_path/'e.jsonl', [chat('für', 'b')])
+    inspect(tmp_path/'e.jsonl', tokenization='byte', json=True)
+    [got] = json.loads(capsys.readouterr().out)['samples']
+    assert {len(got[k]) for k in ('ids', 'text', 'role', 'weight')} == {len(got['ids'])} and 'für' in ''.join(got['text'])
+
 def test_text_of_an_item_keeps_every_word():
     [it] = items_of(chat('one\x1b[2J two', 'three'), get_tokenizer('gpt2'))
     assert item_text(it).split('\n') == ['  user        <user>one\\u001b[2J two</user>',
@@ -357,6 +409,69 @@ def test_report_is_inert_and_complete(browser, tmp_path):
     assert b.js("document.querySelectorAll('section').length") == 9
     assert b.js("document.querySelectorAll('.inspector .tok').length") > 50
     assert b.js("document.querySelector('.verdict').textContent") == '✗ failed'
+
+@pytest.fixture(scope='module', params=[False, True], ids=['light', 'dark'])
+def seen(request):
+    "A browser in each scheme, with axe-core."
+    if CHROMIUM is None: pytest.skip('no Chromium on this machine')
+    pytest.importorskip('websocket', reason='websocket-client drives Chromium')
+    if not AXE.exists(): pytest.skip('no axe-core: npm pack axe-core, and AXE_CORE=path/to/axe.min.js')
+    with Browser(dark=request.param) as b: yield b
+
+def a_run():
+    "A run's records and its gate."
+    log = [dict(step=k, loss=3 / k, lr=1e-3, tok_per_s=900, **({} if k % 5 else dict(val_loss=3.1 / k))) for k in range(1, 40)]
+    suites = [dict(name=n, passed=ok, n=200, rate=r, low=r - .03, high=r + .02, floor=.9)
+              for n, ok, r in (('format', True, .97), ('echo', False, .7))]
+    return log, [dict(phase=p, model='m', passed=p == '1', suites=suites) for p in '12']
+
+def test_inspector_is_accessible(seen, tmp_path):
+    items = hostile_items()[:3] + [packed_item(512, kind='byte')]
+    for it in items: it.probs = np.linspace(0, 1, len(it.ids))
+    b = load(seen, tmp_path, items)
+    for layer in ('role', 'trained', 'weight', 'segment', 'probability'):
+        b.js(f"document.querySelector('.layers input[value={layer}]').click()")
+        assert b.axe() == [], layer
+    b.press('p'); b.js("document.querySelector('.mark').click()")
+    assert b.axe() == []
+    b.resize(380, 800)
+    try: assert b.axe() == []
+    finally: b.resize(*b.size)
+
+def test_report_is_accessible(seen, tmp_path):
+    log, gates = a_run()
+    talk = chat('Hello?', 'Yes.') | dict(system='Be brief.')
+    seen.open(report_html(tmp_path/'r.html', {
+        'Gates': ('Judged on prompts that the training data lacks.', gate_board(gates)), 'Loss': loss_board(dict(a=log, b=log)),
+        'Chat': chat_html(talk), 'Settings': dict(n_layer=4), 'Lineage': tree_html({'base': ['x']}),
+        'Rows': [packed_item(256)]}, 'A run', 'Made up.'))
+    assert seen.axe() == []
+
+@pytest.fixture(scope='module')
+def site_folder(tmp_path_factory, root):
+    "Three pages of the site, as `make docs` builds them from notebooks."
+    docs = pytest.importorskip('tools.docs', reason='pages need pypandoc')
+    out = tmp_path_factory.mktemp('site')
+    for f in ('styles.css', 'favicon.svg'): shutil.copy(root/'nbs'/f, out)
+    shutil.copytree(root/'nbs'/'images', out/'images')
+    for name in ('03_masks.ipynb', '70_inspect.ipynb', '71_board.ipynb'):
+        here = docs.page_name(name)
+        page = docs.build_page(root/'nbs'/name, root, docs.site(root), docs.sidebar_html(root, here), here)
+        (out/here).write_text(page, encoding='utf-8')
+    return out
+
+def test_site_pages_are_accessible(seen, site_folder):
+    for f in sorted(site_folder.glob('*.html')):
+        seen.open(f)
+        assert seen.axe() == [], f.name
+
+def test_the_site_shows_tokens_without_network_or_kernel(browser, site_folder):
+    b = browser.open(site_folder/'inspect.html')
+    assert b.problems() == []
+    with b.frame() as f:
+        assert f.js("document.querySelectorAll('.text .tok').length") > 50
+        f.js("document.querySelector('.layers input[value=weight]').click()")
+        assert f.js("document.querySelector('.inspector').dataset.layer") == 'weight'
 
 def test_loss_board_takes_logs_records_and_holes(tmp_path):
     log = tmp_path/'run'/'log.jsonl'; log.parent.mkdir()

@@ -272,9 +272,9 @@ def test_directives(project):
              code('g', stream('no', 'stderr'), shown(text__plain='`` ``` ``'))]
     write_nb(project, '09_d.ipynb', *cells)
     text = to_markdown(read_notebook(project/'nbs/09_d.ipynb', project/'nbs').cells)
-    want = ['``` {.output}\nB\n```', '```python\nc\n```',
+    want = ['``` {.output tabindex=0}\nB\n```', '```python\nc\n```',
             '<details class="code"><summary>More</summary>', '```python\ne\n```', '</details>',
-            '```python\nf\n```', '**F**', '```python\ng\n```', '```` {.output}\n`` ``` ``\n````']
+            '```python\nf\n```', '**F**', '```python\ng\n```', '```` {.output tabindex=0}\n`` ``` ``\n````']
     assert text == '\n\n'.join(want) + '\n'
 
 # ---- pages

@@ -26,7 +26,7 @@ def output_markdown(output:dict, asis:bool, picture:Callable[[str], str]=picture
     "One output; `picture` turns an SVG into HTML."
     if output['output_type'] == 'stream':
         text = text_of(output['text'])
-        return '' if output['name'] == 'stderr' else text if asis else fence(text, '{.output}')
+        return '' if output['name'] == 'stderr' else text if asis else fence(text, '{.output tabindex=0}')
     data = {k: text_of(v) for k, v in output.get('data', {}).items() if isinstance(v, (str, list))}
     if 'text/markdown' in data: return data['text/markdown']
     if 'text/html' in data: return fence(data['text/html'], '{=html}')
@@ -35,7 +35,7 @@ def output_markdown(output:dict, asis:bool, picture:Callable[[str], str]=picture
         return fence(f'<img class="figure" alt="figure" src="data:image/png;base64,{"".join(png.split())}">', '{=html}')
     if 'text/latex' in data: return data['text/latex']
     text = data.get('text/plain', '')
-    return text if asis else fence(text, '{.output}') if text else ''
+    return text if asis else fence(text, '{.output tabindex=0}') if text else ''
 
 def folded(code:str, summary:str, opened:bool)->str:
     "Source behind a triangle."

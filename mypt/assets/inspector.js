@@ -132,7 +132,7 @@ function divider(o, i) {
 
 function token(o, i, id) {
   const w = o.weights[i], tag = o.kinds[i] === 1
-  const e = el('span', { id: `${id}-${i}`, 'data-i': i, 'data-id': o.ids[i], role: 'option', 'aria-selected': 'false',
+  const e = el('span', { id: `${id}-${i}`, 'data-i': i, 'data-id': o.ids[i], role: 'option', 'aria-selected': 'false', 'aria-label': o.texts[i].trim() ? null : 'space',
     class: `tok f-${o.fam[i]}${w > 0 ? ' on' : ''}${tag ? ' tag' : ''}${o.kinds[i] === 2 ? ' part' : ''} ${o.segments[i] % 2 ? 'odd' : 'even'}` })
   if (w > 0) e.style.setProperty('--w', w)
   if (o.probs && o.probs[i] !== null) e.style.setProperty('--p', o.probs[i])
@@ -314,7 +314,10 @@ class View {
   filter() {
     const on = this.only.size > 0
     this.root.toggleAttribute('data-only', on)
-    this.spans.forEach((s, i) => s.classList.toggle('off', on && !this.lets(i)))
+    this.spans.forEach((s, i) => {
+      const off = on && !this.lets(i)
+      if (s.classList.toggle('off', off) !== (s.ariaDisabled === 'true')) s.ariaDisabled = off ? 'true' : null
+    })
     let divider = null
     for (const b of this.area.children) {
       if (b.matches('.divider')) { divider = b; b.hidden = on; continue }
@@ -375,7 +378,7 @@ class View {
       if (i >= 0) {
         const s = this.spans[i]
         s.setAttribute('aria-selected', 'true')
-        s.setAttribute('aria-label', `${o.texts[i] || 'part of a character'}: ` + facts(o, i).map(f => f.join(' ')).join(', '))
+        s.setAttribute('aria-label', `${o.texts[i].trim() || (o.texts[i] ? 'space' : 'part of a character')}: ` + facts(o, i).map(f => f.join(' ')).join(', '))
         this.area.setAttribute('aria-activedescendant', s.id)
         if (scroll) s.scrollIntoView({ block: 'nearest' })
       } else this.area.removeAttribute('aria-activedescendant')
