@@ -3,7 +3,7 @@ import re, sys
 from pathlib import Path
 from tools.notebooks import ROOT, Notebook, read_notebooks, report
 
-FLOORS = {'The data path': (0, 9), 'The model': (10, 19), 'Training': (20, 29), 'Making data': (30, 39),
+FLOORS = {'The data path': (0, 9), 'The model': (10, 19), 'Training': (20, 25), 'Making data': (26, 39),
           'Retrieval and tools': (40, 48), 'Judging': (49, 58), 'The phases': (59, 69), 'Faces': (70, 99)}
 FOLDERS = {'tutorials': 'Tutorials', 'how_to': 'How to', 'explanations': 'Explanations'}
 BLOCK = re.compile(r'(?<=    contents:)[^\n]*\n(?:      .*\n)*')
