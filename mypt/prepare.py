@@ -8,14 +8,13 @@ __all__ = ['TURNS', 'OVERLONG', 'PART_LINES', 'PART_BYTES', 'WINDOW_TOKENS', 'Re
            'Window', 'Stream', 'prepare', 'check']
 
 # %% ../nbs/06_prepare.ipynb #b58d5117
-import glob, hashlib, json, os, sys, threading
+import glob, hashlib, io, json, os, sys, threading
 from collections import deque
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 import numpy as np
 from tqdm.auto import tqdm
 from . import __version__
@@ -220,19 +219,22 @@ def in_order(fn, items, workers:int):
 
 # %% ../nbs/06_prepare.ipynb #6199ff5f
 def save_part(path:Path, part:Part):
-    "Keep a part for later. Where the disk refuses nothing is kept, and the work goes on."
-    tmp = path.with_suffix(f'.{os.getpid()}')
+    "Keep a clean part for later. Where the disk refuses nothing is kept, and the work goes on."
+    f, tmp = io.BytesIO(), path.with_suffix(f'.{os.getpid()}')
+    for a in (*part[:4], np.array(json.dumps([part.groups, part.notes]))): np.save(f, a)
     try:
-        with open(tmp, 'wb') as f: np.savez(f, *part[:4], np.array(json.dumps([part.groups, part.notes])))
+        tmp.write_bytes(hashlib.sha256(f.getbuffer()).digest() + f.getbuffer())
         tmp.replace(path)
     except OSError: tmp.unlink(missing_ok=True)
 
 def load_part(path:Path)->Part|None: # None where there is none, or its bytes are not those that were written
-    "A part that was kept; a zip file's own checksums guard it."
-    try:
-        with np.load(path) as z: *arrays, more = (z[f'arr_{i}'] for i in range(5))
-        groups, notes = json.loads(str(more))
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile): return None
+    "A part that was kept, if its own sum says so."
+    try: raw = path.read_bytes()
+    except FileNotFoundError: return None
+    if hashlib.sha256(raw[32:]).digest() != raw[:32]: return None
+    f = io.BytesIO(raw[32:])
+    *arrays, more = (np.load(f) for _ in range(5))
+    groups, notes = json.loads(str(more))
     return Part(*arrays, groups, [], [tuple(n) for n in notes], [])
 
 # %% ../nbs/06_prepare.ipynb #a0044831
