@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DASHES', 'ticks', 'log_ticks', 'smooth', 'thin', 'Line', 'panel', 'Html', 'board_css', 'loss_board', 'LiveLoss',
-           'LivePlot', 'watch', 'gate_board', 'chat_html', 'facts_html', 'tree_html', 'report_html']
+           'LivePlot', 'watch', 'gate_board', 'pack_board', 'chat_html', 'facts_html', 'tree_html', 'report_html']
 
 # %% ../nbs/71_board.ipynb #dff3d500
 import html, json, math, threading, time
@@ -15,7 +15,7 @@ import numpy as np
 from .tokens import UserError
 from .episodes import atomic_write
 from .callbacks import read_log
-from .inspect import Item, asset, html_page, inspect_part
+from .inspect import Item, asset, html_page, inspect_part, items_of
 from .loop import Callback
 
 # %% ../nbs/71_board.ipynb #2448d440
@@ -58,7 +58,7 @@ class Line:
     y: np.ndarray
     color: int = 0     # which of the run colours and dashes
     kind: str = 'line' # `line`, `raw` (faint, behind), or `dots`
-    name: str = ''     # said when pointing at a dot
+    name: str = ''     # said when pointing at it; a line without is not read out
 
 def _number(v:float)->str:
     "A short label for an axis."
@@ -89,7 +89,8 @@ def panel(title:str,         # Plain text
     paths = ''.join(_path(l, at) for l in sorted(lines, key=lambda l: ('raw', 'line', 'dots').index(l.kind)))
     labels = ''.join(f'<span class="y" style="top:{v/10:.2f}%">{_number(t)}</span>' for t, v in rows)
     labels += ''.join(f'<span class="x" style="left:{v/10:.2f}%">{_number(t)}</span>' for t, v in cols)
-    pic = (f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
+    axes = f'{x0:g} {x1:g} {y0:.6g} {y1:.6g} {int(log)}'   # for readout.js
+    pic = (f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" data-axes="{axes}" '
            f'aria-label="{html.escape(title)}. {html.escape(note)}">{grid}{paths}</svg>')
     head = f'<figcaption>{html.escape(title)}</figcaption>'
     return f'<figure class="panel">{head}<div class="plot">{pic}{labels}</div></figure>'
@@ -103,7 +104,8 @@ def _path(l:Line, at)->str:
     dots = ''.join(f'<path class="dot" d="M{a:.1f} {b:.1f}h0" stroke="{color}"><title>{html.escape(l.name)} at step '
                    f'{int(s):,}: {v:.4f}</title></path>' for a, b, s, v in points)
     dash = f' stroke-dasharray="{dash}"' if dash else ''
-    return f'<path class="{l.kind}" stroke="{color}"{dash} d="{d}"/>{dots}'
+    name = f' data-name="{html.escape(l.name)}"' if l.name else ''
+    return f'<path class="{l.kind}"{name} stroke="{color}"{dash} d="{d}"/>{dots}'
 
 # %% ../nbs/71_board.ipynb #67622fee
 @dataclass
@@ -132,10 +134,10 @@ def loss_board(runs,             # Path of a log, list of records, or a list or 
     loss, lr, speed, keys = [], [], [], []
     for k, (name, rec) in enumerate(runs.items()):
         (x, y), (_, vy) = _column(rec, 'loss'), _column(rec, 'val_loss')
-        loss += [Line(x, y, k, 'raw'), Line(x, smooth(y), k)]
+        loss += [Line(x, y, k, 'raw'), Line(x, smooth(y), k, name=name)]
         sets = sorted({key for r in rec for key in r if key.startswith('val_loss')})   # val_loss, val_loss/SET
-        loss += [Line(*_column(rec, key), k, 'dots', key) for key in sets]
-        lr.append(Line(*_column(rec, 'lr'), k)); speed.append(Line(*_column(rec, 'tok_per_s'), k))
+        loss += [Line(*_column(rec, key), k, 'dots', f'{name} {key}') for key in sets]
+        lr.append(Line(*_column(rec, 'lr'), k, name=name)); speed.append(Line(*_column(rec, 'tok_per_s'), k, name=name))
         keys.append(_key(k, name, y, vy, x))
     note = '; '.join(f'{n}: {len(r):,} records' for n, r in runs.items())
     body = panel('Loss', loss, note, log=True)
@@ -170,7 +172,7 @@ def _live_class():
     except ImportError: return None
     class LiveBoard(anywidget.AnyWidget):
         "A picture that Python renews, and a stop button."
-        _esm, _css = asset('board.js'), board_css()
+        _esm, _css = asset('readout.js', 'board.js'), board_css()
         html, state = traitlets.Unicode().tag(sync=True), traitlets.Unicode('running').tag(sync=True)
         main = traitlets.Bool().tag(sync=True)   # the run holds the main thread, so only an interrupt reaches it
     return LiveBoard
@@ -299,6 +301,37 @@ def _gate_cell(s:dict)->str:
             f'<circle class="rate" cx="{x(s["rate"]):.1f}" cy="5" r="4"/></svg>'
             f'<small>{asked}n = {s["n"]:,}</small></td>')
 
+# %% ../nbs/71_board.ipynb #14556739
+def pack_board(obj,      # A packed dataset, its folder, a split, or rows
+               tok=None, # Needed for a bare split or row
+               n:int=16  # Rows to show, at even distances
+              )->Html:
+    "Rows of a pack: a bar per episode, what stays empty, and which part of attention's square is computed."
+    items = [it for it in items_of(obj, tok, n) if it.segments is not None]
+    if not items: raise UserError('pack_board: nothing here is packed; mypt prepare --enable_packing makes packed rows')
+    rows, facts = zip(*(_pack_row(it) for it in items))
+    episodes, full, seen = np.mean(facts, axis=0)
+    head = ''.join(f'<th scope="col">{h}</th>' for h in ('Row', 'Episodes in their places', '', 'Full', 'Attention'))
+    said = f'{len(items):,} rows shown: {episodes:.1f} episodes a row, {full:.1%} full, {seen:.1%} of attention computed'
+    return Html(f'<div class="mypt board table"><table class="packs"><caption>{said}</caption><thead><tr>{head}</tr></thead>'
+                f'<tbody>{"".join(rows)}</tbody></table></div>', board_css())
+
+def _pack_row(it:Item)->tuple[str, tuple]: # a table row; (episodes, share filled, share of attention computed)
+    "One row of the pack."
+    seg, n = np.asarray(it.segments), len(it.segments)
+    edges = [0, *(np.flatnonzero(np.diff(seg)) + 1).tolist(), n]
+    spans = [(a, b) for a, b in zip(edges, edges[1:]) if seg[a] > 0]
+    full, seen = sum(b - a for a, b in spans) / n, sum((b - a) * (b - a + 1) / 2 for a, b in spans) / n**2
+    bars = ''.join(f'<path class="{name}" d="{"".join(f"M{a} 0H{b}V10H{a}z" for a, b in spans[k::2])}"/>'
+                   for k, name in enumerate(('odd', 'even')))
+    cuts = ''.join(f'M{a} 0V10' for a, _ in spans[1:])
+    lane = (f'<svg class="lane" viewBox="0 0 {n} 10" preserveAspectRatio="none" aria-hidden="true">{bars}'
+            f'<path class="cut" vector-effect="non-scaling-stroke" d="{cuts}"/></svg>')
+    square = ''.join(f'M{a} {a}L{b} {b}H{a}z' for a, b in spans)
+    square = f'<svg class="square" viewBox="0 0 {n} {n}" aria-hidden="true"><path d="{square}"/></svg>'
+    cells = f'<td class="wide">{lane}</td><td>{len(spans)}</td><td>{full:.0%}</td><td>{square}{seen:.1%}</td>'
+    return f'<tr><th scope="row">{html.escape(it.label)}</th>{cells}</tr>', (len(spans), full, seen)
+
 # %% ../nbs/71_board.ipynb #cce6543b
 def chat_html(episodes # Episodes (`messages`, `system`), or one
              )->Html:
@@ -362,7 +395,8 @@ def report_html(path:str|Path,      # File to write
     body = ''.join(f'<section id="s{k}"><h2>{html.escape(t)}</h2>{p}</section>'
                    for k, (t, p) in enumerate(zip(sections, parts)))
     head = f'<header><h1>{html.escape(title)}</h1><p>{html.escape(lead)}</p></header>'
-    page = html_page(f'{head}<nav aria-label="Sections">{nav}</nav>{body}', title, asset('board.css'), 'report')
+    page = html_page(f'{head}<nav aria-label="Sections">{nav}</nav>{body}', title, asset('board.css'), 'report',
+                     asset('readout.js') + 'readouts(document)')
     with atomic_write(path) as f: f.write(page.encode())
     return Path(path)
 

@@ -158,9 +158,10 @@ def html_page(body:str,     # HTML, already escaped where it holds content
               title:str,    # Plain text
               css:str='',   # More style
               kind:str='',  # Class of the page, for that style
+             more:str='',  # More script
              )->str:        # A whole document: no network, no kernel
     "A self-contained page with the palette, the inspector and a policy that runs no script but its own."
-    js = asset('inspector.js') + '\npage()\n'
+    js = asset('inspector.js') + more + '\npage()\n'
     sha = base64.b64encode(hashlib.sha256(js.encode()).digest()).decode()
     policy = (f"default-src 'none'; script-src 'sha256-{sha}'; style-src 'unsafe-inline'; img-src data:; "
               "base-uri 'none'; form-action 'none'")

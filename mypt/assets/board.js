@@ -15,7 +15,7 @@ export default {                         // anywidget
     const button = el('button', { type: 'button', class: 'stop' }, 'Stop and save')
     host.classList.add('mypt', 'live')
     host.replaceChildren(el('div', { class: 'brake' }, button, said), picture)
-    const draw = () => { picture.innerHTML = model.get('html') }      // made by board.py, where all content is escaped
+    const draw = () => { picture.innerHTML = model.get('html'); readouts(picture) }   // made by board.py, where all content is escaped
     const settle = () => {
       if (model.get('state') !== 'done') return
       button.disabled = true; said.textContent = 'done'

@@ -16,7 +16,6 @@ const LAYERS = { role: 'Role', trained: 'Trained', weight: 'Weight', segment: 'S
 // Control characters, invisible and direction-changing ones: shown by code point, so that nothing hides in a line
 const HIDDEN = /[\u0000-\u001f\u007f-\u00a0\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g
 const SVG = 'http://www.w3.org/2000/svg'
-let uid = 0
 
 const el = (tag, attrs = {}, ...kids) => {
   const e = document.createElement(tag)
@@ -155,7 +154,7 @@ function facts(o, i) {                   // what the detail line says about toke
 
 class View {
   constructor(root, data, on = {}) {
-    Object.assign(this, { root, on, id: `mypt${++uid}`, layer: 'role', index: 0, cursor: -1, only: new Set(), hits: [], hit: -1 })
+    Object.assign(this, { root, on, id: 'mypt' + crypto.getRandomValues(new Uint32Array(1))[0].toString(36), layer: 'role', index: 0, cursor: -1, only: new Set(), hits: [], hit: -1 })
     root.classList.add('mypt', 'inspector')
     root.dataset.lmSuppressShortcuts = 'true'                     // JupyterLab: these keys are ours
     this.legend = el('div', { class: 'legend' })
@@ -263,7 +262,8 @@ class View {
   }
 
   summary(item, o) {
-    const bits = [plural(o.real, 'token'), `${fmt(o.trained)} trained (${pct(o.trained, o.real)})`]
+    const bits = [plural(o.real, 'token')]
+    if (o.trained || !o.probs) bits.push(`${fmt(o.trained)} trained (${pct(o.trained, o.real)})`)
     if (o.spans.length > 1) bits.push(plural(o.episodes, 'episode'), `${pct(o.real, o.n)} full`)
     const known = (o.probs ?? []).filter(p => p !== null)
     if (known.length) bits.push(`perplexity ${Math.exp(-known.reduce((s, p) => s + Math.log(Math.max(p, 1e-12)), 0) / known.length).toPrecision(3)}`)
