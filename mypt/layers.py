@@ -200,12 +200,11 @@ def _varlen(q, k, v, s):
 # %% ../nbs/12_layers.ipynb #bd75b296
 class KVCache:
     "Keys and values of `B` running texts, `n_slots` each; allocated once. `cache[a:b]` is a window on some rows."
-    def __init__(self, cfg:ModelConfig, B:int, n_slots:int, device=None, dtype=torch.float32,
-                 fixed:bool=False # Attend to all slots always: more work, but every pass has the same shape (CUDA graphs)
-                ):
+    def __init__(self, cfg:ModelConfig, B:int, n_slots:int, device=None, dtype=torch.float32):
         shape = (cfg.n_layer, B, cfg.kv_heads, n_slots, cfg.head_dim)
         self.k, self.v = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
-        self.n_slots, self.fixed, self.top = n_slots, fixed, 0   # `top`: where the next tokens go if nobody says otherwise
+        self.n_slots, self.top = n_slots, 0   # `top`: where the next tokens go if nobody says otherwise
+        self.fixed = False                    # True: look at all slots always; every pass has the same shape then
 
     def __getitem__(self, rows:slice)->'KVCache':
         part = copy(self)
