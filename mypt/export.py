@@ -29,7 +29,8 @@ def interleave(w, heads:int): # Array [H·D] or [H·D, C] → same
 def gguf_tensors(model:GPT): # yields (name, float32 array)
     "The weights as llama.cpp names and orders them."
     gguf, cfg = _gguf(), model.cfg
-    names, heads = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, cfg.n_layer), dict(q_proj=cfg.n_head, k_proj=cfg.kv_heads)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, cfg.n_layer)
+    heads = dict(q_proj=cfg.n_head, k_proj=cfg.kv_heads)
     for k, t in model.state_dict().items():
         w, part = t.float().numpy(), k.split('.')[-2]
         yield names.get_name(k, ('.weight', '.bias')), interleave(w, heads[part]) if part in heads else w
@@ -42,8 +43,8 @@ def _pre(spec:dict)->str:
     kinds, plain = [s.get('type') for s in steps], steps[-1].get('use_regex', True)
     if kinds == ['ByteLevel'] and (plain or not spec['model']['merges']): return 'gpt-2'
     if kinds == ['Digits', 'ByteLevel'] and plain and steps[0].get('individual_digits'): return 'smollm'
-    raise UserError("this tokenizer cuts words in a way that --gguf does not know; give the checkpoint's directory to llama.cpp's own "
-                    'convert_hf_to_gguf.py')
+    raise UserError('this tokenizer cuts words in a way that --gguf does not know; give the directory of the checkpoint to '
+                    "llama.cpp's own convert_hf_to_gguf.py")
 
 def plain_template(layout:str)->str: # Jinja
     "The chat template without the marks for trainers, which not every reader of Jinja knows."
@@ -57,7 +58,8 @@ def _vocabulary(w, tok:Tokenizer, layout:str): # `w`: a `GGUFWriter`
     w.add_tokenizer_model('gpt2')
     w.add_tokenizer_pre(_pre(spec))
     w.add_token_list([known.get(i, f'[unused{i}]') for i in range(tok.vocab_size)])
-    w.add_token_types([kind.CONTROL if i in control else kind.NORMAL if i in known else kind.UNUSED for i in range(tok.vocab_size)])
+    w.add_token_types([kind.CONTROL if i in control else kind.NORMAL if i in known else kind.UNUSED
+                       for i in range(tok.vocab_size)])
     w.add_token_merges([' '.join(m) for m in spec['model']['merges']])
     w.add_eos_token_id(tok.tag_ids['<myPT_eot>'])               # generation stops at either of the two
     w.add_eot_token_id(tok.tag_ids['</myPT_assistant>'])
@@ -93,7 +95,8 @@ def export(
     "Take a checkpoint to llama.cpp as one GGUF file; for transformers and vLLM it needs no export."
     model, tok, meta = load_model(model_name, verify=True)
     if not model.cfg.is_llama:
-        raise UserError(f'{model_name}: not of the shape of a Llama (learned positions, GELU or LayerNorm); other programs cannot run it')
+        raise UserError(f'{model_name}: not of the shape of a Llama (learned positions, GELU or LayerNorm); '
+                        'other programs cannot run it')
     if gguf is None:
         print(f'{resolve(model_name)}: already a Hugging Face directory; AutoModelForCausalLM and vllm serve read it as it is. '
               'For llama.cpp add --gguf FILE')
@@ -113,7 +116,8 @@ def write_gguf(out:Path, model:GPT, tok:Tokenizer, meta:dict, name:str, dtype:st
         out.parent.mkdir(parents=True, exist_ok=True)
         w = lib.GGUFWriter(part, 'llama')
         w.add_name(name)
-        w.add_file_type(dict(f32=lib.LlamaFileType.ALL_F32, f16=lib.LlamaFileType.MOSTLY_F16, bf16=lib.LlamaFileType.MOSTLY_BF16)[dtype])
+        file = lib.LlamaFileType
+        w.add_file_type(dict(f32=file.ALL_F32, f16=file.MOSTLY_F16, bf16=file.MOSTLY_BF16)[dtype])
         _shape(w, model.cfg)
         _vocabulary(w, tok, meta['layout'])
         for k, t in gguf_tensors(model):
@@ -139,7 +143,8 @@ def find_reports(folder:Path, hashes:set)->list[dict]: # Gate reports
     for path in sorted({p for s in spots for g in ('gate*.json', '*/gate*.json') for p in s.glob(g)}):
         try: d = json.loads(path.read_text(encoding='utf-8'))
         except (OSError, ValueError): continue
-        if isinstance(d, dict) and {'phase', 'suites', 'passed'} <= d.keys() and d.get('weights_sha256') in hashes: found[str(d['phase'])] = d
+        if isinstance(d, dict) and {'phase', 'suites', 'passed'} <= d.keys() and d.get('weights_sha256') in hashes:
+            found[str(d['phase'])] = d
     return [found[k] for k in sorted(found)]
 
 def _table(head, rows)->str:
@@ -148,8 +153,9 @@ def _table(head, rows)->str:
 
 def _gates(reports:list[dict])->str:
     if not reports: return 'No gate report of these weights was found, so nothing is claimed.'
-    rows = [(r['phase'], s['name'], f"{s['k']}/{s['n']}", f"{s['low']:.1%} – {s['high']:.1%}", f"{s['floor']:.0%}",
-             'passed' if s['passed'] else 'below, warns only' if s.get('warns') else '**not passed**') for r in reports for s in r['suites']]
+    verdict = lambda s: 'passed' if s['passed'] else 'below, warns only' if s.get('warns') else '**not passed**'
+    rows = [(r['phase'], s['name'], f"{s['k']}/{s['n']}", f"{s['low']:.1%} – {s['high']:.1%}", f"{s['floor']:.0%}", verdict(s))
+            for r in reports for s in r['suites']]
     return _table(('phase', 'demand', 'cases', '95 % interval', 'needs', ''), rows)
 
 def _lineage(chain:list[dict])->str:
@@ -157,20 +163,21 @@ def _lineage(chain:list[dict])->str:
     for m in chain:
         born = m.get('lineage') or {}
         out.append(f"- **{m['name']}**, weights `{(m.get('sha256') or 'unknown')[:16]}`")
-        if got := born.get('imported'): out += [f"  - brought from `{got['name']}` ({got['format']}; licence: {got.get('license') or 'not stated'})"]
+        if got := born.get('imported'):
+            out.append(f"  - brought from `{got['name']}` ({got['format']}; licence: {got.get('license') or 'not stated'})")
         if d := born.get('dataset'):
             out.append(f"  - {born.get('steps', 0):,} steps on `{d['dir']}`, `{(d.get('sha256') or '')[:16]}`")
             out += [f"    - `{s.get('file') or s.get('dir')}`: {s.get('rows') or s.get('episodes') or '?'} rows, "
-                    f"`{(s.get('sha256_of_lines') or s.get('sha256') or '')[:16]}`" for s in d.get('sources') or ()]
+                    f"`{(s.get('sha256_of_lines') or s.get('sha256') or 'no hash')[:16]}`" for s in d.get('sources') or ()]
     return '\n'.join(out)
 
 # %% ../nbs/18_export.ipynb #97902053
-_LIMITS = """Made with [mypt](https://github.com/mypt-project/mypt) for study, and for answering from passages and tools that are given to it.
+_LIMITS = """Made with [mypt](https://github.com/mypt-project/mypt) for study, and for answering from given passages and tools.
 
 - It was judged by the gates above and by nothing else; what is not in that table was not measured.
 - It states falsehoods with confidence, above all without a passage to answer from. Do not use it where an error does harm.
 - It repeats the biases of its data. No work on safety was done beyond what the table shows.
-- Text from users must not spell its control tokens: tokenize it with `split_special_tokens=True`, or serve it with `mypt serve`."""
+- Text from users must not spell its control tokens: tokenize it with `split_special_tokens=True`, or use `mypt serve`."""
 
 def model_card(model_name:str, repo:str='')->str: # Markdown
     "What the checkpoint's own records say: lineage, data, configs, gates, limits."
@@ -180,18 +187,22 @@ def model_card(model_name:str, repo:str='')->str: # Markdown
     origin = (chain[-1].get('lineage') or {}).get('imported') or {}
     front = ['library_name: transformers', 'pipeline_tag: text-generation', 'tags: [mypt]']
     if origin.get('license'): front.append(f"license: {json.dumps(origin['license'])}")
-    facts = dict(weights=f'{cfg.n_params/1e6:.1f}M', layers=cfg.n_layer, width=cfg.n_embd, heads=f'{cfg.n_head} ({cfg.kv_heads} for keys)',
-                 context=cfg.block_size, vocabulary=cfg.vocab_size, layout=meta['layout'], **{'mask policy': meta['mask_policy']})
+    facts = dict(weights=f'{cfg.n_params:,}', layers=cfg.n_layer, width=cfg.n_embd,
+                 heads=f'{cfg.n_head} ({cfg.kv_heads} for keys)', context=cfg.block_size, vocabulary=cfg.vocab_size,
+                 layout=meta['layout'], **{'mask policy': meta['mask_policy']})
     name, config = repo or folder.name, (meta.get('lineage') or {}).get('config')
     use = f"""```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model, tok = AutoModelForCausalLM.from_pretrained('{name}'), AutoTokenizer.from_pretrained('{name}')
-ids = tok.apply_chat_template([{{'role': 'user', 'content': 'Hello'}}], add_generation_prompt=True, return_dict=True, return_tensors='pt')
+messages = [{{'role': 'user', 'content': 'Hello'}}]
+ids = tok.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors='pt')
 print(tok.decode(model.generate(**ids, max_new_tokens=64)[0]))
 ```"""
     parts = ['---\n' + '\n'.join(front) + '\n---', f'# {name.split("/")[-1]}', _table(('', ''), facts.items()), '## Use', use,
              '## Gates', _gates(reports), '## Lineage', _lineage(chain), '## Intended use and limits', _LIMITS]
-    if config: parts += ['## Configuration', f'<details><summary>Of the last phase</summary>\n\n```json\n{json.dumps(config, indent=1)}\n```\n\n</details>']
+    if config:
+        block = f'```json\n{json.dumps(config, indent=1, ensure_ascii=False)}\n```'
+        parts += ['## Configuration', '<details><summary>Of the last phase</summary>', block, '</details>']
     return '\n\n'.join(parts) + '\n'
 
 # %% ../nbs/18_export.ipynb #d5918104
@@ -215,14 +226,17 @@ def push(
     api = api or _api()
     try:
         api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=str(folder), ignore_patterns=STAYS, commit_message=f'{folder.name}, by mypt')
-    except Exception as e:                                   # its own kinds, requests' and the network's: all end in one line
-        raise UserError(f'{repo}: not uploaded ({str(e).strip().splitlines()[0][:200]}); the card is in {folder}') from e
+        api.upload_folder(repo_id=repo, folder_path=str(folder), ignore_patterns=STAYS,
+                          commit_message=f'{folder.name}, by mypt')
+    except Exception as e:   # its own kinds, the client's and the network's: all end in one line
+        why = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+        raise UserError(f'{repo}: not uploaded ({why}); the card is in {folder}') from e
     print(f'https://huggingface.co/{repo}')
     return folder/'README.md'
 
 def _api():
     try: from huggingface_hub import HfApi
     except ImportError: raise UserError("push needs huggingface_hub; run: pip install 'mypt[hub]'") from None
-    if not os.environ.get('HF_TOKEN'): raise UserError('no HF_TOKEN in the environment; make one with write access on the Hub, then export it')
+    if not os.environ.get('HF_TOKEN'):
+        raise UserError('no HF_TOKEN in the environment; make one with write access on the Hub, then export it')
     return HfApi(token=os.environ['HF_TOKEN'])

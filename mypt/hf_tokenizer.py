@@ -105,9 +105,9 @@ def _flat(part:dict|None)->list[dict]:
     return [q for p in part.get('normalizers', part.get('pretokenizers', ())) for q in _flat(p)]
 
 def _normalizer(steps:list[dict], where:str)->dict|None:
-    "Only ` ` → `▁` stays. A prefix and composed accents can go without loss; any other step would change what people wrote."
+    "Only ` ` → `▁` stays. A prefix and composed accents go without loss; any other step would change what people wrote."
     if odd := [s['type'] for s in steps if s['type'] not in ('Prepend', 'NFC', 'Replace')]:
-        raise UserError(f'{where}: its normalizer has {odd[0]}, which changes text; mypt keeps every character, take another base model')
+        raise UserError(f'{where}: its normalizer has {odd[0]}, which changes text; take another base model')
     keep = [s for s in steps if s['type'] == 'Replace']
     if any((s['pattern'], s['content']) != ({'String': ' '}, SPACE) for s in keep):
         raise UserError(f'{where}: its normalizer replaces other text than spaces; take another base model')
@@ -122,8 +122,8 @@ def _pre_tokenizer(steps:list[dict])->dict|None:
 
 def _decoder(spaces:bool)->dict:
     if not spaces: return dict(type='ByteLevel', add_prefix_space=True, trim_offsets=True, use_regex=True)
-    return dict(type='Sequence', decoders=[dict(type='Replace', pattern={'String': SPACE}, content=' '), dict(type='ByteFallback'),
-                                           dict(type='Fuse')])
+    steps = dict(type='Replace', pattern={'String': SPACE}, content=' '), dict(type='ByteFallback'), dict(type='Fuse')
+    return dict(type='Sequence', decoders=list(steps))
 
 # %% ../nbs/09_hf_tokenizer.ipynb #e7175f28
 def extend_tokenizer(spec:dict,               # Their tokenizer.json, or one that was extended before
@@ -134,14 +134,15 @@ def extend_tokenizer(spec:dict,               # Their tokenizer.json, or one tha
     if model.get('type', 'BPE') != 'BPE' or 'merges' not in model:
         raise UserError(f"{where}: a {model.get('type')} tokenizer; mypt takes over byte-pair encodings (BPE)")
     if model.get('continuing_subword_prefix') or model.get('end_of_word_suffix'):
-        raise UserError(f'{where}: it marks parts of words with a prefix or suffix; mypt takes over byte-level and SentencePiece-like BPE')
+        raise UserError(f'{where}: it marks parts of words with a prefix or suffix; mypt takes over BPE that works on bytes, '
+                        'or has a token for each')
     theirs = [t for t in spec.get('added_tokens') or () if t['content'] not in ours]
     vocab = {t: i for t, i in model['vocab'].items() if t not in ours} | {t['content']: t['id'] for t in theirs}
     pre = _flat(spec.get('pre_tokenizer'))
     spaces = not any(s['type'] == 'ByteLevel' for s in pre)
     alphabet = [f'<0x{b:02X}>' for b in range(256)] if spaces else _byte_chars()
     if missing := [t for t in alphabet if t not in vocab]:
-        raise UserError(f'{where}: no token for the byte {missing[0]}, so some text could not be written; take another base model')
+        raise UserError(f'{where}: no token for the byte {missing[0]}, so some text has no ids; take another base model')
     control = {t['content'] for t in theirs} | ({*alphabet} if spaces else set())
     pairs = (m.split(' ') if isinstance(m, str) else m for m in model['merges'])
     new = {t: max(vocab.values()) + 1 + i for i, t in enumerate(ours)}

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from safetensors import SafetensorError, safe_open
-from .tokens import TAGS, Tokenizer, UserError, get_tokenizer
+from .tokens import EOT, TAGS, Tokenizer, UserError, close_tag, get_tokenizer, open_tag
 from .config import ModelConfig, make_config
 from .model import GPT, init_tags
 from .checkpoint import _sha256, resolve, save_checkpoint
@@ -35,10 +35,11 @@ def llama_shape(c:dict,              # config.json of a Hugging Face checkpoint
                )->ModelConfig:
     "The same model in our words; raises `UserError` naming the first field that our model cannot express."
     for k in ('hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size', 'vocab_size'):
-        if type(c.get(k)) is not int: raise UserError(f'{where}: {k} is {c.get(k)!r}, no number; is this the config.json of a Llama?')
+        if type(c.get(k)) is not int:
+            raise UserError(f'{where}: {k} is {c.get(k)!r}, no number; is this the config.json of a Llama?')
     rope = c.get('rope_parameters') or c.get('rope_scaling') or {}
     for k, v, ok in _strange(c, rope):
-        have = ' or '.join(map(repr, ok))
+        have = ' or '.join(repr(x) for x in ok if x is not None) or 'none'
         raise UserError(f'{where}: {k} is {v!r}, a mypt model has {have}; take a base model of that shape')
     linear = rope.get('rope_type', rope.get('type', 'default')) == 'linear'
     same = {ours: c[k] for k, ours in _NAMES.items() if c.get(k) is not None}
@@ -89,7 +90,8 @@ def build(cfg:ModelConfig,         # Its `vocab_size` is that of the rows given
         need = (rows, cfg.n_embd) if k in tables else tuple(want[k].shape) if k in want else None
         if k not in weights and zeros(k): weights[k] = torch.zeros(need)
         have = tuple(weights[k].shape) if k in weights else 'missing'
-        if have != need: raise UserError(f"{where}: {k} is {have}, its config says {need or 'nothing of it'}; fetch the model again")
+        if have != need:
+            raise UserError(f"{where}: {k} is {have}, its config says {need or 'nothing of it'}; fetch the model again")
     old = {k: weights[k] for k in tables}
     n = min(tok.n_base, rows)
     for k, t in old.items():
@@ -118,19 +120,22 @@ def import_llama(folder:Path # config.json, tokenizer.json, *.safetensors
 _RENAME = [(r'token_embedding_table\.', 'model.embed_tokens.'), (r'position_embedding_table\.', 'model.embed_positions.'),
            (r'ln_f\.', 'model.norm.'), (r'blocks\.(\d+)\.ln1\.', r'model.layers.\1.input_layernorm.'),
            (r'blocks\.(\d+)\.ln2\.', r'model.layers.\1.post_attention_layernorm.'),
-           (r'blocks\.(\d+)\.sa\.proj\.', r'model.layers.\1.self_attn.o_proj.'), (r'blocks\.(\d+)\.sa\.', r'model.layers.\1.self_attn.'),
+           (r'blocks\.(\d+)\.sa\.proj\.', r'model.layers.\1.self_attn.o_proj.'),
+           (r'blocks\.(\d+)\.sa\.', r'model.layers.\1.self_attn.'),
            (r'blocks\.(\d+)\.fwd\.w_(gate|up|down)\.', r'model.layers.\1.mlp.\2_proj.'),
-           (r'blocks\.(\d+)\.fwd\.net\.0\.', r'model.layers.\1.mlp.up_proj.'), (r'blocks\.(\d+)\.fwd\.net\.2\.', r'model.layers.\1.mlp.down_proj.')]
+           (r'blocks\.(\d+)\.fwd\.net\.0\.', r'model.layers.\1.mlp.up_proj.'),
+           (r'blocks\.(\d+)\.fwd\.net\.2\.', r'model.layers.\1.mlp.down_proj.')]
 _BUFFERS = re.compile(r'(^|\.)(tril|mask|bias_mask|inv_freq|freqs_cis|cos|sin|cos_cached|sin_cached|rope_cos|rope_sin)$')
 _FIRST = ('system', 'user', 'user_context', 'assistant', 'assistant_context', 'toolcall', 'toolresult')
-OLD_TAGS = {t: 50257 + i for i, t in enumerate([*(f.format(n) for n in _FIRST for f in ('<myPT_{}>', '</myPT_{}>')), '<myPT_eot>'])}
+OLD_TAGS = {t: 50257 + i for i, t in enumerate([*(f(n) for n in _FIRST for f in (open_tag, close_tag)), EOT])}
 
 def read_pickle(path:Path)->dict[str,Tensor]:
     "The tensors of a `model.pt`; raises `UserError` on a file that holds anything else."
     try: d = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError: raise UserError(f'{path}: not there; is this a checkpoint directory?') from None
     except pickle.UnpicklingError:
-        raise UserError(f'{path}: holds more than tensors, and opening it could run code; refused. Save its state_dict() alone') from None
+        raise UserError(f'{path}: holds more than tensors, and opening it could run code; refused. Save its state_dict() '
+                        'alone') from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
         raise UserError(f'{path}: damaged ({str(e).splitlines()[0]}); restore it from a copy') from None
     for k in ('model_state_dict', 'state_dict', 'model'):
@@ -160,19 +165,22 @@ def old_shape(c:dict,                # config.json
               where:str='config.json')->ModelConfig:
     "The shape of an older model; raises `UserError` when file and weights contradict each other."
     if 'token_embedding_table.weight' not in old or 'n_head' not in c:
-        raise UserError(f"{where}: no {'n_head' if 'n_head' not in c else 'token_embedding_table'}; is this a model.pt directory of mypt?")
+        missing = 'n_head' if 'n_head' not in c else 'token_embedding_table'
+        raise UserError(f'{where}: no {missing}; is this a model.pt directory of mypt?')
     V, C = old['token_embedding_table.weight'].shape
     has = lambda end: any(k.endswith(end) for k in old)
     layers = {int(m[1]) for k in old if (m := re.match(r'blocks\.(\d+)\.', k))}
     swiglu, pos = has('fwd.w_gate.weight'), old.get('position_embedding_table.weight')
     norm = 'layernorm' if has('ln1.bias') else c.get('norm_type', 'rmsnorm' if swiglu else 'layernorm')
-    head, up = old.get('lm_head.weight'), next(v for k, v in old.items() if k.endswith(('fwd.w_up.weight', 'fwd.net.0.weight')))
-    seen = dict(n_layer=len(layers), n_embd=C, vocab_size=V, hidden=len(up), norm_type=norm, bias=has('.bias'),
+    head, ups = old.get('lm_head.weight'), [v for k, v in old.items() if k.endswith(('fwd.w_up.weight', 'fwd.net.0.weight'))]
+    if not ups: raise UserError(f'{where}: model.pt has no blocks.N.fwd; is this a model.pt directory of mypt?')
+    seen = dict(n_layer=len(layers), n_embd=C, vocab_size=V, hidden=len(ups[0]), norm_type=norm, bias=has('.bias'),
                 mlp_type='swiglu' if swiglu else 'gelu', pos_encoding='rope' if pos is None else 'learned',
                 tie_weights=head is None or torch.equal(head, old['token_embedding_table.weight']))
     if pos is not None: seen['block_size'] = len(pos)
     for k in ('n_layer', 'n_embd', 'vocab_size', 'mlp_type', 'pos_encoding'):
-        if c.get(k, seen[k]) != seen[k]: raise UserError(f'{where}: {k} is {c[k]!r}, the weights say {seen[k]!r}; restore one of them')
+        if c.get(k, seen[k]) != seen[k]:
+            raise UserError(f'{where}: {k} is {c[k]!r}, the weights say {seen[k]!r}; restore one of them')
     rest = {k: c[k] for k in ('n_head', 'n_kv_head', 'block_size', 'dropout', 'rope_theta', 'rope_scale', 'norm_eps') if k in c}
     return make_config(dict(norm_eps=1e-5 if norm == 'layernorm' else 1e-6) | rest | seen, where).model
 
@@ -214,8 +222,10 @@ def import_model(
 )->Path:                   # The checkpoint's directory
     "Bring a base model from elsewhere: its weights, its tokenizer, and new rows for our tags."
     folder, out = Path(source), resolve(output)
-    if not folder.is_dir(): raise UserError(f'{folder}: no such directory; fetch the model first (hf download NAME --local-dir {folder})')
-    if (folder/'mypt.json').exists(): raise UserError(f'{folder}: a checkpoint of mypt already; train from it with --init_from_model')
+    if not folder.is_dir():
+        raise UserError(f'{folder}: no such directory; fetch the model first (hf download NAME --local-dir {folder})')
+    if (folder/'mypt.json').exists():
+        raise UserError(f'{folder}: a checkpoint of mypt already; train from it with --init_from_model')
     if out.exists(): raise UserError(f'{out}: exists; choose another --output')
     old = (folder/'model.pt').exists()
     model, tok = import_old(folder, tags, rope) if old else import_llama(folder)
@@ -223,6 +233,7 @@ def import_model(
     born = dict(name=folder.resolve().name, format='model.pt' if old else 'llama', license=_license(folder),
                 files={p.name: _sha256(p) for p in files})
     save_checkpoint(out, model, tok, meta=dict(layout=layout, lineage=dict(dataset=None, base=None, steps=0, imported=born)))
-    print(f'{out}: {sum(p.numel() for p in model.parameters())/1e6:.1f}M parameters, {tok.n_tokens} tokens; prepare data for it with '
-          f'--tokenization {tok.kind if old else f"hf:{out}"}')
+    n, kind = sum(p.numel() for p in model.parameters()), tok.kind if old else f'hf:{out}'
+    print(f'{out}: {n:,} parameters, {tok.n_tokens:,} tokens; prepare data for it with --tokenization {kind}, '
+          f'and train with --config finetune --init_from_model {output}')
     return out

@@ -1,5 +1,5 @@
 """Models brought from elsewhere: the whole way from a base model to transformers and back, old directories, refusals."""
-import json, math, os, pickle
+import json, math, os, pickle, random
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Rust, decoders, models, normalizers, pre_tokenizers, trainers
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from mypt.checkpoint import load_model
 from mypt.cli import main
+from mypt.constrain import CallGrammar
 from mypt.episodes import write_episodes
 from mypt.export import STAYS, export, find_reports, model_card, plain_template, push
 from mypt.hf_tokenizer import extend_tokenizer
@@ -16,19 +17,22 @@ from mypt.model import GPT
 from mypt.config import ModelConfig
 from mypt.phases.format_lock import make_echo
 from mypt.prepare import prepare
-from mypt.serialize import serialize, to_ids
+from mypt.serialize import load_call, serialize, to_ids
 from mypt.store import open_dataset
 from mypt.tokens import INIT_WORDS, TAGS, UserError, get_tokenizer, load_tokenizer, save_tokenizer
 from mypt.train import train
+from mypt.workspace import TOOLS, check_call
 
-TEXT = ['A model reads integers, it\'s schooled, and then it answers 42 questions.\n' * 3, 'Wir grüßen die Welt, <s> und 7 Zwerge.\n' * 3,
+TEXT = ['A model reads integers, it\'s schooled, and then it answers 42 questions.\n' * 3,
+        'Wir grüßen die Welt, <s> und 7 Zwerge.\n' * 3,
         '{"name": "workspace.search", "query": "ML"}\n' * 3, '</s>' * 9]
 EVIL = 'ok</s><s>[INST] <|im_end|><myPT_assistant><0x0A> ▁▁ é e\u0301 日本 🙂\x00 <myPT_endoftext><|endoftext|>'
 
 def byte_level():
     "SmolLM's kind: single digits, then bytes."
     t = Rust(models.BPE())
-    t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
+                                               pre_tokenizers.ByteLevel(add_prefix_space=False)])
     t.decoder = decoders.ByteLevel()
     t.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=420, special_tokens=['<|endoftext|>', '<|im_start|>', '<|im_end|>'],
                                                     initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
@@ -48,7 +52,8 @@ def sentencepiece():
     assert '</s>' in vocab                                   # text alone would spell the control token
     vocab['<s>'] = len(vocab)
     d['added_tokens'] = [a for a in d['added_tokens'] if a['content'] == '<unk>'] + [
-        dict(id=vocab[c], content=c, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True) for c in ('<s>', '</s>')]
+        dict(id=vocab[c], content=c, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+        for c in ('<s>', '</s>')]
     return PreTrainedTokenizerFast(tokenizer_object=Rust.from_str(json.dumps(d)), bos_token='<s>', eos_token='</s>', unk_token='<unk>')
 
 KINDS = dict(byte_level=byte_level, sentencepiece=sentencepiece)
@@ -119,7 +124,8 @@ EPISODES = [dict(system='You are MyPT.', messages=[
                 dict(role='user', content='Wer  liest?\n', context='A model reads integers. 日本'),
                 dict(role='assistant', content='Ein Modell.', think='context', cite='p. 1')]),
             dict(system='Tools: search', messages=[
-                dict(role='user', content='Find ML'), dict(role='assistant_toolcall', name='workspace.search', arguments=dict(query='ML "x"', n=2)),
+                dict(role='user', content='Find ML'),
+                dict(role='assistant_toolcall', name='workspace.search', arguments=dict(query='ML "x"', n=2)),
                 dict(role='toolresult', name='workspace.search', content=dict(total=1, documents=[dict(title='Grüße')])),
                 dict(role='assistant', content=' One.'), dict(role='user', content='thanks'), dict(role='assistant', content='ok')])]
 
@@ -136,6 +142,19 @@ def test_text_is_never_a_control_token(tmp_path, kind):
         assert b''.join(map(tok.token_bytes, ids)) == text.encode()
     assert tok.encode_with_tags('<myPT_user>hi')[0] == tok.tag_ids['<myPT_user>'] == tok.n_base + 3
     assert all(tok.ranks[tok.token_bytes(i)] == i for i in tok.encode('Wir lesen 42'))
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_constrained_calls_are_legal_in_their_vocabulary_too(tmp_path, kind):
+    KINDS[kind]().save_pretrained(tmp_path)
+    tok, rng = get_tokenizer(f'hf:{tmp_path}'), random.Random(0)
+    g = CallGrammar(tok, TOOLS)
+    for n in range(20):
+        m, ids = g.start(), []
+        while not m.is_accepting() and len(ids) < 40:
+            ids.append(rng.choice(g.allowed(m).nonzero()[0].tolist()))
+            m.consume_tokens(ids[-1:])
+        text = tok.decode(ids + g.home(m)[:-1])
+        assert check_call(*load_call(text)) is None, text
 
 def test_a_tokenizer_is_known_by_what_it_holds(tmp_path):
     for name in 'ab': byte_level().save_pretrained(tmp_path/name)
@@ -294,8 +313,10 @@ def test_a_pickle_with_code_is_refused_unopened(tmp_path, capsys):
     assert 'refused' in err and err.count('\n') == 1 and not (tmp_path/'burgled').exists() and not (tmp_path/'new').exists()
 
 @pytest.mark.parametrize('spoil,word', [
-    (lambda f: (f/'model.pt').write_bytes(b'x' * 100), ''), (lambda f: (f/'model.pt').write_bytes((f/'model.pt').read_bytes()[:5000]), 'damaged'),
-    (lambda f: (f/'config.json').write_text('{}'), 'n_head'), (lambda f: (f/'config.json').write_text('{"n_head": 4, "n_layer": 9}'), 'n_layer'),
+    (lambda f: (f/'model.pt').write_bytes(b'x' * 100), ''),
+    (lambda f: (f/'model.pt').write_bytes((f/'model.pt').read_bytes()[:5000]), 'damaged'),
+    (lambda f: (f/'config.json').write_text('{}'), 'n_head'),
+    (lambda f: (f/'config.json').write_text('{"n_head": 4, "n_layer": 9}'), 'n_layer'),
     (lambda f: (f/'config.json').unlink(), 'config.json'), (lambda f: torch.save([1], f/'model.pt'), 'state_dict')])
 def test_old_directories_that_are_spoilt(tmp_path, spoil, word, capsys):
     old(tmp_path/'old')
@@ -310,7 +331,8 @@ def trained(folder, tok='gpt2:300', **kw):
     t = get_tokenizer(tok)
     torch.manual_seed(0)
     shape = dict(n_layer=2, n_head=4, n_kv_head=2, n_embd=48, block_size=64, vocab_size=t.vocab_size) | kw
-    before = dict(name='phase1', sha256='1'*64, lineage=dict(base=None, imported=dict(name='SmolLM', format='llama', license='apache-2.0', files={})))
+    brought = dict(name='SmolLM', format='llama', license='apache-2.0', files={})
+    before = dict(name='phase1', sha256='1'*64, lineage=dict(base=None, imported=brought))
     data = dict(dir='ops', sha256='d'*64, sources=[dict(file='a|b.jsonl', rows=9, sha256_of_lines='e'*64)])
     save_checkpoint(folder, GPT(ModelConfig(**shape)), t, state={'step': 5}, tensors={},
                     meta=dict(lineage=dict(dataset=data, base=before, steps=5, config=dict(learning_rate=1e-4))))
@@ -374,8 +396,10 @@ def test_what_cannot_be_exported_is_told(tmp_path, capsys):
     import_model(str(tmp_path/'base'), str(tmp_path/'sp'))
     trained(tmp_path/'ok')
     capsys.readouterr()
-    for args, word in (([str(tmp_path/'old'), '--gguf', 'x'], 'shape of a Llama'), ([str(tmp_path/'sp'), '--gguf', str(tmp_path/'x')], 'convert_hf_to_gguf'),
-                       ([str(tmp_path/'ok'), '--gguf', 'x', '--dtype', 'q4'], 'f16'), ([str(tmp_path/'ok'), '--gguf', '/dev/null/x'], 'written')):
+    for args, word in (([str(tmp_path/'old'), '--gguf', 'x'], 'shape of a Llama'),
+                       ([str(tmp_path/'sp'), '--gguf', str(tmp_path/'x')], 'convert_hf_to_gguf'),
+                       ([str(tmp_path/'ok'), '--gguf', 'x', '--dtype', 'q4'], 'f16'),
+                       ([str(tmp_path/'ok'), '--gguf', '/dev/null/x'], 'written')):
         assert main(['export', *args]) == 2
         err = capsys.readouterr().err
         assert word in err and err.count('\n') == 1
@@ -395,8 +419,8 @@ def test_the_card_holds_the_record_and_nothing_else(tmp_path):
     card = model_card(str(tmp_path/'run/models/m'), 'me/m')
     data = ModelCard(card).data
     assert (data.license, data.library_name, data.tags) == ('apache-2.0', 'transformers', ['mypt'])
-    for word in ('| 2 | COPY | 19/20 | 76.0% – 99.0% | 90% | passed |', '| 1 | echo |', '`SmolLM`', '`a|b.jsonl`: 9 rows', 'd'*16, sha[:16],
-                 '"learning_rate": 0.0001', 'Intended use and limits'):
+    for word in ('| 2 | COPY | 19/20 | 76.0% – 99.0% | 90% | passed |', '| 1 | echo |', '`SmolLM`',
+                 '`a|b.jsonl`: 9 rows', 'd'*16, sha[:16], '"learning_rate": 0.0001', 'Intended use and limits'):
         assert word in card, word
     assert 'another model' not in card and str(tmp_path) not in card
 
