@@ -8,7 +8,7 @@ from mypt import prepare as P
 from mypt import prepare_jobs as J
 from mypt.episodes import dump_line, iter_lines, write_episodes
 from mypt.prepare import prepare
-from mypt.store import META, open_dataset
+from mypt.store import open_dataset
 from mypt.tokens import UserError
 from mypt.validate import validate_dataset
 
@@ -16,7 +16,8 @@ HOW = dict(tokenization='byte', enable_packing=True, pack_block_size=128, worker
 
 def rivers(n, start=0):
     for i in range(start, start + n):
-        yield {'messages': [{'role': 'user', 'content': f'How long is river {i % 997}?'}, {'role': 'assistant', 'content': f'{i * 37} km.'}]}
+        yield {'messages': [{'role': 'user', 'content': f'How long is river {i % 997}?'},
+                            {'role': 'assistant', 'content': f'{i * 37} km.'}]}
 
 def digest(folder):
     files = sorted(p for p in Path(folder).rglob('*') if p.is_file())
@@ -125,8 +126,9 @@ def test_a_bad_line_in_the_middle_keeps_what_came_before(src, counted):
     assert len(counted) == 20 and not Path('.out.work').exists()
 
 def test_shrunk_episodes_and_groups_survive_a_kill(src, counted):
-    def long(i): return {'_meta': {'kind': f'k{i % 3}'}, 'messages': [{'role': 'user', 'content': f'Who is {i}?', 'context': 'The fox ran. ' * 30},
-                                                                  {'role': 'assistant', 'content': 'The fox.'}]}
+    def long(i):
+        ask = {'role': 'user', 'content': f'Who is {i}?', 'context': 'The fox ran. ' * 30}
+        return {'_meta': {'kind': f'k{i % 3}'}, 'messages': [ask, {'role': 'assistant', 'content': 'The fox.'}]}
     write_episodes('long.jsonl', map(long, range(300)))
     how = dict(pack_by_field='_meta.kind', val_split=.2)
     killed_after(4, 'long.jsonl', 'out', **how)
@@ -197,7 +199,8 @@ def test_slices_read_what_whole_files_read(tmp_path, texts, size, bom, last):
 def test_a_line_that_is_too_long_is_refused_and_the_next_one_read(tmp_path, monkeypatch):
     monkeypatch.setattr(J, 'MAX_LINE', 100)
     (tmp_path/'x').write_bytes(b'a' * 99 + b'\n' + b'b' * 101 + b'\nc\n')
-    assert [(w[-1], raw and len(raw)) for w, raw in J.Slice(next(J.cut([tmp_path/'x'], 1000))).lines([])] == [('1', 100), ('2', None), ('3', 2)]
+    lines = J.Slice(next(J.cut([tmp_path/'x'], 1000))).lines([])
+    assert [(w[-1], raw and len(raw)) for w, raw in lines] == [('1', 100), ('2', None), ('3', 2)]
 
 def merged(order, out='out', splits=5, sets=SETS, jobs='jobs', inputs='rivers.jsonl'):
     m = J.plan_jobs(inputs, jobs, splits, sets)
@@ -216,7 +219,9 @@ def test_the_order_of_jobs_does_not_matter(src):
 def test_what_is_merged_is_what_one_machine_prepares_but_for_order_and_split(src, sets):
     ds, m = merged(range(5), sets=SETS + sets)
     alone = prepare(src, 'alone', workers=1, **m['settings'])
-    def all_of(ds): return sorted(s.episode(i).ids.tobytes() + s.episode(i).weights.tobytes() for s in ds.splits for i in range(s.n_episodes))
+    def all_of(ds):
+        rows = (s.episode(i) for s in ds.splits for i in range(s.n_episodes))
+        return sorted(r.ids.tobytes() + r.weights.tobytes() for r in rows)
     assert validate_dataset(ds.dir) == [] and all_of(ds) == all_of(alone)
     assert ds.meta['rows_read'] == 2000 and .1 < ds.meta['num_val_episodes'] / 2000 < .3
     assert {k for k in alone.meta if k not in ds.meta} == set()
@@ -250,7 +255,8 @@ def test_a_done_job_is_not_done_again(src, counted):
     assert len(counted) == n
 
 def test_what_is_wrong_with_jobs_is_one_line(src, tmp_path):
-    for bad, says in ((dict(sets=['tokenisation=byte']), 'no setting of jobs'), (dict(splits=0), 'at least one'), (dict(input='no'), 'no such file')):
+    for bad, says in ((dict(sets=['tokenisation=byte']), 'no setting of jobs'), (dict(splits=0), 'at least one'),
+                      (dict(input='no'), 'no such file')):
         with pytest.raises(UserError, match=says): J.plan_jobs(**dict(input=src, jobs_dir='jobs') | bad)
     with pytest.raises(UserError, match='prepare-jobs plan'): J.run_split('nowhere', 0)
     _, m = merged(range(5))
