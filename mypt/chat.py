@@ -6,12 +6,13 @@
 __all__ = ['MODES', 'LABELS', 'Reading', 'NoCalls', 'system_for', 'Settings', 'Talk', 'safe', 'read_question', 'Terminal', 'chat']
 
 # %% ../nbs/72_chat.ipynb #c57d20ee
-import atexit, codecs, json, os, re, sys
+import atexit, codecs, os, re, sys
 from dataclasses import dataclass
 from pathlib import Path
 import torch
 from .tokens import Tokenizer, UserError
 from .episodes import atomic_write, dump_line, nearest, read_episodes
+from .serialize import dump_json
 from .checkpoint import load_model
 from .generate import Sampling, prompt_ids, steps, stop_ids
 from .sources import SYSTEM, context_block
@@ -26,7 +27,7 @@ class Reading:
 
     def feed(self, i:int)->list[tuple[str,str]]: # (`text`, `think`, `toolcall` or `cite`, piece)
         "What one more token makes readable."
-        if i < self.tok.endoftext: return self._piece(self.tok.token_bytes(i))
+        if not self.tok.is_tag(i): return self._piece(b'' if i == self.tok.endoftext else self.tok.token_bytes(i))
         rest, name = self._piece(b'', True), self.tok.token_str(i).strip('</>').removeprefix('myPT_')
         self.kind = name if name in ('think', 'toolcall', 'cite') and not self.tok.token_str(i).startswith('</') else 'text'
         return rest
@@ -108,14 +109,14 @@ class Talk:
             rule = None if s.mode == 'agent' else [NoCalls(self.tok)]
             said, reading = [], Reading(self.tok)
             last = histories[0]['messages'][-1]
-            if last['role'] == 'toolresult': show('result', json.dumps(last['content'], ensure_ascii=False))
+            if last['role'] == 'toolresult': show('result', dump_json(last['content']))
             ids = prompt_ids(histories[0], self.tok, self.meta['layout'])
             for step in steps(self.model, [ids], s.tokens, how, stop_ids(self.tok), rule):
                 said.append(step.id)
                 for kind, text in reading.feed(step.id): show(kind, text)
             return [said]
-        work = lambda h: run_agents(speak, self.tok, [self.workspace], [h], s.calls * (s.mode == 'agent'), room, s.tokens, self.meta['layout'])[0]
-        run = work(self.history(question))
+        calls = s.calls if s.mode == 'agent' else 0
+        run, = run_agents(speak, self.tok, [self.workspace], [self.history(question)], calls, room, s.tokens, self.meta['layout'])
         if run.answer is not None: self.turns.append(len(self.past)); self.past = run.episode['messages']
         return run
 
@@ -227,7 +228,8 @@ class Terminal:
     def do_history(self, rest):
         "show the conversation"
         for m in self.talk.past:
-            text = m['content'] if isinstance(m.get('content'), str) else json.dumps(m.get('content', m.get('arguments')), ensure_ascii=False)
+            said = m.get('content', m.get('arguments'))
+            text = said if isinstance(said, str) else dump_json(said)
             self.line(f"{m['role']:<20}{m.get('name', '')} {text}")
 
     def do_trace(self, rest):
@@ -309,7 +311,8 @@ def chat(
     if docs_dir and index_dir: raise UserError('give --docs_dir or --index_dir, not both')
     if mode != 'chat' and not (docs_dir or index_dir): raise UserError(f'--mode {mode} needs --docs_dir or --index_dir')
     workspace = Workspace.open(docs_dir or index_dir) if docs_dir or index_dir else None
-    talk = Talk(model_name, workspace, device, mode=mode, system=system, think=think, temperature=temperature, tokens=max_new_tokens, seed=seed)
+    talk = Talk(model_name, workspace, device, mode=mode, system=system, think=think, temperature=temperature,
+                tokens=max_new_tokens, seed=seed)
     screen, read = Terminal(talk), _line_reader()
     if load: screen.do_load(load)
     if sys.stdin.isatty(): screen.line(f'{talk.name}, {MODES[mode]}. /help lists commands, Ctrl-D ends.')

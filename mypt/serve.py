@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADERS', 'CHAT', 'PUBLIC', 'is_loopback', 'check_sender', 'Guard', 'read_json', 'whole', 'chunks', 'make_app',
-           'find_models', 'serve']
+           'find_models', 'make_server', 'serve']
 
 # %% ../nbs/75_serve.ipynb #2d935845
 import asyncio, hmac, ipaddress, json, os, socket, sys, time
@@ -105,8 +105,10 @@ async def read_json(request, limits:Limits):
             out += part
             if len(out) > limits.body: raise too_big
         return bytes(out)
+    from starlette.requests import ClientDisconnect
     try: raw = await asyncio.wait_for(read(), limits.patience)
     except asyncio.TimeoutError: raise ApiError('the body came too slowly', 408, code='timeout') from None
+    except ClientDisconnect: raise ApiError('the body broke off') from None
     try: return json.loads(raw.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as e: raise ApiError(f'the body is not JSON: {str(e)[:100]}', code='invalid_json') from None
 
@@ -239,6 +241,14 @@ def _listen(host:str, port:int)->socket.socket:
     try: return socket.create_server((host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET)
     except (OSError, OverflowError) as e: raise UserError(f'{host}:{port}: cannot listen there ({e}); choose another --port') from None
 
+def make_server(app:Guard, limits:Limits): # a `uvicorn.Server`; `run(sockets=[…])` blocks
+    "A server for the application, deaf to whatever it does not need."
+    try: import uvicorn
+    except ImportError: raise UserError("serve: needs uvicorn, which is not installed; pip install 'mypt[serve]'") from None
+    config = uvicorn.Config(app, http=_protocol(limits.patience), ws='none', lifespan='off', log_level='critical', access_log=False,
+                            server_header=False, limit_concurrency=8 * limits.at_once, timeout_graceful_shutdown=3)
+    return uvicorn.Server(config)
+
 def serve(
     models:list=None,          # Names under checkpoints/, or directories; all under checkpoints/ when left out
     docs_dir:str=None,         # Folder of documents, for answers from them
@@ -267,7 +277,10 @@ def serve(
     app = make_app(hosts, limits, workspace, token)
     try:
         if check: return [print(f'{n}: {_try(hosts[n])}') for n in hosts.paths]
-        _run(app, _listen(host, port), limits, f"{'with' if token else 'without'} a token; models: {', '.join(hosts.paths)}")
+        server, sock = make_server(app, limits), _listen(host, port)
+        print(f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}  ({'with' if token else 'without'} a token; "
+              f"models: {', '.join(hosts.paths)})", flush=True)
+        server.run(sockets=[sock])
     finally: hosts.close()
 
 def _try(host:Host)->str:
@@ -275,12 +288,3 @@ def _try(host:Host)->str:
     answer = Answer(host, Ask(host.name, {'messages': [{'role': 'user', 'content': 'Say hello.'}]}, max_tokens=16), Limits())
     message = asyncio.run(answer.run(lambda *a, **kw: None, None))
     return f"{answer.prompt} tokens in, {answer.said} out: {message['content']!r}"
-
-def _run(app:Guard, sock:socket.socket, limits:Limits, about:str):
-    try: import uvicorn
-    except ImportError: raise UserError("serve: needs uvicorn, which is not installed; pip install 'mypt[serve]'") from None
-    config = uvicorn.Config(app, http=_protocol(limits.patience), ws='none', lifespan='off', log_level='error', access_log=False,
-                            server_header=False, limit_concurrency=8 * limits.at_once, timeout_graceful_shutdown=3)
-    host, port = sock.getsockname()[:2]
-    print(f"http://{f'[{host}]' if ':' in host else host}:{port}  ({about})", flush=True)
-    uvicorn.Server(config).run(sockets=[sock])
