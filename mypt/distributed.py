@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['join', 'LossModule', 'Together', 'DDPTrainer', 'shard', 'own_share', 'FSDPTrainer', 'newest', 'save_shards',
-           'open_shards', 'read_shards', 'consolidate', 'save_whole']
+           'open_shards', 'read_shards', 'consolidate', 'save_whole', 'step_bytes', 'block_params', 'memory', 'Cluster',
+           'predict']
 
 # %% ../nbs/22_distributed.ipynb #3ad16408
 import atexit, json, os, shutil
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -20,8 +22,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from .tokens import Tokenizer, UserError, load_tokenizer, save_tokenizer
-from .config import ModelConfig, TrainConfig
-from .model import GPT
+from .config import ModelConfig, TrainConfig, flops_per_token
+from .model import GPT, estimate_memory
 from .checkpoint import load_meta, resolve, save_checkpoint
 from .optim import Muon
 from .loop import Trainer, trainer_state
@@ -34,6 +36,9 @@ def join(device:torch.device)->tuple[int, int, torch.device]: # rank, world, thi
     if cuda and local >= torch.cuda.device_count():
         raise UserError(f'process {local} of this machine has no GPU, {torch.cuda.device_count()} are visible; '
                         'lower --nproc_per_node, or train with --device cpu')
+    if os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True' and os.environ['TORCHELASTIC_MAX_RESTARTS'] != '0':
+        raise UserError('torchrun --max-restarts hangs at the restart unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 stands before it; '
+                        'set it, or leave --max-restarts out')
     where = torch.device('cuda', local) if cuda else torch.device('cpu')
     if cuda: torch.cuda.set_device(where)
     if not dist.is_initialized():
@@ -193,3 +198,62 @@ def save_whole(folder:Path, t:FSDPTrainer, tok:Tokenizer, meta:dict):
     with torch.device('meta'): model = GPT(t.model.cfg)
     model.load_state_dict(weights, assign=True)
     save_checkpoint(folder, model, tok, meta=meta)
+
+# %% ../nbs/22_distributed.ipynb #cb378e67
+def step_bytes(cfg:ModelConfig,
+               world:int,            # Processes
+               parallel:str='ddp',
+               micro_batches:int=1,  # In a step; DDP sends in the last one only
+               half:bool=True        # FSDP gathers blocks in bfloat16
+              )->float:
+    "Bytes that each process sends in a training step."
+    n, blocks, ring = cfg.n_params, block_params(cfg), (world - 1) / world
+    if parallel == 'ddp': return 2 * ring * 4 * n
+    gathered = 2 * (2 if half else 4) * blocks + 4 * (n - blocks)
+    return micro_batches * ring * (gathered + 4 * n)
+
+def block_params(cfg:ModelConfig)->int:
+    "Weights inside the blocks: all but embedding, head and the last norm."
+    return cfg.n_params - replace(cfg, n_layer=0).n_params
+
+# %% ../nbs/22_distributed.ipynb #93bcdc34
+def memory(cfg:ModelConfig,
+           tokens:int,             # Per micro-batch and process: rows × block
+           world:int,
+           parallel:str='ddp',
+           use_checkpoint:bool=False
+          )->float:                # GiB per process
+    "Estimated peak memory of a GPU in bfloat16 training with AdamW."
+    parts = estimate_memory(cfg, tokens, half=True, use_checkpoint=use_checkpoint)
+    n, blocks = cfg.n_params, block_params(cfg)
+    if parallel == 'ddp': return parts['total']
+    kept = sum(parts[k] for k in ('gradients', 'optimizer')) + 4 * n / 2**30
+    gathered = (4 * (n - blocks) + 2 * (2 + 4) * blocks / cfg.n_layer) / 2**30   # bf16 weights and float32 gradients of two blocks
+    return kept / world + gathered + parts['activations'] + parts['loss']
+
+# %% ../nbs/22_distributed.ipynb #7097ac70
+class Cluster(NamedTuple):
+    "Hardware, by the datasheet of an H200 with NVLink and one 400 Gb/s port per GPU, and how well it is assumed to be used."
+    per_node:int = 8          # GPUs in a machine
+    flops:float = 989e12      # Dense bfloat16 operations a second
+    inside:float = 450e9      # Bytes a second that a GPU sends to others in its machine
+    between:float = 50e9      # Bytes a second that a GPU sends to another machine
+    mfu:float = .4            # Share of `flops` that training gets
+    link_use:float = .7       # Share of a link that a collective gets
+
+def predict(cfg:ModelConfig, train:TrainConfig,
+            gpus:int,
+            cluster:Cluster=Cluster(),
+            episode:int|None=None,  # Tokens per episode, for attention's cost; `block_size` when None
+            supervised:float=.3     # Share of tokens with loss
+           )->dict:                 # tokens_per_s without and with overlap, share of communication without overlap
+    "Estimated speed of a run on `gpus` GPUs, batch size per GPU held."
+    tokens = train.batch_size * train.grad_accum_steps * cfg.block_size      # per GPU and step
+    compute = tokens * flops_per_token(cfg, episode or cfg.block_size, supervised) / (cluster.flops * cluster.mfu)
+    link = (cluster.inside if gpus <= cluster.per_node else min(cluster.inside, cluster.between)) * cluster.link_use
+    talk = step_bytes(cfg, gpus, train.parallel, train.grad_accum_steps) / link
+    room = 2/3 * compute / (train.grad_accum_steps if train.parallel == 'ddp' else 1)   # the backward pass DDP sends in
+    hidden = min(talk, room if train.parallel == 'ddp' else compute)
+    return dict(gpus=gpus, parallel=train.parallel, global_rows=train.batch_size * train.grad_accum_steps * gpus,
+                compute_ms=compute * 1e3, talk_ms=talk * 1e3, share=talk / (compute + talk),
+                tokens_per_s=(gpus * tokens / (compute + talk), gpus * tokens / (compute + talk - hidden)))
