@@ -395,7 +395,7 @@ def report_html(path:str|Path,      # File to write
     body = ''.join(f'<section id="s{k}"><h2>{html.escape(t)}</h2>{p}</section>'
                    for k, (t, p) in enumerate(zip(sections, parts)))
     head = f'<header><h1>{html.escape(title)}</h1><p>{html.escape(lead)}</p></header>'
-    page = html_page(f'{head}<nav aria-label="Sections">{nav}</nav>{body}', title, asset('board.css'), 'report',
+    page = html_page(f'{head}<nav aria-label="Sections">{nav}</nav>{body}', title, asset('board.css', 'report.css'), 'report',
                      asset('readout.js') + 'readouts(document)')
     with atomic_write(path) as f: f.write(page.encode())
     return Path(path)

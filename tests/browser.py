@@ -58,7 +58,14 @@ class Browser:
             if msg.get('id') == i:
                 if 'error' in msg: raise RuntimeError(f"{method}: {msg['error']['message']}")
                 return msg['result']
+            if 'method' not in msg: continue         # the answer to a command that nobody waits for
             self.events.append(msg)
+            if msg['method'] == 'Page.javascriptDialogOpening': self._leave()
+
+    def _leave(self):
+        "A page that asks whether to leave it holds everything up: yes."
+        self.ws.send(json.dumps(dict(id=next(self.ids), method='Page.handleJavaScriptDialog', params=dict(accept=True),
+                                     sessionId=self.session)))
 
     def resize(self, width, height):
         self('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=False)

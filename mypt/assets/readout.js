@@ -7,7 +7,7 @@ export function readout(figure) {
   const said = document.createElement('span'), hair = document.createElement('i')
   said.className = 'readout'; said.setAttribute('role', 'status'); hair.className = 'hair'; hair.hidden = true
   figure.querySelector('figcaption').append(said); plot.append(hair)
-  const value = y => { const v = y1 - y / 1000 * (y1 - y0), t = log ? Math.exp(v) : v; return +t.toPrecision(4) }
+  const value = y => { const v = y1 - y / 1000 * (y1 - y0), t = log ? Math.exp(v) : v; return +t.toPrecision(3) }
   let at = null
   const show = x => {
     at = x === null ? null : Math.min(1000, Math.max(0, x)); hair.hidden = at === null
@@ -16,7 +16,7 @@ export function readout(figure) {
     const step = Math.round(x0 + at / 1000 * (x1 - x0))
     const near = lines.map(([name, points]) => [name, points.reduce((a, b) => Math.abs(b[0] - at) < Math.abs(a[0] - at) ? b : a)])
       .filter(([, p]) => Math.abs(p[0] - at) < 25)
-    said.textContent = [`step ${step.toLocaleString('en')}`, ...near.map(([name, p]) => `${name} ${value(p[1]).toLocaleString('en', { maximumSignificantDigits: 4 })}`)].join(' · ')
+    said.textContent = [`step ${step.toLocaleString('en')}`, ...near.map(([name, p]) => `${name} ${value(p[1]).toLocaleString('en', { maximumSignificantDigits: 3 })}`)].join(' · ')
   }
   plot.tabIndex = 0
   plot.setAttribute('role', 'group')
