@@ -107,21 +107,27 @@ def diversity_of(episodes,     # Canonical episodes; they may stream
         if not asked: counts['replay'] += 1; continue
         hashes.append(int.from_bytes(blake2b(normalise(asked[0]).encode(), digest_size=8).digest(), 'little'))
         languages[ep.get('language', 'not told')] += 1; turns[len(asked)] += 1
-        if (n := len(hashes)) <= SAMPLE: sample.append(asked[0])
-        elif (k := rng.randrange(n)) < SAMPLE: sample[k] = asked[0]
+        counts['tools'] += any(m['role'] == 'assistant_toolcall' for m in ep['messages'])
+        first = asked[0], next((m['content'] for m in ep['messages'] if m['role'] == 'assistant'), '')[:200]
+        if (n := len(hashes)) <= SAMPLE: sample.append(first)
+        elif (k := rng.randrange(n)) < SAMPLE: sample[k] = first
     if not sample: raise UserError('no episode with a user message; diversity is counted on questions')
     rng.shuffle(sample)
+    sample, answers = zip(*sample)
     values = _measure(sample, len(hashes), len(np.unique(np.frombuffer(hashes, np.uint64))))
     points = {k: min(1., v / MEASURES[k][1]) for k, v in values.items()}
     score = round(100 * sum(MEASURES[k][0] * p for k, p in points.items()))
-    common = Counter(map(template, sample)).most_common(3)
+    common, style = (Counter(map(f, xs)).most_common(3) for f, xs in ((template, sample), (opening, filter(None, answers))))
     notes = [f"{len(hashes):,} episodes; languages {_shares(languages)}; turns {_shares(turns)}",
-             *(f'{k / len(sample):.0%} are like: {t[:90]}' for t, k in common if k > max(1, len(sample) / 50))]
+             *(f'{k / len(sample):.0%} are like: {t[:90]}' for t, k in common if k > max(1, len(sample) / 50)),
+             *(f'{k / len(sample):.0%} of the answers begin: {t[:60]}' for t, k in style if k > max(2, len(sample) / 10)),
+             *([f"{counts['tools'] / len(hashes):.0%} call a tool"] if counts['tools'] else [])]
     return Report(f'diversity {score} of 100', ('measure', 'value', 'points', 'says'),
                   [(k, f'{v:.2f}', f'{100 * points[k]:.0f}', MEASURES[k][2]) for k, v in values.items()], notes,
                   dict(score=score, episodes=len(hashes), replay=counts['replay'], measures=values, points=points,
                        languages=dict(languages), turns={str(k): v for k, v in sorted(turns.items())},
-                       templates=[[t, k / len(sample)] for t, k in common]))
+                       templates=[[t, k / len(sample)] for t, k in common], answers=[[t, k / len(sample)] for t, k in style],
+                       tools=counts['tools'] / len(hashes)))
 
 def _shares(c:Counter)->str: return ', '.join(f'{k} {v / c.total():.0%}' for k, v in c.most_common(6))
 
