@@ -39,8 +39,8 @@ docs: $(VENV)/.dev.stamp  ## the site in _docs/, links and anchors checked
 	@$(VENV)/bin/python -m tools.docs
 
 lab: $(VENV)/.dev.stamp  ## JupyterLab on the notebooks
-	@echo "lab: opening nbs/"
-	@$(VENV)/bin/jupyter lab nbs
+	@echo "lab: opening nbs/index.ipynb"
+	@$(VENV)/bin/jupyter lab nbs/index.ipynb
 
 export: $(VENV)/.dev.stamp  ## after changing a notebook: mypt/, README.md and the sidebar in step again
 	@echo "export: nbdev_export, nbdev_clean, sidebar, README"
