@@ -1,18 +1,21 @@
-"""Prepare operator-like episodes for training: `mypt prepare` against TRL's own preparation, one process each, same run.
+"""Prepare operator-like episodes for training: `mypt prepare` against TRL's own preparation, two processes each, in turns.
 
-    python bench/prepare.py                 # 100,000 episodes, three rounds in turn; writes bench/results/prepare.json
+    python bench/prepare.py                 # 100,000 episodes, three rounds; writes bench/results/prepare.json
+    python bench/prepare.py --alone         # mypt's own ratios: to tiktoken, of resuming; writes prepare_alone.json
     python bench/prepare.py --memory        # mypt alone on 1,000,000 lines: does memory stay flat?
 
 TRL's side is what `SFTTrainer` does before its first step: read the JSONL, apply the chat template with assistant masks,
 tokenize, pack rows of 1,024 by `bfd`. It gets mypt's own tokenizer.json and chat template, so both make the same tokens.
-Each side runs in a process of its own; imports are not timed; peak memory is that of the whole process.
+Each side runs in a process of its own with two workers; imports are not timed, starting the workers is. Seconds of the
+clock, and seconds of the processors, which say more where other programs run as well.
 """
-import argparse, json, platform, random, subprocess, sys, tempfile, time
+import argparse, contextlib, io, json, os, platform, random, resource, subprocess, sys, tempfile, time
 from datetime import date
 from pathlib import Path
 from statistics import median
+import numpy as np
 
-BLOCK, ROUNDS = 1024, 3
+BLOCK, ROUNDS, WORKERS = 1024, 3, 2
 WORDS = ('server token password session header cookie request response client browser attack defence string number value '
          'Haus Straße Gesetz Vertrag Gericht Antrag Recht Pflicht Person Sache').split()
 
@@ -28,11 +31,16 @@ def episodes(n):
                             {'role': 'assistant', 'content': a}]}
 
 
-def side_mypt(path, tmp):
+def clock():
+    "Seconds by the clock, and of the processors: this process and its ended workers."
+    return np.array([time.perf_counter(), sum(os.times()[:4])])
+
+
+def side_mypt(path, tmp, workers=WORKERS):
     from mypt.prepare import prepare
-    start = time.perf_counter()
-    ds = prepare(path, f'{tmp}/mypt', val_split=0, enable_packing=True, pack_block_size=BLOCK, workers=1, overwrite=True)
-    return time.perf_counter() - start, ds.meta['num_train_tokens']
+    start = clock()
+    ds = prepare(path, f'{tmp}/mypt', val_split=0, enable_packing=True, pack_block_size=BLOCK, workers=workers, overwrite=True)
+    return clock() - start, ds.meta['num_train_tokens']
 
 
 def side_trl(path, tmp):
@@ -46,13 +54,14 @@ def side_trl(path, tmp):
                                                eos_token='<myPT_eot>', pad_token='<|endoftext|>')
     shape = transformers.LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
                                      vocab_size=50304)
-    args = trl.SFTConfig(output_dir=f'{tmp}/trl', assistant_only_loss=True, packing=True, packing_strategy='bfd',
-                         max_length=BLOCK, use_cpu=True, bf16=False, report_to=[])
-    start = time.perf_counter()
+    args = trl.SFTConfig(output_dir=f'{tmp}/trl', assistant_only_loss=True, dataset_num_proc=WORKERS, packing=True,
+                         packing_strategy='bfd', max_length=BLOCK,
+                         use_cpu=True, bf16=False, report_to=[])
+    start = clock()
     data = datasets.load_dataset('json', data_files=path, split='train', cache_dir=f'{tmp}/cache{time.time_ns()}')
     trainer = trl.SFTTrainer(transformers.LlamaForCausalLM(shape), args, train_dataset=data, processing_class=tok)
-    seconds = time.perf_counter() - start
-    return seconds, sum(map(len, trainer.train_dataset['input_ids']))
+    spent = clock() - start
+    return spent, sum(map(len, trainer.train_dataset['input_ids']))
 
 
 def child(side, path, tmp):
@@ -65,26 +74,76 @@ def child(side, path, tmp):
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument('--side', nargs=3)
+    ap.add_argument('--alone', action='store_true')
     ap.add_argument('--memory', action='store_true')
     ap.add_argument('-n', type=int, default=100_000)
     a = ap.parse_args()
     if a.side:
-        seconds, tokens = dict(mypt=side_mypt, trl=side_trl)[a.side[0]](*a.side[1:])
+        (seconds, cpu), tokens = dict(mypt=side_mypt, trl=side_trl)[a.side[0]](*a.side[1:])
         status = Path('/proc/self/status').read_text()      # VmHWM: this program's own peak, not its parent's
         peak = int(status.split('VmHWM:')[1].split()[0]) / 1024
-        return print(json.dumps(dict(seconds=seconds, tokens=tokens, peak_mib=peak)))
+        worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        return print(json.dumps(dict(seconds=float(seconds), cpu=float(cpu), tokens=tokens, peak_mib=peak + WORKERS * worker)))
     with tempfile.TemporaryDirectory() as tmp:
         if a.memory: return memory(tmp)
+        if a.alone: return alone(tmp)
         path = write(a.n, tmp)
         runs = {s: [] for s in ('mypt', 'trl')}
         for _ in range(ROUNDS):
             for s in runs: runs[s].append(child(s, path, tmp))
     rate = {s: [a.n / r['seconds'] for r in rs] for s, rs in runs.items()}
     ratio = median(m / t for m, t in zip(rate['mypt'], rate['trl']))
+    cpu = {s: [r['cpu'] for r in rs] for s, rs in runs.items()}
+    cpu_ratio = median(t / m for m, t in zip(cpu['mypt'], cpu['trl']))
     peak = {s: max(r['peak_mib'] for r in rs) for s, rs in runs.items()}
-    for s in runs: print(f'{s:<5} {median(rate[s]):>9,.0f} episodes/s, {runs[s][0]["tokens"]:,} tokens, peak {peak[s]:,.0f} MiB')
-    print(f'ratio {ratio:.1f}× (median of {ROUNDS} pairs; each pair in turn)')
-    save('prepare', dict(episodes=a.n, rates=rate, peak_mib=peak, ratio=ratio, tokens={s: rs[0]['tokens'] for s, rs in runs.items()}))
+    for s in runs: print(f'{s:<5} {median(rate[s]):>9,.0f} episodes/s, {runs[s][0]["tokens"]:,} tokens, peak {peak[s]:,.0f} MiB at most')
+    print(f'ratio {ratio:.1f}× by the clock, {cpu_ratio:.1f}× in processor time (median of {ROUNDS} pairs in turn)')
+    save('prepare', dict(episodes=a.n, workers=WORKERS, rates=rate, cpu_seconds=cpu, cpu_ratio=cpu_ratio, ratio=ratio,
+                         load=os.getloadavg(), peak_mib=peak, tokens={s: rs[0]['tokens'] for s, rs in runs.items()}))
+
+
+@contextlib.contextmanager
+def kept(folder):
+    "A work folder that never goes, or None: nothing is remembered."
+    yield folder
+
+
+def timed(fn):
+    "Processor seconds of a call, which prints nothing."
+    start = time.process_time()
+    with contextlib.redirect_stdout(io.StringIO()): fn()
+    return time.process_time() - start
+
+
+def alone(tmp, rounds=3):
+    "One worker, one process: prepare's share of tiktoken's own speed on the same text; what remembering costs and resuming saves."
+    from mypt import prepare as P
+    from mypt.tokens import get_tokenizer
+    bpe, out = get_tokenizer('gpt2')._bpe, {}
+    for name, eps in (('operators', list(episodes(20_000))), ('documents', list(documents(2_000)))):
+        path = f'{tmp}/{name}.jsonl'
+        with open(path, 'w', encoding='utf-8') as f: f.writelines(json.dumps(e, ensure_ascii=False) + '\n' for e in eps)
+        texts = ['\n'.join(m['content'] for m in e['messages']) if 'messages' in e else e['text'] for e in eps]
+        def run(work):
+            folder, P.work_folder = P.work_folder, lambda dir: kept(work)
+            try: side_mypt(path, tmp, workers=1)
+            finally: P.work_folder = folder
+        rows = []
+        for i in range(rounds):
+            (work := Path(tmp)/f'work{name}{i}').mkdir()
+            fresh, plain, again = (timed(lambda: run(w)) for w in (work, None, work))
+            batch = timed(lambda: bpe.encode_ordinary_batch(texts, num_threads=1))
+            one = timed(lambda: [bpe.encode_ordinary(t) for t in texts])
+            rows.append(dict(of_batch=batch / plain, of_encode=one / plain, remembering=fresh / plain, resumed=again / fresh))
+        out[name] = {k: round(median(r[k] for r in rows), 3) for k in rows[0]}
+        print(name, out[name])
+    save('prepare_alone', dict(rounds=rounds, medians=out))
+
+
+def documents(n):
+    "Replay texts of some thousand characters."
+    rng = random.Random(1)
+    for _ in range(n): yield {'_replay': True, 'text': ' '.join(rng.choices(WORDS, k=500))}
 
 
 def memory(tmp):
