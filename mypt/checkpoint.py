@@ -125,6 +125,7 @@ def load_meta(name:str|Path)->dict: # `mypt.json`
     recover(folder)
     try: return json.loads((folder/'mypt.json').read_text(encoding='utf-8'))
     except FileNotFoundError:
+        if (folder/'sharded').is_dir(): raise UserError(f'{folder}: only shards of a run; mypt consolidate {name}') from None
         raise UserError(f'{folder}: no mypt.json, so not a checkpoint of mypt; is it another tool\'s model?') from None
     except ValueError as e: raise UserError(f'{folder}/mypt.json: damaged ({e}); restore it from a copy') from None
 
