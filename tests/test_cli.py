@@ -1,9 +1,9 @@
 """The command line as a person meets it: help, aliases of the documents, one line per mistake, exit codes."""
-import json, os, re, subprocess, sys
+import json, os, re, shlex, subprocess, sys
 import pytest
-from mypt.cli import VERBS, main, overview, parser_for
+from mypt.cli import VERBS, find_verb, main, overview, signature_of, verb_parser
 from mypt.episodes import dump_line, write_episodes
-from importlib import import_module
+from mypt.manual import EXAMPLES, examples_of
 
 LINE = {'messages': [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a'}]}
 
@@ -24,13 +24,19 @@ def test_help_is_grouped_and_fast():
     assert p.returncode == 0 and all(f'  {v} ' in p.stdout for v in VERBS)
 
 @pytest.mark.parametrize('verb', VERBS)
-def test_every_verb_has_help_with_a_word_for_every_flag(verb, capsys):
-    with pytest.raises(SystemExit) as e: main([verb, '--help'])
-    assert e.value.code == 0
-    module, attr = VERBS[verb].target.split(':')
-    parser = parser_for(verb, getattr(import_module(module), attr), VERBS[verb].positional, VERBS[verb].aliases)
-    assert parser.description
-    assert re.search(rf'^  {verb} ', overview(), re.M)
+def test_every_verb_has_help_with_a_word_for_every_flag_and_an_example(verb, capsys):
+    code, out, _ = run(capsys, *verb.split(), '--help')
+    doc, params = signature_of(VERBS[verb].target)
+    assert code == 0 and doc and f'usage: mypt {verb} ' in out and 'examples:\n' in out
+    assert [p.name for p in params if not p.help] == []
+    assert re.search(rf'^  {verb} ', overview(), re.M) and examples_of(verb)
+
+@pytest.mark.parametrize('line', EXAMPLES)
+def test_every_example_is_a_call_that_parses(line):
+    words = shlex.split(line, comments=True)
+    verb, rest = find_verb(words[1:words.index('>') if '>' in words else words.index('>>') if '>>' in words else None])
+    given = vars(verb_parser(verb).parse_args(rest))
+    assert all(p.name in given for p in signature_of(VERBS[verb].target)[1] if p.required)
 
 @pytest.mark.parametrize('argv,words', [
     (['trian'], "'train'"), (['prepare', '--inptu', 'x'], '--input'), (['prepare'], '--input'), (['check'], 'INPUT'),
