@@ -233,11 +233,11 @@ def memory(cfg:ModelConfig,
 
 # %% ../nbs/22_distributed.ipynb #7097ac70
 class Cluster(NamedTuple):
-    "Hardware, by the datasheet of an H200 with NVLink and one 400 Gb/s port per GPU, and how well it is assumed to be used."
+    "Hardware, by the datasheet of an H200 with NVLink and a 400 Gb/s port per GPU, and how well it is assumed to be used."
     per_node:int = 8          # GPUs in a machine
     flops:float = 989e12      # Dense bfloat16 operations a second
     inside:float = 450e9      # Bytes a second that a GPU sends to others in its machine
-    between:float = 50e9      # Bytes a second that a GPU sends to another machine
+    between:float = 400e9     # Bytes a second that a machine sends to others, all ports together
     mfu:float = .4            # Share of `flops` that training gets
     link_use:float = .7       # Share of a link that a collective gets
 
