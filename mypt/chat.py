@@ -167,6 +167,7 @@ class Terminal:
 
     def take(self, text:str):
         "One question or command; whatever is wrong with it is told in a line."
+        text = text.replace('\0', '')
         try:
             if text.startswith('/'): self.command(*(text[1:].split(None, 1) + ['', ''])[:2])
             elif text: self.answer(text)
