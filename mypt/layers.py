@@ -25,7 +25,7 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(d)), eps
     def forward(self, x:Tensor)->Tensor: # [..., C] → same
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)   # FSDP gathers weights in bfloat16
 
 def make_norm(cfg:ModelConfig)->nn.Module:
     "The norm that `cfg` asks for."
