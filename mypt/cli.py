@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
-from math import isfinite
+from math import inf
 from typing import NamedTuple
 from . import __version__
 from .tokens import UserError
@@ -91,8 +91,9 @@ class Param(NamedTuple):
     "A parameter of a function, as a command line sees it."
     name: str; type: type; help: str; required: bool; default: object = None
 
-COMMON = dict(seed='The same seed makes the same result', device='Where to compute: `cpu`, `cuda` or `auto`', split='Split to read',
-              max_new_tokens='Tokens of an answer, at most', tokenization='`gpt2`, `gpt2:N` or `byte`', source='Language of the episodes')
+COMMON = dict(seed='The same seed makes the same result', device='Where to compute: `cpu`, `cuda` or `auto`',
+              split='Split to read', source='Language of the episodes', max_new_tokens='Tokens of an answer, at most',
+              tokenization='`gpt2`, `gpt2:N` or `byte`')   # for parameters whose name says it all in Python
 
 def _type(node)->type:
     "What a word of the command line becomes: the first type of a union, text when unknown."
@@ -103,13 +104,14 @@ def read_signature(source:str, name:str)->tuple[str, list[Param]]: # (first line
     "What a function says of itself in `source`, which is parsed and never run."
     fn = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == name)
     head = '\n'.join(source.splitlines()[fn.lineno-1:fn.body[0].lineno])
-    said = {t.start[0]: t.string.lstrip('# ') for t in tokenize.generate_tokens(io.StringIO(head).readline) if t.type == tokenize.COMMENT}
+    tokens = tokenize.generate_tokens(io.StringIO(head).readline)
+    said = {t.start[0]: t.string.lstrip('# ') for t in tokens if t.type == tokenize.COMMENT}
     args, defaults = fn.args.args, fn.args.defaults
-    default = dict(zip([a.arg for a in args[len(args)-len(defaults):]], defaults))
-    return (ast.get_docstring(fn) or '').split('\n')[0], [
-        Param(a.arg, _type(a.annotation), said.get(a.lineno - fn.lineno + 1) or COMMON.get(a.arg, ''), a.arg not in default,
-              eval(ast.unparse(default[a.arg]), {}) if a.arg in default else None)    # 1 << 20 is not a literal
-        for a in args if a.annotation]                                                # without a type: only for Python callers
+    default = {a.arg: eval(ast.unparse(d), {}) for a, d in zip(args[len(args)-len(defaults):], defaults)}  # may be 1 << 20
+    params = [Param(a.arg, _type(a.annotation), said.get(a.lineno - fn.lineno + 1) or COMMON.get(a.arg, ''),
+                    a.arg not in default, default.get(a.arg))
+              for a in args if a.annotation]               # without a type: only for Python callers
+    return (ast.get_docstring(fn) or '').split('\n')[0], params
 
 @lru_cache
 def signature_of(target:str)->tuple[str, list[Param]]: # As of `read_signature`
@@ -119,10 +121,12 @@ def signature_of(target:str)->tuple[str, list[Param]]: # As of `read_signature`
 
 # %% ../nbs/80_cli.ipynb #781f1dcf
 KINDS_OF_VALUE = dict(
-    FOLDER='dir jobs_dir docs_dir dataset_dir sft_dir general_dir general_shards_dir output_dir index_dir out_dir mirror dataset',
-    FILE='input inputs output report rejects against avoid html gguf keep original english german val_file log_sft load pretrain_replay '
-         'previous user_translated assistant_translated',
-    MODEL='model model_name models base init_from_model', CONFIG='config config_file', KIND='kind', PHASE='phase', SETTING='sets')
+    FOLDER='dir jobs_dir docs_dir dataset_dir sft_dir general_dir general_shards_dir output_dir index_dir out_dir mirror '
+           'dataset',
+    FILE='input inputs output report rejects against avoid html gguf keep original english german val_file log_sft load '
+         'pretrain_replay previous user_translated assistant_translated',
+    MODEL='model model_name models base init_from_model', CONFIG='config config_file', KIND='kind', PHASE='phase',
+    SETTING='sets')
 
 def value_of(p:Param)->str: # 'N', 'X', 'FILE', 'MODEL', …
     "What a parameter wants to be given, as help shows it and completion looks for it."
@@ -131,11 +135,15 @@ def value_of(p:Param)->str: # 'N', 'X', 'FILE', 'MODEL', …
 
 def _number(typ):
     def convert(s):
-        x = typ(s)
-        if not isfinite(x) or x < 0: raise argparse.ArgumentTypeError(f'{s} is below 0 or no number; give 0 or more')
+        try: x = typ(s)
+        except ValueError: x = -1
+        if not 0 <= x < inf: raise argparse.ArgumentTypeError(f"{s!r} is no {'whole ' * (typ is int)}number from 0 up")
         return x
-    convert.__name__ = 'whole number' if typ is int else 'number'        # as in "invalid whole number value: 'x'"
     return convert
+
+def _name(s):
+    if not s: raise argparse.ArgumentTypeError("'' names nothing")
+    return s
 
 def flags_of(p:Param, aliases:dict)->list[str]: # --num_examples, --num-examples
     "All spellings of a flag, the plain one first."
@@ -144,7 +152,7 @@ def flags_of(p:Param, aliases:dict)->list[str]: # --num_examples, --num-examples
 
 class _Help(argparse.RawDescriptionHelpFormatter):
     "Each flag in one spelling, the words beside it."
-    def __init__(self, prog): super().__init__(prog, max_help_position=30, width=min(shutil.get_terminal_size().columns, 120) - 2)
+    def __init__(self, prog): super().__init__(prog, max_help_position=30, width=min(shutil.get_terminal_size()[0], 120) - 2)
     def _format_action_invocation(self, action):
         same = lambda s: '--' + s[2:].replace('-', '_')
         names = [s for s in action.option_strings if not (s != same(s) and same(s) in action.option_strings)]
@@ -154,13 +162,17 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 class _Parser(argparse.ArgumentParser):
     "argparse, but an error is one line with the nearest flag."
+    def parse_args(self, args):
+        strange = next((a for a in args if a.startswith('--') and a.split('=')[0] not in self._option_string_actions), None)
+        if strange: self.error(f'unrecognized arguments: {strange}')     # before anything that is missing
+        return super().parse_args(args)
     def error(self, message):
-        flags = [s for a in self._actions for s in a.option_strings if s.startswith('--') and '-' not in s[2:]]
-        message = re.sub(r'(--[\w-]+)(/--[\w-]+)+', r'\1', message).replace('the following arguments are required: ', 'needs ')
         if message.startswith('unrecognized arguments: '):
-            wrong = message.split(': ', 1)[1].split()[0]
+            wrong, flags = message.split(': ', 1)[1].split()[0], [s for s in self._option_string_actions if '-' not in s[2:]]
             near = get_close_matches(wrong.split('=')[0].replace('-', '_').replace('__', '--', 1), flags, 1, .5)
             message = f'unknown argument {wrong}' + (f'; did you mean {near[0]}?' if near else '')
+        message = re.sub(r'(--[\w-]+)(/--[\w-]+)+', r'\1', message).replace('the following arguments are required:', 'needs')
+        message = re.sub(r'^argument (\S+?):? expected .*', r'\1 needs a value', message).removeprefix('argument ')
         raise UserError(f"{message}; '{self.prog} --help' lists all flags")
 
 def for_shell(text:str)->str: # What a docstring says to Python's callers, said to those of a shell
@@ -177,21 +189,25 @@ def parser_for(name:str, signature:tuple, # As `read_signature` gives it
     doc, params = signature
     needs = ' '.join(p.name.upper() if p.name in positional else f'--{p.name} {value_of(p)}' for p in params if p.required)
     some = ''.join(f'\n  {call}\n      {why}' for call, why in examples_of(name))
-    ap = _Parser(prog=f'mypt {name}', usage=' '.join(f'mypt {name} {needs} [options]'.split()), description=for_shell(doc), formatter_class=_Help,
-                 epilog=some and f'examples:{some}', allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS)
+    ap = _Parser(prog=f'mypt {name}', usage=' '.join(f'mypt {name} {needs} [options]'.split()),
+                 description=for_shell(doc), epilog=some and f'examples:{some}', formatter_class=_Help,
+                 allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS)
     needed, options = ap.add_argument_group('needed'), ap.add_argument_group('options (defaults in brackets)')
     for p in params:
         group, flags = needed if p.required else options, flags_of(p, aliases or {})
         shown = (for_shell(p.help) + (f' ({d})' if (d := shown_default(p)) else '')).replace('%', '%%')
-        kw = dict(metavar=value_of(p)) | (dict(type=_number(p.type)) if p.type in (int, float) else {})
+        kind = value_of(p)
+        kw = dict(metavar=kind, type=_number(p.type) if kind in 'NX' else str if kind == 'TEXT' else _name)
         if p.name in positional:
-            group.add_argument(p.name, nargs='?', metavar=p.name.upper(), help=shown)
-            group.add_argument(*flags, dest=p.name, help=argparse.SUPPRESS)
-        elif p.type is bool: group.add_argument(*flags, dest=p.name, help=shown, action=argparse.BooleanOptionalAction if p.default else 'store_true')
+            group.add_argument(p.name, nargs='?', help=shown, **kw | dict(metavar=p.name.upper()))
+            group.add_argument(*flags, dest=p.name, **kw | dict(help=argparse.SUPPRESS))
+        elif p.type is bool:
+            how = argparse.BooleanOptionalAction if p.default else 'store_true'
+            group.add_argument(*flags, dest=p.name, help=shown, action=how)
         elif p.type is list: group.add_argument(*flags, dest=p.name, help=shown, nargs='+' if p.required else '*', **kw)
         else: group.add_argument(*flags, dest=p.name, help=shown, required=p.required, **kw)
     if reports and not any(p.name == 'json' for p in params):
-        options.add_argument('--json', action='store_true', help='One JSON object on standard output, messages on standard error')
+        options.add_argument('--json', action='store_true', help='One JSON object on stdout, messages on stderr')
     options.add_argument('--help', '-h', action='help', help='This text')
     return ap
 
@@ -228,7 +244,8 @@ def call(argv:list[str])->int: # Exit code
     if not argv or argv[0] in helps: print(overview()); return 0
     if argv[0] in ('--version', '-V'): print(__version__); return 0
     if argv[0] == '__complete': return import_module('mypt.completion').answer(argv[1:])     # what the shells ask
-    if argv[-1] in helps and len(argv) == 2 and any(v.startswith(f'{argv[0]} ') for v in VERBS): print(overview(f'{argv[0]} ')); return 0
+    if argv[1:] and argv[1] in helps and argv[0] not in VERBS and any(v.startswith(f'{argv[0]} ') for v in VERBS):
+        print(overview(f'{argv[0]} ')); return 0
     name, rest = find_verb(argv)
     verb, parser = VERBS[name], verb_parser(name)
     if helps & {*rest} - {'help'}: print(parser.format_help()); return 0

@@ -36,7 +36,7 @@ def _verbs(words:list[str], start:str)->list[tuple[str, str]]:
     rows = [(v.split()[len(words):], r.help) for v, r in VERBS.items() if v.split()[:len(words)] == words]
     found = {}
     for rest, text in rows:
-        if rest and rest[0].startswith(start): found[rest[0]] = text if len(rest) == 1 else found.get(rest[0], f'{rest[0]} …')
+        if rest and rest[0].startswith(start): found.setdefault(rest[0], text if len(rest) == 1 else f'{rest[0]} …')
     return [*found.items()]
 
 def candidates(words:list[str])->list[tuple[str, str]]: # (word, what it means); the last of `words` is being typed
@@ -54,11 +54,12 @@ def candidates(words:list[str])->list[tuple[str, str]]: # (word, what it means);
     if not now.startswith('-'):
         if open_flag and open_flag.type is not bool: return [(v, '') for v in values(open_flag) if v.startswith(now)]
         first = [p for p in params if p.name in row.positional and p not in given]
-        if first and not [w for w in rest if not w.startswith('-')]: return [(v, '') for v in values(first[0]) if v.startswith(now)]
+        if first and all(w.startswith('-') for w in rest): return [(v, '') for v in values(first[0]) if v.startswith(now)]
         if now: return []
     flags = [(flags_of(p, row.aliases)[0], p.help) for p in params if p not in given and p.name not in row.positional]
     flags += [('--json', 'one JSON object')] * (verb in REPORTS) + [('--help', 'flags and examples')]
-    return [f for i, f in enumerate(flags) if f[0].startswith(now.replace('-', '_').replace('__', '--', 1)) and f[0] not in dict(flags[:i])]
+    now = now.replace('-', '_').replace('__', '--', 1)
+    return [(f, text) for f, text in dict(flags).items() if f.startswith(now)]
 
 def answer(words:list[str])->int: # Exit code
     "What the shells' scripts read: a candidate a line, a tab, what it means."
@@ -69,7 +70,8 @@ def answer(words:list[str])->int: # Exit code
 SCRIPTS = dict(
 bash=r'''_mypt() {
     local line; COMPREPLY=()
-    while IFS= read -r line; do COMPREPLY+=("${line%%$'\t'*}"); done < <("$1" __complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
+    while IFS= read -r line; do COMPREPLY+=("${line%%$'\t'*}")
+    done < <("$1" __complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
 }
 complete -o default -F _mypt mypt''',
 zsh=r'''#compdef mypt

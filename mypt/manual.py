@@ -13,16 +13,16 @@ from pathlib import Path
 # %% ../nbs/79_manual.ipynb #5020acfe
 EXAMPLES = '''
 mypt make echo --output data/echo.jsonl --num_examples 2000    # two thousand episodes that repeat what is said
-mypt make rag_chat --output data/rag.jsonl --docs_dir docs --language de    # questions about your own documents, in German
+mypt make rag_chat --output data/rag.jsonl --docs_dir docs --language de    # about your own documents
 mypt check data/echo.jsonl    # every mistake, with its file and line
 mypt check data/echo.jsonl --json    # the same for a program
 mypt convert OpenAssistant/oasst2 --output data/oasst.jsonl --languages en de    # a set of the Hugging Face hub
 mypt convert chats.jsonl --output data/chats.jsonl --max_examples 1000    # a file; its columns tell how to read it
 mypt mix --inputs data/a.jsonl:1.0 data/b.jsonl:0.25 --output data/mixed.jsonl --shuffle    # all of a, a quarter of b
-mypt mix --inputs data/a.jsonl:0.7 data/b.jsonl:0.3 --shares --output data/mixed.jsonl    # 70 % and 30 % of what comes out
-mypt prepare --input data/echo.jsonl --output_dir data/echo --enable_packing --pack_block_size 1024    # rows of 1024 tokens
+mypt mix --inputs data/a.jsonl:0.7 data/b.jsonl:0.3 --shares --output data/mixed.jsonl    # 70 to 30
+mypt prepare --input data/echo.jsonl --output_dir data/echo --enable_packing --pack_block_size 1024    # packed rows
 mypt prepare --input data/echo.jsonl --output_dir data/echo --on_error skip    # bad lines go to rejects.jsonl
-mypt prepare-jobs plan --input corpus --jobs_dir jobs --splits 64 --sets enable_packing=true    # sixty-four independent jobs
+mypt prepare-jobs plan --input corpus --jobs_dir jobs --splits 64 --sets enable_packing=true    # to 64 jobs
 mypt prepare-jobs run --jobs_dir jobs --split 0    # the first of them, on any machine
 mypt prepare-jobs local --jobs_dir jobs --workers 4    # all of them here, four at once
 mypt prepare-jobs merge --jobs_dir jobs --output_dir data/corpus    # one dataset of all pieces
@@ -41,9 +41,10 @@ mypt check-masks data/echo --model phase1 --base base    # after training: whose
 mypt translate extract --input data/gold.jsonl --output_dir german    # one text file for each kind of message
 mypt translate run --dir german --target DE    # needs DEEPL_AUTH_KEY; goes on where it stopped
 mypt translate recombine --original data/gold.jsonl --dir german --output data/gold_de.jsonl    # episodes again
-mypt translate merge --english data/gold.jsonl --german data/gold_de.jsonl --output data/gold_both.jsonl    # pairs share an id
+mypt translate merge --english data/gold.jsonl --german data/gold_de.jsonl --output data/both.jsonl    # pairs share an id
 mypt train --model_name echo --dataset_dir data/echo --config tiny    # called again, it goes on where it stopped
-mypt train --model_name chat --dataset_dir data/chat --init_from_model echo --sets epochs=2 learning_rate=3e-5    # from a base
+mypt train --model_name chat --dataset_dir data/chat --init_from_model echo --sets epochs=2    # from a base
+mypt consolidate --model_name big    # before generate can read it
 mypt run --phase 1 --dry_run    # only show what would be done
 mypt run --phase 2 --model_name phase2    # operators, on top of phase 1
 mypt generate --model_name phase1 --user "Say hello." --temperature 0    # the likeliest answer
@@ -68,13 +69,15 @@ def examples_of(verb:str)->list[tuple[str, str]]: # (call, why)
     return [tuple(l.split('    # ')) for l in EXAMPLES if l.startswith(f'mypt {verb} ')]
 
 # %% ../nbs/79_manual.ipynb #600c966a
-DATASET = dict(dataset_dir='where it is', num_train_episodes='', num_val_episodes='', num_train_tokens='', num_val_tokens='',
-               num_train_supervised='tokens that are trained', num_val_supervised='', train_mask_ratio='share of the tokens that is trained',
+DATASET = dict(dataset_dir='where it is', num_train_episodes='', num_val_episodes='', num_train_tokens='',
+               num_val_tokens='',
+               num_train_supervised='tokens that are trained', num_val_supervised='',
+               train_mask_ratio='share of the tokens that is trained',
                packing='how full the rows are, or null', tokenization='', layout='', mask_policy='',
                rows_read='lines of the input, or null', rows_rejected='of them set aside, or null')
-GATE = dict(phase='', model='', passed='the verdict', weights_sha256='whose', suites='for every demand: name, passed, k of n, rate, low, '
-            'high, floor, before, warns')
-ANSWERS = dict(answers='for every question: question, answer (null when none came), calls (name and arguments), stopped')
+GATE = dict(phase='', model='', passed='the verdict', weights_sha256='whose',
+            suites='for every demand: name, passed, k of n, rate, low, high, floor, before, warns')
+ANSWERS = dict(answers='for every question: question, answer (null when none came), calls (name, arguments), stopped')
 EPISODES, PATH = dict(episodes='written'), dict(path='written')
 
 def _dataset(ds): return dict(dataset_dir=ds.dir) | {k: ds.meta.get(k) for k in list(DATASET)[1:]}
@@ -89,7 +92,8 @@ def _index(x): return dict(documents=len(x.store.ids), passages=len(x), changes=
 def _answers(runs):
     return dict(answers=[dict(question=r._asked(), answer=r.answer, calls=r.calls, stopped=r.stopped) for r in runs])
 def _trained(t):
-    return dict(step=t.step, max_steps=t.max_steps, tokens=t.tokens, supervised=t.supervised, evaluated=t.evaluated, best=t.best, stop=t.stop)
+    return dict(step=t.step, max_steps=t.max_steps, tokens=t.tokens, supervised=t.supervised, evaluated=t.evaluated,
+                best=t.best, stop=t.stop)
 def _legs(rows): return dict(phases=[r | dict(gate=r['gate'] and r['gate'].to_json()) for r in rows])
 
 REPORTS = {
@@ -97,31 +101,37 @@ REPORTS = {
     'translate recombine': (_episodes, EPISODES), 'translate merge': (_episodes, EPISODES),
     'check': (_problems, dict(ok='nothing to mend', problems='each as FILE:LINE: what is wrong')),
     'validate': (_problems, dict(ok='nothing is wrong', problems='each as a sentence')),
-    'mix': (_same, dict(rows='written', seed='', shuffle='', shares='', sources='for each: file, sha256, rows_there, given, rows, share')),
+    'mix': (_same, dict(rows='written', seed='', shuffle='', shares='',
+                        sources='for each: file, sha256, rows_there, given, rows, share')),
     'prepare': (_dataset, DATASET), 'prepare-jobs run': (_dataset, DATASET), 'prepare-jobs merge': (_dataset, DATASET),
     'mix-general': (_dataset, DATASET), 'context-extension': (_dataset, DATASET),
-    'prepare-jobs plan': (_same, dict(schema='', mypt_version='', settings='of mypt prepare', splits='what each job reads')),
-    'dedup': (_same, dict(rows='read', kept='', exact='equal ones removed', near='nearly equal ones removed', by='', threshold='')),
-    'diversity': (_data, dict(score='0 to 100', episodes='', replay='lines of raw text', measures='', points='of each measure', languages='', turns='',
-                             templates='the most frequent')),
+    'prepare-jobs plan': (_same, dict(schema='', mypt_version='', settings='of mypt prepare',
+                                      splits='what each job reads')),
+    'dedup': (_same, dict(rows='read', kept='', exact='equal ones removed', near='nearly equal ones removed', by='',
+                          threshold='')),
+    'diversity': (_data, dict(score='0 to 100', episodes='', replay='lines of raw text', measures='',
+                              points='of each measure', languages='', turns='', templates='the most frequent')),
     'quality': (lambda out: {k: r.data for k, r in out.items()},
-                dict(diversity='as of mypt diversity', balance='found, missing, targets', token_budget='tokens, trained, percentiles, over, '
-                     'block_size', placeholders='kinds, found')),
+                dict(diversity='as of mypt diversity', balance='found, missing, targets',
+                     token_budget='tokens, trained, percentiles, over, block_size', placeholders='kinds, found')),
     'diversify': (_same, dict(changed='questions', before='diversity', after='diversity')),
     'inspect': (None, dict(name='', facts='sentences', samples='the tokens of each')),    # prints its own
-    'check-masks': (_data, dict(ok='the verdict', broken='tokens that break each rule', roles='tokens and trained ones of each role', fall='with --model, '
-                               'in place of broken and roles: how far the loss fell', before='with --model', after='with --model')),
+    'check-masks': (_data, dict(ok='the verdict', broken='tokens that break each rule',
+                                roles='tokens and trained ones of each',
+                                fall='with --model, in place of broken and roles: how far the loss fell',
+                                before='loss of each role', after='loss of each role')),
     'translate extract': (lambda n: dict(lines=n), dict(lines='of each file')),
     'translate run': (_same, dict(lines='', characters='sent', review='lines to look at', must='of them that must be')),
-    'train': (_trained, dict(step='reached', max_steps='', tokens='seen', supervised='of them trained', evaluated='last loss of each '
-              'evaluation set', best='lowest validation loss', stop='why it ended early, or null')),
+    'train': (_trained, dict(step='reached', max_steps='', tokens='seen', supervised='of them trained',
+                             evaluated='last loss of each evaluation set', best='lowest validation loss',
+                             stop='why it ended early, or null')),
     'run': (_gate, GATE), 'gate': (_gate, GATE), 'demo': (_gate, GATE),
     'speedrun': (_legs, dict(phases='for each: phase, title, gate, model, minutes, loss and what it was trained on')),
     'generate': (lambda text: dict(text=text), dict(text='what came behind the prompt')),
     'rag-index': (_index, dict(documents='', passages='', changes='how many are new, changed, deleted, …')),
     'rag-chat': (_answers, ANSWERS), 'agent': (_answers, ANSWERS),
     'eval': (_eval, dict(suites='for each: k of n passed, and the same for every tag')),
-    'import': (_path, PATH), 'export': (_path, PATH), 'push': (_path, PATH),
+    'import': (_path, PATH), 'export': (_path, PATH), 'push': (_path, PATH), 'consolidate': (_path, PATH),
 }
 
 # %% ../nbs/79_manual.ipynb #751edf5e
