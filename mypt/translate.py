@@ -177,6 +177,16 @@ def _put(files:dict, journal:Journal, overwrite:bool):
         journal.note(_sha(data))
         with atomic_write(p) as f: f.write(data)
 
+def _estimate(units:dict, path:Path, made:dict)->dict:
+    "What would be sent, in texts and characters, marks included; leaves nothing behind."
+    known = set()
+    if path.exists():
+        with Journal(path, **made) as journal: known = journal.done.keys()
+    todo = [x for x in units if x not in known]
+    chars = sum(map(len, todo))
+    print(f'{len(todo):,} texts, {chars:,} characters to send; {len(units) - len(todo):,} are translated already')
+    return dict(texts=len(todo), characters=chars)
+
 def run(
     dir:str='data/temp',       # Folder with what `extract` wrote
     target:str='de',           # Language to translate to
@@ -184,6 +194,7 @@ def run(
     formality:str='default',   # prefer_less for du, prefer_more for Sie
     keep:str=None,             # File of words that are never translated, one a line
     overwrite:bool=False,      # Also write over files that were edited by hand
+    dry_run:bool=False,        # Only count what would be sent; needs no key
     translator=None,           # texts → translations; DeepL when left out
 )->dict:                       # Lines, characters sent and lines to review
     "Translate the text files of a folder; goes on where it stopped, and pays for nothing twice."
@@ -192,7 +203,9 @@ def run(
     if not lines: raise UserError(f'{dir}: no user_messages_{source}.txt in it; begin with mypt translate extract')
     parts = {c: [split(unescape(l), pattern) for l in ls] for c, ls in lines.items()}
     units = dict.fromkeys(p.xml for ps in parts.values() for message in ps for p in message if isinstance(p, Unit))
-    with Journal(folder/f'journal_{source}_{target}.jsonl', source=source, target=target, formality=formality) as journal:
+    path, made = folder/f'journal_{source}_{target}.jsonl', dict(source=source, target=target, formality=formality)
+    if dry_run: return _estimate(units, path, made)
+    with Journal(path, **made) as journal:
         todo = [x for x in units if x not in journal.done]
         chars = sum(map(len, todo))
         if todo:

@@ -481,3 +481,16 @@ def test_long_lines_are_cut_and_long_tokens_take_no_time():
     parts = split(text, shields())
     assert ''.join(p if isinstance(p, str) else p.text for p in parts) == text
     assert max(len(p.xml) for p in parts if isinstance(p, Unit)) < 3 * 4000 and time.process_time() - start < 3
+
+def test_a_dry_run_counts_and_leaves_nothing(server, capsys):
+    "No request, no journal, no key needed; after half a run it counts the other half."
+    ready(60)
+    before = sorted(p.name for p in Path('temp').iterdir())
+    told = run('temp', dry_run=True)
+    assert not server.requests and sorted(p.name for p in Path('temp').iterdir()) == before
+    server.plan = [None, 456]
+    with pytest.raises(UserError): run('temp')
+    half = run('temp', dry_run=True)
+    assert half['texts'] == told['texts'] - len(server.requests[0]['text']) and 0 < half['characters'] < told['characters']
+    run('temp')
+    assert run('temp', dry_run=True)['texts'] == 0
