@@ -85,7 +85,8 @@ def test_save_and_load(screen, tmp_path):
     for line in ('/save', f'/load {tmp_path}/none', '/load', f'/save {file}/x'): assert typed(screen, line).startswith('(')
 
 @pytest.mark.parametrize('line, why', [('/temprature 1', "did you mean 'temperature'"), ('/temperature hot', 'give a number'),
-    ('/temperature -1', 'out of range'), ('/tokens 0', 'out of range'), ('/mode sleep', 'rag'), ('/model nowhere', 'no such model'), ('/', 'no such'),
+    ('/temperature -1', 'out of range'), ('/tokens 0', 'out of range'), ('/mode sleep', 'rag'),
+    ('/model nowhere', 'no such model'), ('/', 'no such'),
     ('/temperature nan', 'out of range'), ('/passages 0', 'out of range'), ('/think_', 'think')])
 def test_wrong_commands_are_one_line(screen, line, why):
     before = Settings(**vars(screen.talk.set))
@@ -113,7 +114,8 @@ def test_several_lines():
     def read(*lines):
         left = iter(lines)
         return read_question(lambda prompt: next(left))
-    assert read('a\\', 'b\\', 'c') == 'a\nb\nc' and read('"""', 'a', '', 'b"""') == 'a\n\nb' and read('"""x"""') == 'x' and read(' a ') == 'a'
+    assert read('a\\', 'b\\', 'c') == 'a\nb\nc' and read('"""', 'a', '', 'b"""') == 'a\n\nb'
+    assert read('"""x"""') == 'x' and read(' a ') == 'a'
 
 def test_reading_gives_whole_letters():
     text = '<myPT_think>Ü?</myPT_think>Für <myPT_cite>ä.md</myPT_cite>€'

@@ -29,6 +29,7 @@ END = '</myPT_assistant>'
 EVIL = '</p><img src=x onerror="document.title=1"><script>document.title=2</script>'
 DOCS = [Document('leave.md', 'Leave', 'Parental leave is twelve weeks.'), Document('<b>x</b>.md', 'Evil', EVIL)]
 call = lambda name, **kw: f'<myPT_toolcall>{dump_call("workspace." + name, kw)}</myPT_toolcall>'
+POST = f'POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n'.encode()
 ask = lambda text: [dict(role='user', content=text)]
 
 
@@ -63,15 +64,17 @@ class Scripted:
 def script(history)->str:
     q, last = next(m['content'] for m in reversed(history['messages']) if m['role'] == 'user'), history['messages'][-1]
     if last['role'] == 'toolresult':
-        return f'<myPT_think>Read.</myPT_think>It is twelve weeks.<myPT_cite>leave.md</myPT_cite>' if 'leave' in q else f'got {last["content"]}'
+        if 'leave' in q: return '<myPT_think>Read.</myPT_think>It is twelve weeks.<myPT_cite>leave.md</myPT_cite>'
+        return f'got {last["content"]}'
     if q == 'evil': return f'<myPT_think>{EVIL}</myPT_think>{EVIL}'
     if q == 'evil search': return call('search', query=EVIL)
     if q == 'long': return 'word ' * 150
     if q == 'system': return history.get('system', 'none')
     if q == 'again': return str(len(history['messages']))
     if q == 'bad': return '<myPT_toolcall>{not json</myPT_toolcall>'
-    if 'leave' in q and 'workspace.search' in history.get('system', ''): return '<myPT_think>Look.</myPT_think>' + call('search', query='parental leave')
-    if 'context' in last: return f'Twelve weeks.<myPT_cite>leave.md</myPT_cite>'
+    if 'leave' in q and 'workspace.search' in history.get('system', ''):
+        return '<myPT_think>Look.</myPT_think>' + call('search', query='parental leave')
+    if 'context' in last: return 'Twelve weeks.<myPT_cite>leave.md</myPT_cite>'
     return f'You said {q}'
 
 
@@ -119,8 +122,8 @@ class Place:
     def http(self, method='GET', path='/v1/models', body=b'', **headers):
         head = {'Host': f'127.0.0.1:{self.port}', 'Content-Type': 'application/json', 'Content-Length': len(body), 'Connection': 'close',
                 **{k.replace('_', '-'): v for k, v in headers.items()}}
-        out = self.raw(f'{method} {path} HTTP/1.1\r\n'.encode() + b''.join(f'{k}: {v}\r\n'.encode() for k, v in head.items() if v is not None)
-                       + b'\r\n' + body)
+        lines = [f'{method} {path} HTTP/1.1', *(f'{k}: {v}' for k, v in head.items() if v is not None), '', '']
+        out = self.raw('\r\n'.join(lines).encode() + body)
         head, _, body = out.partition(b'\r\n\r\n')
         with contextlib.suppress(ValueError): body = json.loads(body)
         return int(out[9:12]) if out else 0, body, head.decode().lower()
@@ -147,7 +150,8 @@ def test_models(there):
 def test_answer_and_usage(there):
     r = there.say('hello')
     assert r.choices[0].message.content == 'You said hello' and r.choices[0].finish_reason == 'stop' and r.model == 'rambler'
-    assert r.usage.completion_tokens == len('You said hello') + 1 and r.usage.total_tokens == r.usage.prompt_tokens + r.usage.completion_tokens
+    assert r.usage.completion_tokens == len('You said hello') + 1
+    assert r.usage.total_tokens == r.usage.prompt_tokens + r.usage.completion_tokens
 
 def test_stream(there):
     chunks = list(there.say('Grüße', stream=True, stream_options=dict(include_usage=True)))
@@ -266,19 +270,17 @@ def test_messages_round_trip(rng):
     while ep['messages'][-1]['role'] != 'user': ep['messages'].pop()
     assert to_episode(json.loads(json.dumps(to_messages(ep)))) == check_episode(ep)
 
+KEYS = '''role content tool_calls function name arguments id type text tool_call_id annotations url_citation start_index title
+parameters properties mode context reasoning_content'''.split()
 anything = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-                        lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(
-                            ['role', 'content', 'tool_calls', 'function', 'name', 'arguments', 'id', 'type', 'text', 'tool_call_id', 'annotations',
-                             'url_citation', 'start_index', 'title', 'parameters', 'properties', 'mode', 'context', 'reasoning_content']), x, max_size=5),
-                        max_leaves=12)
+                        lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(KEYS), x, max_size=5), max_leaves=12)
 roles = st.sampled_from(['system', 'user', 'assistant', 'tool', 'developer', 'me'])
-message = st.fixed_dictionaries({'role': roles}, optional=dict(content=anything, tool_calls=anything, tool_call_id=anything, annotations=anything,
-                                                               context=anything, reasoning_content=anything))
+message = st.fixed_dictionaries({'role': roles}, optional={k: anything for k in KEYS if k != 'role'})
 
 @settings(max_examples=100, deadline=None)
 @given(st.fixed_dictionaries({'model': st.just('rambler')}, optional=dict(
-    messages=st.lists(message, max_size=4) | anything, tools=anything, tool_choice=anything, stop=anything, temperature=anything, seed=anything,
-    max_tokens=anything, mypt=anything, stream=anything, stream_options=anything, n=anything, response_format=anything)))
+    messages=st.lists(message, max_size=4) | anything, tools=anything, tool_choice=anything, stop=anything, temperature=anything,
+    seed=anything, max_tokens=anything, mypt=anything, stream=anything, stream_options=anything, n=anything, response_format=anything)))
 def test_any_json_is_an_ask_or_one_line(body):
     try: got = read_body(body)
     except ApiError as e: assert '\n' not in str(e) and e.status == 400
@@ -329,7 +331,7 @@ def test_who_leaves_makes_room(there):
         wait(lambda: not host.queues and not host.engine.busy and there.app.at_work == 0)
         body = json.dumps(dict(model='rambler', messages=ask('long'))).encode()      # one that is not streamed
         with socket.create_connection(('127.0.0.1', there.port)) as s:
-            s.sendall(f'POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n'.encode() + body)
+            s.sendall(POST + f'Content-Length: {len(body)}\r\n\r\n'.encode() + body)
             wait(lambda: host.queues)
         wait(lambda: not host.queues and there.app.at_work == 0)
     finally: Scripted.slow = 0.
@@ -402,10 +404,9 @@ def test_garbage_on_the_wire(there, capfd):
     assert there.say('hello').choices and 'Traceback' not in capfd.readouterr().err
 
 def test_too_big(there):
-    head = f'POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n'.encode()
-    assert there.raw(head + b'Content-Length: 99999999999\r\n\r\n').startswith(b'HTTP/1.1 413')
-    assert there.raw(head + b'Content-Length: ' + b'9' * 400 + b'\r\n\r\n').startswith(b'HTTP/1.1 4')
-    out = there.raw(head + b'Transfer-Encoding: chunked\r\n\r\n' + (b'10000\r\n' + b'x' * 65536 + b'\r\n') * 40)
+    assert there.raw(POST + b'Content-Length: 99999999999\r\n\r\n').startswith(b'HTTP/1.1 413')
+    assert there.raw(POST + b'Content-Length: ' + b'9' * 400 + b'\r\n\r\n').startswith(b'HTTP/1.1 4')
+    out = there.raw(POST + b'Transfer-Encoding: chunked\r\n\r\n' + (b'10000\r\n' + b'x' * 65536 + b'\r\n') * 40)
     assert not out or out.startswith(b'HTTP/1.1 413')
     wait(lambda: there.app.at_work == 0)
 
@@ -413,7 +414,7 @@ def test_too_slow(there):
     start = time.monotonic()
     assert there.raw(b'GET / HTTP/1.1\r\nHost: loc') == b''      # a head that never ends
     assert there.raw(b'') == b''
-    out = there.raw(f'POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{{'.encode())
+    out = there.raw(POST + b'Content-Length: 50\r\n\r\n{')
     assert out.startswith(b'HTTP/1.1 408') and b'"timeout"' in out and time.monotonic() - start < 8
     with socket.create_connection(('127.0.0.1', there.port), 10) as s:      # the second head on a connection
         s.sendall(b'GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n')
@@ -427,13 +428,15 @@ def test_who_may_ask(there):
     body, me = json.dumps(ok).encode(), f'http://127.0.0.1:{there.port}'
     post = lambda **h: there.http('POST', CHAT, body, **h)[0]
     assert post() == post(Origin=me) == 200
-    for host in ('evil.example', f'evil.example:{there.port}', '10.0.0.1', '', 'localhost.evil.example', '127.0.0.1.nip.io', '[::1', '[::2]:80'):
+    for host in ('evil.example', f'evil.example:{there.port}', '10.0.0.1', '', 'localhost.evil.example', '127.0.0.1.nip.io',
+                 '[::1', '[::2]:80'):
         assert post(Host=host) == 403, host
     assert post(Host='localhost') == post(Host='[::1]:80') == 200
     for origin in ('http://evil.example', 'null', 'https://127.0.0.1', f'http://localhost:{there.port}', ''):
         assert post(Origin=origin) == 403, origin
     assert post(Sec_Fetch_Site='cross-site') == 403 and post(Sec_Fetch_Site='same-origin') == 200
-    for kind in ('text/plain', 'application/x-www-form-urlencoded', 'multipart/form-data; boundary=x', ''): assert post(Content_Type=kind) == 415
+    for kind in ('text/plain', 'application/x-www-form-urlencoded', 'multipart/form-data; boundary=x', ''):
+        assert post(Content_Type=kind) == 415
     assert there.http('OPTIONS', CHAT, Origin='http://evil.example')[0] == 403
     assert 'access-control' not in there.http('OPTIONS', CHAT)[2]
 
@@ -489,11 +492,13 @@ def load(b, there):
     b.wait("document.querySelectorAll('#model option').length == 2")
     return b
 
+DONE = "document.getElementById('send').textContent == 'Send' && document.querySelector('article:last-child')?.ariaBusy == 'false'"
+
 def chat(b, text, mode='chat'):
     b.js(f"document.querySelector('[value={mode}]').click(); document.getElementById('ask').focus()")
     b.type(text)
     b.press('Enter')
-    b.wait("document.getElementById('send').textContent == 'Send' && document.querySelector('article:last-child.model')?.ariaBusy == 'false'")
+    b.wait(DONE)
     return b.js("document.querySelector('article:last-child .said').textContent")
 
 @needs_browser
@@ -504,7 +509,8 @@ def test_page_talks(browser, there):
     assert chat(b, 'How long is leave?', 'agent') == 'It is twelve weeks.'
     assert b.js("document.querySelector('article:last-child .trace summary').textContent") == '1 tool call'
     assert b.js("[...document.querySelectorAll('article:last-child .trace li b')].map(e => e.textContent)") == ['Call', 'Result']
-    assert not b.js("document.querySelector('article:last-child .think').open") and b.js("document.querySelector('.think .inside').textContent") == 'Read.'
+    assert not b.js("document.querySelector('article:last-child .think').open")
+    assert b.js("document.querySelector('.think .inside').textContent") == 'Read.'
     b.js("document.querySelector('.sources a').click()")
     b.wait("document.getElementById('paper').open && document.getElementById('paper-text').textContent != ''")
     assert b.js("document.getElementById('paper-text').textContent") == DOCS[0].text
@@ -524,8 +530,8 @@ def test_page_shows_no_html_of_others(browser, there):
     b.wait("document.getElementById('paper-text').textContent.includes('<script>')")
     assert b.js("document.querySelectorAll('main img, main script, dialog img, dialog script, main b > *').length") == 0
     assert b.js('document.title') == 'mypt chat'
-    b.js("document.body.append(Object.assign(document.createElement('script'), {textContent: 'document.title = 3'}))")      # the policy holds
-    assert b.js('document.title') == 'mypt chat'
+    b.js("document.body.append(Object.assign(document.createElement('script'), {textContent: 'document.title = 3'}))")
+    assert b.js('document.title') == 'mypt chat'      # the policy holds
 
 @needs_browser
 def test_page_stops_and_tells_errors(browser, there):
