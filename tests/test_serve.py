@@ -489,7 +489,7 @@ def browser(there):
 
 def load(b, there):
     b.open(f'{there.url}/')
-    b.wait("document.querySelectorAll('#model option').length == 2")
+    b.wait("document.querySelectorAll('#model option').length == 2 && !document.querySelector('[value=agent]').disabled")
     return b
 
 DONE = "document.getElementById('send').textContent == 'Send' && document.querySelector('article:last-child')?.ariaBusy == 'false'"

@@ -60,7 +60,7 @@ class Reply {
     if (!this.thoughts) {
       const d = fold(this.box, 'think f-think', 'Thought')
       this.thoughts = el('div', 'inside', '', d)
-      this.box.insertBefore(d, this.trace ?? this.said)
+      this.box.insertBefore(d, this.said)
     }
     this.thoughts.textContent += text
     this.message.reasoning_content = this.thoughts.textContent
