@@ -92,7 +92,6 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--steps', type=int, default=9)
     p.add_argument('--threads', type=int, default=os.cpu_count())
-    p.add_argument('--compile', action='store_true', help='also compile the blocks; takes a minute')
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     rng = np.random.default_rng(0)
@@ -104,10 +103,6 @@ def main():
              'one tensor of logits': step_of(WholeLogits), 'masked attention': step_of(attention='reference'),
              'rows not isolated': step_of(prepare=crossing), 'padding in place of packing': step_of(),
              'AdamW tensor by tensor': step_of(fused=False), 'activations recomputed': step_of(use_checkpoint=True)}
-    if a.compile:
-        twins['blocks compiled'] = step_of()
-        model = twins['blocks compiled'].__closure__
-        next(c.cell_contents for c in model if isinstance(c.cell_contents, GPT)).compile_blocks(dynamic=True)
     machine, times = this_machine(), {k: [] for k in twins}
     for i in range(a.steps + 1):
         group = groups[i % len(groups)]

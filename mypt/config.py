@@ -110,9 +110,9 @@ class TrainConfig:
     early_stop_gap:float = 2.            # Natural-log units; a gap above 1 warns
     use_amp:bool = True                  # Autocast on GPUs; weights stay float32
     amp_dtype:str = 'bf16'               # 'bf16' or 'fp32'
-    use_checkpoint:bool = False          # Recompute activations in the backward pass
+    use_checkpoint:bool|str = 'auto'     # Recompute activations in the backward pass; 'auto': when the GPU is too small to keep them
     parallel:str = 'ddp'                 # Under torchrun: 'ddp' (a whole model on each GPU) or 'fsdp' (a share of it)
-    compile:str = 'auto'                 # torch.compile: 'on', 'off', 'auto' (off, until it is measured on a GPU)
+    compile:str = 'auto'                 # Compile the blocks: 'on', 'off', 'auto' (on GPUs)
     freeze:list = field(default_factory=list)      # Names (with `*`) of weights that stay as they are
     curriculum:list = field(default_factory=list)  # Stages [{"dataset_dir": D, "until": step}, …]
     system_prompt:str|list = ''          # The phase's prompt, or its variants
@@ -120,7 +120,7 @@ class TrainConfig:
 # %% ../nbs/10_config.ipynb #272e68ec
 _CHOICES = dict(pos_encoding=('rope', 'learned'), mlp_type=('swiglu', 'gelu'), norm_type=('rmsnorm', 'layernorm'),
                 optimizer=('adamw', 'muon'), batch_sampling_mode=('epoch', 'random'), amp_dtype=('bf16', 'fp32'),
-                compile=('auto', 'on', 'off'), parallel=('ddp', 'fsdp'))
+                compile=('auto', 'on', 'off'), parallel=('ddp', 'fsdp'), use_checkpoint=('auto', True, False))
 _AT_LEAST_1 = ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'block_size', 'vocab_size', 'hidden', 'rope_scale',
                'batch_size', 'grad_accum_steps', 'eval_interval', 'eval_iters')
 _ABOVE_0 = ('rope_theta', 'norm_eps', 'learning_rate', 'muon_lr', 'adam_eps', 'early_stop_gap')
@@ -144,7 +144,7 @@ def _check_value(f, v, where:str):
     ts, bad = _types(f), ''
     if type(v) is int and float in ts and int not in ts: v = float(v)
     if type(v) not in ts: bad = 'it must be ' + ' or '.join(_TYPES[t] for t in ts)
-    elif f.name in _CHOICES and v not in _CHOICES[f.name]: bad = 'choose one of ' + ', '.join(_CHOICES[f.name])
+    elif f.name in _CHOICES and v not in _CHOICES[f.name]: bad = 'choose one of ' + ', '.join(json.dumps(c).strip('"') for c in _CHOICES[f.name])
     elif type(v) in (int, float): bad = _range_problem(f.name, v)
     if bad: raise UserError(f'{where}: {f.name} is {v!r}, {bad}')
     return v

@@ -79,7 +79,8 @@ class Trainer:
         self.evals, self.cbs, self.save_fn = evals or {}, list(cbs), save
         self.device = next(model.parameters()).device
         self.opts = make_optimizers(model, cfg)
-        self.loss_fn = torch.compile(model.loss, dynamic=True) if cfg.compile == 'on' else model.loss
+        self.loss_fn = model.loss
+        if cfg.compile == 'on' or cfg.compile == 'auto' and self.device.type == 'cuda': self.compile()
         self.step = self.tokens = self.supervised = self.skipped = self.bad_in_a_row = 0
         self.record, self.evaluated, self.stop = {}, {}, None
         self.best = math.inf
@@ -90,11 +91,16 @@ class Trainer:
         on = self.cfg.use_amp and self.cfg.amp_dtype == 'bf16' and self.device.type == 'cuda'
         return torch.autocast('cuda', torch.bfloat16) if on else nullcontext()
 
-    def learn(self, b, denom:float, last:bool)->float: # Its share of the step's loss
+    def compile(self):
+        "Compile the model's blocks; raises `UserError` where the layout of each batch would need a program of its own."
+        if self.device.type != 'cuda': raise UserError("compile 'on' is for GPUs; on a CPU leave it at 'auto'")
+        self.model.compile_blocks()
+
+    def learn(self, b, denom:float, last:bool)->torch.Tensor: # Its share of the step's loss, not waited for
         "Add the gradient of one micro-batch; the step's `last` one is where several processes exchange theirs."
         with self.amp: loss = self.loss_fn(b.to(self.device), denom=denom)
         loss.backward()
-        return float(loss.detach())
+        return loss.detach()
 
     def clip(self, params)->float: # The norm before clipping
         "Scale the gradients to a norm of at most `grad_clip`."
@@ -109,13 +115,13 @@ class Trainer:
 def train_step(t:Trainer, step:int, batches:list)->dict: # What happened: loss, lr, grad_norm, counts
     "Forward and backward over all micro-batches, one update."
     denom, tokens, supervised = t.total(*map(sum, zip(*((b.weight_sum, b.n_tokens, b.n_supervised) for b in batches))))
-    loss = 0.
+    losses = []
     for micro, b in enumerate(batches):
         torch.manual_seed(seed_for(t.cfg.seed, step, micro, t.rank))
-        loss += t.learn(b, denom or 1., last=b is batches[-1])
-    loss, = t.total(loss)
+        losses.append(t.learn(b, denom or 1., last=b is batches[-1]))
     params = [p for p in t.model.parameters() if p.grad is not None]
-    norm = t.clip(params)
+    norm = t.clip(params)                       # here the CPU waits for the GPU, once a step
+    loss, = t.total(sum(map(float, losses)))
     scale = lr_scale(step, t.max_steps, t.cfg.warmup_iters, t.cfg.min_lr_ratio)
     if ok := math.isfinite(loss) and math.isfinite(norm):
         set_lr(t.opts, scale)
