@@ -42,6 +42,7 @@ class Progress(Callback):
         self.disable = disable
     def before_fit(self, t):
         self.peak = peak_flops(t.device)
+        if self.peak: self.peak *= t.world   # tokens are those of all processes
         self.bar = tqdm(total=t.max_steps, initial=t.step, desc='train', unit='step', leave=False, delay=2,
                         disable=self.disable)
         self.ema = None
@@ -122,7 +123,8 @@ class Stuck(Callback):
         loss = t.record['loss']
         self.recent.append(loss)
         if self.base and t.step == 1 and loss > .9 * self.blind:
-            tqdm.write(f'warning: the first loss is {loss:.2f}, guessing blindly costs {self.blind:.2f}; is init_from_model the right base?')
+            tqdm.write(f'warning: the first loss is {loss:.2f}, guessing blindly costs {self.blind:.2f}; '
+                       'is init_from_model the right base?')
     def after_eval(self, t):
         if not self.recent: return
         mean, self.recent = sum(self.recent) / len(self.recent), []
