@@ -190,9 +190,9 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--steps', type=int, default=12)
     a = p.parse_args()
-    m, result = machine(), dict(device=torch.cuda.get_device_name() if CUDA else platform.processor(), machine=machine()._asdict())
-    result |= dict(versions=dict(torch=torch.__version__, python=platform.python_version()), date=time.strftime('%Y-%m-%d'))
-    result['agreement'] = agreement()
+    m, versions = machine(), dict(torch=torch.__version__, python=platform.python_version())
+    result = dict(device=torch.cuda.get_device_name() if CUDA else platform.machine(), machine=m._asdict(), versions=versions,
+                  date=time.strftime('%Y-%m-%d'), agreement=agreement())
     print(f"{result['device']}: attention differs from the reference by {result['agreement']:.1e} of the greatest value")
     for block, rows, least, most in ((1024, 16, 18, 42), (4096, 4, 30, 3000)):
         cfg = shape(block)
@@ -220,8 +220,7 @@ def main():
         step = None if got else llama(cfg)
         if got: report('TRL', *got)
         elif step: report('transformers', *measure(step, data))
-        peer = line.get('TRL') or line.get('transformers')
-        if peer: print(f"{block}: {line['mypt']['tokens_per_second'] / peer['tokens_per_second']:.2f} times the peer's tokens a second"
+        if peer := line.get('TRL') or line.get('transformers'): print(f"{block}: {line['mypt']['tokens_per_second'] / peer['tokens_per_second']:.2f} times the peer's tokens a second"
                        + (f", {line['mypt']['gib'] / peer['gib']:.2f} of its memory" if CUDA else ''))
         del step
         if CUDA: torch.cuda.empty_cache()

@@ -322,7 +322,7 @@ class Stream(Window):
 def prepare(
     input:str,                     # JSONL file, folder of them, or glob
     output_dir:str,                # Dataset folder to make
-    tokenization:str='gpt2',       # `gpt2`, `gpt2:N` or `byte`
+    tokenization:str='gpt2',       # `gpt2`, `gpt2:N`, `byte` or `hf:FOLDER`
     val_split:float=.1,            # Share of episodes for validation
     val_file:str=None,             # Validation episodes from a file of their own instead; must not share payloads or templates
     enable_packing:bool=False,     # Several episodes per row

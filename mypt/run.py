@@ -6,6 +6,7 @@
 __all__ = ['KINDS', 'PHASES', 'make', 'replay_files', 'run']
 
 # %% ../nbs/78_run.ipynb #292645f8
+import os
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
@@ -101,6 +102,8 @@ def run(
     dry_run:bool=False,               # Only print the commands
 ):                                    # The gate's report; None for a dry run
     "A phase's whole pipeline: make data, mix, prepare, train, gate. What is done and unchanged is not done again."
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        raise UserError('mypt run makes data in one process; run it up to prepare without torchrun, then start mypt train under torchrun')
     recipe, out = _known('phase', phase, PHASES), Path(output_dir or f'data/phase{phase}')
     options = {s.kind: dict(docs_dir=docs_dir) for s in recipe.sources if docs_dir
                and 'docs_dir' in signature(s.make).parameters}

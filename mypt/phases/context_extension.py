@@ -195,7 +195,7 @@ def context_extension(
     general_target_tokens:int=480_000_000,  # General text; questions come on top, to their share
     datasets:list=None,                     # QA sets by hub name, or files; the six of the documents when None; `invented`
     qa_share:float=.4,                      # Share of the questions, in tokens
-    tokenization:str='gpt2',                # `gpt2`, `gpt2:N` or `byte`
+    tokenization:str='gpt2',                # `gpt2`, `gpt2:N`, `byte` or `hf:FOLDER`
     block_size:int=4096,                    # Tokens per row
     languages:list=None,                    # `en`, `de` or both
     mirror:str='',                          # Folder with the QA sets under their names, in place of the hub
