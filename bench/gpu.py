@@ -220,10 +220,10 @@ def main():
         step = None if got else llama(cfg)
         if got: report('TRL', *got)
         elif step: report('transformers', *measure(step, data))
-        if peer := line.get('TRL') or line.get('transformers'): print(f"{block}: {line['mypt']['tokens_per_second'] / peer['tokens_per_second']:.2f} times the peer's tokens a second"
-                       + (f", {line['mypt']['gib'] / peer['gib']:.2f} of its memory" if CUDA else ''))
+        if peer := line.get('TRL') or line.get('transformers'):
+            memory = f", {line['mypt']['gib'] / peer['gib']:.2f} of its memory" if CUDA else ''
+            print(f"{block}: {line['mypt']['tokens_per_second'] / peer['tokens_per_second']:.2f} times the peer's tokens a second{memory}")
         del step
-        if CUDA: torch.cuda.empty_cache()
     for n in (1, 16):
         speed, share = decode(shape(1024), m, n)
         result[f'decode {n}'] = dict(tokens_per_second=speed, bandwidth_share=share)
