@@ -45,7 +45,7 @@ lab: $(VENV)/.dev.stamp  ## JupyterLab on the notebooks
 export: $(VENV)/.dev.stamp  ## after changing a notebook: mypt/, README.md and the sidebar in step again
 	@echo "export: nbdev_export, nbdev_clean, sidebar, README"
 	@$(VENV)/bin/nbdev_export && $(VENV)/bin/nbdev_clean
-	@$(VENV)/bin/python -m tools.sidebar --write && $(VENV)/bin/python -m tools.readme --write
+	@$(VENV)/bin/python -m tools.man --write && $(VENV)/bin/python -m tools.sidebar --write && $(VENV)/bin/python -m tools.readme --write
 
 clean:  ## what building and running left behind; environments and checkpoints stay
 	@echo "clean: _docs, _proc, demo, speedrun, build and test leftovers (rm -r $(VENV) $(BENCH) would remove the environments)"

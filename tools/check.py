@@ -13,6 +13,7 @@ CHECKS = {'in_step': 'export and clean leave no diff', 'import_order': 'imports 
           'room_sizes': 'rooms are small',
           'docstrings': 'public names say what they are', 'import_cells': 'imports have cells of their own',
           'clean_outputs': 'outputs are clean', 'sidebar': 'sidebar is in step', 'readme': 'README is in step',
+          'man': 'pages of the commands are in step',
           'docs': 'pages build, links and anchors hold'}
 LIMITS = {'check': 420, 'notebook': 240, 'tests': 540}  # Seconds
 

@@ -13,7 +13,7 @@ import pypandoc, yaml
 from matplotlib.image import imread
 from tools.markdown import to_markdown
 from tools.notebooks import ROOT, read_notebook, read_notebooks, report
-from tools.sidebar import sections
+from tools.sidebar import command_pages, sections
 
 FORMAT = 'markdown-yaml_metadata_block-tex_math_single_backslash+autolink_bare_uris+lists_without_preceding_blankline'
 TEMPLATE = Path(__file__).with_name('page.html')
@@ -56,7 +56,8 @@ def sidebar_html(root:Path, here:str)->str: # `here` is the page that it stands 
     "Floors and their pages; the titles are the notebooks' own. The index is behind the site's name."
     up, out = '../' * here.count('/'), []
     titles = {nb.name: re.match(r'(?:# )?(.*)', nb.cells[0].source)[1] for nb in read_notebooks(root) if nb.cells}
-    for section, names in sections(read_notebooks(root)).items():
+    titles |= {n: front_matter((root/'nbs'/n).read_text(encoding='utf-8'))['title'] for n in command_pages(root)}
+    for section, names in sections(read_notebooks(root), command_pages(root)).items():
         links = [(page_name(n), html.escape(titles.get(n, n))) for n in names]
         items = [f'<li{" class=here" * (p == here)}><a href="{up}{p}">{title}</a></li>' for p, title in links]
         if section: out.append(f'<h2>{section}</h2><ul>{"".join(items)}</ul>')
@@ -67,34 +68,36 @@ def relink(page:str, s:Site, here:str)->str:
     def point(m:re.Match)->str:
         path, frag = urldefrag(m[2])
         if path.startswith(s.url): path = '../' * here.count('/') + path[len(s.url):]
-        elif path.endswith('.ipynb') and '://' not in path: path = page_name(path)
+        elif path.endswith(('.ipynb', '.md')) and '://' not in path: path = page_name(path)
         return f'{m[1]}"{path}{"#" + frag if frag else ""}"'
     return re.sub(r'(\bhref=)"([^"]+)"', point, page)
 
-def front_matter(cells:list)->dict[str,str]:
-    "Title and description, which nbdev moves into a raw cell."
-    raw = next((c.source for c in cells if c.kind == 'raw'), '')
-    return yaml.safe_load(raw.strip().strip('-')) or {}
+def front_matter(text:str)->dict[str,str]:
+    "Title and description: what stands between the two `---`."
+    return yaml.safe_load(text.split('---')[1]) if text.startswith('---') else {}
 
 def build_page(proc:Path, root:Path, s:Site, sidebar:str, here:str)->str:
-    "One page as HTML."
-    cells = read_notebook(proc, proc.parent).cells
-    meta = front_matter(cells)
+    "One page as HTML, from a processed notebook or from Markdown."
+    if proc.suffix == '.md': head, text = (t := proc.read_text(encoding='utf-8')), t.split('---', 2)[2]
+    else:
+        cells = read_notebook(proc, proc.parent).cells       # nbdev moves title and description into a raw cell
+        head, text = next((c.source for c in cells if c.kind == 'raw'), '').strip(), to_markdown(cells)
+    meta = front_matter(head)
     up = '../' * here.count('/')
     args = ['--standalone', f'--template={TEMPLATE}', '--toc', '--toc-depth=3', '--mathml', '--wrap=preserve',
             f'--metadata=title:{meta.get("title", here)}', f'--variable=site:{s.title}', f'--variable=up:{up}',
             f'--variable=summary:{html.escape(meta.get("description", ""))}', f'--variable=sidebar:{sidebar}']
-    page = pypandoc.convert_text(to_markdown(cells), 'html5', format=FORMAT, extra_args=args)
+    page = pypandoc.convert_text(text, 'html5', format=FORMAT, extra_args=args)
     return relink(page, s, here)
 
 def build(root:Path=ROOT, out:Path|None=None)->Path:
     "All pages into `out` (default _docs/), afresh."
     out, s, proc = out or root/'_docs', site(root), process(root)
     shutil.rmtree(out, ignore_errors=True)
-    for nb in read_notebooks(root):
-        here = page_name(nb.name)
+    for name in [*(nb.name for nb in read_notebooks(root)), *command_pages(root)]:
+        here = page_name(name)
         (out/here).parent.mkdir(parents=True, exist_ok=True)
-        (out/here).write_text(build_page(proc/nb.name, root, s, sidebar_html(root, here), here), encoding='utf-8')
+        (out/here).write_text(build_page((root/'nbs' if name.endswith('.md') else proc)/name, root, s, sidebar_html(root, here), here), encoding='utf-8')
     for f in (root/'nbs').rglob('*'):
         if f.is_file() and f.suffix in ASSETS and not any(o[0] in '._' for o in f.relative_to(root/'nbs').parts):
             (out/f.relative_to(root/'nbs')).parent.mkdir(parents=True, exist_ok=True)
