@@ -18,7 +18,7 @@ from .model import GPT, estimate_memory, init_tags
 from .checkpoint import load_meta, load_model, load_state, recover, resolve, save_checkpoint
 from .optim import freeze
 from .loop import Trainer, fit, restore_trainer, trainer_state
-from .callbacks import Console, JSONLog, KeepBest, Overfit, Progress, TensorBoard
+from .callbacks import Console, JSONLog, KeepBest, Overfit, Progress, Stuck, TensorBoard
 
 # %% ../nbs/24_train.ipynb #eff660fa
 def start_model(folder:Path,      # The model's own directory
@@ -32,11 +32,11 @@ def start_model(folder:Path,      # The model's own directory
         if sharded:
             from mypt.distributed import open_shards
             model, tok, meta, *rest = open_shards(folder)
-        else: (model, tok, meta), rest = load_model(folder), load_state(folder)
+        else: (model, tok, meta), rest = load_model(folder, verify=True), load_state(folder)
         _same_tokenizer(tok, ds, folder)
         return _reshaped(model, check_same_arch(model.cfg, cfg)), meta, *rest
     if base:
-        model, tok, meta = load_model(base)
+        model, tok, meta = load_model(base, verify=True)
         _same_tokenizer(tok, ds, base)
         model = _reshaped(model, check_same_arch(model.cfg, cfg))
         if not meta.get('tags_seen', True): init_tags(model, ds.tok)
@@ -160,10 +160,11 @@ def _ways(folder:Path, tok, about:dict, rank:int, world:int, sharded:bool)->tupl
     from mypt.distributed import DDPTrainer
     return (DDPTrainer, save, best) if rank == 0 else (DDPTrainer, None, lambda t: None)
 
-def _callbacks(cfg:Config, folder:Path, best, rank:int, quiet:bool, tensorboard:bool)->list:
+def _callbacks(cfg:Config, folder:Path, best, rank:int, quiet:bool, tensorboard:bool, base:bool)->list:
     "The run's own callbacks; of several processes the first has a voice."
     if rank: return [KeepBest(best)]
-    own = [Console(), JSONLog(folder/'log.jsonl'), Overfit(cfg.train.early_stop_gap, cfg.train.early_stop), KeepBest(best)]
+    own = [Console(), JSONLog(folder/'log.jsonl'), Overfit(cfg.train.early_stop_gap, cfg.train.early_stop), KeepBest(best),
+           Stuck(cfg.model.vocab_size, base)]
     if not quiet: own.insert(0, Progress(cfg.model, cfg.model.block_size))
     if tensorboard: own.append(TensorBoard(folder/'tensorboard'))
     return own
@@ -202,10 +203,11 @@ def train(
     if cfg.train.curriculum: data = _curriculum(cfg, own, steps)
     about = dict(lineage=born, layout=ds.meta['layout'], mask_policy=ds.meta['mask_policy'])
     kind, save, best = _ways(folder, ds.tok, about, rank, world, sharded)
-    cbs = [*_callbacks(cfg, folder, best, rank, quiet, tensorboard), *cbs]
+    cbs = [*_callbacks(cfg, folder, best, rank, quiet, tensorboard, bool(init_from_model) and not state), *cbs]
     t = kind(model.to(device), data, cfg.train, steps, eval_sets(ds, own, cfg), cbs, save)
     if state: restore_trainer(t, state, tensors(t) if sharded else tensors)
     if rank == 0: print(describe(ds, cfg), coverage(own, steps), _start_line(t, own, folder, init_from_model), sep='\n')
+    if rank == 0 and state and (new := _changed(cfg, origin)): print(new)
     if t.step < steps: fit(t)
     if sharded: t.finish(folder)
     return t
@@ -218,6 +220,12 @@ def _start_line(t, data, folder, base)->str:
     if t.world == 1: return line
     return line + (f', {t.cfg.parallel}\n{t.world} processes × {data.grad_accum} micro-batches × batch_size {data.batch_size} = '
                    f'{data.per_step} rows a step')
+
+def _changed(cfg:Config, origin:dict)->str:
+    "What the config says otherwise than when the run was last saved."
+    was, now = origin['lineage']['config'], json.loads(json.dumps(cfg.to_dict()))
+    new = [f'{k} {was.get(k)} → {v}' for k, v in now.items() if was.get(k) != v]
+    return 'changed since it was last saved: ' + ', '.join(new) if new else ''
 
 def _birth(ds:Dataset, cfg:Config, steps:int, origin:dict)->dict:
     "The birth certificate of the checkpoint: data, config, base."
