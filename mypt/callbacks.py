@@ -7,11 +7,12 @@ __all__ = ['PEAK_BF16', 'Console', 'peak_flops', 'Progress', 'JSONLog', 'read_lo
            'TensorBoard']
 
 # %% ../nbs/23_callbacks.ipynb #88672a8c
-import json, math, time
+import json, math, os, time
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from .tokens import UserError
+from .episodes import atomic_write
 from .config import flops_per_token
 from .loop import Callback
 
@@ -45,6 +46,8 @@ class Progress(Callback):
         if self.peak: self.peak *= t.world   # tokens are those of all processes
         self.bar = tqdm(total=t.max_steps, initial=t.step, desc='train', unit='step', leave=False, delay=2,
                         disable=self.disable)
+        self.bar._time = time.monotonic                # tqdm's own is the wall clock, which may jump
+        self.bar.start_t = self.bar.last_print_t = time.monotonic()
         self.ema = None
     def after_step(self, t):
         r = t.record
@@ -62,10 +65,10 @@ class JSONLog(Callback):
     def __init__(self, path:str|Path): self.path = Path(path)
     def before_fit(self, t):
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.tokens, self.line = 0, None
+        self.line, self.waiting, self.warned = None, b'', False
         kept = [r for r in read_log(self.path) if r['step'] <= t.step] if t.step and self.path.exists() else []
-        self.path.write_text(''.join(json.dumps(r) + '\n' for r in kept))
-        self.file = open(self.path, 'a', buffering=1)
+        with atomic_write(self.path) as f: f.writelines(json.dumps(r).encode() + b'\n' for r in kept)
+        self.file = open(self.path, 'ab', buffering=0)
     def after_step(self, t):
         self._flush()
         r = t.record
@@ -75,11 +78,17 @@ class JSONLog(Callback):
     def after_eval(self, t):
         vals = {('val_loss' if k == 'val' else f'val_loss/{k}'): v for k, v in t.evaluated.items()}
         self.line = (self.line or {'step': t.step}) | vals
-    def after_save(self, t): self._flush()
+    def before_save(self, t): self._flush(sync=True)
     def after_fit(self, t): self._flush(); self.file.close()
-    def _flush(self):
-        if self.line: self.file.write(json.dumps(self.line) + '\n')
+    def _flush(self, sync:bool=False):
+        if self.line: self.waiting += json.dumps(self.line).encode() + b'\n'
         self.line = None
+        try:
+            while self.waiting: self.waiting = self.waiting[self.file.write(self.waiting):]
+            if sync: os.fsync(self.file.fileno())
+        except OSError as e:
+            if not self.warned: tqdm.write(f'warning: {self.path}: cannot be written ({e.strerror}); its lines wait in memory, free space')
+            self.warned = True
 
 def read_log(path:str|Path # JSONL written by training
             )->list[dict]: # Records in order, each with `step`

@@ -8,6 +8,7 @@ __all__ = ['recover', 'write_all', 'llama_config', 'generation_config', 'resolve
 
 # %% ../nbs/14_checkpoint.ipynb #d9180517
 import errno, hashlib, json, os, shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 import torch
@@ -88,7 +89,16 @@ def _sha256(path:Path)->str:
         while block := f.read(1 << 20): h.update(block)
     return h.hexdigest()
 
-def _dump(path:Path, v): path.write_text(json.dumps(v, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+def _sums(paths)->dict[str, str]: # name → sha256; large files side by side
+    with ThreadPoolExecutor(4) as pool: return dict(zip((p.name for p in paths), pool.map(_sha256, paths)))
+
+def _text(v)->str: return json.dumps(v, indent=1, ensure_ascii=False) + '\n'
+def _dump(path:Path, v): path.write_text(_text(v), encoding='utf-8')
+
+def _signed(meta:dict)->dict:
+    "The same with the sha256 of its own text as the last entry."
+    meta = {k: v for k, v in meta.items() if k != 'sha256'}
+    return meta | dict(sha256=hashlib.sha256(_text(meta).encode()).hexdigest())
 
 def save_checkpoint(name:str|Path,         # Directory, or a name under checkpoints/
                     model:GPT, tok:Tokenizer,
@@ -111,7 +121,8 @@ def save_checkpoint(name:str|Path,         # Directory, or a name under checkpoi
         (tmp/'tokenizer.json').write_text(json.dumps(tokenizer_json(tok), ensure_ascii=False), encoding='utf-8')
         about = dict(mypt_version=__version__, model=asdict(model.cfg), layout='compact', mask_policy='pipeline', tags_seen=True,
                      step=(state or {}).get('step'))
-        _dump(tmp/'mypt.json', about | meta | dict(weights_sha256=_sha256(tmp/'model.safetensors')))
+        sums = _sums(sorted(tmp.iterdir()))
+        _dump(tmp/'mypt.json', _signed(about | meta | dict(weights_sha256=sums.pop('model.safetensors'), files_sha256=sums)))
     write_all(folder, write)
     return folder
 
@@ -123,11 +134,30 @@ def load_meta(name:str|Path)->dict: # `mypt.json`
         there = sorted(p.name for p in Path('checkpoints').iterdir()) if Path('checkpoints').is_dir() else []
         raise UserError(f'{folder}: no such model; ' + (f"there are {', '.join(there)}" if there else 'train one, or check the path'))
     recover(folder)
-    try: return json.loads((folder/'mypt.json').read_text(encoding='utf-8'))
+    path = folder/'mypt.json'
+    try: text = path.read_text(encoding='utf-8')
     except FileNotFoundError:
         if (folder/'sharded').is_dir(): raise UserError(f'{folder}: only shards of a run; mypt consolidate {name}') from None
         raise UserError(f'{folder}: no mypt.json, so not a checkpoint of mypt; is it another tool\'s model?') from None
-    except ValueError as e: raise UserError(f'{folder}/mypt.json: damaged ({e}); restore it from a copy') from None
+    except ValueError as e: raise UserError(f'{path}: damaged ({e}); restore it from a copy') from None
+    meta = _object(path, text)
+    if 'sha256' in meta and text != _text(_signed(meta)):
+        raise UserError(f'{path}: changed since it was written; restore it from a copy, or take out its sha256 if the change was meant')
+    return meta
+
+def _object(path:Path, text:str)->dict:
+    try: v = json.loads(text)
+    except ValueError as e: raise UserError(f'{path}: damaged ({e}); restore it from a copy') from None
+    if not isinstance(v, dict): raise UserError(f'{path}: damaged (not a JSON object); restore it from a copy')
+    return v
+
+def _check_sums(folder:Path, meta:dict):
+    "Raise `UserError` naming the first file that is not as it was written; one that was left out on purpose is no fault."
+    noted = {'model.safetensors': meta['weights_sha256']} | meta.get('files_sha256', {})
+    for name, h in _sums([folder/n for n in noted if (folder/n).is_file()]).items():
+        if h != noted[name]:
+            raise UserError(f'{folder/name}: sha256 {h[:12]}… is not the noted {noted[name][:12]}…; the file was changed, '
+                            'restore it from a copy')
 
 def _tensors(path:Path)->dict[str, torch.Tensor]:
     try:
@@ -136,15 +166,13 @@ def _tensors(path:Path)->dict[str, torch.Tensor]:
     except (SafetensorError, OSError) as e: raise UserError(f'{path}: damaged ({e}); restore it from a copy') from None
 
 def load_model(name:str|Path,      # Directory, or a name under checkpoints/
-               verify:bool=False,  # Compare the weights with their noted hash
+               verify:bool=False,  # Compare every file with its noted hash
               )->tuple[GPT, Tokenizer, dict]: # model on the CPU, tokenizer, `mypt.json`
     "Read a checkpoint; raises `UserError` saying what is wrong and what to do."
     folder, meta = resolve(name), load_meta(name)
+    if verify: _check_sums(folder, meta)
     tok, path = load_tokenizer(folder), folder/'model.safetensors'
     weights = _tensors(path)
-    if verify and (h := _sha256(path)) != meta['weights_sha256']:
-        raise UserError(f"{path}: sha256 {h[:12]}… is not the noted {meta['weights_sha256'][:12]}…; the file was changed, "
-                        'restore it from a copy')
     model = GPT(ModelConfig(**meta['model']))
     want = {k: v.shape for k, v in model.state_dict().items()}
     for k in [*want, *weights]:
@@ -160,8 +188,9 @@ def _show(shape)->str: return shape if isinstance(shape, str) else '×'.join(map
 def load_state(name:str|Path)->tuple[dict, dict]: # (numbers, optimizer tensors)
     "What `save_checkpoint` got as `state` and `tensors`."
     folder = resolve(name)
-    try: state = json.loads((folder/'training_state.json').read_text())
-    except ValueError as e:
-        raise UserError(f'{folder}/training_state.json: damaged ({e}); '
-                        'delete it to start a new run from the weights') from None
-    return state, _tensors(folder/'optimizer.safetensors')
+    path = folder/'training_state.json'
+    try: text = path.read_text(encoding='utf-8')
+    except FileNotFoundError: raise UserError(f'{path}: missing; restore it from a copy, or start from the weights with '
+                                              f'--init_from_model {folder.name}') from None
+    except ValueError as e: raise UserError(f'{path}: damaged ({e}); restore it from a copy') from None
+    return _object(path, text), _tensors(folder/'optimizer.safetensors')

@@ -28,10 +28,11 @@ def seed_for(seed:int, step:int, micro:int=0, rank:int=0)->int: # 0 … 2^63-1
 
 # %% ../nbs/21_loop.ipynb #07689c3e
 class Callback:
-    "Five hooks into training, each given the `Trainer`; override what you need. Setting `trainer.stop` to a reason ends the run."
+    "Six hooks into training, each given the `Trainer`; override what you need. Setting `trainer.stop` to a reason ends the run."
     def before_fit(self, t): pass
     def after_step(self, t): pass
     def after_eval(self, t): pass
+    def before_save(self, t): pass
     def after_save(self, t): pass
     def after_fit(self, t): pass
 
@@ -185,7 +186,7 @@ def fit(t:Trainer, until:int|None=None)->'Trainer': # Stop early at step `until`
 
 def save(t:Trainer):
     "Write a checkpoint, unless the last steps were bad."
-    if t.save_fn and not t.bad_in_a_row: t.save_fn(t); t.call('after_save')
+    if t.save_fn and not t.bad_in_a_row: t.call('before_save'); t.save_fn(t); t.call('after_save')
 
 # %% ../nbs/21_loop.ipynb #9b984adf
 _STATE = ('step', 'tokens', 'supervised', 'skipped', 'best')
