@@ -25,7 +25,7 @@ class Verb(NamedTuple):
     stage: str; target: str; help: str
     positional: tuple = ()   # parameters that may be given without a flag
     aliases: dict = {}       # flag of the documents → parameter
-    failed: object = None    # result → True when the command should exit 1
+    failed: object = None    # result → exit code; True is 1
 
 VERBS = {
     'make':     Verb('data', 'mypt.run:make', 'generate episodes for a phase', ('kind',)),
@@ -58,7 +58,8 @@ VERBS = {
     'translate recombine': Verb('translate', 'mypt.translate:recombine', 'translated messages back into episodes'),
     'translate merge': Verb('translate', 'mypt.translate:merge', 'two languages into one file'),
     'train':    Verb('train', 'mypt.train:train', 'train a model, or go on where it stopped',
-                     aliases=dict(config='config_file', dataset='dataset_dir', output='model_name', model='init_from_model')),
+                     aliases=dict(config='config_file', dataset='dataset_dir', output='model_name', model='init_from_model'),
+                     failed=lambda t: 130 * (t.stop or '').startswith('SIGINT')),
     'consolidate': Verb('train', 'mypt.distributed:consolidate', 'make shards of an interrupted FSDP run an ordinary model',
                         ('model_name',)),
     'run':      Verb('train', 'mypt.run:run', "a phase's whole pipeline, from data to gate",
@@ -249,8 +250,9 @@ def call(argv:list[str])->int: # Exit code
     name, rest = find_verb(argv)
     verb, parser = VERBS[name], verb_parser(name)
     if helps & {*rest} - {'help'}: print(parser.format_help()); return 0
-    args = vars(parser.parse_args(rest))
-    if missing := [p.name for p in signature_of(verb.target)[1] if p.required and p.name not in args]:
+    args, params = vars(parser.parse_args(rest)), {p.name: p for p in signature_of(verb.target)[1]}
+    if 'device' in args: args['device'] = _device(args['device'], params['device'].default)
+    if missing := [k for k, p in params.items() if p.required and k not in args]:
         raise UserError(f"mypt {name} needs {missing[0].upper()}; 'mypt {name} --help' says more")
     report, _ = REPORTS.get(name, (None, {}))
     as_json = args.pop('json', False) if report else False
@@ -258,10 +260,19 @@ def call(argv:list[str])->int: # Exit code
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         result = getattr(import_module(module), attr)(**args)
     if as_json: print(to_json(report(result)))
-    return int(bool(verb.failed and verb.failed(result)))
+    return int(verb.failed(result)) if verb.failed else 0
+
+def _device(name:str, default:str)->str: # As the function takes it
+    "A device that is there; raises `UserError` for any other."
+    if not re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', name): raise UserError(f'--device {name}: use cpu, cuda or auto')
+    if name == 'cpu' or name == default == 'auto': return name
+    gpu = import_module('torch').cuda.is_available()
+    if name.startswith('cuda') and not gpu: raise UserError(f'--device {name}: no GPU is visible; use --device cpu')
+    return name if name != 'auto' else 'cuda' if gpu else 'cpu'
 
 def main(argv:list[str]|None=None)->int: # Exit code: 0, 1 (judged and failed), 2 (bad call or input) or 130 (Ctrl-C)
     "The command `mypt`."
+    if argv is None and not sys.stderr.isatty(): os.environ.setdefault('TQDM_DISABLE', '1')    # no bars in a log file
     try:
         code = call(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()                                 # here, where a closed pipe can be caught

@@ -10,10 +10,11 @@ __all__ = ['SHINGLE', 'ANCHORED', 'K', 'shingles', 'jaccard', 'anchors', 'Said',
 import hashlib, json, re
 from array import array
 from functools import lru_cache
+from pathlib import Path
 from typing import Iterator, NamedTuple
 import numpy as np
 from .tokens import UserError
-from .episodes import MAX_LINE, atomic_write, check_episode, dump_line, open_input, parse_line
+from .episodes import MAX_LINE, atomic_write, check_episode, dump_line, open_input, parse_line, watched
 from .packing import ranges
 from .quality import normalise
 
@@ -162,7 +163,7 @@ class _Lines:
 def _raw_lines(path)->Iterator[tuple[int,int,bytes]]: # (line number, offset, bytes) of lines that are not blank
     at = 0
     with open_input(path) as f:
-        for n, raw in enumerate(f, 1):
+        for n, raw in enumerate(watched(f, 'read', 'line'), 1):
             if raw.strip(b'\xef\xbb\xbf \t\r\n'): yield n, at, raw.removeprefix(b'\xef\xbb\xbf')
             at += len(raw)
 
@@ -195,6 +196,7 @@ def dedup(
     "Remove exact and near duplicates; the first of them stays, every removed line is written to `rejects`."
     if by not in ('episode', 'user'): raise UserError(f"--by {by}: use 'episode' or 'user'")
     if not .3 <= threshold <= 1: raise UserError(f'--threshold {threshold}: a similarity from 0.3 to 1')
+    if Path(input).resolve() == Path(output).resolve(): raise UserError(f'{output}: is the input; give another --output')
     lines = _Lines(list(against or ()), input, by)
     lines.files = [open(p, 'rb') for p in lines.paths]
     try: repeats = _find(lines, threshold)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROLE_FIELDS', 'META_FIELDS', 'CHAT_FIELDS', 'REPLAY_FIELDS', 'MAX_DEPTH', 'MAX_LINE', 'EpisodeError', 'nearest',
-           'check_message', 'check_episode', 'parse_line', 'iter_lines', 'open_input', 'iter_episodes', 'read_episodes',
-           'atomic_write', 'dump_line', 'write_episodes', 'json_schema']
+           'check_message', 'check_episode', 'parse_line', 'watched', 'iter_lines', 'open_input', 'iter_episodes',
+           'read_episodes', 'atomic_write', 'dump_line', 'write_episodes', 'json_schema']
 
 # %% ../nbs/01_episodes.ipynb #28e827ee
 import json, os, re
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Iterator
+from tqdm import tqdm
 from .tokens import UserError
 
 # %% ../nbs/01_episodes.ipynb #2f12df6f
@@ -191,6 +192,10 @@ def parse_line(raw:bytes, where:str='line 1')->dict:
 def _no_constant(name): raise ValueError(f'{name} is not JSON')
 
 # %% ../nbs/01_episodes.ipynb #a9e9ebce
+def watched(items, what:str, unit:str)->Iterator: # As in: `read: 1200 lines`
+    "The same items, with a progress bar when they take over two seconds and somebody is at the terminal."
+    return tqdm(items, desc=what, unit=f' {unit}s', leave=False, delay=2, disable=None)
+
 def iter_lines(path:str|Path)->Iterator[tuple[int,bytes|None]]: # (line number from 1, its bytes or None when over MAX_LINE)
     "Lines that are not blank, without a byte-order mark; raises `UserError` when the file cannot be read."
     with open_input(path) as f:
@@ -214,7 +219,7 @@ def open_input(path:str|Path):
 
 def iter_episodes(path:str|Path)->Iterator[tuple[int,dict|UserError]]: # (line number, canonical episode or what is wrong)
     "Every line of a JSONL file, good and bad: rows read = rows good + rows reported."
-    for n, raw in iter_lines(path):
+    for n, raw in watched(iter_lines(path), 'read', 'line'):
         where = f'{path}:{n}'
         try: yield n, _too_long(where) if raw is None else parse_line(raw, where)
         except UserError as e: yield n, e
@@ -254,7 +259,7 @@ def write_episodes(path:str|Path, episodes)->int: # Number of episodes written
     "Write episodes as JSONL, atomically."
     n = 0
     with atomic_write(path) as f:
-        for ep in episodes: f.write(dump_line(ep)); n += 1
+        for ep in watched(episodes, 'write', 'episode'): f.write(dump_line(ep)); n += 1
     return n
 
 # %% ../nbs/01_episodes.ipynb #c97e4b5c

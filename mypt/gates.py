@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from .tokens import UserError
-from .episodes import atomic_write
+from .episodes import atomic_write, watched
 from .checkpoint import load_model
 from .metrics import wilson
 from .suite import SuiteResult, run_suite, speaker
@@ -148,7 +148,8 @@ def judge(say, phase:str,           # A speaker; the phase
     "Run the suites of a phase's gate and judge every demand; raises `UserError` for a phase without a gate."
     if (demands := gate_of(phase)) is None:
         raise UserError(f"phase {phase!r} has no gate; there is {', '.join([*GATES, *_HOMES])}")
-    results = {s: run_suite(say, s, max_new_tokens) for s in dict.fromkeys(s for d in demands for s in d.suites)}
+    suites = dict.fromkeys(s for d in demands for s in d.suites)
+    results = {s: run_suite(say, s, max_new_tokens) for s in watched(suites, 'judge', 'suite')}
     before, rows = {r['name']: r['rate'] for r in (previous or {}).get('suites', ())}, []
     for d in demands:
         k, n = d.count(say) if d.count else map(sum, zip(*(results[s].count(d.check, d.tag) for s in d.suites)))
@@ -190,7 +191,7 @@ def eval_model(
     m, tok, meta = load_model(model)
     say = speaker(m.to(device), tok, meta['layout'])
     names = suite or ['format_en', 'format_de', 'echo', 'anti_echo', 'regression_basics']
-    out = {s: run_suite(say, s, max_new_tokens) for s in names}
+    out = {s: run_suite(say, s, max_new_tokens) for s in watched(names, 'ask', 'suite')}
     for r in out.values():
         print(r)
         for tag, (k, n) in r.by_tag().items():

@@ -66,6 +66,8 @@ def mix(
 )->dict:                  # What was mixed: rows and realised share of each source
     "Mix files of episodes by ratio or by share; deterministic, atomic, and honest about what came out."
     specs = [parse_input(s) for s in ([inputs] if isinstance(inputs, str) else inputs)]
+    if own := [p for p, _ in specs if Path(p).resolve() == Path(output).resolve()]:
+        raise UserError(f'{own[0]}: is an input; give another --output')
     offsets, hashes = zip(*(line_offsets(p) for p, _ in specs))
     take, rng = counts(list(map(len, offsets)), [r for _, r in specs], shares), np.random.default_rng(seed)
     plan = np.concatenate([np.stack([np.full(k, i), _chosen(len(o), k, rng)], 1)

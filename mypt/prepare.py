@@ -19,7 +19,7 @@ import numpy as np
 from tqdm.auto import tqdm
 from . import __version__
 from .tokens import UserError, get_tokenizer
-from .episodes import EpisodeError, dump_line, iter_lines, parse_line, read_episodes, _too_long
+from .episodes import EpisodeError, dump_line, iter_lines, parse_line, read_episodes, watched, _too_long
 from .serialize import serialize
 from .masks import encode_batch, role_weights
 from .packing import pack_arrays, plan_rows, ranges, segment_dtype
@@ -445,7 +445,8 @@ def check(input:str # JSONL file, folder or glob
          )->list[str]: # One line per bad episode
     "List every mistake of the input, checked and serialized, without writing anything."
     bad, good = [], 0
-    for part in map(_Encode(Recipe('byte')), in_parts(Files(find_inputs(input)).lines([]))):
+    parts = watched(in_parts(Files(find_inputs(input)).lines([])), 'check', 'part')
+    for part in map(_Encode(Recipe('byte')), parts):
         bad += [f'{w}: {e}' for w, e, _ in part.rejects]; good += len(part.lengths)
     for line in bad: print(line)
     print(f'{good:,} fine, {len(bad):,} to mend')

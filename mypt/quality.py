@@ -248,6 +248,7 @@ def quality(
     report:str=None,           # Write all numbers as JSON
 )->dict[str, Report]:
     "Everything at once: diversity, balance, token budget, placeholders."
+    if block_size < 1: raise UserError(f'--block_size {block_size}: at least one token')
     out = dict(diversity=diversity_of(rows_of(input)), balance=balance(rows_of(input)),
                token_budget=token_budget(rows_of(input), tokenization, block_size), placeholders=placeholders(rows_of(input)))
     _save({k: r.data for k, r in out.items()}, report)

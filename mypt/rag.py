@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from .tokens import UserError
 from .documents import Document, Unreadable, chunks, no_document, parse_document, read_documents, read_files
-from .episodes import check_episode, dump_line
+from .episodes import check_episode, dump_line, watched
 from .sources import SYSTEM, context_block, guess_language
 
 # %% ../nbs/40_rag.ipynb #d9826f5d
@@ -211,7 +211,7 @@ def _update(db, docs_dir, why:Counter, settings:dict, embed)->dict[str,int]:
     had = {doc_id: (doc, h) for doc, doc_id, h in db.execute('select doc, doc_id, hash from doc')}
     n = dict(new=0, changed=0, deleted=0, same=0)
     free, kept = 1 + max((doc for doc, _ in had.values()), default=0), set()
-    for doc_id, raw in read_files(docs_dir, why):
+    for doc_id, raw in watched(read_files(docs_dir, why), 'index', 'document'):
         h, (doc, old) = hashlib.sha256(raw).digest(), had.get(doc_id, (0, None))
         if h != old:
             try: d = parse_document(doc_id, raw)

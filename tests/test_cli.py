@@ -1,9 +1,10 @@
 """The command line as a person meets it: help, aliases of the documents, one line per mistake, exit codes."""
-import json, os, re, shlex, subprocess, sys
+import json, os, re, shlex, shutil, signal, subprocess, sys
 import pytest
 from mypt.cli import VERBS, find_verb, main, overview, signature_of, verb_parser
 from mypt.episodes import dump_line, write_episodes
-from mypt.manual import EXAMPLES, examples_of
+from mypt.completion import candidates as complete
+from mypt.manual import EXAMPLES, REPORTS, examples_of
 
 LINE = {'messages': [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a'}]}
 
@@ -46,6 +47,14 @@ def test_every_example_is_a_call_that_parses(line):
     (['train', '--model_name', 'm', '--dataset_dir', 'd', '--config_file', 'tinny'], "'tiny'"),
     (['generate', '--model_name', 'nobody', '--prompt', 'x'], 'nobody'), (['generate', '--model_name', 'x'], '--prompt'),
     (['gate', '--model', 'nobody', '--phase', '1'], 'nobody'), (['make', 'ecco', '--output', 'x.jsonl'], "'echo'"),
+    (['prepare', '--input'], '--input needs a value'), (['prepare', '--input', 'a', '--output_dir', ''], 'names nothing'),
+    (['prepare', '--input', 'a', '--output_dir', 'b', '--workers', '-2'], "'-2' is no whole number"),
+    (['train', '--model_name', 'm', '--dataset_dir', 'd', '--device', 'tpu'], 'cpu, cuda or auto'),
+    (['prepare', '--input', 'a', '--output_dir', 'b', '--val_split', 'nan'], "'nan' is no number"), (['translate'], 'extract, run'),
+    (['check', 'a', 'b'], 'unknown argument b'), (['completion', 'csh'], 'bash, zsh, fish'),
+    (['context-extension', '--output_dir', 'x', '--datasets', 'invented', '--block_size', '0'], 'at least 16'),
+    (['mix', '--inputs', 'a.jsonl:1', '--output', './a.jsonl'], 'another --output'),
+    (['dedup', '--input', 'a', '--output', 'a'], 'another'),
     (['mix', '--inputs', 'a.jsonl:x', '--output', 'b.jsonl'], 'number'), (['validate', 'nowhere'], None)])
 def test_a_wrong_call_is_one_line_and_exit_2(argv, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -190,3 +199,110 @@ def test_text_as_shards_is_an_unbroken_stream(tmp_path, capsys):
     write_episodes(tmp_path/'c.jsonl', [LINE])
     code, _, err = run(capsys, 'prepare', '--input', tmp_path/'c.jsonl', *[a if a != tmp_path/'d' else tmp_path/'e' for a in args])
     assert code == 2 and '--format episodes' in one_line(err)
+
+# --json: one object on stdout and nothing else there, its keys those of the manual
+
+def report(capsys, *argv, codes=(0,)):
+    code, out, _ = run(capsys, *argv, '--json')
+    assert code in codes and out.count('\n') == 1, out
+    found, keys = json.loads(out), REPORTS[' '.join(argv[:2]) if ' '.join(map(str, argv[:2])) in VERBS else argv[0]][1]
+    assert found.keys() <= keys.keys(), found.keys() - keys.keys()
+    return found
+
+def test_json_of_the_data_verbs(dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert report(capsys, 'make', 'echo', '--output', 'e.jsonl', '--num_examples', 60) == {'episodes': 60}
+    assert report(capsys, 'check', 'e.jsonl') == {'ok': True, 'problems': []}
+    (tmp_path/'bad.jsonl').write_text('{\n')
+    bad = report(capsys, 'check', 'bad.jsonl', codes=(1,))
+    assert not bad['ok'] and bad['problems'][0].startswith('bad.jsonl:1: ')
+    assert report(capsys, 'mix', '--inputs', 'e.jsonl:0.5', '--output', 'm.jsonl')['rows'] == 30
+    assert report(capsys, 'convert', 'e.jsonl', '--output', 'c.jsonl')['episodes'] > 0
+    assert report(capsys, 'dedup', '--input', 'e.jsonl', '--output', 'd.jsonl')['rows'] == 60
+    assert 0 <= report(capsys, 'diversity', 'e.jsonl')['score'] <= 100
+    assert report(capsys, 'quality', 'e.jsonl', '--tokenization', 'byte')['token_budget']['block_size'] == 1024
+    assert report(capsys, 'augment', '--input', 'e.jsonl', '--output', 'a.jsonl', '--target_count', 70) == {'episodes': 70}
+    assert report(capsys, 'diversify', '--input', 'e.jsonl', '--output', 'v.jsonl').keys() == {'changed', 'before', 'after'}
+    made = report(capsys, 'prepare', '--input', 'e.jsonl', '--output_dir', 'ds', '--tokenization', 'byte')
+    assert made['dataset_dir'] == 'ds' and made['rows_read'] == 60 == made['num_train_episodes'] + made['num_val_episodes']
+    assert report(capsys, 'validate', 'ds') == {'ok': True, 'problems': []}
+    assert report(capsys, 'check-masks', 'ds')['ok'] is True
+    assert len(report(capsys, 'inspect', 'ds', '--show_samples', 2)['samples']) == 2
+    plan = report(capsys, 'prepare-jobs', 'plan', '--input', 'e.jsonl', '--jobs_dir', 'jobs', '--splits', 2,
+                  '--sets', 'tokenization=byte')
+    assert len(plan['splits']) == 2
+    for i in (0, 1): report(capsys, 'prepare-jobs', 'run', '--jobs_dir', 'jobs', '--split', i)
+    assert report(capsys, 'prepare-jobs', 'merge', '--jobs_dir', 'jobs', '--output_dir', 'all')['dataset_dir'] == 'all'
+    (tmp_path/'docs').mkdir(); (tmp_path/'docs/a.md').write_text('# Foxes\n\nThe fox is red.\n')
+    assert report(capsys, 'rag-index', '--docs_dir', 'docs', '--out_dir', 'index')['documents'] == 1
+
+def test_json_of_the_model_verbs(dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    trained = report(capsys, 'train', '--model_name', 'm', '--dataset_dir', dataset, *SMALL)
+    assert trained['step'] == trained['max_steps'] == 4 and trained['stop'] is None and trained['evaluated']['val'] > 0
+    assert isinstance(report(capsys, 'generate', '--model_name', 'm', '--prompt', 'a', '--max_new_tokens', 3)['text'], str)
+    (tmp_path/'docs').mkdir(); (tmp_path/'docs/a.md').write_text('# Foxes\n\nThe fox is red.\n')
+    run(capsys, 'rag-index', '--docs_dir', 'docs', '--out_dir', 'index')
+    (tmp_path/'s.jsonl').write_text('{"user": "a", "want": "b"}\n')
+    (tmp_path/'e.jsonl').write_bytes(b''.join(map(dump_line, [LINE] * 2)))
+    assert report(capsys, 'export', 'm')['path'].endswith('m')
+    code, out, err = run(capsys, 'gate', '--model', 'nobody', '--phase', '1', '--json')
+    assert code == 2 and out == '' and 'nobody' in one_line(err)
+
+# Completion: the shells themselves are asked
+
+def candidates(*words): return [w for w, _ in complete(list(words))]
+
+def test_completion_knows_verbs_flags_and_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'checkpoints/chat').mkdir(parents=True); (tmp_path/'checkpoints/chat/mypt.json').touch()
+    assert candidates('ga') == ['gate'] and 'run' in candidates('translate', '')
+    assert candidates('gate', '--model', '') == ['chat'] and candidates('make', 'ec') == ['echo']
+    assert 'phase1_format_lock' in candidates('train', '--config', 'phase1') and '1b' in candidates('run', '--phase', '')
+    assert candidates('prepare', '--pack_b') == ['--pack_block_size', '--pack_by_field'] == candidates('prepare', '--pack-b')
+    assert '--seed' not in candidates('prepare', '--seed', '1', '--s') and candidates('prepare', '--input', '') == []
+    assert candidates('nonsense', '--x') == []
+
+def test_completion_is_light():
+    code = "import sys; from mypt.cli import main; main(['__complete', 'train', '--']); assert not {'torch', 'numpy'} & {*sys.modules}"
+    p = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert p.returncode == 0 and '--dataset_dir\t' in p.stdout, p.stderr
+
+ASK = dict(
+    bash='eval "$(mypt completion bash)"; COMP_WORDS=(mypt prepare --on_error ""); COMP_CWORD=3; _mypt mypt; '
+         'printf "%s\\n" "${COMPREPLY[@]}"',
+    zsh='compdef() { :; }; _describe() { print -l ${(P)2}; }; source <(mypt completion zsh); '
+        'words=(mypt prepare --on_error ""); CURRENT=4; _mypt',
+    fish='mypt completion fish | source; complete -C "mypt prepare --on_error "')
+
+@pytest.mark.parametrize('shell', ASK)
+def test_the_shells_complete(shell):
+    if not shutil.which(shell): pytest.skip(f'no {shell} here')
+    env = os.environ | {'PATH': f'{os.path.dirname(sys.executable)}:{os.environ["PATH"]}'}
+    flags = dict(bash=['--norc'], zsh=['-f'], fish=['--no-config'])[shell]
+    p = subprocess.run([shell, *flags, '-c', ASK[shell]], capture_output=True, text=True, env=env)
+    assert [re.split(r'[\t:]', l)[0] for l in p.stdout.split()] == ['fail', 'skip'], p.stderr
+
+# The process: Ctrl-C, a closed pipe, a full disk
+
+def mypt(*argv, **kw): return subprocess.Popen([sys.executable, '-m', 'mypt.cli', *map(str, argv)], stderr=subprocess.PIPE, text=True, **kw)
+
+def test_ctrl_c_is_quiet(tmp_path):
+    write_episodes(tmp_path/'x.jsonl', [LINE])
+    os.mkfifo(tmp_path/'slow.jsonl')
+    p = mypt('check', tmp_path/'slow.jsonl', start_new_session=True)
+    with open(tmp_path/'slow.jsonl', 'wb', buffering=0) as f:      # opens when the command does
+        f.write(dump_line(LINE))
+        os.killpg(p.pid, signal.SIGINT)
+        assert p.communicate(timeout=60)[1] == '' and p.returncode == 130
+
+def test_a_closed_pipe_is_quiet(tmp_path):
+    (tmp_path/'x.jsonl').write_text('{\n' * 5000)
+    p = mypt('check', tmp_path/'x.jsonl', stdout=subprocess.PIPE)
+    p.stdout.close()
+    assert p.communicate(timeout=60)[1] == '' and p.returncode == 0
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full')
+def test_a_full_disk_is_one_line():
+    with open('/dev/full', 'w') as full: p = mypt('--help', stdout=full)
+    assert one_line(p.communicate(timeout=60)[1]) and p.returncode == 2

@@ -97,7 +97,8 @@ def build(root:Path=ROOT, out:Path|None=None)->Path:
     for name in [*(nb.name for nb in read_notebooks(root)), *command_pages(root)]:
         here = page_name(name)
         (out/here).parent.mkdir(parents=True, exist_ok=True)
-        (out/here).write_text(build_page((root/'nbs' if name.endswith('.md') else proc)/name, root, s, sidebar_html(root, here), here), encoding='utf-8')
+        source = (root/'nbs' if name.endswith('.md') else proc)/name
+        (out/here).write_text(build_page(source, root, s, sidebar_html(root, here), here), encoding='utf-8')
     for f in (root/'nbs').rglob('*'):
         if f.is_file() and f.suffix in ASSETS and not any(o[0] in '._' for o in f.relative_to(root/'nbs').parts):
             (out/f.relative_to(root/'nbs')).parent.mkdir(parents=True, exist_ok=True)

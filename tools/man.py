@@ -44,10 +44,12 @@ def page(verb:str)->str: # Markdown with front matter
     beside = [v for v, r in VERBS.items() if r.stage == row.stage and v != verb]
     codes = {0: 'done', 1: 'judged and found wanting', 2: 'the call or its input was wrong; one line on stderr says what to do',
              130: 'ended with Ctrl-C'}
-    parts = ['## Synopsis', f"```text\n{verb_parser(verb).usage.replace('%%', '%')}\n```", for_shell(doc) + '.', '## Options', options(verb),
+    parts = ['## Synopsis', f'```text\n{verb_parser(verb).usage}\n```', for_shell(doc) + '.', '## Options', options(verb),
              'Words in a flag may be joined by `_` or by `-`.', '## Examples',
              '\n\n'.join(f'```bash\n# {why}\n{call}\n```' for call, why in examples_of(verb))]
-    if verb in REPORTS: parts += ['## Report', table(('key', 'what it holds'), [(f'`{k}`', v or k.replace('_', ' ')) for k, v in REPORTS[verb][1].items()])]
+    if verb in REPORTS:
+        keys = [(f'`{k}`', v or k.replace('_', ' ')) for k, v in REPORTS[verb][1].items()]
+        parts += ['## Report', table(('key', 'what it holds'), keys)]
     parts += ['## Exit codes', table(('code', 'meaning'), [(str(c), t) for c, t in codes.items() if c != 1 or row.failed]),
               '## See also', ', '.join([f'[{notebook_of(verb)}](../{notebook_of(verb)})',
                                         *(f'[mypt {v}]({Path(page_of(v)).name})' for v in beside)])]

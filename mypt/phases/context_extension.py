@@ -205,6 +205,7 @@ def context_extension(
     overwrite:bool=False,                   # Replace `output_dir` where it exists
 )->Dataset:
     "Questions with their passages and long general text, tokenized and packed for a longer context."
+    if block_size < 16: raise UserError(f'--block_size {block_size}: rows of at least 16 tokens')
     if not 0 < qa_share < 1: raise UserError(f'--qa_share {qa_share}: a share of the tokens, above 0 and below 1, such as 0.4')
     if bad := {*(languages or ())} - {'en', 'de'}: raise UserError(f'--languages {sorted(bad)[0]}: use en, de or both')
     tok, have, text = get_tokenizer(tokenization), Counter(), Path(f'{str(output_dir).rstrip("/")}.jsonl')
