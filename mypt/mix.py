@@ -10,7 +10,7 @@ import hashlib, json
 from pathlib import Path
 import numpy as np
 from .tokens import UserError
-from .episodes import MAX_LINE, atomic_write, dump_line, open_input, parse_line
+from .episodes import MAX_LINE, atomic_write, dump_line, open_input, parse_line, watched
 
 # %% ../nbs/31_mix.ipynb #5d746d66
 def line_offsets(path:str|Path)->tuple[np.ndarray, str]: # (int64[n] where lines begin, sha256 of the file)
@@ -76,7 +76,7 @@ def mix(
     files = [open(p, 'rb') for p, _ in specs]
     try:
         with atomic_write(output) as out:
-            for i, j in plan.tolist():
+            for i, j in watched(plan.tolist(), 'mix', 'row'):
                 ep = _line(files[i], offsets[i][j], f'{specs[i][0]}: line {j+1}')
                 out.write(dump_line({'mix_source': Path(specs[i][0]).stem} | ep))
     finally:
