@@ -99,7 +99,7 @@ def _legs(rows): return dict(phases=[r | dict(gate=r['gate'] and r['gate'].to_js
 REPORTS = {
     'make': (_episodes, EPISODES), 'convert': (_episodes, EPISODES), 'augment': (_episodes, EPISODES),
     'translate recombine': (_episodes, EPISODES), 'translate merge': (_episodes, EPISODES),
-    'check': (_problems, dict(ok='nothing to mend', problems='each as FILE:LINE: what is wrong')),
+    'check': (_problems, dict(ok='nothing to mend', problems='each a line: where it is, and what is wrong')),
     'validate': (_problems, dict(ok='nothing is wrong', problems='each as a sentence')),
     'mix': (_same, dict(rows='written', seed='', shuffle='', shares='',
                         sources='for each: file, sha256, rows_there, given, rows, share')),
