@@ -12,7 +12,7 @@ import glob, hashlib, io, json, os, sys, threading
 from collections import deque
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context, parent_process
+from multiprocessing import current_process, get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -348,7 +348,7 @@ def prepare(
     if not 0 <= val_split < 1: raise UserError(f'--val_split {val_split}: a share from 0 to below 1')
     if enable_packing and pack_block_size < 2:
         raise UserError(f'--pack_block_size {pack_block_size}: a row needs at least 2 tokens')
-    if sys.modules.get('__mp_main__') not in (None, sys.modules['__main__']): sys.exit(1)   # unguarded; the parent says why
+    if getattr(current_process(), '_inheriting', False): sys.exit(1)   # a worker that runs an unguarded script; the parent says why
     source, stream = input if isinstance(input, Files) else Files(find_inputs(input)), format == 'shards'
     tok, cap = get_tokenizer(tokenization), pack_block_size if enable_packing or stream else 0
     held = frozenset().union(*map(shown, read_episodes(val_file))) if val_file else frozenset()
