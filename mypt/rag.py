@@ -264,7 +264,7 @@ def _best_of_each(scores:dict[int,float])->dict[int,float]:
     return {-p: score for score, p in best.values()}
 
 class Index:
-    "Passages of documents, ready for search. Make one with `Index.build`, `Index.of` or `Index.open`."
+    "Passages of documents, ready for search. Make one with its `build`, `of` or `open`."
     def __init__(self, store, embed=None):
         self.store, self.embed, self._last = store, embed, ('', {})
         self.mean = sum(store.lengths.values()) / max(1, len(store.lengths))
