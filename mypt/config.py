@@ -144,7 +144,8 @@ def _check_value(f, v, where:str):
     ts, bad = _types(f), ''
     if type(v) is int and float in ts and int not in ts: v = float(v)
     if type(v) not in ts: bad = 'it must be ' + ' or '.join(_TYPES[t] for t in ts)
-    elif f.name in _CHOICES and v not in _CHOICES[f.name]: bad = 'choose one of ' + ', '.join(json.dumps(c).strip('"') for c in _CHOICES[f.name])
+    elif f.name in _CHOICES and v not in _CHOICES[f.name]:
+        bad = 'choose one of ' + ', '.join(json.dumps(c).strip('"') for c in _CHOICES[f.name])
     elif type(v) in (int, float): bad = _range_problem(f.name, v)
     if bad: raise UserError(f'{where}: {f.name} is {v!r}, {bad}')
     return v
