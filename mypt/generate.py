@@ -87,7 +87,8 @@ _SHORT = WeakKeyDictionary()   # model → its shortlist
 def shortlist(model:GPT)->Shortlist|None:
     "The model's shortlist, made anew when its head has changed; None where it would not pay."
     W = model.head
-    if W.device.type != 'cpu' or W.dtype != torch.float32 or len(W) < 8192 or torch.backends.quantized.engine not in ('x86', 'fbgemm'): return None
+    x86 = W.device.type == 'cpu' and torch.backends.quantized.engine in ('x86', 'fbgemm')
+    if not x86 or W.dtype != torch.float32 or len(W) < 8192: return None
     s = _SHORT.get(model)
     if s is None or s.made_of != (W.data_ptr(), W._version): s = _SHORT[model] = Shortlist(W.detach())
     return s

@@ -7,7 +7,8 @@ from mypt.generate import Sampling, Shortlist, generate, shortlist
 from mypt.model import GPT
 from mypt.tokens import UserError
 
-ARCHS = dict(llama={}, grouped=dict(n_kv_head=2, rope_scale=4.), learned=dict(pos_encoding='learned', mlp_type='gelu', norm_type='layernorm'))
+ARCHS = dict(llama={}, grouped=dict(n_kv_head=2, rope_scale=4.),
+             learned=dict(pos_encoding='learned', mlp_type='gelu', norm_type='layernorm'))
 
 def model_of(arch='llama', V=320, **kw):
     torch.manual_seed(1)
@@ -89,8 +90,9 @@ def test_cancel():
 
 def test_bad_requests():
     e = Engine(model_of(), slots=2, room=32)
-    for args, problem in (([], 3), 'empty prompt'), (([1], 0), 'max_new_tokens'), (([1] * 30, 3), '30 tokens and 3 new ones exceed the room of 32'), \
-                         (([1], 3, Sampling(temperature=-1.)), 'temperature'):
+    bad = {'empty prompt': ([], 3), 'max_new_tokens': ([1], 0), 'temperature': ([1], 3, Sampling(temperature=-1.)),
+           '30 tokens and 3 new ones exceed the room of 32': ([1] * 30, 3)}
+    for problem, args in bad.items():
         with pytest.raises(UserError, match=problem): e.submit(*args)
     assert not e.busy and e.step() == []
     r = e.submit([1] * 30, 2)
