@@ -18,7 +18,8 @@ def page_of(verb:str)->str: # 'prepare-jobs plan' → 'commands/prepare-jobs-pla
 def table(head:tuple, rows:list[tuple])->str:
     "A Markdown table; what would end a cell is escaped."
     cell = lambda s: s.replace('|', r'\|').replace('<', r'\<')
-    lines = [' | '.join(head), ' | '.join('---' for _ in head), *(' | '.join(map(cell, r)) for r in rows)]
+    widths = (7, 4, 4, 14) if len(head) == 4 else (6, 16)       # pandoc shares a page's width by the dashes
+    lines = [' | '.join(head), ' | '.join('-' * w for w in widths), *(' | '.join(map(cell, r)) for r in rows)]
     return '\n'.join(f'| {l} |' for l in lines)
 
 def options(verb:str)->str:
