@@ -37,7 +37,7 @@ def call_schema(tools:dict # name → `Tool`, as `workspace.TOOLS`
 # %% ../nbs/42_constrain.ipynb #48f4179a
 def _llguidance():
     try: import llguidance
-    except ImportError: raise UserError("constrained calls need llguidance; run: pip install 'mypt[constrain]'") from None
+    except ImportError: raise UserError("constrained calls need llguidance; run: pip install -e '.[constrain]'") from None
     return llguidance
 
 class CallGrammar:

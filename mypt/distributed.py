@@ -175,6 +175,7 @@ def consolidate(model_name:str|Path # A model whose training stopped in shards
                )->Path:             # Its directory, now the ordinary one
     "Make the ordinary Llama directory of the newest shards, and remove them."
     folder = resolve(model_name)
+    if not folder.is_dir(): raise UserError(f'{folder}: no such model; check the name')
     own = newest(folder)
     if own != folder:
         model, tok, meta, state, _ = open_shards(own)

@@ -19,7 +19,7 @@ from .checkpoint import load_meta, load_model, resolve
 # %% ../nbs/18_export.ipynb #46dfbaa1
 def _gguf():
     try: import gguf
-    except ImportError: raise UserError("--gguf needs the gguf package; run: pip install 'mypt[gguf]'") from None
+    except ImportError: raise UserError("--gguf needs the gguf package; run: pip install -e '.[gguf]'") from None
     return gguf
 
 def interleave(w, heads:int): # Array [H·D] or [H·D, C] → same
@@ -236,7 +236,7 @@ def push(
 
 def _api():
     try: from huggingface_hub import HfApi
-    except ImportError: raise UserError("push needs huggingface_hub; run: pip install 'mypt[hub]'") from None
+    except ImportError: raise UserError("push needs huggingface_hub; run: pip install -e '.[hub]'") from None
     if not os.environ.get('HF_TOKEN'):
         raise UserError('no HF_TOKEN in the environment; make one with write access on the Hub, then export it')
     return HfApi(token=os.environ['HF_TOKEN'])

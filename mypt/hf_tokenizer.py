@@ -175,7 +175,7 @@ class ForeignTokenizer(Tokenizer):
     def _rust(self):
         try: from tokenizers import Tokenizer as Rust
         except ImportError:
-            raise UserError("another model's tokenizer needs tokenizers; run: pip install 'mypt[hub]'") from None
+            raise UserError("another model's tokenizer needs tokenizers; run: pip install -e '.[hub]'") from None
         plain = {t: i for t, i in self.vocab.items() if t not in self.control}
         model = self.spec['model'] | dict(vocab=plain, unk_token=None)   # text has no way to a control token
         return Rust.from_str(json.dumps(self.spec | dict(added_tokens=[], model=model)))

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm.auto import tqdm
 from . import __version__
 from .tokens import UserError, get_tokenizer
-from .episodes import EpisodeError, dump_line, iter_lines, parse_line, read_episodes, watched, _too_long
+from .episodes import ARRAY, EpisodeError, dump_line, iter_lines, parse_line, read_episodes, watched, _too_long
 from .serialize import serialize
 from .masks import encode_batch, role_weights
 from .packing import pack_arrays, plan_rows, ranges, segment_dtype
@@ -434,6 +434,7 @@ def _say(ds:Dataset, run:_Run)->Dataset:
         print(f"packed: {m['packing']['fill']:.1%} filled, {m['packing']['episodes_per_row']:.1f} episodes per row")
     for what, found in (('rejected → rejects.jsonl', run.rejects), ('with shortened context', run.notes)):
         if found: print(f"{len(found):,} {what}: {', '.join(x[0] for x in found[:n])}{' …' if len(found) > n else ''}")
+    if run.rejects: print(f'the first because of: {run.rejects[0][1]}')
     if m['train_mask_ratio'] < .1:
         print(f"warning: only {m['train_mask_ratio']:.1%} of the tokens are trained: short answers under long prompts or "
               'contexts. Fine for retrieval; for short chat use a shorter --system_prompt')
@@ -444,10 +445,17 @@ def _say(ds:Dataset, run:_Run)->Dataset:
 def check(input:str # JSONL file, folder or glob
          )->list[str]: # One line per bad episode
     "List every mistake of the input, checked and serialized, without writing anything."
-    bad, good = [], 0
+    bad, good, seen, again = [], 0, set(), 0
     parts = watched(in_parts(Files(find_inputs(input)).lines([])), 'check', 'part')
-    for part in map(_Encode(Recipe('byte')), parts):
+    encode = _Encode(Recipe('byte'))
+    for lines in parts:
+        part = encode(lines)
         bad += [f'{w}: {e}' for w, e, _ in part.rejects]; good += len(part.lengths)
+        again += len(lines) - len(new := {hash(raw) for _, raw in lines} - seen)
+        seen |= new
+    if not good and not bad: raise UserError(f'{input}: no episodes in it')
+    if bad and ARRAY in bad[0]: bad = bad[:1]   # all else follows from it
     for line in bad: print(line)
+    if again: print(f'{again:,} lines repeat an earlier one; mypt dedup leaves one of each')
     print(f'{good:,} fine, {len(bad):,} to mend')
     return bad

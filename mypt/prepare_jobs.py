@@ -169,7 +169,7 @@ def run_jobs(
     "Run all splits on this machine with datatrove; raises `UserError` when a job failed in all its tries."
     try: from datatrove.executor import LocalPipelineExecutor
     except ModuleNotFoundError:
-        raise UserError("datatrove is not installed; pip install 'mypt[jobs]', or run each split by itself") from None
+        raise UserError("datatrove is not installed; pip install -e '.[jobs]', or run each split by itself") from None
     m = read_manifest(jobs_dir)
     logs = _piece(jobs_dir, m, 0).parent/'logs'
     LocalPipelineExecutor([_Job(str(jobs_dir), tries)], tasks=len(m['splits']), workers=workers, skip_completed=False,

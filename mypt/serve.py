@@ -210,7 +210,7 @@ def _tell_errors(app, Json):
 
 def _fastapi():
     try: import fastapi, fastapi.responses
-    except ImportError: raise UserError("serve: needs FastAPI, which is not installed; pip install 'mypt[serve]'") from None
+    except ImportError: raise UserError("serve: needs FastAPI, which is not installed; pip install -e '.[serve]'") from None
     return fastapi, fastapi.responses
 
 # %% ../nbs/75_serve.ipynb #dba34bd1
@@ -244,7 +244,7 @@ def _listen(host:str, port:int)->socket.socket:
 def make_server(app:Guard, limits:Limits): # a `uvicorn.Server`; `run(sockets=[…])` blocks
     "A server for the application, deaf to whatever it does not need."
     try: import uvicorn
-    except ImportError: raise UserError("serve: needs uvicorn, which is not installed; pip install 'mypt[serve]'") from None
+    except ImportError: raise UserError("serve: needs uvicorn, which is not installed; pip install -e '.[serve]'") from None
     config = uvicorn.Config(app, http=_protocol(limits.patience), ws='none', lifespan='off', log_level='critical', access_log=False,
                             server_header=False, limit_concurrency=8 * limits.at_once, timeout_graceful_shutdown=3)
     return uvicorn.Server(config)

@@ -287,7 +287,7 @@ def files_of(folder:str|Path, split:str='train', config:str='')->list[Path]:
 
 def _datasets():
     try: import datasets
-    except ImportError: raise UserError("reading Parquet and the hub needs datasets: pip install 'mypt[hub]'") from None
+    except ImportError: raise UserError("reading Parquet and the hub needs datasets: pip install -e '.[hub]'") from None
     return datasets
 
 def file_rows(path:str|Path)->Iterator:

@@ -94,8 +94,10 @@ def eval_sets(ds:Dataset, data:Batches, cfg:Config)->dict:
 def coverage(data:Batches, steps:int)->str:
     "How often the run sees the data, with advice; two or three passes are the sweet spot of fine-tuning."
     passes = steps * data.per_step / data.per_epoch
-    advice = ('' if .5 <= passes <= 20 else f'; few passes: for two, set epochs=2' if passes < .5 else
-              f'; many passes: more data, or epochs=3 ({math.ceil(3 * data.steps_per_epoch)} steps)')
+    n, enough = len(data.rows), math.ceil(3 * data.steps_per_epoch)
+    advice = ('' if .5 <= passes <= 20 else '; few passes: for two, set epochs=2' if passes < .5 else
+              f'; many passes, for a step takes more rows than there are: set batch_size={max(1, n // 4)}' if n < data.per_step else
+              f'; many passes: more data, or epochs=3 ({enough:,} step{"s" * (enough > 1)})')
     return f'{len(data.rows):,} rows, {data.per_step} a step: {steps:,} steps are {passes:.1f} passes{advice}'
 
 def describe(ds:Dataset, cfg:Config)->str:

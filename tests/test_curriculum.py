@@ -1,9 +1,13 @@
 "What every generator promises: legal, distinct, repeatable, bilingual, grounded, and never a prompt of any suite."
-import json
+import json, os, signal
 from importlib.resources import files
 import pytest
 from mypt.episodes import check_episode
 from mypt.payloads import first_question
+from mypt.checkpoint import load_state
+from mypt.loop import Callback
+from mypt.phases.format_lock import PHASE1
+from mypt.phases.recipe import run_phase
 from mypt.run import KINDS, _known
 from mypt.suite import leaks, load_suite
 from mypt.tokens import UserError
@@ -67,3 +71,20 @@ def test_documents_in_one_language_only(tmp_path):
     (tmp_path/'a.md').write_text('# A\n\nA is a letter that begins the alphabet of many languages.\n', encoding='utf-8')
     with pytest.raises(UserError, match="'de'"): make('rag_chat', 10, language='de', docs_dir=str(tmp_path))
     with pytest.raises(UserError): make('rag_chat', 10, docs_dir=str(tmp_path/'nowhere'))
+
+
+@pytest.mark.parametrize('number, ends', [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_pipeline_that_a_signal_ends_is_not_done(tmp_path, monkeypatch, number, ends):
+    "It stops before the gate, and the same call trains the rest."
+    monkeypatch.chdir(tmp_path)
+    class Signal(Callback):
+        def after_step(self, t):
+            if t.step == 2: os.kill(os.getpid(), number)
+    how = dict(config='tiny_phase1_format_lock', tokenization='byte', quiet=True,
+               sets=['n_layer=1', 'n_embd=16', 'n_head=2', 'batch_size=1', 'max_iters=4', 'eval_interval=50', 'eval_iters=1'])
+    phase, train_done = PHASE1.with_sources(n=dict(format_lock=60, echo=60)), lambda: json.loads(
+        (tmp_path/'data/stages.json').read_text())['train']['done']
+    with pytest.raises(ends): run_phase(phase, 'm', tmp_path/'data', cbs=[Signal()], **how)
+    assert not train_done() and load_state('m')[0]['step'] == 2 and not (tmp_path/'data/gate.json').exists()
+    assert run_phase(phase, 'm', tmp_path/'data', **how) is not None
+    assert train_done() and load_state('m')[0]['step'] == 4

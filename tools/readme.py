@@ -23,7 +23,8 @@ def render(root:Path=ROOT)->dict[str,str]: # Path from the root → text, README
         return f'<img src="{name}" alt="figure {len(out)}">'
     md = to_markdown(read_notebook(root/'nbs/index.ipynb', root/'nbs').cells, picture=figure)
     md = re.sub(r'^``` \{=html\}\n(.*?)\n```$', r'\1', md, flags=re.M | re.S)  # GitHub takes HTML as it is
-    md = re.sub(r'^``` \{\.output\}$', '```', md, flags=re.M)
+    md = re.sub(r'^``` \{\.output[^}]*\}$', '```', md, flags=re.M)
+    md = re.sub(r'<iframe.*?</iframe>\n*', '', md, flags=re.S)   # GitHub shows none; the site does
     return {'README.md': NOTICE + relink(md), **out}
 
 def check(root:Path=ROOT)->list[str]:

@@ -113,7 +113,7 @@ def run_phase(phase:Phase,
     plan.run('train', resolve(model_name)/'model.safetensors',
              dict(config=load_config(config, sets).to_dict(), base=base and _sha(resolve(base)/'model.safetensors'),
                   model=model_name),
-             lambda: train(model_name, str(data), config, base, sets=sets, cbs=cbs, quiet=quiet),
+             lambda: _whole(train(model_name, str(data), config, base, sets=sets, cbs=cbs, quiet=quiet)),
              clear=lambda: _set_aside(resolve(model_name)))
     if seconds is not None: seconds.update(plan.seconds)
     if gate_of(phase.number) is None: return None
@@ -121,6 +121,11 @@ def run_phase(phase:Phase,
     report = gate_model(model_name, phase.number, report=str(out/'gate.json'), previous=previous)
     if seconds is not None: seconds['gate'] = time.monotonic() - start
     return report
+
+def _whole(t):
+    "Training that a signal ended is saved but not done: the pipeline ends here, and the same command goes on with it."
+    if (t.stop or '').startswith('SIGINT'): raise KeyboardInterrupt
+    if (t.stop or '').startswith('SIGTERM'): raise SystemExit(143)
 
 def _sha(path)->str: return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
