@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from .tokens import UserError
+from .tokens import UserError, load_tokenizer
 from .episodes import write_episodes
 from .checkpoint import resolve
 from .mix import PRETRAIN_REPLAY
@@ -100,6 +100,7 @@ def run(
     format_lock_ratio:float=None,     # Phase 1: share of format-lock episodes
     echo_ratio:float=None,            # Phase 1: share of echo episodes
     dry_run:bool=False,               # Only print the commands
+    quiet:bool=False,                 # No progress bar
 ):                                    # The gate's report; None for a dry run
     "A phase's whole pipeline: make data, mix, prepare, train, gate. What is done and unchanged is not done again."
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
@@ -113,7 +114,8 @@ def run(
     recipe = recipe.with_sources(options, shares, {s.kind: num_examples for s in recipe.sources} if num_examples else {})
     if init_from_model is None and recipe.base and resolve(f'phase{recipe.base}').exists():
         init_from_model = f'phase{recipe.base}'
+    if init_from_model and resolve(init_from_model).is_dir(): tokenization = load_tokenizer(resolve(init_from_model)).kind
     replay = {} if no_replay or dry_run else replay_files(recipe, out)
     if pretrain_replay: replay['pretrain'] = pretrain_replay, PRETRAIN_REPLAY
     return run_phase(recipe, model_name or f'phase{phase}', out, init_from_model, config, tokenization, sets, seed, replay,
-                     dry_run)
+                     dry_run, quiet=quiet)
