@@ -445,17 +445,12 @@ def _say(ds:Dataset, run:_Run)->Dataset:
 def check(input:str # JSONL file, folder or glob
          )->list[str]: # One line per bad episode
     "List every mistake of the input, checked and serialized, without writing anything."
-    bad, good, seen, again = [], 0, set(), 0
-    parts = watched(in_parts(Files(find_inputs(input)).lines([])), 'check', 'part')
-    encode = _Encode(Recipe('byte'))
-    for lines in parts:
-        part = encode(lines)
+    bad, good, seen, again, encode = [], 0, set(), 0, _Encode(Recipe('byte'))
+    for lines in watched(in_parts(Files(find_inputs(input)).lines([])), 'check', 'part'):
+        part, new = encode(lines), {hash(raw) for _, raw in lines} - seen
         bad += [f'{w}: {e}' for w, e, _ in part.rejects]; good += len(part.lengths)
-        again += len(lines) - len(new := {hash(raw) for _, raw in lines} - seen)
-        seen |= new
+        again += len(lines) - len(new); seen |= new
     if not good and not bad: raise UserError(f'{input}: no episodes in it')
-    if bad and ARRAY in bad[0]: bad = bad[:1]   # all else follows from it
-    for line in bad: print(line)
-    if again: print(f'{again:,} lines repeat an earlier one; mypt dedup leaves one of each')
-    print(f'{good:,} fine, {len(bad):,} to mend')
+    for line in (bad := bad[:1] if bad and ARRAY in bad[0] else bad): print(line)   # from an array all else follows
+    print(f'{good:,} fine, {len(bad):,} to mend' + (f', {again:,} repeat an earlier line: mypt dedup leaves one of each' if again else ''))
     return bad
