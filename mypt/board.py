@@ -273,7 +273,7 @@ def gate_board(reports # Gate reports (dicts, or objects with `to_json`), or one
     reports = reports if isinstance(reports, (list, tuple)) else [reports]
     reports = [r if isinstance(r, dict) else r.to_json() for r in reports]
     names = list(dict.fromkeys(s['name'] for r in reports for s in r['suites']))
-    who = [f'{html.escape(str(r["phase"]))}<small>{html.escape(str(r.get("model", "")))}</small>' for r in reports]
+    who = [f'{html.escape(str(r["phase"]))} <small>{html.escape(str(r.get("model", "")))}</small>' for r in reports]
     said = [('<td><span class="verdict {}">{}</span></td>').format(*(('pass', '✓ passed') if r['passed']
                                                                      else ('fail', '✗ failed'))) for r in reports]
     cells = [{s['name']: _gate_cell(s) for s in r['suites']} for r in reports]
