@@ -9,6 +9,7 @@ mypt.roofline's, on a machine whose two numbers (products and memory traffic) ar
 Everything goes to bench/results/ablate.json.
 """
 import argparse, json, os, platform, statistics, sys, time
+from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
@@ -66,6 +67,18 @@ class WholeLogits(GPT):
         ce = torch.nn.functional.cross_entropy(self.logits(h), batch.targets.flatten()[keep], reduction='none')
         return (ce * w).sum() / w.sum()
 
+class Whole(GPT):
+    "Nothing is left out: padding of rows is an episode too, and episodes are worked on to their end."
+    def layout(self, segments, shape, runs=None, keep=None): return super().layout(segments + 1, shape, runs)
+
+class ByAutograd(GPT):
+    "SwiGLU as three products and two elementwise operations."
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        for b in self.model.layers: b.mlp.forward = partial(swiglu, b.mlp)
+
+def swiglu(mlp, x): return mlp.down_proj(torch.nn.functional.silu(mlp.gate_proj(x)) * mlp.up_proj(x))
+
 def step_of(cls=GPT, fused=True, prepare=None, **settings):
     torch.manual_seed(0)
     model = cls(CFG).train()
@@ -100,7 +113,7 @@ def main():
     packs = [[eps[j] for j in order[s:e]] for s, e in zip(starts, starts[1:])]
     groups = [packs[i:i + ROWS] for i in range(0, len(packs) - ROWS + 1, ROWS)]
     twins = {'complete': step_of(), 'logits everywhere': step_of(Everywhere), 'last block everywhere': step_of(LateRows),
-             'one tensor of logits': step_of(WholeLogits), 'masked attention': step_of(attention='reference'),
+             'nothing left out': step_of(Whole), 'SwiGLU by autograd': step_of(ByAutograd), 'one tensor of logits': step_of(WholeLogits), 'masked attention': step_of(attention='reference'),
              'rows not isolated': step_of(prepare=crossing), 'padding in place of packing': step_of(),
              'AdamW tensor by tensor': step_of(fused=False), 'activations recomputed': step_of(use_checkpoint=True)}
     machine, times = this_machine(), {k: [] for k in twins}
@@ -137,11 +150,11 @@ def predict(lens, batch, m):
     long_rows = cost(step_parts(CFG, rows, M, half=False))
     pad = len(lens) * max(lens) / N
     products = sum(p.seconds(m) for p in step_parts(CFG, lens, M, half=False) if 'AdamW' not in p.name and 'head' not in p.name)
-    forward = products / 3
+    forward, worked = products / 3, sum(n - 1 for n in lens)   # all but each episode's last token
     return {'seconds': whole, 'logits everywhere': 1 + late / whole, 'last block everywhere': 1 + max(0., late - head) / whole,
             'masked attention': (long_rows + scores) / whole,
             'rows not isolated': long_rows / whole, 'padding in place of packing': 1 + (pad - 1) * products / whole,
-            'activations recomputed': 1 + forward / whole}
+            'activations recomputed': 1 + forward / whole, 'nothing left out': 1 + (ROWS * BLOCK / worked - 1) * products / whole}
 
 def cpu_name():
     try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))

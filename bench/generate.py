@@ -7,13 +7,17 @@ Both run the same weights, through a saved checkpoint: 6 layers, 256 wide, 4 hea
 the left, with an attention mask). Nobody stops early. Runs take turns within one process, so that whatever else the machine
 does falls on both alike; medians are printed and every run is kept in bench/results/generate.json.
 
+Two more take their turns: mypt without reading tokens as columns, and without the 8-bit head. They say what each is worth.
+
 Then what the second turn of a conversation costs until its first token: a prompt of 272 tokens of which 256 stood in the
 first turn, with the engine's memory and without.
 """
 import argparse, json, os, platform, statistics, sys, tempfile, time
 from datetime import date
 from pathlib import Path
+from unittest.mock import patch
 import torch
+import mypt.generate
 from mypt.checkpoint import load_model, save_checkpoint
 from mypt.config import ModelConfig
 from mypt.engine import Engine
@@ -38,12 +42,22 @@ def contenders(model, tok, hf, prompts):
     def theirs():
         out = hf.generate(ids, attention_mask=seen, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, use_cache=True, pad_token_id=0)
         return out[:, T:].tolist()
+    def without(name):
+        "mypt with `name` of mypt.generate switched off."
+        def run():
+            with patch.object(mypt.generate, name, Off): return ours()
+        return run
     def engine():
         e = Engine(model, len(prompts))
         requests = [e.submit(p, NEW) for p in prompts]
         while e.busy: e.step()
         return [r.said for r in requests]
-    return dict(mypt=ours, engine=engine, transformers=theirs)
+    return {'mypt': ours, 'engine': engine, 'transformers': theirs, 'without columns': without('Columns'), 'without the 8-bit head': without('shortlist')}
+
+class Off:
+    "Says that it cannot be used here."
+    def __new__(cls, model): return None
+    of = staticmethod(lambda model: None)
 
 def in_turns(fns, rounds):
     "Seconds of every run, and how many rows all agree on."
@@ -100,7 +114,9 @@ def main():
         ratio = speed['mypt'] / speed['transformers'], speed['engine'] / speed['transformers']
         print(f'batch {B:2}: mypt {speed["mypt"]:.0f}, engine {speed["engine"]:.0f}, transformers {speed["transformers"]:.0f} tokens/s: '
               f'{ratio[0]:.2f}× and {ratio[1]:.2f}×, {same} of {B} rows equal')
-        batches[B] = dict(tokens_per_second=speed, ratio=dict(zip(('mypt', 'engine'), ratio)), rows_equal=same, runs=times)
+        worth = {k: speed['mypt'] / v for k, v in speed.items() if k.startswith('without')}
+        print(f'batch {B:2}: ' + ', '.join(f'{k} {v:.2f} times as long' for k, v in worth.items()))
+        batches[B] = dict(worth=worth, tokens_per_second=speed, ratio=dict(zip(('mypt', 'engine'), ratio)), rows_equal=same, runs=times)
     times, read = second_turn(model, 3 * a.rounds, g)
     med = {k: statistics.median(v) * 1e3 for k, v in times.items()}
     print(f'second turn: first token after {med["reuse"]:.1f} ms ({read["reuse"]} tokens read), afresh {med["afresh"]:.1f} ms '

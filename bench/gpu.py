@@ -96,7 +96,8 @@ def llama(cfg):
     except ImportError: return None
     where = {}
     def packed(module, q, k, v, mask, **_):
-        return attention(*(x.transpose(1, 2) for x in (q, k, v)), where['layout']), None
+        layout = where['layout']
+        return layout.put(attention(*(layout.take(x.transpose(1, 2)) for x in (q, k, v)), layout)), None
     AttentionInterface.register('packed', packed)
     conf = LlamaConfig(vocab_size=cfg.vocab_size, hidden_size=cfg.n_embd, intermediate_size=cfg.mlp_hidden, num_hidden_layers=cfg.n_layer,
                        num_attention_heads=cfg.n_head, max_position_embeddings=cfg.block_size, tie_word_embeddings=True, use_cache=False,
@@ -152,7 +153,7 @@ def agreement():
     real = (seg > 0)[..., None, None]
     def run(dtype, layout):
         xs = [x.to(dtype).requires_grad_() for x in (q, k, v)]
-        out = attention(*xs, layout) * real
+        out = layout.put(attention(*map(layout.take, xs), layout)) * real
         return out.detach(), *torch.autograd.grad((out * g.to(dtype)).sum(), xs)
     fast, plain = run(kind, Segments.of(seg, (1, 512), half=CUDA)), run(torch.float32, Segments.of(seg, (1, 512), 'reference'))
     return max(float((a.float() - b).abs().max() / b.abs().max()) for a, b in zip(fast, plain))

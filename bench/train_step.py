@@ -12,6 +12,8 @@ all alike; medians are printed and every step is kept in bench/results/train_ste
   column, nothing reported or saved.
 - plain: `LlamaForCausalLM` with SDPA, and labels of -100 where nothing is supervised. Its attention crosses episodes,
   as it does in everybody's first loop; keeping them apart would only cost it more.
+- With MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ set to 8589934592, glibc keeps freed memory instead of handing it back to
+  the system page by page. That helps whoever asks for most fresh memory; `--kinds short --out train_step_malloc` measures it.
 - Everybody clips gradients to 1.0 and uses torch's fused AdamW. Everybody's first step is left out.
 """
 import argparse, json, os, platform, statistics, sys, tempfile, time
@@ -142,18 +144,20 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--steps', type=int, default=8, help='TRL steps of each kind')
     p.add_argument('--threads', type=int, default=os.cpu_count())
+    p.add_argument('--kinds', nargs='+', choices=KINDS, default=list(KINDS))
+    p.add_argument('--out', default='train_step', help='name of the file in bench/results')
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     import transformers, trl
     versions = {m.__name__: m.__version__ for m in (torch, transformers, trl)} | {'python': platform.python_version()}
     shape = {k: getattr(CFG, k) for k in ('n_layer', 'n_embd', 'vocab_size', 'n_params')} | dict(rows=ROWS, block=BLOCK)
     result = dict(shape=shape, machine=cpu_name(), threads=a.threads, versions=versions, date=time.strftime('%Y-%m-%d'))
-    for kind in KINDS:
+    for kind in a.kinds:
         speed, data = measure(kind, a.steps)
         med = {k: statistics.median(v) for k, v in speed.items()}
         ratio = {k: med['mypt'] / v for k, v in med.items() if k != 'mypt'}
         for k, v in ratio.items(): print(f'{kind} episodes: mypt {med["mypt"]:.0f} tokens/s, {k} {med[k]:.0f}, ratio {v:.2f}')
         result[kind] = dict(tokens_per_second=med, ratio=ratio, runs=speed, data=data)
-    (ROOT/'results'/'train_step.json').write_text(json.dumps(result, indent=1) + '\n')
+    (ROOT/'results'/f'{a.out}.json').write_text(json.dumps(result, indent=1) + '\n')
 
 if __name__ == '__main__': sys.exit(main())

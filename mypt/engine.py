@@ -14,7 +14,7 @@ import torch
 from .tokens import UserError
 from .layers import KVCache
 from .model import GPT
-from .generate import Row, Sampling, Step, dice, feed, pick_all
+from .generate import Columns, Row, Sampling, Step, dice, feed, pick_all
 
 # %% ../nbs/17_engine.ipynb #469a0c85
 @dataclass(eq=False)
@@ -79,6 +79,7 @@ class Engine:
         self.memory = [[] for _ in range(slots)]   # ids whose keys and values lie in each slot
         self.left_at = [0] * slots                 # when its last request left: the oldest is forgotten first
         self.fixed, self.decoders = model.head.is_cuda if fixed is None else fixed, {}
+        self.one = None if self.fixed else Columns.of(model)
         self.running, self.waiting, self.lock = [], deque(), Lock()   # request i runs in slot i
         self.clock = self.prefilled = 0            # steps made; prompt tokens that had to be read
 
@@ -103,7 +104,7 @@ class Engine:
     def busy(self)->bool: return bool(self.running or self.waiting)
 
     @torch.inference_mode()
-    def step(self)->list[tuple[Request, Step]]: # `Step.row` is the slot
+    def step(self)->list[tuple[Request, Step]]: # `Step.row` is the slot; no probabilities
         "Let waiting requests join, then one token for every running one; those that are done leave."
         self.clock += 1
         self._leave()
@@ -112,7 +113,7 @@ class Engine:
         while len(self.running) < len(self.memory) and (r := self._next()): hs.append(self._join(r))
         if not self.running: return []
         rows = [Row(r.how, r.text, r.gen, r.allow, r.max_new_tokens - len(r.said)) for r in self.running]
-        picked = pick_all(self.model, torch.cat(hs), rows)
+        picked = pick_all(self.model, torch.cat(hs), rows, probs=False)
         out = []
         with self.lock:
             for i, (r, (id, p)) in enumerate(zip(self.running, picked)):
@@ -126,7 +127,7 @@ class Engine:
     def _decode(self, n:int)->torch.Tensor: # [n, C]
         "Feed every running row what it said last. In fixed shapes idle slots ride along and scribble behind what they know."
         known, new = self._known(), [r.text[-1:] for r in self.running]
-        if not self.fixed: return feed(self.model, self.cache[:n], new, [len(k) for k in known[:n]])
+        if not self.fixed: return feed(self.model, self.cache[:n], new, [len(k) for k in known[:n]], self.one)
         B = min(1 << (n - 1).bit_length(), len(known))
         if B not in self.decoders: self.decoders[B] = FixedDecode(self.model, self.cache[:B])
         return self.decoders[B](new + [[0]] * (B - n), [[len(k)] for k in known[:B]])[:n]

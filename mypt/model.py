@@ -16,33 +16,40 @@ from .rope import rope_tables
 from .tokens import INIT_WORDS, Tokenizer, UserError
 
 # %% ../nbs/13_model.ipynb #7718e670
-CHUNK = dict(cpu=2**24, cuda=2**27)   # Logits held at once. A GPU wants large products, a CPU wants them near its caches
+CHUNK = dict(cpu=2**25, cuda=2**27)   # Logits held at once, at most
 
 class _HeadLoss(torch.autograd.Function):
     "Σ w·ce of rows `h` under head `W`; gradients are computed in the forward pass, slice by slice."
     @staticmethod
     def forward(ctx, h, W, targets, weights, dtype, chunk, grad):
-        n, Wd = min(max(1, chunk // W.shape[0]), max(1, h.shape[0])), W.to(dtype)
+        M, Wd = max(1, h.shape[0]), W.to(dtype)
+        n = -(-M // -(-M // max(1, chunk // W.shape[0])))   # rows of a slice; all slices alike
         z = torch.empty(n, W.shape[0], device=h.device, dtype=dtype)   # one buffer for all slices
         loss = torch.zeros((), device=h.device, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
         dh = torch.empty_like(h) if grad and ctx.needs_input_grad[0] else None
-        dW = torch.zeros_like(W) if grad and ctx.needs_input_grad[1] else None
+        dW = (torch.empty_like if len(h) else torch.zeros_like)(W) if grad and ctx.needs_input_grad[1] else None
         ce = _fused_ce() if h.is_cuda else _ce
         for i in range(0, h.shape[0], n):
             x = h[i:i+n].to(dtype)
             part, g = ce(torch.mm(x, Wd.T, out=z[:len(x)]), targets[i:i+n, None], weights[i:i+n, None])
             loss = loss + part
             if dh is not None: dh[i:i+n] = g @ Wd
-            if dW is not None: dW.addmm_(g.T, x) if dW.dtype == dtype else dW.add_(g.T @ x)   # in W's own precision
+            if dW is not None: _add_product(dW, g.T, x, first=i == 0)
         ctx.save_for_backward(*(t for t in (dh, dW) if t is not None))
         ctx.have = dh is not None, dW is not None
         return loss
 
     @staticmethod
     def backward(ctx, g):
-        saved = iter(ctx.saved_tensors)
-        dh, dW = (next(saved) * g if have else None for have in ctx.have)
+        one = g.device.type == 'cpu' and g.item() == 1   # the rule in training; a GPU would have to wait for the answer
+        saved = iter(ctx.saved_tensors if one else [t * g for t in ctx.saved_tensors])
+        dh, dW = (next(saved) if have else None for have in ctx.have)
         return dh, dW, None, None, None, None, None
+
+def _add_product(out:Tensor, a:Tensor, b:Tensor, first:bool): # sums stay in the precision of `out`
+    if out.dtype != a.dtype: out.copy_(a @ b) if first else out.add_(a @ b)
+    elif first: torch.mm(a, b, out=out)
+    else: out.addmm_(a, b)
 
 def _ce(z:Tensor, y:Tensor, w:Tensor)->tuple[Tensor,Tensor]: # [n, V] logits, [n, 1] targets, [n, 1] weights
     "Σ w·ce, and its gradient with respect to the logits in their dtype; float32 logits are overwritten by it."
@@ -142,31 +149,36 @@ class Decoder(nn.Module):
         self.compiled = True
         for block in self.model.layers: block.compile(fullgraph=True, **options)
 
-    def layout(self, segments:Tensor|None, shape:tuple[int,int], runs:Tensor|None=None)->Segments: # As `Segments.of`
+    def layout(self, segments:Tensor|None, shape:tuple[int,int], runs=None, keep=None)->Segments: # As `Segments.of`
         "Where the episodes lie, in the form that device and precision want; `hidden` takes it in place of segments."
         kind, dtype = self.head.device.type, self.head.dtype
         if torch.is_autocast_enabled(kind): dtype = torch.get_autocast_dtype(kind)
         half = dtype in (torch.bfloat16, torch.float16) and self.cfg.head_dim % 8 == 0
-        return Segments.of(segments, shape, self.attention, self.head.device, half, runs)
+        return Segments.of(segments, shape, self.attention, self.head.device, half, runs, keep)
 
     def hidden(self, ids:Tensor,                    # [B, T]
                segments:Tensor|Segments|None=None,  # [B, T] int, 0 is padding; or a layout; None: each row one episode
                positions:Tensor|None=None,          # [B, T]; None: from 0 in each episode, or after the cache's
-               cache:KVCache|None=None,             # Generation; `segments` plays no part then
+               cache:KVCache|None=None,             # Generation; `segments` b + 1 is then a prompt, the beginning of row b
                keep:Tensor|None=None,               # [M] numbers of tokens in the flat batch that are wanted
                noise:Tensor|None=None               # [B, T, C] uniform in [-1, 1) for NEFTune; None: drawn
               )->Tensor:                            # [B, T, C], or [M, C] with `keep`
         "Final hidden states; raises `UserError` when rows are longer than `block_size`."
-        T, n = ids.shape[1], self.cfg.block_size
-        if T > n: raise UserError(f'rows of {T} tokens exceed block_size {n}; shorten them or raise block_size')
-        if cache is not None: positions = cache.begin(positions, ids.shape)
-        layout = segments if isinstance(segments, Segments) else self.layout(None if cache else segments, ids.shape)
+        T, n, prompts = ids.shape[1], self.cfg.block_size, cache is not None and segments is not None
+        if T > n and not prompts: raise UserError(f'rows of {T} tokens exceed block_size {n}; shorten them or raise block_size')
+        layout = segments if isinstance(segments, Segments) else self.layout(segments, ids.shape)
+        if prompts: cache.begin_prompts(layout, layout.take(segments - 1))
+        elif cache is not None: positions = cache.begin(positions, ids.shape)
         if not (self.training and self.neftune_alpha > 0): noise = None
         else:
             if noise is None: noise = torch.rand(*ids.shape, self.cfg.n_embd, device=ids.device) * 2 - 1
             noise = neftune(noise, layout.lens, self.neftune_alpha)
         if positions is None: positions = layout.positions
-        return self.model(ids, layout, positions, cache, keep, noise, self.use_checkpoint and self.training)
+        if layout.order is not None:
+            ids, positions, noise = (x if x is None else layout.take(x) for x in (ids, positions, noise))
+            if keep is not None: keep = layout.place[keep]
+        h = self.model(ids, layout, positions, cache, keep, noise, self.use_checkpoint and self.training)
+        return h if keep is not None else layout.put(h)
 
     def logits(self, h:Tensor)->Tensor: # [..., C] → [..., V]
         "Scores of every next token."
@@ -199,7 +211,7 @@ class GPT(Decoder):
 
     def _supervised(self, batch, noise): # → hidden [M, C], their numbers in the flat batch [M], weights [M]
         keep = batch.weights.flatten().nonzero().flatten() if batch.supervised is None else batch.supervised
-        layout = self.layout(batch.segments, batch.ids.shape, batch.runs)
+        layout = self.layout(batch.segments, batch.ids.shape, batch.runs, keep)
         if self.compiled:   # how many runs and how many targets there are changes with every batch: one graph for all
             for x in (layout.cu, keep):
                 if x is not None: torch._dynamo.maybe_mark_dynamic(x, 0)
@@ -225,7 +237,7 @@ def estimate_memory(cfg:ModelConfig,
                    )->dict[str,float]:        # GiB: weights, gradients, optimizer, activations, loss, total
     "Memory of a training step with AdamW, from shapes alone."
     C, H, n = cfg.n_embd, cfg.mlp_hidden, cfg.n_params
-    per_c, per_h, drop = (36, 8, 4) if half else (44, 16, 8)
+    per_c, per_h, drop = (36, 8, 4) if half else (36, 16, 8)
     block = tokens * (C * (per_c + drop * (cfg.dropout > 0)) + H * per_h)   # bytes that one block keeps
     loss = (min(CHUNK['cuda' if half else 'cpu'], tokens * supervised * cfg.vocab_size) + cfg.vocab_size * C) * (6 if half else 4)
     parts = dict(weights=4*n + (2*matmul_params(cfg) if half else 0), gradients=4*n, optimizer=8*n,

@@ -63,12 +63,12 @@ def loss_and_grads(model, batch):
 def close(a, b): torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 @pytest.mark.parametrize('kv', [4, 2])
-def test_cumulative_lengths_equal_buckets(kv):
+def test_cumulative_lengths_equal_sorted_episodes(kv):
     model = GPT(ModelConfig(**SHAPE, n_kv_head=kv)).train()
     for b in BATCHES:
         found = {}
-        for model.attention in ('buckets', 'varlen'): found[model.attention] = loss_and_grads(model, b)
-        for x, y in zip(found['varlen'], found['buckets']): close(x, y)
+        for model.attention in ('sorted', 'varlen'): found[model.attention] = loss_and_grads(model, b)
+        for x, y in zip(found['varlen'], found['sorted']): close(x, y)
 
 def test_tables_of_a_batch_say_what_its_segments_say():
     for b in BATCHES:

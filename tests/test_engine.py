@@ -3,7 +3,8 @@ import random, threading
 import pytest, torch
 from mypt.config import ModelConfig
 from mypt.engine import Engine
-from mypt.generate import Sampling, Shortlist, generate, shortlist
+from mypt.generate import Columns, Sampling, Shortlist, feed, generate, shortlist
+from mypt.layers import KVCache
 from mypt.model import GPT
 from mypt.tokens import UserError
 
@@ -134,6 +135,36 @@ def test_threads():
     for i, r in out.items(): assert r.said == alone(e.model, *jobs[i])
 
 
+@pytest.mark.parametrize('B', [1, 2, 5, 11, 12, 20])
+@pytest.mark.parametrize('arch', ['llama', 'grouped', 'untied'])
+def test_columns_equal_the_model(arch, B):
+    "Packed prompts of unequal length, then a token at a time, against the whole text at once."
+    model = model_of() if arch == 'untied' else model_of(arch)
+    if arch == 'untied': model = model_of(tie_weights=False)
+    rng = random.Random(B)
+    texts = [[rng.randrange(320) for _ in range(rng.randint(1, 40) + 6)] for _ in range(B)]
+    cache, one = KVCache(model.cfg, B, 46), Columns.of(model)
+    with torch.inference_mode():
+        for k in range(6, 0, -1):
+            starts = [0] * B if k == 6 else [len(t) - k for t in texts]
+            new = [t[s:len(t) - k + 1] for t, s in zip(texts, starts)]
+            h = feed(model, cache, new, starts, one)
+            for b, t in enumerate(texts):
+                torch.testing.assert_close(h[b], model.hidden(torch.tensor([t[:len(t) - k + 1]]))[0, -1], atol=1e-4, rtol=1e-4)
+
+def test_columns_know_whom_they_can_replace():
+    for m in (model_of('learned'), model_of(bias=True), model_of(norm_type='layernorm'), model_of().double()): assert Columns.of(m) is None
+    model = model_of()
+    before = generate(model, None, [[1, 2, 3]], 6, frozenset())
+    with torch.no_grad():
+        for p in model.parameters(): p.copy_(p.flip(-1) if p.dim() > 1 else p)     # trained on in place
+    assert generate(model, None, [[1, 2, 3]], 6, frozenset()) != before
+    q = model.model.layers[0].self_attn.q_proj                                     # or moved, as `.to` does
+    q.weight.data = q.weight.clone()
+    ids = [1, 2, 3]
+    for _ in range(6): ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    assert generate(model, None, [[1, 2, 3]], 6, frozenset())[0] == ids[3:]
+
 @pytest.mark.parametrize('seed', range(6))
 def test_shortlist_finds_the_best(seed):
     g = torch.Generator().manual_seed(seed)
@@ -143,6 +174,7 @@ def test_shortlist_finds_the_best(seed):
     h[3, 0] *= 500                                          # one large number spoils the 7 bits of all others
     W[17] = W[4000] = h[6] / 9                              # a tie
     best, logp = Shortlist(W)(h)
+    assert Shortlist(W)(h, probs=False)[0].equal(best)
     exact = h.double() @ W.double().T
     top = exact.gather(1, best[:, None])[:, 0]
     assert (top >= exact.amax(1) - 1e-5 * exact.abs().amax(1)).all()
