@@ -52,7 +52,8 @@ def contenders(model, tok, hf, prompts):
         requests = [e.submit(p, NEW) for p in prompts]
         while e.busy: e.step()
         return [r.said for r in requests]
-    return {'mypt': ours, 'engine': engine, 'transformers': theirs, 'without columns': without('Columns'), 'without the 8-bit head': without('shortlist')}
+    return {'mypt': ours, 'engine': engine, 'transformers': theirs,
+            'without columns': without('Columns'), 'without the 8-bit head': without('shortlist')}
 
 class Off:
     "Says that it cannot be used here."

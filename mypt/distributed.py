@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .tokens import Tokenizer, UserError, load_tokenizer, save_tokenizer
 from .config import ModelConfig, TrainConfig, flops_per_token
 from .model import GPT, estimate_memory
-from .checkpoint import load_meta, resolve, save_checkpoint
+from .checkpoint import _dump, _sha256, _signed, load_meta, resolve, save_checkpoint
 from .optim import Muon
 from .loop import Trainer, trainer_state
 
@@ -130,10 +130,36 @@ def newest(folder:Path)->Path: # `folder` itself, or its last complete shards
     step = lambda d: json.loads((d/'training_state.json').read_text())['step'] if (d/'training_state.json').exists() else -1
     return max([folder, *sorted((folder/'sharded').glob('step-*'))], key=step)
 
-def _dump(path:Path, v:dict):
-    with open(path, 'w') as f:
-        json.dump(v, f)
-        f.flush(); os.fsync(f.fileno())
+def _together(said)->list:
+    "What every process says, by rank."
+    if not dist.is_initialized(): return [said]
+    all_said = [None] * dist.get_world_size()
+    dist.all_gather_object(all_said, said)
+    return all_said
+
+def _share(names)->list[str]: # the part of this process
+    return sorted(names)[dist.get_rank()::dist.get_world_size()] if dist.is_initialized() else sorted(names)
+
+def _to_disk(path:Path):
+    fd = os.open(path, os.O_RDONLY)
+    try: os.fsync(fd)
+    finally: os.close(fd)
+
+def _seal(folder:Path)->dict[str, str]: # name → sha256
+    "Bring all files to the disk and take their hashes; each process does its share."
+    mine = {}
+    for name in _share(p.name for p in folder.iterdir()):
+        _to_disk(folder/name)
+        mine[name] = _sha256(folder/name)
+    return {k: v for part in _together(mine) for k, v in part.items()}
+
+def _check_seal(folder:Path, meta:dict, alone:bool):
+    "Every process reads its share of the files, and all hear of a fault."
+    noted = meta.get('files_sha256', {}) | ({'model.safetensors': meta['weights_sha256']} if 'weights_sha256' in meta else {})
+    bad = lambda n: _sha256(folder/n) != noted[n] if (folder/n).is_file() else n.endswith('.safetensors')
+    fault = next(filter(bad, sorted(noted) if alone else _share(noted)), None)
+    for name in filter(None, [fault] if alone else _together(fault)):
+        raise UserError(f'{folder/name}: missing, or not as it was written; restore it from a copy, or remove {folder} to go on without it')
 
 def save_shards(folder:Path, t:FSDPTrainer, tok:Tokenizer, meta:dict):
     "Write the training state, each process its share; complete or not there. All processes must call it."
@@ -148,17 +174,25 @@ def save_shards(folder:Path, t:FSDPTrainer, tok:Tokenizer, meta:dict):
     dcp.save(t.model.state_dict() | tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(next_), save_distributed=True))
     if t.rank == 0:
         save_tokenizer(tok, next_)
-        _dump(next_/'mypt.json', meta | dict(model=asdict(t.model.cfg)))
         _dump(next_/'training_state.json', state)
+    dist.barrier()
+    sums = _seal(next_)
+    if t.rank == 0:
+        _dump(next_/'mypt.json', _signed(meta | dict(model=asdict(t.model.cfg), files_sha256=sums)))
+        for path in (next_/'mypt.json', next_): _to_disk(path)
         shutil.rmtree(done, ignore_errors=True)
         next_.rename(done)
+        _to_disk(done.parent)
         for d in done.parent.iterdir():
             if d != done: shutil.rmtree(d)
     dist.barrier()
 
-def open_shards(folder:Path)->tuple: # model without its weights, tokenizer, `mypt.json`, training state, reader of the tensors
-    "What stands beside the tensors of a checkpoint, sharded or ordinary; the reader wants the trainer."
+def open_shards(folder:Path,
+                alone:bool=False # Not all processes call it
+               )->tuple:         # model without its weights, tokenizer, `mypt.json`, training state, reader of the tensors
+    "What stands beside the tensors of a checkpoint, sharded or ordinary; raises `UserError` if any file is not as it was written."
     meta = load_meta(folder)
+    _check_seal(folder, meta, alone)
     state = json.loads((folder/'training_state.json').read_text())
     return GPT(ModelConfig(**meta['model'])), load_tokenizer(folder), meta, state, lambda t: read_shards(t.model, folder)
 
@@ -178,7 +212,7 @@ def consolidate(model_name:str|Path # A model whose training stopped in shards
     if not folder.is_dir(): raise UserError(f'{folder}: no such model; check the name')
     own = newest(folder)
     if own != folder:
-        model, tok, meta, state, _ = open_shards(own)
+        model, tok, meta, state, _ = open_shards(own, alone=True)
         save_checkpoint(folder, model, tok, state, read_shards(model, own, alone=True), meta)
     shutil.rmtree(folder/'sharded', ignore_errors=True)
     return folder

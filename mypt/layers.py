@@ -48,31 +48,6 @@ def joined(*linears:nn.Linear)->Tensor: # [Σ n, C]
     return Ws[0].as_strided((sum(map(len, Ws)), Ws[0].shape[1]), Ws[0].stride())
 
 # %% ../nbs/12_layers.ipynb #371dd248
-def _plain_cpu(x:Tensor, *linears:nn.Linear)->bool:
-    "Plain float arithmetic on a CPU: no bias, no autocast, nobody is compiling."
-    return (x.device.type == 'cpu' and all(p.bias is None for p in linears) and x.dtype in (torch.float32, torch.float64)
-            and not torch.is_autocast_enabled('cpu') and not torch.compiler.is_compiling())
-
-class _SwiGLU(torch.autograd.Function):
-    "`(silu(x Gᵀ) · x Uᵀ) Dᵀ`. A second backward pass finds its memory overwritten, and torch says so."
-    @staticmethod
-    def forward(ctx, x, G, U, D): # [N, C], [H, C], [H, C], [C, H] → [N, C]
-        a, b = x @ G.T, x @ U.T
-        s = F.silu(a)
-        h = s * b
-        ctx.save_for_backward(x, G, U, D, a, b, s, h)
-        return h @ D.T
-    @staticmethod
-    def backward(ctx, g):
-        x, G, U, D, a, b, s, h = ctx.saved_tensors
-        need_x, need_G, need_U, need_D = ctx.needs_input_grad
-        dD = g.T @ h if need_D else None
-        dh = torch.mm(g, D, out=h)
-        db = s.mul_(dh)
-        da = torch.ops.aten.silu_backward(dh.mul_(b), a, grad_input=dh)
-        return (torch.mm(da, G).addmm_(db, U) if need_x else None,
-                da.T @ x if need_G else None, db.T @ x if need_U else None, dD)
-
 class SwiGLU(nn.Module):
     "`down(silu(gate(x)) · up(x))`"
     def __init__(self, cfg:ModelConfig):
@@ -81,11 +56,7 @@ class SwiGLU(nn.Module):
         self.up_proj   = nn.Linear(cfg.n_embd, cfg.mlp_hidden, cfg.bias)
         self.down_proj = nn.Linear(cfg.mlp_hidden, cfg.n_embd, cfg.bias)
         lay_together(self.gate_proj, self.up_proj)
-
     def forward(self, x:Tensor)->Tensor: # [..., C] → same
-        linears = self.gate_proj, self.up_proj, self.down_proj
-        if torch.is_grad_enabled() and _plain_cpu(x, *linears):
-            return _SwiGLU.apply(x.flatten(0, -2), *(p.weight for p in linears)).view(x.shape)
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 class GeluMLP(nn.Module):

@@ -10,6 +10,7 @@ __all__ = ['QUESTIONS', 'LEGS', 'HEAD', 'chat_sample', 'pack_picture', 'write_re
 import html, random, time
 from dataclasses import dataclass, field, replace
 from inspect import signature
+from itertools import takewhile
 from pathlib import Path
 from .agent import Run, own_prompt, run_agents, talker
 from .board import Html, chat_html, gate_board, loss_board, report_html
@@ -141,9 +142,10 @@ def run_leg(leg:Leg, folder:Path,        # Of the whole speedrun
     phase = replace(p.with_sources(options, leg.shares, leg.n), pack_block_size=load_config(leg.config, sets).model.block_size)
     out, model, start = folder/f'phase{p.number}', folder/'models'/f'phase{p.number}', time.monotonic()
     replay = {k: (str(folder/f'phase{k}'/'mixed.jsonl'), r) for k, r in leg.replay.items()}
-    gates = sorted(folder.glob('phase*/gate.json'), key=lambda f: f.stat().st_mtime)
+    before = takewhile(lambda l: l.phase.number != p.number, LEGS)
+    gates = [g for l in before if (g := folder/f'phase{l.phase.number}'/'gate.json').exists()]
     gate = run_phase(phase, str(model), out, base, leg.config, 'byte', sets, seed, replay, seconds=seconds, quiet=quiet,
-                     previous=str(gates[-1]) if gates and not (out/'gate.json').exists() else None)
+                     previous=str(gates[-1]) if gates else None)
     meta, log = open_dataset(out/'dataset').meta, read_log(model/'log.jsonl')
     return dict(phase=p.number, title=p.title, needed=leg.needed, episodes=meta['num_train_episodes'],
                 tokens=meta['num_train_tokens'],

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['start_model', 'Stages', 'make_batches', 'eval_sets', 'coverage', 'describe', 'pick_device', 'place', 'recompute',
-           'train']
+           'kept_memory', 'train']
 
 # %% ../nbs/24_train.ipynb #0a267ddd
-import hashlib, json, math, os
+import ctypes, hashlib, json, math, os
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import torch
 from .tokens import UserError, get_tokenizer
@@ -171,6 +172,19 @@ def _callbacks(cfg:Config, folder:Path, best, rank:int, quiet:bool, tensorboard:
     if tensorboard: own.append(TensorBoard(folder/'tensorboard'))
     return own
 
+# %% ../nbs/24_train.ipynb #7ccbac5d
+@contextmanager
+def kept_memory():
+    "Let glibc keep what is freed; elsewhere nothing happens."
+    try: mallopt, trim = (getattr(ctypes.CDLL(None), f) for f in ('mallopt', 'malloc_trim'))
+    except (OSError, AttributeError): yield; return
+    most, least, top = -4, -3, -1   # M_MMAP_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    mallopt(most, 0); mallopt(top, -1)
+    try: yield
+    finally:
+        for what, value in ((most, 65536), (least, 2**25), (top, 2**26)): mallopt(what, value)   # where glibc itself ends up
+        trim(0)
+
 # %% ../nbs/24_train.ipynb #8971558d
 def train(
     model_name:str,             # Name of the model: checkpoints/NAME; goes on where it stopped when it exists
@@ -210,7 +224,8 @@ def train(
     if state: restore_trainer(t, state, tensors(t) if sharded else tensors)
     if rank == 0: print(describe(ds, cfg), coverage(own, steps), _start_line(t, own, folder, init_from_model), sep='\n')
     if rank == 0 and state and (new := _changed(cfg, origin)): print(new)
-    if t.step < steps: fit(t)
+    if t.step < steps:
+        with kept_memory() if t.device.type == 'cpu' else nullcontext(): fit(t)
     if sharded: t.finish(folder)
     return t
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
 from mypt.checkpoint import load_model, load_state
-from mypt.distributed import join, newest
+from mypt.distributed import consolidate, join, newest
 from mypt.episodes import write_episodes
 from mypt.prepare import prepare
 from mypt.tokens import UserError
@@ -112,6 +112,26 @@ def test_one_signal_stops_all_at_the_same_step(dataset, alone, tmp_path):
     out = launch(2, dataset, *((tmp_path/p, f'parallel={q}', 'batch_size=2') for p, q in (('ddp', 'fsdp'), ('fsdp', 'ddp'))))
     assert out.returncode == 0, out.stderr
     for p in ('ddp', 'fsdp'): same_run(alone/'ddp', tmp_path/p)
+
+def test_a_flipped_bit_in_a_shard_is_found(dataset, tmp_path):
+    "Whoever goes on with damaged shards is told which file, alone and in several processes; whole again, the run goes on."
+    args = tmp_path/'m', *VARIANTS['fsdp'], 'batch_size=2'
+    out = launch(2, dataset, (*args, f'die=1:6:{signal.SIGKILL:d}'))
+    shards = tmp_path/'m'/'sharded'/'step-00000004'
+    assert out.returncode and {p.name for p in shards.iterdir()} > {'mypt.json', 'training_state.json'}
+    last = sorted(shards.glob('*.safetensors'))[-1]
+    for victim, spoil in ((last, lambda b: b[:-1] + bytes([b[-1] ^ 1])), (shards/'training_state.json', lambda b: b.replace(b'4', b'5', 1)),
+                          (last, None)):
+        whole = victim.read_bytes()
+        if spoil: victim.write_bytes(spoil(whole))
+        else: victim.unlink()
+        with pytest.raises(UserError, match=f'{victim.name}: missing, or not as it was written'): consolidate(tmp_path/'m')
+        if victim is last and spoil:
+            out = launch(2, dataset, args)
+            assert out.returncode and f'{victim.name}: missing, or not as it was written' in out.stderr, out.stderr
+        victim.write_bytes(whole)
+    consolidate(tmp_path/'m')
+    assert load_model(tmp_path/'m', verify=True)[2]['step'] == 4
 
 def test_restarts_that_would_hang_are_refused(monkeypatch):
     monkeypatch.setenv('TORCHELASTIC_USE_AGENT_STORE', 'True')

@@ -131,29 +131,12 @@ def test_segments_on_several_rows():
     for b, r in enumerate(rows): close(out[b:b+1, :sum(lens[b])], model(r.ids, r.segments)[:, :sum(lens[b])])
     assert Segments.of(seg, (3, 10)).positions.tolist()[0] == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5]
 
-def test_a_second_backward_pass_is_right_or_refused():
-    "The fused SwiGLU overwrites what it kept: torch must notice. The head's loss may be asked again."
-    model, batch = model_of().train(), row_of([7, 8], 16)
-    loss = model.loss(batch)
-    loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match='modified by an inplace operation'): loss.backward()
+def test_a_second_backward_pass_is_right():
     h, W = (torch.randn(n, 8, requires_grad=True) for n in (5, 50))
     loss = head_loss(h, W, torch.arange(5), torch.ones(5))
     (once,), (twice,), (scaled,) = (torch.autograd.grad(x, W, retain_graph=True) for x in (loss, loss, loss * 3))
     assert once.equal(twice)
     close(scaled, once * 3)
-
-def test_frozen_matrices_get_no_gradients():
-    for frozen in ('gate_proj', 'up_proj', 'down_proj', 'q_proj', 'mlp', ''):   # a bias makes `plain` take the plain way
-        model, plain = model_of('untied').train(), model_of('untied').train()
-        plain.attention = 'reference'
-        for m in (model, plain):
-            for name, p in m.named_parameters(): p.requires_grad_(not (frozen and frozen in name))
-            for b in m.model.layers if m is plain else (): b.mlp.down_proj.bias = torch.nn.Parameter(torch.zeros(32))
-            m.loss(row_of([7, 8, 9], 30)).backward()
-        for (name, p), q in zip(model.named_parameters(), (q for n, q in plain.named_parameters() if not n.endswith('down_proj.bias'))):
-            assert (p.grad is None) == (q.grad is None) == bool(frozen and frozen in name)
-            if p.grad is not None: close(p.grad, q.grad)
 
 def test_nothing_supervised():
     for model in (model_of(), model_of('untied')):

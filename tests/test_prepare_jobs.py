@@ -101,6 +101,17 @@ def test_every_flipped_byte_of_a_part_is_noticed(src, tmp_path):
         got = P.load_part(path)
         assert got is None, i
 
+@pytest.mark.parametrize('days', [-3, 3])
+def test_a_clock_that_jumps_spoils_nothing(src, days):
+    "Overwriting is killed, then the clock is set: finished parts seem older or younger than all else, the end is the same."
+    want = digest(prepare(src, 'out', **HOW).dir)
+    killed_after(20, src, 'out', overwrite=True)
+    when = time.time() + days * 86400
+    for p in (*Path('.out.work').iterdir(), Path('.out.work')): os.utime(p, (when, when))
+    assert digest('out') == want and validate_dataset('out') == []
+    assert digest(prepare(src, 'out', **HOW | dict(overwrite=True)).dir) == want
+    assert not Path('.out.work').exists()
+
 def test_another_input_or_recipe_starts_afresh(src, counted):
     killed_after(20, src, 'out')
     lines = Path(src).read_bytes().splitlines(keepends=True)
