@@ -104,7 +104,8 @@ def main():
     packs = [[eps[j] for j in order[s:e]] for s, e in zip(starts, starts[1:])]
     groups = [packs[i:i + ROWS] for i in range(0, len(packs) - ROWS + 1, ROWS)]
     twins = {'complete': step_of(), 'logits everywhere': step_of(Everywhere), 'last block everywhere': step_of(LateRows),
-             'nothing left out': step_of(Whole), 'one tensor of logits': step_of(WholeLogits), 'masked attention': step_of(attention='reference'),
+             'nothing left out': step_of(Whole),
+             'one tensor of logits': step_of(WholeLogits), 'masked attention': step_of(attention='reference'),
              'rows not isolated': step_of(prepare=crossing), 'padding in place of packing': step_of(),
              'AdamW tensor by tensor': step_of(fused=False), 'activations recomputed': step_of(use_checkpoint=True)}
     machine, times = this_machine(), {k: [] for k in twins}
