@@ -151,10 +151,13 @@ def _object(path:Path, text:str)->dict:
     if not isinstance(v, dict): raise UserError(f'{path}: damaged (not a JSON object); restore it from a copy')
     return v
 
-def _check_sums(folder:Path, meta:dict):
+def _noted(meta:dict)->dict[str, str]: # name → sha256 of every file that `mypt.json` vouches for
+    return ({'model.safetensors': meta['weights_sha256']} if 'weights_sha256' in meta else {}) | meta.get('files_sha256', {})
+
+def _check_sums(folder:Path, meta:dict, names=None): # all that are noted when `names` is None
     "Raise `UserError` naming the first file that is not as it was written; one that was left out on purpose is no fault."
-    noted = {'model.safetensors': meta['weights_sha256']} | meta.get('files_sha256', {})
-    for name, h in _sums([folder/n for n in noted if (folder/n).is_file()]).items():
+    noted = _noted(meta)
+    for name, h in _sums([folder/n for n in names or noted if (folder/n).is_file()]).items():
         if h != noted[name]:
             raise UserError(f'{folder/name}: sha256 {h[:12]}… is not the noted {noted[name][:12]}…; the file was changed, '
                             'restore it from a copy')

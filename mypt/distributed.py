@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .tokens import Tokenizer, UserError, load_tokenizer, save_tokenizer
 from .config import ModelConfig, TrainConfig, flops_per_token
 from .model import GPT, estimate_memory
-from .checkpoint import _dump, _sha256, _signed, load_meta, resolve, save_checkpoint
+from .checkpoint import _check_sums, _dump, _noted, _object, _signed, _sums, _sync, load_meta, resolve, save_checkpoint
 from .optim import Muon
 from .loop import Trainer, trainer_state
 
@@ -127,8 +127,10 @@ def _gathered(direction):
 # %% ../nbs/22_distributed.ipynb #4e1c251b
 def newest(folder:Path)->Path: # `folder` itself, or its last complete shards
     "Where a run goes on: the ordinary checkpoint, or shards of a later step."
-    step = lambda d: json.loads((d/'training_state.json').read_text())['step'] if (d/'training_state.json').exists() else -1
-    return max([folder, *sorted((folder/'sharded').glob('step-*'))], key=step)
+    state = folder/'training_state.json'
+    own = _object(state, state.read_text(errors='replace')).get('step', -1) if state.exists() else -1
+    shards = max((folder/'sharded').glob('step-*'), default=None)      # the name is given when all is written
+    return shards if shards and int(shards.name.removeprefix('step-')) > own else folder
 
 def _together(said)->list:
     "What every process says, by rank."
@@ -140,26 +142,24 @@ def _together(said)->list:
 def _share(names)->list[str]: # the part of this process
     return sorted(names)[dist.get_rank()::dist.get_world_size()] if dist.is_initialized() else sorted(names)
 
-def _to_disk(path:Path):
-    fd = os.open(path, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
-
 def _seal(folder:Path)->dict[str, str]: # name → sha256
     "Bring all files to the disk and take their hashes; each process does its share."
-    mine = {}
-    for name in _share(p.name for p in folder.iterdir()):
-        _to_disk(folder/name)
-        mine[name] = _sha256(folder/name)
+    files = [folder/n for n in _share(p.name for p in folder.iterdir())]
+    for p in files: _sync(p)
+    mine = _sums(files)
     return {k: v for part in _together(mine) for k, v in part.items()}
 
 def _check_seal(folder:Path, meta:dict, alone:bool):
     "Every process reads its share of the files, and all hear of a fault."
-    noted = meta.get('files_sha256', {}) | ({'model.safetensors': meta['weights_sha256']} if 'weights_sha256' in meta else {})
-    bad = lambda n: _sha256(folder/n) != noted[n] if (folder/n).is_file() else n.endswith('.safetensors')
-    fault = next(filter(bad, sorted(noted) if alone else _share(noted)), None)
-    for name in filter(None, [fault] if alone else _together(fault)):
-        raise UserError(f'{folder/name}: missing, or not as it was written; restore it from a copy, or remove {folder} to go on without it')
+    fault, noted = None, _noted(meta)
+    mine = sorted(noted) if alone else _share(noted)
+    try:
+        for n in mine:
+            if n.startswith('shard-') and not (folder/n).is_file(): raise UserError(f'{folder/n}: missing; restore it from a copy')
+        if mine: _check_sums(folder, meta, mine)
+    except UserError as e: fault = str(e)
+    for said in filter(None, [fault] if alone else _together(fault)):
+        raise UserError(said + (f', or remove {folder} to go on without it' if folder.parent.name == 'sharded' else ''))
 
 def save_shards(folder:Path, t:FSDPTrainer, tok:Tokenizer, meta:dict):
     "Write the training state, each process its share; complete or not there. All processes must call it."
@@ -179,10 +179,10 @@ def save_shards(folder:Path, t:FSDPTrainer, tok:Tokenizer, meta:dict):
     sums = _seal(next_)
     if t.rank == 0:
         _dump(next_/'mypt.json', _signed(meta | dict(model=asdict(t.model.cfg), files_sha256=sums)))
-        for path in (next_/'mypt.json', next_): _to_disk(path)
+        for path in (next_/'mypt.json', next_): _sync(path)
         shutil.rmtree(done, ignore_errors=True)
         next_.rename(done)
-        _to_disk(done.parent)
+        _sync(done.parent)
         for d in done.parent.iterdir():
             if d != done: shutil.rmtree(d)
     dist.barrier()

@@ -98,7 +98,7 @@ class Shortlist:
         z[rows, ids] = score
         return best, top - z.logsumexp(1)
 
-    def _all(self, h):
+    def _all(self, h:Tensor)->tuple[Tensor,Tensor]: # As `__call__`, from the whole head
         z = nn.functional.linear(h, self.W)
         top, best = z.max(1)
         return best, top - z.logsumexp(1)
@@ -160,8 +160,7 @@ class Columns:
     def of(cls, model:GPT)->'Columns|None':
         "None for another architecture, device or precision."
         c, W = model.cfg, model.head
-        llama = (c.norm_type, c.mlp_type, c.pos_encoding, c.bias) == ('rmsnorm', 'swiglu', 'rope', False)
-        return cls(model) if llama and W.device.type == 'cpu' and W.dtype == torch.float32 else None
+        return cls(model) if c.is_llama and not c.bias and W.device.type == 'cpu' and W.dtype == torch.float32 else None
 
     def _normed(self, x, weight): # [C, columns] → same
         return _in_pieces(x * torch.rsqrt(x.square().mean(0, keepdim=True) + self.cfg.norm_eps) * weight)
