@@ -5,79 +5,119 @@
 Bytes are what the kernel acknowledges on this process's own TCP sockets (gloo), so other traffic does not count. Each step is run
 in turns with and without its communication.
 """
+
 import json, os, platform, socket, statistics, struct, sys, time
 from contextlib import closing
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from mypt.batches import collate
-from mypt.config import ModelConfig, TrainConfig
-from mypt.distributed import DDPTrainer, FSDPTrainer, join, step_bytes
-from mypt.loop import train_step
-from mypt.model import GPT
+from mypt.data.batches import collate
+from mypt.model.config import ModelConfig, TrainConfig
+from mypt.train.cost import step_bytes
+from mypt.train.distributed import DDPTrainer, FSDPTrainer, join
+from mypt.train.loop import train_step
+from mypt.model.gpt import GPT
 
-ACKED = 120   # offset of tcpi_bytes_acked in Linux's struct tcp_info
-CFG, T, B = ModelConfig(n_layer=4, n_head=4, n_embd=256, block_size=64, vocab_size=4096), 64, 2
+ACKED = 120  # offset of tcpi_bytes_acked in Linux's struct tcp_info
+CFG, T, B = (ModelConfig(n_layer=4, n_head=4, n_embd=256, block_size=64, vocab_size=4096), 64, 2)
 STEPS = 8
 
-def sent()->int:
+
+def sent() -> int:
     "Bytes that the sockets of this process have sent and the other end has acknowledged."
     total = 0
     for fd in os.listdir('/proc/self/fd'):
         try:
-            if not os.readlink(f'/proc/self/fd/{fd}').startswith('socket:'): continue
+            if not os.readlink(f'/proc/self/fd/{fd}').startswith('socket:'):
+                continue
             with closing(socket.socket(fileno=os.dup(int(fd)))) as s:
                 if s.type == socket.SOCK_STREAM and s.family != socket.AF_UNIX:
-                    total += struct.unpack_from('Q', s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256), ACKED)[0]
-        except FileNotFoundError: continue   # the listing's own descriptor
+                    total += struct.unpack_from(
+                        'Q', s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256), ACKED
+                    )[0]
+        except FileNotFoundError:
+            continue  # the listing's own descriptor
     return total
 
-def settled()->int:
-    dist.barrier(); time.sleep(.1)
+
+def settled() -> int:
+    dist.barrier()
+    time.sleep(0.1)
     return sent()
 
-class Row:
-    def __init__(self, i): self.ids, self.weights, self.segments = (torch.arange(T) * (i + 7) % 4096).numpy(), [1.] * T, [1] * T
 
-def timed(f)->float:
+class Row:
+    def __init__(self, i):
+        self.ids, self.weights, self.segments = (
+            (torch.arange(T) * (i + 7) % 4096).numpy(),
+            [1.0] * T,
+            [1] * T,
+        )
+
+
+def timed(f) -> float:
     dist.barrier()
     start = time.perf_counter()
     f()
     dist.barrier()
     return time.perf_counter() - start
 
-def scatter_bytes(n:int, world:int)->int:
+
+def scatter_bytes(n: int, world: int) -> int:
     "What gloo sends to sum n float32 numbers into shards: it sums them whole, twice what a ring (and NCCL) would."
     x = torch.ones(n // world * world)
     before = settled()
     dist.reduce_scatter_tensor(torch.empty(n // world), x)
     return settled() - before
 
-def measure(kind, micros:int)->dict:
+
+def measure(kind, micros: int) -> dict:
     torch.manual_seed(0)
     name = 'ddp' if kind is DDPTrainer else 'fsdp'
     t = kind(GPT(CFG), None, TrainConfig(learning_rate=1e-4, parallel=name), max_steps=1000)
-    batches = [collate([Row(B*m + b) for b in range(B)], length=T) for m in range(micros)]
-    for s in range(2): train_step(t, s, batches)
+    batches = [collate([Row(B * m + b) for b in range(B)], length=T) for m in range(micros)]
+    for s in range(2):
+        train_step(t, s, batches)
     before = settled()
-    for s in range(STEPS): train_step(t, s, batches)
+    for s in range(STEPS):
+        train_step(t, s, batches)
     bytes_ = (settled() - before) / STEPS
     formula = step_bytes(CFG, t.world, name, micros, half=False)
-    if name == 'fsdp': formula += micros * (scatter_bytes(CFG.n_params, t.world) - 4 * CFG.n_params * (t.world - 1) / t.world)
-    return dict(kind=name, micro_batches=micros, bytes=round(bytes_), formula=round(formula), ratio=round(bytes_ / formula, 4)), t, batches
+    if name == 'fsdp':
+        formula += micros * (
+            scatter_bytes(CFG.n_params, t.world) - 4 * CFG.n_params * (t.world - 1) / t.world
+        )
+    return (
+        dict(
+            kind=name,
+            micro_batches=micros,
+            bytes=round(bytes_),
+            formula=round(formula),
+            ratio=round(bytes_ / formula, 4),
+        ),
+        t,
+        batches,
+    )
 
-def ddp_time(t, batches)->dict:
+
+def ddp_time(t, batches) -> dict:
     "A step with and without its sum of gradients, in turns; and a bare sum of as many numbers."
     grads = torch.randn(sum(p.numel() for p in t.model.parameters()))
     with_, without, bare = [], [], []
     for s in range(STEPS):
-        with_.append(timed(lambda: t.learn(batches[0], 1., last=True)))
-        without.append(timed(lambda: t.learn(batches[0], 1., last=False)))
+        with_.append(timed(lambda: t.learn(batches[0], 1.0, last=True)))
+        without.append(timed(lambda: t.learn(batches[0], 1.0, last=False)))
         bare.append(timed(lambda: dist.all_reduce(grads)))
     with_, without, bare = map(statistics.median, (with_, without, bare))
     wire = step_bytes(CFG, t.world)
-    return dict(bandwidth_MB_s=round(wire / bare / 1e6), predicted_ms=round(1e3 * bare, 1), measured_ms=round(1e3 * (with_ - without), 1),
-                compute_ms=round(1e3 * without, 1), ratio=round((with_ - without) / bare, 2))
+    return dict(
+        bandwidth_MB_s=round(wire / bare / 1e6),
+        predicted_ms=round(1e3 * bare, 1),
+        measured_ms=round(1e3 * (with_ - without), 1),
+        compute_ms=round(1e3 * without, 1),
+        ratio=round((with_ - without) / bare, 2),
+    )
+
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
@@ -85,10 +125,19 @@ if __name__ == '__main__':
     rows = []
     for kind, micros in ((DDPTrainer, 1), (DDPTrainer, 2), (FSDPTrainer, 1), (FSDPTrainer, 2)):
         row, t, batches = measure(kind, micros)
-        rows.append(row | (dict(time=ddp_time(t, batches)) if (kind, micros) == (DDPTrainer, 1) else {}))
-        if rank == 0: print(rows[-1], flush=True)
+        rows.append(
+            row | (dict(time=ddp_time(t, batches)) if (kind, micros) == (DDPTrainer, 1) else {})
+        )
+        if rank == 0:
+            print(rows[-1], flush=True)
     if rank == 0 and len(sys.argv) > 1:
         out = Path(sys.argv[1])
         old = json.loads(out.read_text())['runs'] if out.exists() else {}
-        machine = dict(cpu=platform.processor() or platform.machine(), cores=os.cpu_count(), torch=torch.__version__)
-        out.write_text(json.dumps(dict(machine=machine, runs=old | {str(world): rows}), indent=1) + '\n')
+        machine = dict(
+            cpu=platform.processor() or platform.machine(),
+            cores=os.cpu_count(),
+            torch=torch.__version__,
+        )
+        out.write_text(
+            json.dumps(dict(machine=machine, runs=old | {str(world): rows}), indent=1) + '\n'
+        )

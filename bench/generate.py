@@ -12,65 +12,100 @@ Two more take their turns: mypt without reading tokens as columns, and without t
 Then what the second turn of a conversation costs until its first token: a prompt of 272 tokens of which 256 stood in the
 first turn, with the engine's memory and without.
 """
+
 import argparse, json, os, platform, statistics, sys, tempfile, time
 from datetime import date
 from pathlib import Path
 from unittest.mock import patch
 import torch
-import mypt.generate
-from mypt.checkpoint import load_model, save_checkpoint
-from mypt.config import ModelConfig
-from mypt.engine import Engine
-from mypt.generate import generate
-from mypt.model import GPT
-from mypt.tokens import get_tokenizer
+import mypt.inference.generate
+from mypt.model.checkpoint import load_model, save_checkpoint
+from mypt.model.config import ModelConfig
+from mypt.inference.engine import Engine
+from mypt.inference.generate import generate
+from mypt.model.gpt import GPT
+from mypt.data.tokenizer import get_tokenizer
 
 ROOT = Path(__file__).resolve().parent
 CFG = ModelConfig(n_layer=6, n_head=4, n_embd=256, block_size=512, vocab_size=50304)
 NEW = 128
 
+
 def prompts_of(B, g):
     lens = [128] if B == 1 else torch.linspace(64, 256, B).int().tolist()
     return [torch.randint(0, 50000, (n,), generator=g).tolist() for n in lens]
+
 
 def contenders(model, tok, hf, prompts):
     "Functions that make `NEW` tokens for every prompt and return them."
     T = max(map(len, prompts))
     ids = torch.tensor([[0] * (T - len(p)) + p for p in prompts])
     seen = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts])
-    def ours(): return generate(model, tok, prompts, NEW, stop=frozenset())
+
+    def ours():
+        return generate(model, tok, prompts, NEW, stop=frozenset())
+
     def theirs():
-        out = hf.generate(ids, attention_mask=seen, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, use_cache=True, pad_token_id=0)
+        out = hf.generate(
+            ids,
+            attention_mask=seen,
+            max_new_tokens=NEW,
+            min_new_tokens=NEW,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=0,
+        )
         return out[:, T:].tolist()
+
     def without(name):
         "mypt with `name` of mypt.generate switched off."
+
         def run():
-            with patch.object(mypt.generate, name, Off): return ours()
+            with patch.object(mypt.inference.generate, name, Off):
+                return ours()
+
         return run
+
     def engine():
         e = Engine(model, len(prompts))
         requests = [e.submit(p, NEW) for p in prompts]
-        while e.busy: e.step()
+        while e.busy:
+            e.step()
         return [r.said for r in requests]
-    return {'mypt': ours, 'engine': engine, 'transformers': theirs,
-            'without columns': without('Columns'), 'without the 8-bit head': without('shortlist')}
+
+    return {
+        'mypt': ours,
+        'engine': engine,
+        'transformers': theirs,
+        'without columns': without('Columns'),
+        'without the 8-bit head': without('shortlist'),
+    }
+
 
 class Off:
     "Says that it cannot be used here."
-    def __new__(cls, model): return None
+
+    def __new__(cls, model):
+        return None
+
     of = staticmethod(lambda model: None)
+
 
 def in_turns(fns, rounds):
     "Seconds of every run, and how many rows all agree on."
     times = {k: [] for k in fns}
-    for n in range(rounds + 1):   # the first round warms up
+    for n in range(rounds + 1):  # the first round warms up
         out = {}
         for k, f in fns.items():
             t = time.perf_counter()
             out[k] = f()
-            if n: times[k].append(time.perf_counter() - t)
-    same = [all(o[b] == out['transformers'][b] for o in out.values()) for b in range(len(out['mypt']))]
+            if n:
+                times[k].append(time.perf_counter() - t)
+    same = [
+        all(o[b] == out['transformers'][b] for o in out.values()) for b in range(len(out['mypt']))
+    ]
     return times, sum(same)
+
 
 def second_turn(model, rounds, g):
     "Seconds to the first token of a second turn, and prompt tokens read, with memory and without."
@@ -81,8 +116,10 @@ def second_turn(model, rounds, g):
         for k in times:
             e = Engine(model, slots=2)
             r = e.submit(first, 9)
-            while e.busy: e.step()
-            if k == 'afresh': e = Engine(model, slots=2)
+            while e.busy:
+                e.step()
+            if k == 'afresh':
+                e = Engine(model, slots=2)
             again, before = e.submit(r.ids + r.said[:8] + more, 9), e.prefilled
             t = time.perf_counter()
             e.step()
@@ -90,9 +127,15 @@ def second_turn(model, rounds, g):
             read[k] = e.prefilled - before
     return times, read
 
+
 def cpu_name():
-    try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
-    except (OSError, StopIteration): return platform.processor()
+    try:
+        return next(
+            l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')
+        )
+    except (OSError, StopIteration):
+        return platform.processor()
+
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -101,32 +144,58 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     import transformers
+
     g, tok = torch.Generator().manual_seed(0), get_tokenizer('gpt2')
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as d:
-        save_checkpoint(Path(d)/'m', GPT(CFG), tok)
-        model, tok, _ = load_model(Path(d)/'m')
-        hf = transformers.AutoModelForCausalLM.from_pretrained(Path(d)/'m', dtype=torch.float32).eval()
+        save_checkpoint(Path(d) / 'm', GPT(CFG), tok)
+        model, tok, _ = load_model(Path(d) / 'm')
+        hf = transformers.AutoModelForCausalLM.from_pretrained(
+            Path(d) / 'm', dtype=torch.float32
+        ).eval()
     hf.generation_config.eos_token_id = None
     batches = {}
     for B in (1, 16):
         times, same = in_turns(contenders(model, tok, hf, prompts_of(B, g)), a.rounds)
         speed = {k: B * NEW / statistics.median(v) for k, v in times.items()}
-        ratio = speed['mypt'] / speed['transformers'], speed['engine'] / speed['transformers']
-        print(f'batch {B:2}: mypt {speed["mypt"]:.0f}, engine {speed["engine"]:.0f}, transformers {speed["transformers"]:.0f} tokens/s: '
-              f'{ratio[0]:.2f}× and {ratio[1]:.2f}×, {same} of {B} rows equal')
+        ratio = (speed['mypt'] / speed['transformers'], speed['engine'] / speed['transformers'])
+        print(
+            f'batch {B:2}: mypt {speed["mypt"]:.0f}, engine {speed["engine"]:.0f}, transformers {speed["transformers"]:.0f} tokens/s: '
+            f'{ratio[0]:.2f}× and {ratio[1]:.2f}×, {same} of {B} rows equal'
+        )
         worth = {k: speed['mypt'] / v for k, v in speed.items() if k.startswith('without')}
         print(f'batch {B:2}: ' + ', '.join(f'{k} {v:.2f} times as long' for k, v in worth.items()))
-        batches[B] = dict(worth=worth, tokens_per_second=speed, ratio=dict(zip(('mypt', 'engine'), ratio)), rows_equal=same, runs=times)
+        batches[B] = dict(
+            worth=worth,
+            tokens_per_second=speed,
+            ratio=dict(zip(('mypt', 'engine'), ratio)),
+            rows_equal=same,
+            runs=times,
+        )
     times, read = second_turn(model, 3 * a.rounds, g)
     med = {k: statistics.median(v) * 1e3 for k, v in times.items()}
-    print(f'second turn: first token after {med["reuse"]:.1f} ms ({read["reuse"]} tokens read), afresh {med["afresh"]:.1f} ms '
-          f'({read["afresh"]} read): {med["afresh"] / med["reuse"]:.2f}×')
-    versions = {m.__name__: m.__version__ for m in (torch, transformers)} | {'python': platform.python_version()}
-    shape = {k: getattr(CFG, k) for k in ('n_layer', 'n_head', 'n_embd', 'vocab_size', 'n_params')} | dict(new_tokens=NEW)
+    print(
+        f'second turn: first token after {med["reuse"]:.1f} ms ({read["reuse"]} tokens read), afresh {med["afresh"]:.1f} ms '
+        f'({read["afresh"]} read): {med["afresh"] / med["reuse"]:.2f}×'
+    )
+    versions = {m.__name__: m.__version__ for m in (torch, transformers)} | {
+        'python': platform.python_version()
+    }
+    shape = {
+        k: getattr(CFG, k) for k in ('n_layer', 'n_head', 'n_embd', 'vocab_size', 'n_params')
+    } | dict(new_tokens=NEW)
     turn = dict(first_token_ms=med, ratio=med['afresh'] / med['reuse'], tokens_read=read)
-    result = dict(batches=batches, second_turn=turn, shape=shape, machine=cpu_name(), threads=a.threads, versions=versions,
-                  date=date.today().isoformat())
-    (ROOT/'results'/'generate.json').write_text(json.dumps(result, indent=1) + '\n')
+    result = dict(
+        batches=batches,
+        second_turn=turn,
+        shape=shape,
+        machine=cpu_name(),
+        threads=a.threads,
+        versions=versions,
+        date=date.today().isoformat(),
+    )
+    (ROOT / 'results' / 'generate.json').write_text(json.dumps(result, indent=1) + '\n')
 
-if __name__ == '__main__': sys.exit(main())
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,26 +1,45 @@
 """Ten thousand episodes of every kind, one core: seconds each, and as a share of the twenty that the contract allows.
 
-    python bench/generators.py      # prints a table, writes bench/results/generators.json
+python bench/generators.py      # prints a table, writes bench/results/generators.json
 """
+
 from datetime import date
 from pathlib import Path
 from time import perf_counter
 import json, os, platform
-os.environ['OMP_NUM_THREADS'] = '1'
-from mypt.run import KINDS, _known
 
-N, LIMIT, FEWER = 10_000, 20., {'gold': 4000}   # gold questions are written by hand, and there are only so many
+os.environ['OMP_NUM_THREADS'] = '1'
+from mypt.curriculum.run import GENERATORS, _known
+
+N, LIMIT, FEWER = (
+    10_000,
+    20.0,
+    {'gold': 4000},
+)  # gold questions are written by hand, and there are only so many
 
 if __name__ == '__main__':
     rows = {}
-    for kind in KINDS:
-        if kind == 'replay': continue               # cuts a dataset that somebody must have made
+    for kind in GENERATORS:
+        if kind == 'replay':
+            continue  # cuts a dataset that somebody must have made
         t = perf_counter()
-        n = sum(1 for _ in _known('kind', kind, KINDS)(FEWER.get(kind, N), seed=42))
+        n = sum(1 for _ in _known('kind', kind, GENERATORS)(FEWER.get(kind, N), seed=42))
         rows[kind] = dict(episodes=n, seconds=round(perf_counter() - t, 2))
-        print(f"{kind:<12} {n:>7,} episodes {rows[kind]['seconds']:>7.2f} s   {rows[kind]['seconds'] / LIMIT:.0%} of the limit",
-              flush=True)
-    out = Path(__file__).parent/'results'/'generators.json'
-    out.write_text(json.dumps(dict(date=str(date.today()), machine=platform.processor() or platform.machine(), cores=1,
-                                   python=platform.python_version(),
-                                   results=rows), indent=1) + '\n')
+        print(
+            f'{kind:<12} {n:>7,} episodes {rows[kind]["seconds"]:>7.2f} s   {rows[kind]["seconds"] / LIMIT:.0%} of the limit',
+            flush=True,
+        )
+    out = Path(__file__).parent / 'results' / 'generators.json'
+    out.write_text(
+        json.dumps(
+            dict(
+                date=str(date.today()),
+                machine=platform.processor() or platform.machine(),
+                cores=1,
+                python=platform.python_version(),
+                results=rows,
+            ),
+            indent=1,
+        )
+        + '\n'
+    )

@@ -13,98 +13,150 @@
 
 Prints one line each and, with a GPU, writes bench/results/gpu.json.
 """
+
 import argparse, json, platform, statistics, sys, tempfile, time
 from importlib.util import find_spec
 from pathlib import Path
 import numpy as np
 import torch
-from mypt.batches import collate
-from mypt.config import ModelConfig, load_config
-from mypt.layers import Segments, attention
-from mypt.model import CHUNK, GPT
-from mypt.packing import plan_rows
-from mypt.roofline import A100, H100, H200, Machine, decode_bound, step_parts, utilization
+from mypt.data.batches import collate
+from mypt.model.config import ModelConfig, load_config
+from mypt.model.attention import Segments, attention
+from mypt.model.gpt import GPT
+from mypt.model.loss import LOGIT_CHUNK
+from mypt.data.packing import plan_rows
+from mypt.train.cost import A100, H100, H200, Machine, decode_bound, step_parts, utilization
 
 ROOT, CUDA = Path(__file__).resolve().parent, torch.cuda.is_available()
 DEVICE, START = torch.device('cuda' if CUDA else 'cpu'), time.monotonic()
-LIMIT = 450   # seconds after which nothing new is begun
+LIMIT = 450  # seconds after which nothing new is begun
+
 
 def machine():
     name = torch.cuda.get_device_name() if CUDA else ''
-    return next((m for m in (H200, H100, A100) if m.name in name), Machine('unknown, taken as 1e11 FLOP/s and 2e10 B/s', 1e11, 2e10))
+    return next(
+        (m for m in (H200, H100, A100) if m.name in name),
+        Machine('unknown, taken as 1e11 FLOP/s and 2e10 B/s', 1e11, 2e10),
+    )
+
 
 def shape(block):
-    if CUDA: return load_config('pretrain' if block == 1024 else 'phase3_chat_sft', ['dropout=0.0']).model
+    if CUDA:
+        return load_config(
+            'pretrain' if block == 1024 else 'phase3_chat_sft', ['dropout=0.0']
+        ).model
     return ModelConfig(n_layer=2, n_head=4, n_embd=64, block_size=block, vocab_size=2048)
+
 
 class Row:
     "One packed row, as `mypt.store` gives it."
+
     def __init__(self, episodes):
         self.ids, self.weights = (np.concatenate(x) for x in zip(*episodes))
         self.segments = np.repeat(np.arange(1, len(episodes) + 1), [len(i) for i, _ in episodes])
 
+
 def batches(block, rows, least, most, n, vocab, seed=0):
     "`n` packed batches of chat, a third of whose tokens are supervised; and the lengths of each one's episodes."
     rng, out = np.random.default_rng(seed), []
-    lens = np.exp(rng.uniform(np.log(least), np.log(most + 1), 4 * n * rows * block // least // 8 + 64)).astype(int).clip(least, most)
+    lens = (
+        np.exp(
+            rng.uniform(np.log(least), np.log(most + 1), 4 * n * rows * block // least // 8 + 64)
+        )
+        .astype(int)
+        .clip(least, most)
+    )
     order, starts = plan_rows(lens, block)
-    packs = [lens[order[a:b]].tolist() for a, b in zip(starts, starts[1:])][:n * rows]
-    while len(packs) < n * rows: packs += packs
+    packs = [lens[order[a:b]].tolist() for a, b in zip(starts, starts[1:])][: n * rows]
+    while len(packs) < n * rows:
+        packs += packs
     for i in range(n):
-        group = packs[i*rows:(i+1)*rows]
+        group = packs[i * rows : (i + 1) * rows]
         eps = [[(rng.integers(0, vocab, k), np.arange(k) >= k - k // 3) for k in p] for p in group]
         b = collate([Row(e) for e in eps], length=block)
         out.append((b.pin() if CUDA else b, [k for p in group for k in p]))
     return out
 
-def wait():
-    if CUDA: torch.cuda.synchronize()
 
-def amp(): return torch.autocast('cuda', torch.bfloat16, enabled=CUDA)
+def wait():
+    if CUDA:
+        torch.cuda.synchronize()
+
+
+def amp():
+    return torch.autocast('cuda', torch.bfloat16, enabled=CUDA)
+
 
 def measure(step, data, warm=3):
     "Median seconds of a step after `warm` ones, and greatest memory in GiB."
     times = []
     for i, (b, _) in enumerate(data):
-        if i == warm and CUDA: torch.cuda.reset_peak_memory_stats()
-        wait(); t = time.perf_counter()
+        if i == warm and CUDA:
+            torch.cuda.reset_peak_memory_stats()
+        wait()
+        t = time.perf_counter()
         step(b)
         wait()
-        if i >= warm: times.append(time.perf_counter() - t)
-    return statistics.median(times), torch.cuda.max_memory_allocated() / 2**30 if CUDA else 0.
+        if i >= warm:
+            times.append(time.perf_counter() - t)
+    return statistics.median(times), torch.cuda.max_memory_allocated() / 2**30 if CUDA else 0.0
+
 
 def ours(cfg, compiled=True, host_tables=True, chunk=None):
     torch.manual_seed(0)
     model = GPT(cfg).to(DEVICE).train()
-    if compiled and CUDA: model.compile_blocks()
-    opt = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(.9, .95), fused=True)
+    if compiled and CUDA:
+        model.compile_blocks()
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), fused=True)
+
     def step(b):
         b = b.to(DEVICE)
-        if not host_tables: b.runs = b.supervised = None
-        old, CHUNK['cuda'] = CHUNK['cuda'], chunk or CHUNK['cuda']
-        with amp(): loss = model.loss(b, denom=float(len(b.supervised)) if host_tables else None)
+        if not host_tables:
+            b.runs = b.supervised = None
+        old, LOGIT_CHUNK['cuda'] = LOGIT_CHUNK['cuda'], chunk or LOGIT_CHUNK['cuda']
+        with amp():
+            loss = model.loss(b, denom=float(len(b.supervised)) if host_tables else None)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
-        opt.step(); opt.zero_grad()
-        CHUNK['cuda'] = old
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        opt.step()
+        opt.zero_grad()
+        LOGIT_CHUNK['cuda'] = old
         assert torch.isfinite(norm) and torch.isfinite(loss)
+
     return step
+
 
 def llama(cfg):
     "transformers' Llama of the same shape, its attention by the same variable-length kernel; None where it is not installed."
-    try: from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
-    except ImportError: return None
+    try:
+        from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+    except ImportError:
+        return None
     where = {}
+
     def packed(module, q, k, v, mask, **_):
         layout = where['layout']
-        return layout.put(attention(*(layout.take(x.transpose(1, 2)) for x in (q, k, v)), layout)), None
+        return layout.put(
+            attention(*(layout.take(x.transpose(1, 2)) for x in (q, k, v)), layout)
+        ), None
+
     AttentionInterface.register('packed', packed)
-    conf = LlamaConfig(vocab_size=cfg.vocab_size, hidden_size=cfg.n_embd, intermediate_size=cfg.mlp_hidden, num_hidden_layers=cfg.n_layer,
-                       num_attention_heads=cfg.n_head, max_position_embeddings=cfg.block_size, tie_word_embeddings=True, use_cache=False,
-                       rms_norm_eps=cfg.norm_eps, attn_implementation='packed')
+    conf = LlamaConfig(
+        vocab_size=cfg.vocab_size,
+        hidden_size=cfg.n_embd,
+        intermediate_size=cfg.mlp_hidden,
+        num_hidden_layers=cfg.n_layer,
+        num_attention_heads=cfg.n_head,
+        max_position_embeddings=cfg.block_size,
+        tie_word_embeddings=True,
+        use_cache=False,
+        rms_norm_eps=cfg.norm_eps,
+        attn_implementation='packed',
+    )
     torch.manual_seed(0)
     model = LlamaForCausalLM(conf).to(DEVICE).train()
-    opt = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(.9, .95), fused=True)
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), fused=True)
+
     def step(b):
         b = b.to(DEVICE)
         with amp():
@@ -112,38 +164,89 @@ def llama(cfg):
             labels = torch.where(b.weights > 0, b.targets, -100)
             loss = model(b.ids, position_ids=b.positions, labels=labels, shift_labels=labels).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
-        opt.step(); opt.zero_grad()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        opt.step()
+        opt.zero_grad()
+
     return step
+
 
 def trl(cfg, data, out):
     "Seconds a step and memory of SFTTrainer on the same episodes; None where TRL is not installed."
     try:
         from datasets import Dataset
         from tokenizers import Tokenizer, models
-        from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+        from transformers import (
+            LlamaConfig,
+            LlamaForCausalLM,
+            PreTrainedTokenizerFast,
+            TrainerCallback,
+        )
         from trl import SFTConfig, SFTTrainer
-    except ImportError: return None
-    conf = LlamaConfig(vocab_size=cfg.vocab_size, hidden_size=cfg.n_embd, intermediate_size=cfg.mlp_hidden, num_hidden_layers=cfg.n_layer,
-                       num_attention_heads=cfg.n_head, max_position_embeddings=cfg.block_size, tie_word_embeddings=True, use_cache=False)
+    except ImportError:
+        return None
+    conf = LlamaConfig(
+        vocab_size=cfg.vocab_size,
+        hidden_size=cfg.n_embd,
+        intermediate_size=cfg.mlp_hidden,
+        num_hidden_layers=cfg.n_layer,
+        num_attention_heads=cfg.n_head,
+        max_position_embeddings=cfg.block_size,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
     best = 'flash_attention_2' if find_spec('flash_attn') else 'kernels-community/flash-attn2'
-    try: model = LlamaForCausalLM._from_config(conf, attn_implementation=best)
-    except Exception as e: return print(f'TRL: {best} is not to be had here ({type(e).__name__}); the peer is the plain Llama')
-    rows = [(b.ids[r][b.segments[r] == s], b.weights[r].roll(1)[b.segments[r] == s])
-            for b, _ in data for r in range(len(b.ids)) for s in range(1, int(b.segments[r].max()) + 1)]
+    try:
+        model = LlamaForCausalLM._from_config(conf, attn_implementation=best)
+    except Exception as e:
+        return print(
+            f'TRL: {best} is not to be had here ({type(e).__name__}); the peer is the plain Llama'
+        )
+    rows = [
+        (b.ids[r][b.segments[r] == s], b.weights[r].roll(1)[b.segments[r] == s])
+        for b, _ in data
+        for r in range(len(b.ids))
+        for s in range(1, int(b.segments[r].max()) + 1)
+    ]
     words = Tokenizer(models.WordLevel({'<eos>': 0}, '<eos>'))
     tok = PreTrainedTokenizerFast(tokenizer_object=words, eos_token='<eos>', pad_token='<eos>')
-    ds = Dataset.from_dict(dict(input_ids=[i.tolist() for i, _ in rows], assistant_masks=[(w > 0).int().tolist() for _, w in rows]))
-    args = SFTConfig(output_dir=out, packing=True, max_length=cfg.block_size, per_device_train_batch_size=len(data[0][0].ids),
-                     max_steps=len(data), bf16=True, optim='adamw_torch_fused', gradient_checkpointing=False, report_to='none',
-                     save_strategy='no', disable_tqdm=True, use_liger_kernel=bool(find_spec('liger_kernel')))
+    ds = Dataset.from_dict(
+        dict(
+            input_ids=[i.tolist() for i, _ in rows],
+            assistant_masks=[(w > 0).int().tolist() for _, w in rows],
+        )
+    )
+    args = SFTConfig(
+        output_dir=out,
+        packing=True,
+        max_length=cfg.block_size,
+        per_device_train_batch_size=len(data[0][0].ids),
+        max_steps=len(data),
+        bf16=True,
+        optim='adamw_torch_fused',
+        gradient_checkpointing=False,
+        report_to='none',
+        save_strategy='no',
+        disable_tqdm=True,
+        use_liger_kernel=bool(find_spec('liger_kernel')),
+    )
     times = []
+
     class Clock(TrainerCallback):
-        def on_step_begin(self, *a, **k): wait(); times.append(-time.perf_counter())
-        def on_step_end(self, *a, **k): wait(); times[-1] += time.perf_counter()
+        def on_step_begin(self, *a, **k):
+            wait()
+            times.append(-time.perf_counter())
+
+        def on_step_end(self, *a, **k):
+            wait()
+            times[-1] += time.perf_counter()
+
     torch.cuda.reset_peak_memory_stats()
-    SFTTrainer(model=model, args=args, train_dataset=ds, processing_class=tok, callbacks=[Clock()]).train()
+    SFTTrainer(
+        model=model, args=args, train_dataset=ds, processing_class=tok, callbacks=[Clock()]
+    ).train()
     return statistics.median(times[3:]), torch.cuda.max_memory_allocated() / 2**30
+
 
 def agreement():
     "Greatest difference of values and gradients, over the greatest value, between bfloat16 in runs and the float32 reference."
@@ -151,86 +254,145 @@ def agreement():
     kind = torch.bfloat16 if CUDA else torch.float32
     q, k, v, g = (torch.randn(1, 512, 4, 64, device=DEVICE) for _ in range(4))
     real = (seg > 0)[..., None, None]
+
     def run(dtype, layout):
         xs = [x.to(dtype).requires_grad_() for x in (q, k, v)]
         out = layout.put(attention(*map(layout.take, xs), layout)) * real
         return out.detach(), *torch.autograd.grad((out * g.to(dtype)).sum(), xs)
-    fast, plain = run(kind, Segments.of(seg, (1, 512), half=CUDA)), run(torch.float32, Segments.of(seg, (1, 512), 'reference'))
+
+    fast, plain = (
+        run(kind, Segments.of(seg, (1, 512), half=CUDA)),
+        run(torch.float32, Segments.of(seg, (1, 512), 'reference')),
+    )
     return max(float((a.float() - b).abs().max() / b.abs().max()) for a, b in zip(fast, plain))
+
 
 def decode(cfg, m, batch):
     "Tokens a second, and their share of what bandwidth allows."
-    from mypt.generate import generate
+    from mypt.inference.generate import generate
+
     kind = torch.bfloat16 if CUDA else torch.float32
     model = GPT(cfg).to(DEVICE, kind).eval()
-    prompts, new = torch.randint(0, cfg.vocab_size, (batch, 256)).tolist(), 256 if CUDA else 16
-    from mypt.tokens import get_tokenizer
+    prompts, new = (torch.randint(0, cfg.vocab_size, (batch, 256)).tolist(), 256 if CUDA else 16)
+    from mypt.data.tokenizer import get_tokenizer
+
     tok, times = get_tokenizer('byte'), []
     for _ in range(4):
-        wait(); t = time.perf_counter()
+        wait()
+        t = time.perf_counter()
         generate(model, tok, prompts, new, stop=frozenset())
-        wait(); times.append(time.perf_counter() - t)
+        wait()
+        times.append(time.perf_counter() - t)
     speed = batch * new / statistics.median(times[1:])
     return speed, speed / decode_bound(cfg, m, 256 + new // 2, batch, 2 if CUDA else 4)
+
 
 def profile(step, data):
     "Share of a step's GPU time by kind of kernel."
     from torch.profiler import ProfilerActivity, profile as record
-    with record(activities=[ProfilerActivity.CUDA if CUDA else ProfilerActivity.CPU]) as p: step(data[0][0]); wait()
-    kinds = {'attention': ('flash', 'fmha'), 'products': ('gemm', 'cutlass', 'nvjet', 'mm', 'sm90_x'), 'fused': ('triton',),
-             'optimizer': ('adam', 'multi_tensor'), 'copies': ('memcpy', 'memset', 'copy')}
+
+    with record(activities=[ProfilerActivity.CUDA if CUDA else ProfilerActivity.CPU]) as p:
+        step(data[0][0])
+        wait()
+    kinds = {
+        'attention': ('flash', 'fmha'),
+        'products': ('gemm', 'cutlass', 'nvjet', 'mm', 'sm90_x'),
+        'fused': ('triton',),
+        'optimizer': ('adam', 'multi_tensor'),
+        'copies': ('memcpy', 'memset', 'copy'),
+    }
     sums = {}
     for e in p.key_averages():
         t = getattr(e, 'self_device_time_total', 0) if CUDA else e.self_cpu_time_total
-        kind = next((k for k, names in kinds.items() if any(n in e.key.lower() for n in names)), 'other')
+        kind = next(
+            (k for k, names in kinds.items() if any(n in e.key.lower() for n in names)), 'other'
+        )
         sums[kind] = sums.get(kind, 0) + t
     total = sum(sums.values()) or 1
     return {k: v / total for k, v in sorted(sums.items(), key=lambda kv: -kv[1])}
+
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--steps', type=int, default=12)
     a = p.parse_args()
-    m, versions = machine(), dict(torch=torch.__version__, python=platform.python_version())
-    result = dict(device=torch.cuda.get_device_name() if CUDA else platform.machine(), machine=m._asdict(), versions=versions,
-                  date=time.strftime('%Y-%m-%d'), agreement=agreement())
-    print(f"{result['device']}: attention differs from the reference by {result['agreement']:.1e} of the greatest value")
+    m, versions = (machine(), dict(torch=torch.__version__, python=platform.python_version()))
+    result = dict(
+        device=torch.cuda.get_device_name() if CUDA else platform.machine(),
+        machine=m._asdict(),
+        versions=versions,
+        date=time.strftime('%Y-%m-%d'),
+        agreement=agreement(),
+    )
+    print(
+        f'{result["device"]}: attention differs from the reference by {result["agreement"]:.1e} of the greatest value'
+    )
     for block, rows, least, most in ((1024, 16, 18, 42), (4096, 4, 30, 3000)):
         cfg = shape(block)
-        data = batches(block, rows if CUDA else 2, least, most, a.steps if CUDA else 5, cfg.vocab_size)
+        data = batches(
+            block, rows if CUDA else 2, least, most, a.steps if CUDA else 5, cfg.vocab_size
+        )
         parts = [step_parts(cfg, lens, b.n_supervised) for b, lens in data]
         usual = [step_parts(cfg, lens, b.n_tokens) for b, lens in data]
         tokens = statistics.mean(b.n_tokens for b, _ in data)
         line = result[str(block)] = dict(tokens=tokens, fill=tokens / data[0][0].ids.numel())
+
         def report(name, seconds, gib):
             mid = len(parts) // 2
-            line[name] = dict(tokens_per_second=tokens / seconds, gib=gib, mfu=utilization(parts[mid], m, seconds),
-                              mfu_as_usual=utilization(usual[mid], m, seconds), step=seconds)
-            print(f"{block} {name}: {tokens / seconds:,.0f} tokens/s, MFU {line[name]['mfu']:.1%} "
-                  f"({line[name]['mfu_as_usual']:.1%} as usual), {gib:.1f} GiB")
-        twins = {'mypt': {}, 'not compiled': dict(compiled=False), 'tables on the GPU': dict(host_tables=False),
-                 'small slices': dict(chunk=2**24)}
+            line[name] = dict(
+                tokens_per_second=tokens / seconds,
+                gib=gib,
+                mfu=utilization(parts[mid], m, seconds),
+                mfu_as_usual=utilization(usual[mid], m, seconds),
+                step=seconds,
+            )
+            print(
+                f'{block} {name}: {tokens / seconds:,.0f} tokens/s, MFU {line[name]["mfu"]:.1%} '
+                f'({line[name]["mfu_as_usual"]:.1%} as usual), {gib:.1f} GiB'
+            )
+
+        twins = {
+            'mypt': {},
+            'not compiled': dict(compiled=False),
+            'tables on the GPU': dict(host_tables=False),
+            'small slices': dict(chunk=2**24),
+        }
         for name, how in twins.items() if CUDA else [('mypt', {})]:
-            if time.monotonic() - START > LIMIT and name != 'mypt': print(f'{block} {name}: no time left'); continue
+            if time.monotonic() - START > LIMIT and name != 'mypt':
+                print(f'{block} {name}: no time left')
+                continue
             step = ours(cfg, **how)
             report(name, *measure(step, data))
-            if name == 'mypt': line['kernels'] = profile(step, data)
+            if name == 'mypt':
+                line['kernels'] = profile(step, data)
             del step
-            if CUDA: torch.cuda.empty_cache()
-        with tempfile.TemporaryDirectory() as out: got = trl(cfg, data, out) if CUDA else None
+            if CUDA:
+                torch.cuda.empty_cache()
+        with tempfile.TemporaryDirectory() as out:
+            got = trl(cfg, data, out) if CUDA else None
         step = None if got else llama(cfg)
-        if got: report('TRL', *got)
-        elif step: report('transformers', *measure(step, data))
+        if got:
+            report('TRL', *got)
+        elif step:
+            report('transformers', *measure(step, data))
         if peer := line.get('TRL') or line.get('transformers'):
-            memory = f", {line['mypt']['gib'] / peer['gib']:.2f} of its memory" if CUDA else ''
-            print(f"{block}: {line['mypt']['tokens_per_second'] / peer['tokens_per_second']:.2f} times the peer's tokens a second{memory}")
+            memory = f', {line["mypt"]["gib"] / peer["gib"]:.2f} of its memory' if CUDA else ''
+            print(
+                f"{block}: {line['mypt']['tokens_per_second'] / peer['tokens_per_second']:.2f} times the peer's tokens a second{memory}"
+            )
         del step
     for n in (1, 16):
         speed, share = decode(shape(1024), m, n)
         result[f'decode {n}'] = dict(tokens_per_second=speed, bandwidth_share=share)
         print(f'decoding {n} at once: {speed:,.0f} tokens/s, {share:.0%} of what bandwidth allows')
     result['seconds'] = time.monotonic() - START
-    if CUDA: (ROOT/'results'/'gpu.json').write_text(json.dumps(result, indent=1) + '\n')
-    print(f"all in {result['seconds']:.0f} s" + ('' if CUDA else '; no GPU here: the figures mean nothing and are not kept'))
+    if CUDA:
+        (ROOT / 'results' / 'gpu.json').write_text(json.dumps(result, indent=1) + '\n')
+    print(
+        f'all in {result["seconds"]:.0f} s'
+        + ('' if CUDA else '; no GPU here: the figures mean nothing and are not kept')
+    )
 
-if __name__ == '__main__': sys.exit(main())
+
+if __name__ == '__main__':
+    sys.exit(main())

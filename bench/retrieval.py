@@ -7,12 +7,13 @@ words of the language, once as it is and once with Snowball's stemmer for that l
 Times: passages of the OWASP cheat sheets and seven German statutes, each heading asked as a query, one by one. Each side runs in
 a process of its own, in turn; imports are not timed. mypt reads its file (`file`) or holds everything (`memory`); bm25s holds everything.
 """
+
 import argparse, json, platform, random, re, subprocess, sys, tempfile, time
 from datetime import date
 from pathlib import Path
 from statistics import median
 
-DATA, ROUNDS, QUERIES = Path(__file__).resolve().parent.parent.parent/'shared/data', 3, 300
+DATA, ROUNDS, QUERIES = (Path(__file__).resolve().parent.parent.parent / 'shared/data', 3, 300)
 FOLDERS = ('owasp_cheatsheets', 'law_de')
 SIDES = ('memory', 'file', 'bm25s', 'bm25s+stem')
 
@@ -20,7 +21,9 @@ SIDES = ('memory', 'file', 'bm25s', 'bm25s+stem')
 def squad(lang):
     "Passages, and (question, number of its passage)."
     passages, questions = [], []
-    for article in json.loads((DATA/f'xquad/xquad.{lang}.json').read_text(encoding='utf-8'))['data']:
+    for article in json.loads((DATA / f'xquad/xquad.{lang}.json').read_text(encoding='utf-8'))[
+        'data'
+    ]:
         for p in article['paragraphs']:
             questions += [(q['question'], len(passages)) for q in p['qas']]
             passages.append(p['context'])
@@ -28,8 +31,13 @@ def squad(lang):
 
 
 def documents():
-    from mypt.documents import read_documents
-    return [d._replace(doc_id=f'{folder}/{d.doc_id}') for folder in FOLDERS for d in read_documents(DATA/folder)]
+    from mypt.agent.documents import read_documents
+
+    return [
+        d._replace(doc_id=f'{folder}/{d.doc_id}')
+        for folder in FOLDERS
+        for d in read_documents(DATA / folder)
+    ]
 
 
 def headings(docs):
@@ -39,8 +47,9 @@ def headings(docs):
 
 def ours(texts, ids):
     "A search function: query → numbers of passages."
-    from mypt.documents import Document
-    from mypt.rag import Index
+    from mypt.agent.documents import Document
+    from mypt.agent.retrieval import Index
+
     index = Index.of([Document(i, '', t) for i, t in zip(ids, texts)], size=10**6, overlap=0)
     where = {d: i for i, d in enumerate(ids)}
     return lambda q, k: [where[h.doc_id] for h in index.search(q, k)]
@@ -48,44 +57,59 @@ def ours(texts, ids):
 
 def theirs(texts, lang, stem):
     import bm25s
+
     def tokens(ts):
         stemmer = None
         if stem:
             from Stemmer import Stemmer
+
             stemmer = Stemmer(dict(en='english', de='german')[lang])
         return bm25s.tokenize(ts, stopwords=lang, stemmer=stemmer, show_progress=False)
+
     index = bm25s.BM25()
     index.index(tokens(texts), show_progress=False)
+
     def search(q, k):
-        try: return index.retrieve(tokens([q]), k=k, show_progress=False)[0][0].tolist()
-        except ValueError: return []      # no word of the query is known
+        try:
+            return index.retrieve(tokens([q]), k=k, show_progress=False)[0][0].tolist()
+        except ValueError:
+            return []  # no word of the query is known
+
     return search
 
 
 def recall(side, lang):
     "Recall at 1 and 5, in percent."
     passages, questions = squad(lang)
-    search = ours(passages, [f'{i:04}' for i in range(len(passages))]) if side == 'mypt' else theirs(passages, lang, side == 'bm25s+stem')
+    search = (
+        ours(passages, [f'{i:04}' for i in range(len(passages))])
+        if side == 'mypt'
+        else theirs(passages, lang, side == 'bm25s+stem')
+    )
     found = [(search(q, 5), i) for q, i in questions]
     return {k: 100 * sum(i in top[:k] for top, i in found) / len(found) for k in (1, 5)}
 
 
 def timed(side):
     "Seconds to index, milliseconds per query."
-    from mypt.documents import chunks
-    from mypt.rag import Index
+    from mypt.agent.documents import chunks
+    from mypt.agent.retrieval import Index
+
     docs = documents()
     queries = headings(docs)
     with tempfile.TemporaryDirectory() as tmp:
         for d in docs if side == 'file' else ():
-            path = Path(tmp)/'docs'/d.doc_id
+            path = Path(tmp) / 'docs' / d.doc_id
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(d.text, encoding='utf-8')
         texts = [c for d in docs for c in chunks(d.text)]
         start = time.perf_counter()
-        if side == 'file': search = Index.build(f'{tmp}/docs', f'{tmp}/index').search
-        elif side == 'memory': search = Index.of(docs).search
-        else: search = theirs(texts, 'en', side == 'bm25s+stem')
+        if side == 'file':
+            search = Index.build(f'{tmp}/docs', f'{tmp}/index').search
+        elif side == 'memory':
+            search = Index.of(docs).search
+        else:
+            search = theirs(texts, 'en', side == 'bm25s+stem')
         built = time.perf_counter()
         search('first query', 5)
         ms = []
@@ -93,12 +117,18 @@ def timed(side):
             t = time.perf_counter()
             search(q, 5)
             ms.append(1e3 * (time.perf_counter() - t))
-    return dict(index_s=built - start, query_ms=median(ms), p95_ms=sorted(ms)[int(.95 * len(ms))], passages=len(texts))
+    return dict(
+        index_s=built - start,
+        query_ms=median(ms),
+        p95_ms=sorted(ms)[int(0.95 * len(ms))],
+        passages=len(texts),
+    )
 
 
 def child(*job):
     p = subprocess.run([sys.executable, __file__, '--job', *job], capture_output=True, text=True)
-    if p.returncode: sys.exit(p.stderr[-3000:])
+    if p.returncode:
+        sys.exit(p.stderr[-3000:])
     return json.loads(p.stdout.splitlines()[-1])
 
 
@@ -106,33 +136,57 @@ def main():
     ap = argparse.ArgumentParser()
     ap.add_argument('--job', nargs='+')
     a = ap.parse_args()
-    if a.job: return print(json.dumps(recall(*a.job[1:]) if a.job[0] == 'recall' else timed(a.job[1])))
-    if not DATA.is_dir(): sys.exit('no ../shared/data beside the repository: this benchmark needs its documents')
-    found = {lang: {s: child('recall', s, lang) for s in ('mypt', 'bm25s', 'bm25s+stem')} for lang in ('en', 'de')}
+    if a.job:
+        return print(json.dumps(recall(*a.job[1:]) if a.job[0] == 'recall' else timed(a.job[1])))
+    if not DATA.is_dir():
+        sys.exit('no ../shared/data beside the repository: this benchmark needs its documents')
+    found = {
+        lang: {s: child('recall', s, lang) for s in ('mypt', 'bm25s', 'bm25s+stem')}
+        for lang in ('en', 'de')
+    }
     for lang, sides in found.items():
-        for s, r in sides.items(): print(f'{lang} {s:<11} recall@1 {r["1"]:.1f} %, @5 {r["5"]:.1f} %')
+        for s, r in sides.items():
+            print(f'{lang} {s:<11} recall@1 {r["1"]:.1f} %, @5 {r["5"]:.1f} %')
     runs = {s: [] for s in SIDES}
     for _ in range(ROUNDS):
-        for s in SIDES: runs[s].append(child('time', s))
+        for s in SIDES:
+            runs[s].append(child('time', s))
     for s, rs in runs.items():
         mid = {k: median(r[k] for r in rs) for k in rs[0]}
-        print(f'{s:<11} index {mid["index_s"]:.2f} s, query {mid["query_ms"]:.2f} ms (95 %: {mid["p95_ms"]:.1f}), '
-              f'{mid["passages"]:,} passages')
-    ratio = {s: median(r['query_ms'] / b['query_ms'] for r, b in zip(runs[s], runs['bm25s'])) for s in ('memory', 'file')}
-    for s, r in ratio.items(): print(f'{s}: a query takes {r:.2f}× the time of bm25s (median of {ROUNDS} pairs)')
+        print(
+            f'{s:<11} index {mid["index_s"]:.2f} s, query {mid["query_ms"]:.2f} ms (95 %: {mid["p95_ms"]:.1f}), '
+            f'{mid["passages"]:,} passages'
+        )
+    ratio = {
+        s: median(r['query_ms'] / b['query_ms'] for r, b in zip(runs[s], runs['bm25s']))
+        for s in ('memory', 'file')
+    }
+    for s, r in ratio.items():
+        print(f'{s}: a query takes {r:.2f}× the time of bm25s (median of {ROUNDS} pairs)')
     save('retrieval', dict(recall=found, times=runs, query_time_ratio=ratio))
 
 
 def save(name, result):
     from importlib.metadata import PackageNotFoundError, version
+
     def v(p):
-        try: return version(p)
-        except PackageNotFoundError: return None
-    cpu = next((l.split(': ')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')), platform.machine())
-    out = Path(__file__).parent/'results'
+        try:
+            return version(p)
+        except PackageNotFoundError:
+            return None
+
+    cpu = next(
+        (l.split(': ')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')),
+        platform.machine(),
+    )
+    out = Path(__file__).parent / 'results'
     out.mkdir(exist_ok=True)
     versions = {p: v(p) for p in ('bm25s', 'PyStemmer', 'numpy')}
-    (out/f'{name}.json').write_text(json.dumps(dict(date=str(date.today()), machine=cpu, versions=versions, **result), indent=1) + '\n')
+    (out / f'{name}.json').write_text(
+        json.dumps(dict(date=str(date.today()), machine=cpu, versions=versions, **result), indent=1)
+        + '\n'
+    )
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

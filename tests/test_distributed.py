@@ -1,153 +1,269 @@
 """Several processes compute what one does; they stop, die, and come back together."""
+
 import json, os, shutil, signal, subprocess, sys
 from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
-from mypt.checkpoint import load_model, load_state
-from mypt.distributed import consolidate, join, newest
-from mypt.episodes import write_episodes
-from mypt.prepare import prepare
-from mypt.tokens import UserError
+from mypt.model.checkpoint import load_model, load_state
+from mypt.train.distributed import consolidate, join, newest
+from mypt.data.episodes import write_episodes
+from mypt.data.prepare import prepare
+from mypt.errors import UserError
 from spread import one
 
 HERE = Path(__file__).parent
 ENV = os.environ | {'OMP_NUM_THREADS': '1', 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1'}
 NOISE = ('dropout=0.1', 'neftune_alpha=5')
-VARIANTS = dict(ddp=('parallel=ddp',), mute=('parallel=ddp', 'mute=1'), fsdp=('parallel=fsdp', 'mute=1'),
-    muon=('parallel=fsdp', 'optimizer=muon', 'use_checkpoint=true', 'tie_weights=false', 'grad_clip=0.5',
-          'freeze=["model.embed_tokens*", "model.layers.0.mlp*"]'))
+VARIANTS = dict(
+    ddp=('parallel=ddp',),
+    mute=('parallel=ddp', 'mute=1'),
+    fsdp=('parallel=fsdp', 'mute=1'),
+    muon=(
+        'parallel=fsdp',
+        'optimizer=muon',
+        'use_checkpoint=true',
+        'tie_weights=false',
+        'grad_clip=0.5',
+        'freeze=["model.embed_tokens*", "model.layers.0.mlp*"]',
+    ),
+)
 
-def launch(world, dataset, *runs, restarts=0)->subprocess.CompletedProcess: # runs: (model directory, settings …)
+
+def launch(
+    world, dataset, *runs, restarts=0
+) -> subprocess.CompletedProcess:  # runs: (model directory, settings …)
     "Training runs one after the other in `world` processes."
     words = [str(w) for r in runs for w in ('--', *r)][1:]
-    return subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={world}',
-                           f'--max-restarts={restarts}', '--monitor-interval=0.1', HERE/'spread.py', dataset, *words],
-                          env=ENV, capture_output=True, text=True, timeout=80)
+    return subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            f'--nproc_per_node={world}',
+            f'--max-restarts={restarts}',
+            '--monitor-interval=0.1',
+            HERE / 'spread.py',
+            dataset,
+            *words,
+        ],
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=80,
+    )
 
-def log(model): return [json.loads(l) for l in (model/'log.jsonl').read_text().splitlines()]
+
+def log(model):
+    return [json.loads(l) for l in (model / 'log.jsonl').read_text().splitlines()]
+
 
 def same_run(a, b, eps=1e-5):
     "Losses, norms, evaluations and weights of two runs agree to float32 rounding; counts exactly."
     A, B = log(a), log(b)
-    assert [(r['step'], r.get('tokens'), r.get('supervised')) for r in A] == [(r['step'], r.get('tokens'), r.get('supervised')) for r in B]
+    assert [(r['step'], r.get('tokens'), r.get('supervised')) for r in A] == [
+        (r['step'], r.get('tokens'), r.get('supervised')) for r in B
+    ]
     for x, y in zip(A, B):
         assert x.keys() == y.keys()
-        for k in x.keys() & {'loss', 'grad_norm', 'val_loss'}: assert abs(x[k] - y[k]) < eps, (x['step'], k, x[k], y[k])
-    A, B = (load_file(m/'model.safetensors') for m in (a, b))
+        for k in x.keys() & {'loss', 'grad_norm', 'val_loss'}:
+            assert abs(x[k] - y[k]) < eps, (x['step'], k, x[k], y[k])
+    A, B = (load_file(m / 'model.safetensors') for m in (a, b))
     assert A.keys() == B.keys()
-    for k in A: torch.testing.assert_close(A[k], B[k], atol=eps, rtol=0)
+    for k in A:
+        torch.testing.assert_close(A[k], B[k], atol=eps, rtol=0)
+
 
 def same_bits(a, b):
     "Weights, optimizer and numbers are equal in every bit."
     for f in ('model.safetensors', 'optimizer.safetensors'):
-        A, B = load_file(a/f), load_file(b/f)
+        A, B = load_file(a / f), load_file(b / f)
         assert A.keys() == B.keys() and all(torch.equal(A[k], B[k]) for k in A), f
     assert load_state(a)[0] == load_state(b)[0]
+
 
 @pytest.fixture(scope='module')
 def dataset(tmp_path_factory):
     d = tmp_path_factory.mktemp('data')
-    write_episodes(d/'sums.jsonl', [{'messages': [{'role': 'user', 'content': f'{i}+{i+3}'}, {'role': 'assistant', 'content': str(2*i+3)}]}
-                                    for i in range(90)])
-    prepare(str(d/'sums.jsonl'), str(d/'sums'), tokenization='byte', enable_packing=True, pack_block_size=64)
-    return d/'sums'
+    write_episodes(
+        d / 'sums.jsonl',
+        [
+            {
+                'messages': [
+                    {'role': 'user', 'content': f'{i}+{i + 3}'},
+                    {'role': 'assistant', 'content': str(2 * i + 3)},
+                ]
+            }
+            for i in range(90)
+        ],
+    )
+    prepare(
+        str(d / 'sums.jsonl'),
+        str(d / 'sums'),
+        tokenization='byte',
+        enable_packing=True,
+        pack_block_size=64,
+    )
+    return d / 'sums'
+
 
 @pytest.fixture(scope='module')
 def alone(dataset, tmp_path_factory):
     "Every variant by one process with a batch of 4."
     d = tmp_path_factory.mktemp('alone')
-    for name, sets in VARIANTS.items(): one(dataset, d/name, *sets, 'batch_size=4')
+    for name, sets in VARIANTS.items():
+        one(dataset, d / name, *sets, 'batch_size=4')
     return d
+
 
 @pytest.fixture(scope='module')
 def two(dataset, tmp_path_factory):
     "Every variant by two processes with a batch of 2 each, and two calm runs with noise."
     d = tmp_path_factory.mktemp('two')
-    calm = [(d/f'calm_{p}', f'parallel={p}', *NOISE, 'batch_size=2') for p in ('ddp', 'fsdp')]
-    out = launch(2, dataset, *((d/name, *sets, 'batch_size=2') for name, sets in VARIANTS.items()), *calm)
+    calm = [(d / f'calm_{p}', f'parallel={p}', *NOISE, 'batch_size=2') for p in ('ddp', 'fsdp')]
+    out = launch(
+        2, dataset, *((d / name, *sets, 'batch_size=2') for name, sets in VARIANTS.items()), *calm
+    )
     assert out.returncode == 0, out.stderr
     assert '2 processes × 2 micro-batches × batch_size 2 = 8 rows a step' in out.stdout
-    assert out.stdout.count('step 12: val') == len(VARIANTS) + 2          # one voice
+    assert out.stdout.count('step 12: val') == len(VARIANTS) + 2  # one voice
     return d
 
+
 def test_two_processes_compute_what_one_does(alone, two):
-    for name in VARIANTS: same_run(alone/name, two/name)
+    for name in VARIANTS:
+        same_run(alone / name, two / name)
+
 
 def test_four_processes_compute_what_one_does(dataset, alone, tmp_path):
     names = 'mute', 'muon'
-    out = launch(4, dataset, *((tmp_path/name, *VARIANTS[name], 'batch_size=1') for name in names))
+    out = launch(
+        4, dataset, *((tmp_path / name, *VARIANTS[name], 'batch_size=1') for name in names)
+    )
     assert out.returncode == 0, out.stderr
-    for name in names: same_run(alone/name, tmp_path/name)
+    for name in names:
+        same_run(alone / name, tmp_path / name)
+
 
 @pytest.mark.parametrize('parallel', [pytest.param('ddp', marks=pytest.mark.slow), 'fsdp'])
 def test_a_killed_process_comes_back(dataset, two, tmp_path, parallel):
     "SIGKILL of the second process after step 6; torchrun starts both again, from step 4, and no bit differs in the end."
-    model = tmp_path/'m'
-    out = launch(2, dataset, (model, f'parallel={parallel}', *NOISE, 'batch_size=2', f'die=1:6:{signal.SIGKILL:d}'), restarts=1)
+    model = tmp_path / 'm'
+    out = launch(
+        2,
+        dataset,
+        (model, f'parallel={parallel}', *NOISE, 'batch_size=2', f'die=1:6:{signal.SIGKILL:d}'),
+        restarts=1,
+    )
     assert out.returncode == 0, out.stderr
     assert 'resumed at step 4' in out.stdout and 'exitcode: -9' in out.stderr
-    same_bits(two/f'calm_{parallel}', model)
+    same_bits(two / f'calm_{parallel}', model)
+
 
 @pytest.mark.slow
 def test_another_number_of_processes_goes_on(dataset, alone, tmp_path):
     "Shards of four processes that died go on in two and in one, and become the ordinary directory."
-    out = launch(4, dataset, (tmp_path/'m', *VARIANTS['muon'], 'batch_size=1', f'die=2:6:{signal.SIGKILL:d}'))
-    assert out.returncode and [p.name for p in (tmp_path/'m'/'sharded').iterdir()] == ['step-00000004']
-    assert not (tmp_path/'m'/'model.safetensors').exists()
-    shutil.copytree(tmp_path/'m', tmp_path/'n')
-    one(dataset, tmp_path/'n', *VARIANTS['muon'], 'batch_size=4')
-    out = launch(2, dataset, (tmp_path/'m', *VARIANTS['muon'], 'batch_size=2'))
+    out = launch(
+        4,
+        dataset,
+        (tmp_path / 'm', *VARIANTS['muon'], 'batch_size=1', f'die=2:6:{signal.SIGKILL:d}'),
+    )
+    assert out.returncode and [p.name for p in (tmp_path / 'm' / 'sharded').iterdir()] == [
+        'step-00000004'
+    ]
+    assert not (tmp_path / 'm' / 'model.safetensors').exists()
+    shutil.copytree(tmp_path / 'm', tmp_path / 'n')
+    one(dataset, tmp_path / 'n', *VARIANTS['muon'], 'batch_size=4')
+    out = launch(2, dataset, (tmp_path / 'm', *VARIANTS['muon'], 'batch_size=2'))
     assert out.returncode == 0 and 'resumed at step 4' in out.stdout, out.stderr
     for m in 'mn':
-        same_run(alone/'muon', tmp_path/m)
-        load_model(tmp_path/m, verify=True)
-        assert not (tmp_path/m/'sharded').exists()
+        same_run(alone / 'muon', tmp_path / m)
+        load_model(tmp_path / m, verify=True)
+        assert not (tmp_path / m / 'sharded').exists()
+
 
 @pytest.mark.slow
 def test_one_signal_stops_all_at_the_same_step(dataset, alone, tmp_path):
     "SIGTERM to one process: all stop after that step, the directory is an ordinary one, and the other engine goes on with it."
-    out = launch(2, dataset, *((tmp_path/p, f'parallel={p}', 'batch_size=2', f'die=1:7:{signal.SIGTERM:d}') for p in ('ddp', 'fsdp')))
+    out = launch(
+        2,
+        dataset,
+        *(
+            (tmp_path / p, f'parallel={p}', 'batch_size=2', f'die=1:7:{signal.SIGTERM:d}')
+            for p in ('ddp', 'fsdp')
+        ),
+    )
     assert out.returncode == 0 and out.stdout.count('stopped at step 7: SIGTERM') == 2, out
-    for p in ('ddp', 'fsdp'): assert load_state(tmp_path/p)[0]['step'] == load_model(tmp_path/p, verify=True)[2]['step'] == 7
-    out = launch(2, dataset, *((tmp_path/p, f'parallel={q}', 'batch_size=2') for p, q in (('ddp', 'fsdp'), ('fsdp', 'ddp'))))
+    for p in ('ddp', 'fsdp'):
+        assert (
+            load_state(tmp_path / p)[0]['step']
+            == load_model(tmp_path / p, verify=True)[2]['step']
+            == 7
+        )
+    out = launch(
+        2,
+        dataset,
+        *(
+            (tmp_path / p, f'parallel={q}', 'batch_size=2')
+            for p, q in (('ddp', 'fsdp'), ('fsdp', 'ddp'))
+        ),
+    )
     assert out.returncode == 0, out.stderr
-    for p in ('ddp', 'fsdp'): same_run(alone/'ddp', tmp_path/p)
+    for p in ('ddp', 'fsdp'):
+        same_run(alone / 'ddp', tmp_path / p)
+
 
 def test_a_flipped_bit_in_a_shard_is_found(dataset, tmp_path):
     "Whoever goes on with damaged shards is told which file, alone and in several processes; whole again, the run goes on."
-    args = tmp_path/'m', *VARIANTS['fsdp'], 'batch_size=2'
+    args = tmp_path / 'm', *VARIANTS['fsdp'], 'batch_size=2'
     out = launch(2, dataset, (*args, f'die=1:6:{signal.SIGKILL:d}'))
-    shards = tmp_path/'m'/'sharded'/'step-00000004'
-    assert out.returncode and {p.name for p in shards.iterdir()} > {'mypt.json', 'training_state.json'}
+    shards = tmp_path / 'm' / 'sharded' / 'step-00000004'
+    assert out.returncode and {p.name for p in shards.iterdir()} > {
+        'mypt.json',
+        'training_state.json',
+    }
     last = sorted(shards.glob('*.safetensors'))[-1]
-    for victim, spoil in ((last, lambda b: b[:-1] + bytes([b[-1] ^ 1])), (shards/'training_state.json', lambda b: b.replace(b'4', b'5', 1)),
-                          (shards/'training_state.json', lambda b: b'{torn'), (last, None)):
+    for victim, spoil in (
+        (last, lambda b: b[:-1] + bytes([b[-1] ^ 1])),
+        (shards / 'training_state.json', lambda b: b.replace(b'4', b'5', 1)),
+        (shards / 'training_state.json', lambda b: b'{torn'),
+        (last, None),
+    ):
         whole = victim.read_bytes()
-        if spoil: victim.write_bytes(spoil(whole))
-        else: victim.unlink()
-        with pytest.raises(UserError, match=f'{victim.name}: .*or remove'): consolidate(tmp_path/'m')
+        if spoil:
+            victim.write_bytes(spoil(whole))
+        else:
+            victim.unlink()
+        with pytest.raises(UserError, match=f'{victim.name}: .*or remove'):
+            consolidate(tmp_path / 'm')
         if victim is last and spoil:
             out = launch(2, dataset, args)
             assert out.returncode and f'{victim.name}: sha256' in out.stderr, out.stderr
         victim.write_bytes(whole)
-    consolidate(tmp_path/'m')
-    assert load_model(tmp_path/'m', verify=True)[2]['step'] == 4
+    consolidate(tmp_path / 'm')
+    assert load_model(tmp_path / 'm', verify=True)[2]['step'] == 4
+
 
 def test_restarts_that_would_hang_are_refused(monkeypatch):
     monkeypatch.setenv('TORCHELASTIC_USE_AGENT_STORE', 'True')
     monkeypatch.setenv('TORCHELASTIC_MAX_RESTARTS', '3')
-    with pytest.raises(UserError, match='TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1'): join(torch.device('cpu'))
+    with pytest.raises(UserError, match='TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1'):
+        join(torch.device('cpu'))
+
 
 def test_leftovers_of_a_killed_save_are_not_taken(tmp_path):
     "Unfinished shards have no name; of finished ones the last step counts, unless the ordinary checkpoint is later."
+
     def put(folder, step):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder/'training_state.json').write_text(json.dumps({'step': step}))
+        (folder / 'training_state.json').write_text(json.dumps({'step': step}))
+
     m = tmp_path
     assert newest(m) == m
-    put(m/'sharded'/'step-00000004', 4); put(m/'sharded'/'.next', 8)
+    put(m / 'sharded' / 'step-00000004', 4)
+    put(m / 'sharded' / '.next', 8)
     assert newest(m).name == 'step-00000004'
-    put(m/'sharded'/'step-00000008', 8)                                    # killed before the older ones were removed
+    put(m / 'sharded' / 'step-00000008', 8)  # killed before the older ones were removed
     assert newest(m).name == 'step-00000008'
-    put(m, 8)                                                              # killed between consolidation and removal
+    put(m, 8)  # killed between consolidation and removal
     assert newest(m) == m

@@ -1,39 +1,73 @@
 """The engine: nobody hears a neighbour, nothing is read twice, and the shortlist finds the best score."""
+
 import random, threading
 import pytest, torch
-from mypt.config import ModelConfig
-from mypt.engine import Engine
-from mypt.generate import Columns, Sampling, Shortlist, feed, generate, shortlist
-from mypt.layers import KVCache
-from mypt.model import GPT
-from mypt.tokens import UserError
+from mypt.model.config import ModelConfig
+from mypt.inference.engine import Engine
+from mypt.inference.cpu import Columns, Shortlist, shortlist
+from mypt.inference.generate import feed, generate
+from mypt.inference.sampling import Sampling
+from mypt.model.cache import KVCache
+from mypt.model.gpt import GPT
+from mypt.errors import UserError
 
-ARCHS = dict(llama={}, grouped=dict(n_kv_head=2, rope_scale=4.),
-             learned=dict(pos_encoding='learned', mlp_type='gelu', norm_type='layernorm'))
+ARCHS = dict(
+    llama={},
+    grouped=dict(n_kv_head=2, rope_scale=4.0),
+    learned=dict(pos_encoding='learned', mlp_type='gelu', norm_type='layernorm'),
+)
+
 
 def model_of(arch='llama', V=320, **kw):
     torch.manual_seed(1)
-    m = GPT(ModelConfig(**dict(n_layer=2, n_head=4, n_embd=64, block_size=96, vocab_size=V) | ARCHS[arch] | kw))
-    for p in m.parameters(): p.data *= 3
+    m = GPT(
+        ModelConfig(
+            **dict(n_layer=2, n_head=4, n_embd=64, block_size=96, vocab_size=V) | ARCHS[arch] | kw
+        )
+    )
+    for p in m.parameters():
+        p.data *= 3
     return m.eval()
+
 
 class Even:
     "Only even ids, odd ones at the end."
-    def mask(self, ids, left): return torch.arange(320) % 2 == (left == 1)
+
+    def mask(self, ids, left):
+        return torch.arange(320) % 2 == (left == 1)
+
 
 def draw(rng, n):
     "Requests of all kinds; many share a beginning."
     for i in range(n):
         ids = [7] * rng.choice((0, 20)) + [rng.randrange(320) for _ in range(rng.randint(1, 30))]
-        how = Sampling() if rng.random() < .4 else Sampling(rng.choice((.7, 1.5)), rng.choice((0, 20)), rng.choice((1., .9)),
-                                                           rng.choice((1., 1.3)), seed=i)
-        yield ids, rng.randint(1, 30), how, frozenset(rng.sample(range(320), 12)), rng.choice((None, None, Even()))
+        how = (
+            Sampling()
+            if rng.random() < 0.4
+            else Sampling(
+                rng.choice((0.7, 1.5)),
+                rng.choice((0, 20)),
+                rng.choice((1.0, 0.9)),
+                rng.choice((1.0, 1.3)),
+                seed=i,
+            )
+        )
+        yield (
+            ids,
+            rng.randint(1, 30),
+            how,
+            frozenset(rng.sample(range(320), 12)),
+            rng.choice((None, None, Even())),
+        )
+
 
 def alone(model, ids, new, how, stop, allow):
     return generate(model, None, [ids], new, stop, allow=allow and [allow], **how._asdict())[0]
 
+
 def drain(e):
-    while e.busy: e.step()
+    while e.busy:
+        e.step()
 
 
 @pytest.mark.parametrize('fixed', [False, True])
@@ -46,11 +80,13 @@ def test_a_request_says_what_it_says_alone(arch, fixed):
         for _ in range(min(len(todo), rng.choice((0, 0, 0, 1, 3)))):
             a = todo.pop()
             live.append((e.submit(*a), a))
-        for r, s in e.step(): heard.setdefault(r, []).append(s.id)
+        for r, s in e.step():
+            heard.setdefault(r, []).append(s.id)
     assert len(live) == 40 and sum(r.reused for r, _ in live) > 100
     for r, a in live:
         assert r.said == heard[r] == alone(model, *a)
         assert r.done == ('stop' if r.said[-1] in r.stop else 'length')
+
 
 def test_second_turn_reads_only_what_is_new():
     e = Engine(model_of(), slots=3)
@@ -60,79 +96,115 @@ def test_second_turn_reads_only_what_is_new():
     before = e.prefilled
     second = e.submit(first.text + [1, 2, 3], 6)
     drain(e)
-    assert e.prefilled - before == 4 and second.reused == 45    # the last token said had not been fed
+    assert e.prefilled - before == 4 and second.reused == 45  # the last token said had not been fed
     assert second.said == alone(e.model, second.ids, 6, Sampling(), frozenset(), None)
     before = e.prefilled
-    again = e.submit(first.ids, 6)                               # 'say it again': all but the last token is known
+    again = e.submit(first.ids, 6)  # 'say it again': all but the last token is known
     drain(e)
     assert e.prefilled - before == 1 and again.said == first.said
-    third = e.submit(second.text + [5], 3)                       # and the longer conversation was not lost by it
+    third = e.submit(second.text + [5], 3)  # and the longer conversation was not lost by it
     drain(e)
     assert third.reused == len(second.text) - 1 and all(len(r.said) == 5 for r in others)
+
 
 def test_a_shared_beginning_is_copied_from_a_running_row():
     e, system = Engine(model_of(), slots=4), list(range(50))
     rs = [e.submit(system + [200 + n, n], 9) for n in range(4)]
     e.step()
-    assert [r.reused for r in rs] == [0, 50, 50, 50] and e.prefilled == 52 + 3*2
+    assert [r.reused for r in rs] == [0, 50, 50, 50] and e.prefilled == 52 + 3 * 2
     drain(e)
-    for r in rs: assert r.said == alone(e.model, r.ids, 9, Sampling(), frozenset(), None)
+    for r in rs:
+        assert r.said == alone(e.model, r.ids, 9, Sampling(), frozenset(), None)
+
 
 def test_cancel():
     e = Engine(model_of(), slots=2)
     a, b, c = (e.submit([n, n + 1], 20) for n in (1, 5, 9))
     e.step()
-    e.cancel(a); e.cancel(c)
+    e.cancel(a)
+    e.cancel(c)
     assert (a.done, c.done, len(a.said), c.said) == ('cancelled', 'cancelled', 1, [])
     drain(e)
-    assert len(a.said) == 1 and b.done == 'length' and b.said == alone(e.model, b.ids, 20, Sampling(), frozenset(), None)
+    assert (
+        len(a.said) == 1
+        and b.done == 'length'
+        and b.said == alone(e.model, b.ids, 20, Sampling(), frozenset(), None)
+    )
     e.cancel(b)
     assert b.done == 'length' and len({a, b, c}) == 3
 
+
 def test_bad_requests():
     e = Engine(model_of(), slots=2, room=32)
-    bad = {'empty prompt': ([], 3), 'max_new_tokens': ([1], 0), 'temperature': ([1], 3, Sampling(temperature=-1.)),
-           '30 tokens and 3 new ones exceed the room of 32': ([1] * 30, 3)}
+    bad = {
+        'empty prompt': ([], 3),
+        'max_new_tokens': ([1], 0),
+        'temperature': ([1], 3, Sampling(temperature=-1.0)),
+        '30 tokens and 3 new ones exceed the room of 32': ([1] * 30, 3),
+    }
     for problem, args in bad.items():
-        with pytest.raises(UserError, match=problem): e.submit(*args)
+        with pytest.raises(UserError, match=problem):
+            e.submit(*args)
     assert not e.busy and e.step() == []
     r = e.submit([1] * 30, 2)
     drain(e)
     assert len(r.said) == 2
-    with pytest.raises(UserError, match='room 97'): Engine(e.model, room=97)
+    with pytest.raises(UserError, match='room 97'):
+        Engine(e.model, room=97)
+
 
 def test_memory_is_allocated_once():
     e = Engine(model_of(), slots=3)
     before = e.cache.k.data_ptr(), e.cache.v.data_ptr(), e.cache.k.shape
-    for a in draw(random.Random(2), 12): e.submit(*a)
+    for a in draw(random.Random(2), 12):
+        e.submit(*a)
     drain(e)
     assert before == (e.cache.k.data_ptr(), e.cache.v.data_ptr(), e.cache.k.shape)
+
 
 def test_a_rule_that_fails_harms_nobody():
     class Bad:
         on = True
+
         def mask(self, ids, left):
-            if self.on and left == 3: raise ValueError('rule')
+            if self.on and left == 3:
+                raise ValueError('rule')
+
     e, bad = Engine(model_of(), slots=3), Bad()
     r, s = e.submit([1, 2, 3], 8), e.submit([4, 5], 6, allow=bad)
-    with pytest.raises(ValueError): drain(e)
+    with pytest.raises(ValueError):
+        drain(e)
     bad.on = False
     drain(e)
-    for x in (r, s): assert x.said == alone(e.model, x.ids, x.max_new_tokens, Sampling(), frozenset(), None)
+    for x in (r, s):
+        assert x.said == alone(e.model, x.ids, x.max_new_tokens, Sampling(), frozenset(), None)
+
 
 def test_threads():
     e, jobs, out = Engine(model_of(), slots=4), list(draw(random.Random(3), 24)), {}
     stopped = threading.Event()
+
     def ask(part):
-        for i in part: out[i] = e.submit(*jobs[i])
+        for i in part:
+            out[i] = e.submit(*jobs[i])
+
     def serve():
-        while not stopped.is_set() or e.busy: e.step()
-    server, askers = threading.Thread(target=serve), [threading.Thread(target=ask, args=(range(k, 24, 3),)) for k in range(3)]
-    for t in (server, *askers): t.start()
-    for t in askers: t.join(20)
-    stopped.set(); server.join(60)
+        while not stopped.is_set() or e.busy:
+            e.step()
+
+    server, askers = (
+        threading.Thread(target=serve),
+        [threading.Thread(target=ask, args=(range(k, 24, 3),)) for k in range(3)],
+    )
+    for t in (server, *askers):
+        t.start()
+    for t in askers:
+        t.join(20)
+    stopped.set()
+    server.join(60)
     assert not server.is_alive()
-    for i, r in out.items(): assert r.said == alone(e.model, *jobs[i])
+    for i, r in out.items():
+        assert r.said == alone(e.model, *jobs[i])
 
 
 @pytest.mark.parametrize('B', [1, 2, 5, 11, 12, 20])
@@ -140,59 +212,79 @@ def test_threads():
 def test_columns_equal_the_model(arch, B):
     "Packed prompts of unequal length, then a token at a time, against the whole text at once."
     model = model_of() if arch == 'untied' else model_of(arch)
-    if arch == 'untied': model = model_of(tie_weights=False)
+    if arch == 'untied':
+        model = model_of(tie_weights=False)
     rng = random.Random(B)
     texts = [[rng.randrange(320) for _ in range(rng.randint(1, 40) + 6)] for _ in range(B)]
     cache, one = KVCache(model.cfg, B, 46), Columns.of(model)
     with torch.inference_mode():
         for k in range(6, 0, -1):
             starts = [0] * B if k == 6 else [len(t) - k for t in texts]
-            new = [t[s:len(t) - k + 1] for t, s in zip(texts, starts)]
+            new = [t[s : len(t) - k + 1] for t, s in zip(texts, starts)]
             h = feed(model, cache, new, starts, one)
             for b, t in enumerate(texts):
-                torch.testing.assert_close(h[b], model.hidden(torch.tensor([t[:len(t) - k + 1]]))[0, -1], atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(
+                    h[b],
+                    model.hidden(torch.tensor([t[: len(t) - k + 1]]))[0, -1],
+                    atol=1e-4,
+                    rtol=1e-4,
+                )
+
 
 def test_columns_know_whom_they_can_replace():
-    for m in (model_of('learned'), model_of(bias=True), model_of(norm_type='layernorm'), model_of().double()): assert Columns.of(m) is None
+    for m in (
+        model_of('learned'),
+        model_of(bias=True),
+        model_of(norm_type='layernorm'),
+        model_of().double(),
+    ):
+        assert Columns.of(m) is None
     model = model_of()
     before = generate(model, None, [[1, 2, 3]], 6, frozenset())
     with torch.no_grad():
-        for p in model.parameters(): p.copy_(p.flip(-1) if p.dim() > 1 else p)     # trained on in place
+        for p in model.parameters():
+            p.copy_(p.flip(-1) if p.dim() > 1 else p)  # trained on in place
     assert generate(model, None, [[1, 2, 3]], 6, frozenset()) != before
-    q = model.model.layers[0].self_attn.q_proj                                     # or moved, as `.to` does
+    q = model.model.layers[0].self_attn.q_proj  # or moved, as `.to` does
     q.weight.data = q.weight.clone()
     ids = [1, 2, 3]
-    for _ in range(6): ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    for _ in range(6):
+        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
     assert generate(model, None, [[1, 2, 3]], 6, frozenset())[0] == ids[3:]
+
 
 @pytest.mark.parametrize('seed', range(6))
 def test_shortlist_finds_the_best(seed):
     g = torch.Generator().manual_seed(seed)
     W = torch.randn(9000, 48, generator=g) * torch.rand(9000, 1, generator=g) ** 4
     W[5] = 0
-    h = torch.randn(7, 48, generator=g) * 10. ** torch.arange(-3, 4)[:, None]
-    h[3, 0] *= 500                                          # one large number spoils the 7 bits of all others
-    W[17] = W[4000] = h[6] / 9                              # a tie
+    h = torch.randn(7, 48, generator=g) * 10.0 ** torch.arange(-3, 4)[:, None]
+    h[3, 0] *= 500  # one large number spoils the 7 bits of all others
+    W[17] = W[4000] = h[6] / 9  # a tie
     best, logp = Shortlist(W)(h)
     assert Shortlist(W)(h, probs=False)[0].equal(best)
     exact = h.double() @ W.double().T
     top = exact.gather(1, best[:, None])[:, 0]
     assert (top >= exact.amax(1) - 1e-5 * exact.abs().amax(1)).all()
-    assert (logp - exact.log_softmax(1).amax(1)).abs().max() < .2
+    assert (logp - exact.log_softmax(1).amax(1)).abs().max() < 0.2
+
 
 def test_shortlist_of_flat_scores_and_none():
-    W = torch.full((9000, 16), .1)
+    W = torch.full((9000, 16), 0.1)
     W[77] += 1e-5
     assert Shortlist(W)(torch.ones(2, 16))[0].tolist() == [77, 77]
-    assert Shortlist(W)(torch.zeros(1, 16))[1].exp().item() == pytest.approx(1 / 9000, rel=.01)
+    assert Shortlist(W)(torch.zeros(1, 16))[1].exp().item() == pytest.approx(1 / 9000, rel=0.01)
+
 
 def test_shortlist_follows_the_weights():
     model = model_of(V=9000)
     one = shortlist(model)
     assert one is shortlist(model) and shortlist(model_of()) is None
     before = generate(model, None, [[1, 2]], 8, frozenset())[0]
-    with torch.no_grad(): model.head.mul_(-1)
+    with torch.no_grad():
+        model.head.mul_(-1)
     assert shortlist(model) is not one
     ids = [1, 2]
-    for _ in range(8): ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    for _ in range(8):
+        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
     assert generate(model, None, [[1, 2]], 8, frozenset())[0] == ids[2:] != before

@@ -1,11 +1,20 @@
 "Packing: every episode once, no row over its capacity, as full as a plain best-fit decreasing, a function of its seed."
+
 from bisect import bisect_left, insort
 import time
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from mypt.packing import attention_svg, fill, pack_arrays, pack_lengths, plan_rows, rows_svg, segment_dtype
-from mypt.tokens import UserError
+from mypt.data.packing import (
+    attention_svg,
+    fill,
+    pack_arrays,
+    pack_lengths,
+    plan_rows,
+    rows_svg,
+    segment_dtype,
+)
+from mypt.errors import UserError
 
 
 def bfd_totals(lens, cap):
@@ -29,11 +38,15 @@ def test_rows_are_as_full_as_a_plain_best_fit_decreasing(case):
     lens, cap = case
     row = pack_lengths(lens, cap)
     assert row.shape == lens.shape and row.dtype == np.int64
-    assert sorted(np.bincount(row, weights=lens).astype(int).tolist()) == bfd_totals(lens.tolist(), cap)
+    assert sorted(np.bincount(row, weights=lens).astype(int).tolist()) == bfd_totals(
+        lens.tolist(), cap
+    )
 
 
-@pytest.mark.parametrize('low,high,cap,n', [(20, 901, 1024, 20_000), (1, 4097, 4096, 3_000), (16, 49, 1024, 20_000),
-                                            (1, 3, 7, 5_000)])
+@pytest.mark.parametrize(
+    'low,high,cap,n',
+    [(20, 901, 1024, 20_000), (1, 4097, 4096, 3_000), (16, 49, 1024, 20_000), (1, 3, 7, 5_000)],
+)
 def test_oracle_at_size(low, high, cap, n):
     lens = np.random.default_rng(n).integers(low, high, n)
     totals = np.bincount(pack_lengths(lens, cap), weights=lens).astype(int)
@@ -56,7 +69,10 @@ def test_plan_holds_every_episode_once_and_groups_apart(case, seed, window, n_gr
 @given(cases(), st.integers(0, 2**32))
 def test_plan_is_a_function_of_its_arguments(case, seed):
     lens, cap = case
-    once, twice = plan_rows(lens, cap, (seed, 1)), plan_rows(lens.astype(np.uint16), cap, (seed, 1))
+    once, twice = (
+        plan_rows(lens, cap, (seed, 1)),
+        plan_rows(lens.astype(np.uint16), cap, (seed, 1)),
+    )
     assert (once[0] == twice[0]).all() and (once[1] == twice[1]).all()
 
 
@@ -80,20 +96,26 @@ PINNED = ([5, 3, 1, 0, 6, 2, 4], [0, 2, 3, 5, 7])
 def test_built_rows_hold_each_episode_bit_for_bit(case, seed, weighted):
     lens, cap = case
     rng = np.random.default_rng(seed)
-    gaps = rng.integers(0, 4, len(lens))                       # episodes need not lie side by side
+    gaps = rng.integers(0, 4, len(lens))  # episodes need not lie side by side
     starts = np.cumsum(lens + gaps) - lens
     n = int((lens + gaps).sum())
     ids = rng.integers(0, 50_000, n).astype(np.uint32)
-    weights = rng.random(n).astype(np.float32) if weighted else rng.integers(0, 2, n).astype(np.uint8)
+    weights = (
+        rng.random(n).astype(np.float32) if weighted else rng.integers(0, 2, n).astype(np.uint8)
+    )
     order, row_start = plan_rows(lens, cap, seed)
     rows = pack_arrays(ids, weights, starts, lens, order, row_start, cap, 50_256)
-    assert rows.tokens.shape == rows.weights.shape == rows.segments.shape == (len(row_start) - 1, cap)
+    assert (
+        rows.tokens.shape == rows.weights.shape == rows.segments.shape == (len(row_start) - 1, cap)
+    )
     assert rows.weights.dtype == weights.dtype and rows.tokens.dtype == np.uint32
     flat = [a.ravel() for a in rows[:3]]
     for number, (at, length) in zip(order, rows.episodes.astype(int)):
         s = slice(starts[number], starts[number] + length)
-        assert (flat[0][at:at+length] == ids[s]).all() and (flat[1][at:at+length] == weights[s]).all()
-        assert len(set(flat[2][at:at+length])) == 1
+        assert (flat[0][at : at + length] == ids[s]).all() and (
+            flat[1][at : at + length] == weights[s]
+        ).all()
+        assert len(set(flat[2][at : at + length])) == 1
     for i, (a, b) in enumerate(zip(row_start, row_start[1:])):
         runs = np.repeat(np.arange(1, b - a + 1), lens[order[a:b]])
         assert rows.segments[i].tolist() == runs.tolist() + [0] * (cap - len(runs))
@@ -103,14 +125,21 @@ def test_built_rows_hold_each_episode_bit_for_bit(case, seed, weighted):
 
 def test_rows_built_in_slices_equal_rows_built_at_once():
     rng = np.random.default_rng(3)
-    lens = rng.integers(1, 60, 300); starts = np.cumsum(lens) - lens
-    ids = rng.integers(0, 99, lens.sum()).astype(np.uint32); w = np.ones(len(ids), np.uint8)
+    lens = rng.integers(1, 60, 300)
+    starts = np.cumsum(lens) - lens
+    ids = rng.integers(0, 99, lens.sum()).astype(np.uint32)
+    w = np.ones(len(ids), np.uint8)
     order, row_start = plan_rows(lens, 64)
     whole = pack_arrays(ids, w, starts, lens, order, row_start, 64, 0)
     half = len(row_start) // 2
-    parts = [pack_arrays(ids, w, starts, lens, order[row_start[a]:row_start[b]], row_start[a:b+1], 64, 0)
-             for a, b in ((0, half), (half, len(row_start) - 1))]
-    for i in range(3): assert (np.concatenate([p[i] for p in parts]) == whole[i]).all()
+    parts = [
+        pack_arrays(
+            ids, w, starts, lens, order[row_start[a] : row_start[b]], row_start[a : b + 1], 64, 0
+        )
+        for a, b in ((0, half), (half, len(row_start) - 1))
+    ]
+    for i in range(3):
+        assert (np.concatenate([p[i] for p in parts]) == whole[i]).all()
 
 
 def test_segments_are_bytes_up_to_255_and_two_past_that():
@@ -119,7 +148,8 @@ def test_segments_are_bytes_up_to_255_and_two_past_that():
         ids, every = np.arange(n, dtype=np.uint32), np.ones(n, np.uint8)
         rows = pack_arrays(ids, every, np.arange(n), lens, *plan_rows(lens, 300), 300, 0)
         assert rows.segments.dtype == dtype and rows.segments.max() == n
-    with pytest.raises(UserError, match='65535'): segment_dtype(65536)
+    with pytest.raises(UserError, match='65535'):
+        segment_dtype(65536)
 
 
 @pytest.mark.parametrize('low,high', [(20, 901), (16, 49), (8, 60)])
@@ -127,23 +157,33 @@ def test_fill_is_99_percent(low, high):
     for n in (4_000, 50_000):
         lens = np.random.default_rng(n).integers(low, high, n)
         order, row_start = plan_rows(lens, 1024)
-        assert fill(row_start, lens, 1024) >= .99
+        assert fill(row_start, lens, 1024) >= 0.99
 
 
 def test_a_million_lengths_are_quick():
     "Bound 1 s (bench/pack.py measures it); three tries, since other work shares the machine."
     lens = np.random.default_rng(0).integers(20, 901, 1_000_000)
+
     def once():
-        t = time.perf_counter(); pack_lengths(lens, 1024)
+        t = time.perf_counter()
+        pack_lengths(lens, 1024)
         return time.perf_counter() - t
-    assert min(once() for _ in range(3)) <= 1.
+
+    assert min(once() for _ in range(3)) <= 1.0
 
 
-@pytest.mark.parametrize('lens,words', [([5, 11], 'episode 1: 11 tokens, a row holds 10'), ([0], 'episode 0: 0 tokens'),
-                                        ([3, -2], 'episode 1: -2')])
+@pytest.mark.parametrize(
+    'lens,words',
+    [
+        ([5, 11], 'episode 1: 11 tokens, a row holds 10'),
+        ([0], 'episode 0: 0 tokens'),
+        ([3, -2], 'episode 1: -2'),
+    ],
+)
 def test_lengths_that_no_row_can_hold(lens, words):
     for f in (pack_lengths, plan_rows):
-        with pytest.raises(UserError, match=words) as e: f(lens, 10)
+        with pytest.raises(UserError, match=words) as e:
+            f(lens, 10)
         assert '\n' not in str(e.value)
 
 
@@ -154,6 +194,7 @@ def test_nothing_to_pack():
 
 def test_pictures_are_well_formed():
     import xml.etree.ElementTree as ET
+
     bars = ET.fromstring(rows_svg([[3, 4], [8]], 8))
     assert len(bars.findall('{*}rect')) == 2 + 3 and '93.8% filled' in bars.find('{*}text').text
     assert len(ET.fromstring(attention_svg([1, 1, 2, 2, 2, 0])).findall('{*}path')) == 1 + 2

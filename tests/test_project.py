@@ -1,76 +1,117 @@
 "The project as a package: one source of metadata, a wheel that holds everything, a Makefile that does what it says."
+
 import ast, configparser, email, os, re, shutil, subprocess, sys, zipfile
 from pathlib import Path
 import pytest
 
+
 @pytest.fixture(scope='module')
 def settings(root):
     ini = configparser.ConfigParser(delimiters=['='])
-    ini.read(root/'settings.ini', encoding='utf-8')
+    ini.read(root / 'settings.ini', encoding='utf-8')
     return ini['DEFAULT']
+
 
 @pytest.fixture(scope='module')
 def wheel(root, tmp_path_factory):
     "A wheel built from what git would hand out, with nothing fetched."
-    src, out = tmp_path_factory.mktemp('src')/'mypt', tmp_path_factory.mktemp('wheel')
-    shutil.copytree(root/'mypt', src/'mypt', ignore=shutil.ignore_patterns('__pycache__'))
-    for f in ('tools', 'tests'): shutil.copytree(root/f, src/f, ignore=shutil.ignore_patterns('__pycache__'))
+    src, out = tmp_path_factory.mktemp('src') / 'mypt', tmp_path_factory.mktemp('wheel')
+    shutil.copytree(root / 'mypt', src / 'mypt', ignore=shutil.ignore_patterns('__pycache__'))
+    for f in ('tools', 'tests'):
+        shutil.copytree(root / f, src / f, ignore=shutil.ignore_patterns('__pycache__'))
     for f in root.iterdir():
-        if f.is_file(): shutil.copy(f, src)
+        if f.is_file():
+            shutil.copy(f, src)
     offline = ['-q', '--no-deps', '--no-build-isolation', '--no-index']
     cmd = [sys.executable, '-m', 'pip', 'wheel', *offline, '-w', str(out), str(src)]
     subprocess.run(cmd, check=True, capture_output=True)
     return zipfile.ZipFile(next(out.glob('*.whl')))
 
+
 def test_wheel_holds_everything(root, wheel):
     packed = set(wheel.namelist())
     kinds = ('.py', '.json', '.jsonl', '.js', '.css', '.tiktoken', '.LICENSE')
-    want = {p.relative_to(root).as_posix() for p in (root/'mypt').rglob('*') if p.suffix in kinds}
+    want = {p.relative_to(root).as_posix() for p in (root / 'mypt').rglob('*') if p.suffix in kinds}
     assert 'mypt/assets/gpt2.tiktoken' in want and want - packed == set()
     assert not [n for n in packed if n.startswith(('tests/', 'tools/', 'nbs/', 'bench/'))]
+
 
 def test_wheel_metadata(settings, wheel):
     name = next(n for n in wheel.namelist() if n.endswith('METADATA'))
     meta = email.message_from_bytes(wheel.read(name))
-    assert (meta['Name'], meta['Version'], meta['Summary']) == ('mypt', settings['version'], settings['description'])
+    assert (meta['Name'], meta['Version'], meta['Summary']) == (
+        'mypt',
+        settings['version'],
+        settings['description'],
+    )
     assert meta['License-Expression'] == 'Apache-2.0' or meta['License'] == 'Apache-2.0'
     assert 'torch>=2.10' in meta.get_all('Requires-Dist') and meta['Requires-Python'] == '>=3.10'
     extras = set(meta.get_all('Provides-Extra'))
-    assert extras == {k.removesuffix('_requirements') for k in settings if k.endswith('_requirements')}
+    assert extras == {
+        k.removesuffix('_requirements') for k in settings if k.endswith('_requirements')
+    }
     assert {'dev', 'bench', 'hub', 'serve', 'widgets', 'translate', 'constrain', 'pdf'} <= extras
     assert wheel.read(name.replace('METADATA', 'entry_points.txt')).decode().split() == [
-        '[console_scripts]', 'mypt', '=', 'mypt.cli:main', '[nbdev]', 'mypt', '=', 'mypt._modidx:d']
+        '[console_scripts]',
+        'mypt',
+        '=',
+        'mypt.cli:main',
+        '[nbdev]',
+        'mypt',
+        '=',
+        'mypt._modidx:d',
+    ]
+
 
 def test_build_needs_no_torch(root):
-    requires = re.search(r'^requires = (\[.*\])', (root/'pyproject.toml').read_text(), re.M)
+    requires = re.search(r'^requires = (\[.*\])', (root / 'pyproject.toml').read_text(), re.M)
     assert ast.literal_eval(requires[1]) == ['setuptools>=70.1']
 
+
 def test_pyproject_agrees_with_settings(root, settings):
-    text = (root/'pyproject.toml').read_text()
+    text = (root / 'pyproject.toml').read_text()
     assert f'name = "{settings["lib_name"]}"' in text
     section = re.search(r'\[tool\.nbdev\]\n(.*?)\n\n', text, re.S)[1]
-    for k, v in re.findall(r'^(\w+) = (.*)$', section, re.M): assert settings[k].lower() == v.strip('"').lower(), k
+    for k, v in re.findall(r'^(\w+) = (.*)$', section, re.M):
+        assert settings[k].lower() == v.strip('"').lower(), k
+
 
 def test_version_in_package(root, settings):
-    assert f'__version__ = "{settings["version"]}"' in (root/'mypt/__init__.py').read_text()
+    assert f'__version__ = "{settings["version"]}"' in (root / 'mypt/__init__.py').read_text()
+
 
 def test_nbdev_pins(settings):
-    assert {'nbdev==2.4.14', 'execnb<0.2', 'fastcore<2', 'ghapi<2'} <= set(settings['dev_requirements'].split())
+    assert {'nbdev==2.4.14', 'execnb<0.2', 'fastcore<2', 'ghapi<2'} <= set(
+        settings['dev_requirements'].split()
+    )
+
 
 def test_constraints(root, settings):
     "torch is pinned without a build tag, once; every requirement of ours is pinned too."
-    pins = re.findall(r'^([\w.-]+)==(\S+)', (root/'constraints.txt').read_text(), re.M)
+    pins = re.findall(r'^([\w.-]+)==(\S+)', (root / 'constraints.txt').read_text(), re.M)
     names = {n.lower().replace('_', '-'): v for n, v in pins}
-    assert len(names) == len(pins) and names['torch'] == '2.13.0' and not [v for v in names.values() if '+' in v]
-    ours = {re.split('[<>=]', r)[0] for k, v in settings.items() if k.endswith('requirements') for r in v.split()}
+    assert (
+        len(names) == len(pins)
+        and names['torch'] == '2.13.0'
+        and not [v for v in names.values() if '+' in v]
+    )
+    ours = {
+        re.split('[<>=]', r)[0]
+        for k, v in settings.items()
+        if k.endswith('requirements')
+        for r in v.split()
+    }
     assert {o.lower().replace('_', '-') for o in ours} - names.keys() <= {'setuptools'}
 
+
 def test_ci_calls_make_test_alone(root):
-    lines = [l for l in (root/'.ci/run').read_text().splitlines() if l and not l.startswith('#')]
+    lines = [l for l in (root / '.ci/run').read_text().splitlines() if l and not l.startswith('#')]
     assert lines == ['set -euo pipefail', 'cd "$(dirname "$0")/.."', 'exec make test']
-    assert os.access(root/'.ci/run', os.X_OK)
+    assert os.access(root / '.ci/run', os.X_OK)
+
 
 # ---- Makefile
+
 
 def make(cwd, *args, **env):
     "Run make with an environment of its own; stdout and stderr together."
@@ -78,54 +119,74 @@ def make(cwd, *args, **env):
     p = subprocess.run(['make', *args], cwd=cwd, env=clean | env, text=True, capture_output=True)
     return p.returncode, p.stdout + p.stderr
 
+
 @pytest.fixture
 def clone(root, tmp_path):
     "A copy of what the Makefile's stamps depend on, with a python3 that only notes how it was called."
     for f in ('Makefile', 'settings.ini', 'setup.py', 'pyproject.toml', 'constraints.txt'):
-        shutil.copy(root/f, tmp_path/f)
-    fake = tmp_path/'fake/python3'
+        shutil.copy(root / f, tmp_path / f)
+    fake = tmp_path / 'fake/python3'
     fake.parent.mkdir()
-    fake.write_text('#!/bin/sh\necho "$@" >>"$CALLS"\n'
-                    'case "$*" in "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python";; esac\n')
+    fake.write_text(
+        '#!/bin/sh\necho "$@" >>"$CALLS"\n'
+        'case "$*" in "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python";; esac\n'
+    )
     fake.chmod(0o755)
     return tmp_path
 
+
 def test_make_sets_up_once(clone):
-    env = dict(PYTHON=str(clone/'fake/python3'), CALLS=str(clone/'calls'))
+    env = dict(PYTHON=str(clone / 'fake/python3'), CALLS=str(clone / 'calls'))
     code, out = make(clone, 'setup', **env)
     assert code == 0 and 'setup: ready' in out
-    calls = (clone/'calls').read_text()
-    assert '-m venv .venv' in calls and "torch==2.13.0 -e .[dev]" in calls and '-c constraints.txt' in calls
+    calls = (clone / 'calls').read_text()
+    assert (
+        '-m venv .venv' in calls
+        and 'torch==2.13.0 -e .[dev]' in calls
+        and '-c constraints.txt' in calls
+    )
     code, out = make(clone, 'setup', **env)
     assert code == 0 and len(out.splitlines()) == 1 and out.startswith('setup: ready')
-    assert (clone/'calls').read_text() == calls  # The second run had nothing to do
-    stamp = (clone/'.venv/.dev.stamp').stat().st_mtime
-    os.utime(clone/'settings.ini', (stamp + 5, stamp + 5))
+    assert (clone / 'calls').read_text() == calls  # The second run had nothing to do
+    stamp = (clone / '.venv/.dev.stamp').stat().st_mtime
+    os.utime(clone / 'settings.ini', (stamp + 5, stamp + 5))
     make(clone, 'setup', **env)
-    assert (clone/'calls').read_text() != calls
+    assert (clone / 'calls').read_text() != calls
+
 
 def test_demo_needs_no_development_extra(clone):
-    env = dict(PYTHON=str(clone/'fake/python3'), CALLS=str(clone/'calls'))
+    env = dict(PYTHON=str(clone / 'fake/python3'), CALLS=str(clone / 'calls'))
     make(clone, '.venv/.core.stamp', **env)
-    assert '-e .' in (clone/'calls').read_text() and '[dev]' not in (clone/'calls').read_text()
+    assert '-e .' in (clone / 'calls').read_text() and '[dev]' not in (clone / 'calls').read_text()
+
 
 def test_peers_get_an_environment_of_their_own(clone):
-    env = dict(PYTHON=str(clone/'fake/python3'), CALLS=str(clone/'calls'))
+    env = dict(PYTHON=str(clone / 'fake/python3'), CALLS=str(clone / 'calls'))
     make(clone, '.venv-bench/.bench.stamp', **env)
-    assert '-e .[bench]' in (clone/'calls').read_text() and not (clone/'.venv').exists()
+    assert '-e .[bench]' in (clone / 'calls').read_text() and not (clone / '.venv').exists()
 
-@pytest.mark.parametrize('script, words', [
-    ('case "$*" in *version_info*) exit 1;; -V) echo Python 3.8.1;; esac',
-     ('mypt needs Python 3.10', '3.8.1', 'make PYTHON=')),
-    ('case "$*" in *ensurepip*) exit 1;; esac', ('without venv and pip', 'install python3-venv')),
-])
+
+@pytest.mark.parametrize(
+    'script, words',
+    [
+        (
+            'case "$*" in *version_info*) exit 1;; -V) echo Python 3.8.1;; esac',
+            ('mypt needs Python 3.10', '3.8.1', 'make PYTHON='),
+        ),
+        (
+            'case "$*" in *ensurepip*) exit 1;; esac',
+            ('without venv and pip', 'install python3-venv'),
+        ),
+    ],
+)
 def test_a_python_that_will_not_do(clone, script, words):
-    (clone/'fake/python3').write_text(f'#!/bin/sh\n{script}\n')
-    code, out = make(clone, 'setup', PYTHON=str(clone/'fake/python3'))
-    assert code != 0 and all(w in out for w in words) and not (clone/'.venv').exists()
+    (clone / 'fake/python3').write_text(f'#!/bin/sh\n{script}\n')
+    code, out = make(clone, 'setup', PYTHON=str(clone / 'fake/python3'))
+    assert code != 0 and all(w in out for w in words) and not (clone / '.venv').exists()
+
 
 def test_make_help_names_every_target(root):
     code, out = make(root)
-    targets = re.search(r'^\.PHONY: (.*)$', (root/'Makefile').read_text(), re.M)[1].split()
+    targets = re.search(r'^\.PHONY: (.*)$', (root / 'Makefile').read_text(), re.M)[1].split()
     assert code == 0 and {'setup', 'demo', 'test', 'bench', 'docs', 'lab', 'clean'} <= set(targets)
     assert [l.split()[1] for l in out.splitlines()] == targets

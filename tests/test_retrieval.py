@@ -1,75 +1,137 @@
 """Documents, index and workspace: what they promise on any folder and any call, and how well they find on real data."""
+
 import json, os, random, shutil, string, subprocess, sys, threading, time
 from collections import Counter
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-import mypt.rag as rag
-from mypt.documents import Document, chunks, read_documents
-from mypt.episodes import check_episode, read_episodes
-from mypt.rag import FILE, Index, log_for_sft, query_words, rag_index, retrieve, words
-from mypt.tokens import UserError
-from mypt.workspace import TOOLS, Workspace, check_call, describe, summary
+from mypt.agent import index_file, retrieval, words
+from mypt.agent.documents import Document, chunks, read_documents
+from mypt.data.episodes import check_episode, read_episodes
+from mypt.agent.index_file import INDEX_FILE
+from mypt.agent.log import log_for_sft
+from mypt.agent.retrieval import Index, rag_index, retrieve
+from mypt.agent.words import index_words, query_words
+from mypt.errors import UserError
+from mypt.agent.tools import TOOLS, Workspace, check_call, describe_tools, summarize
 
 # --- documents -------------------------------------------------------------------------------------------------
 
+
 def put(folder, files):
     for name, text in files.items():
-        path = folder/name
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return folder
 
+
 def pdf(text):
     "The smallest PDF with a line of text."
     page = f'BT /F 12 Tf 9 9 Td ({text}) Tj ET'.encode()
-    objects = [b'<</Type/Catalog/Pages 2 0 R>>', b'<</Type/Pages/Kids[3 0 R]/Count 1>>',
-               b'<</Type/Page/Parent 2 0 R/MediaBox[0 0 99 99]/Contents 4 0 R/Resources<</Font<</F 5 0 R>>>>>>',
-               b'<</Length %d>>stream\n%s\nendstream' % (len(page), page), b'<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>']
+    objects = [
+        b'<</Type/Catalog/Pages 2 0 R>>',
+        b'<</Type/Pages/Kids[3 0 R]/Count 1>>',
+        b'<</Type/Page/Parent 2 0 R/MediaBox[0 0 99 99]/Contents 4 0 R/Resources<</Font<</F 5 0 R>>>>>>',
+        b'<</Length %d>>stream\n%s\nendstream' % (len(page), page),
+        b'<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>',
+    ]
     out, at = b'%PDF-1.4\n', []
-    for i, o in enumerate(objects, 1): at.append(len(out)); out += b'%d 0 obj%s endobj\n' % (i, o)
+    for i, o in enumerate(objects, 1):
+        at.append(len(out))
+        out += b'%d 0 obj%s endobj\n' % (i, o)
     table = b''.join(b'%010d 00000 n \n' % a for a in at)
-    return out + b'xref\n0 6\n0000000000 65535 f \n' + table + b'trailer<</Size 6/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF' % len(out)
+    return (
+        out
+        + b'xref\n0 6\n0000000000 65535 f \n'
+        + table
+        + b'trailer<</Size 6/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF' % len(out)
+    )
+
 
 def test_every_file_is_read_or_counted(tmp_path, monkeypatch):
     monkeypatch.setattr('mypt.documents.MAX_FILE', 1000)
-    outside = put(tmp_path/'outside', {'secret.md': 'secret'})
-    docs = put(tmp_path/'docs', {
-        'a.md': '# A #\n\nText.', 'sub/b.txt': 'B', 'front.md': '---\n# no\n---\n```\n# no\n```\n## Yes\nx', 'setext.md': 'Over\n====\nx',
-        'old.txt': 'Grüße'.encode('cp1252'), 'wide.txt': 'Grüße'.encode('utf-16'), 'bom.md': b'\xef\xbb\xbf# Bom', '<myPT_user>.md': 'x',
-        'big.md': 'x' * 1001, 'photo.md': b'\x89PNG\0\0', 'noise.txt': bytes(range(1, 32)) * 9, 'empty.md': '', 'x.exe': 'x', 'none': 'x',
-        'bad.pdf': b'%PDF-1.4 no', '.hidden.md': 'x', '.git/config.md': 'x', 'new\nline.md': 'x'})
-    (docs/'link.md').symlink_to(outside/'secret.md')
-    (docs/'folder').symlink_to(outside)
-    (docs/'inside.md').symlink_to(docs/'a.md')
-    (docs/'loop.md').symlink_to(docs/'loop.md')
-    os.mkfifo(docs/'pipe.md')
-    with open(os.fsencode(docs) + b'/\xff.md', 'wb') as f: f.write(b'x')
+    outside = put(tmp_path / 'outside', {'secret.md': 'secret'})
+    docs = put(
+        tmp_path / 'docs',
+        {
+            'a.md': '# A #\n\nText.',
+            'sub/b.txt': 'B',
+            'front.md': '---\n# no\n---\n```\n# no\n```\n## Yes\nx',
+            'setext.md': 'Over\n====\nx',
+            'old.txt': 'Grüße'.encode('cp1252'),
+            'wide.txt': 'Grüße'.encode('utf-16'),
+            'bom.md': b'\xef\xbb\xbf# Bom',
+            '<myPT_user>.md': 'x',
+            'big.md': 'x' * 1001,
+            'photo.md': b'\x89PNG\0\0',
+            'noise.txt': bytes(range(1, 32)) * 9,
+            'empty.md': '',
+            'x.exe': 'x',
+            'none': 'x',
+            'bad.pdf': b'%PDF-1.4 no',
+            '.hidden.md': 'x',
+            '.git/config.md': 'x',
+            'new\nline.md': 'x',
+        },
+    )
+    (docs / 'link.md').symlink_to(outside / 'secret.md')
+    (docs / 'folder').symlink_to(outside)
+    (docs / 'inside.md').symlink_to(docs / 'a.md')
+    (docs / 'loop.md').symlink_to(docs / 'loop.md')
+    os.mkfifo(docs / 'pipe.md')
+    with open(os.fsencode(docs) + b'/\xff.md', 'wb') as f:
+        f.write(b'x')
     why = Counter()
     found = {d.doc_id: d for d in read_documents(docs, why)}
     assert {n: d.title for n, d in found.items()} == {
-        'a.md': 'A', 'sub/b.txt': 'b', 'front.md': 'Yes', 'setext.md': 'Over', 'old.txt': 'old', 'wide.txt': 'wide', 'bom.md': 'Bom',
-        '<myPT_user>.md': '<myPT_user>', 'inside.md': 'A'}
+        'a.md': 'A',
+        'sub/b.txt': 'b',
+        'front.md': 'Yes',
+        'setext.md': 'Over',
+        'old.txt': 'old',
+        'wide.txt': 'wide',
+        'bom.md': 'Bom',
+        '<myPT_user>.md': '<myPT_user>',
+        'inside.md': 'A',
+    }
     assert found['old.txt'].text == found['wide.txt'].text == 'Grüße'
     assert sum(why.values()) == 13 and not any('secret' in d.text for d in found.values())
-    for part, n in {'leaves the folder': 1, 'link to a folder': 1, 'larger than': 1, 'binary': 2, 'empty': 1, 'PDF': 1, 'not printable': 2,
-                    'plain file': 1, 'not a kind': 2, 'cannot be read (': 1}.items():
+    for part, n in {
+        'leaves the folder': 1,
+        'link to a folder': 1,
+        'larger than': 1,
+        'binary': 2,
+        'empty': 1,
+        'PDF': 1,
+        'not printable': 2,
+        'plain file': 1,
+        'not a kind': 2,
+        'cannot be read (': 1,
+    }.items():
         assert sum(k for r, k in why.items() if part in r) >= n, (part, why)
+
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root reads everything')
 def test_unreadable_files_are_counted(tmp_path):
     docs = put(tmp_path, {'a.md': 'a', 'b.md': 'b', 'c/d.md': 'd'})
-    (docs/'b.md').chmod(0); (docs/'c').chmod(0)
+    (docs / 'b.md').chmod(0)
+    (docs / 'c').chmod(0)
     why = Counter()
     assert [d.doc_id for d in read_documents(docs, why)] == ['a.md'] and sum(why.values()) == 2
-    (docs/'c').chmod(0o700)
+    (docs / 'c').chmod(0o700)
+
 
 def test_no_document_is_one_clear_line(tmp_path):
-    with pytest.raises(UserError, match='the folder is empty'): rag_index(tmp_path, tmp_path/'ix')
+    with pytest.raises(UserError, match='the folder is empty'):
+        rag_index(tmp_path, tmp_path / 'ix')
     put(tmp_path, {'x.exe': 'x'})
-    with pytest.raises(UserError, match='1 × .exe'): Workspace.open(tmp_path)
-    with pytest.raises(UserError, match='no such folder'): rag_index(tmp_path/'nowhere', tmp_path/'ix')
-    assert not (tmp_path/'ix'/FILE).exists() and not list((tmp_path/'ix').glob('.*'))
+    with pytest.raises(UserError, match='1 × .exe'):
+        Workspace.open(tmp_path)
+    with pytest.raises(UserError, match='no such folder'):
+        rag_index(tmp_path / 'nowhere', tmp_path / 'ix')
+    assert not (tmp_path / 'ix' / INDEX_FILE).exists() and not list((tmp_path / 'ix').glob('.*'))
+
 
 def test_pdf_with_and_without_its_library(tmp_path, monkeypatch):
     put(tmp_path, {'p.pdf': pdf('Anchors away'), 'a.md': 'x'})
@@ -80,262 +142,489 @@ def test_pdf_with_and_without_its_library(tmp_path, monkeypatch):
     pytest.importorskip('pypdf')
     assert 'Anchors away' in next(d.text for d in read_documents(tmp_path) if d.doc_id == 'p.pdf')
 
+
 def test_html_of_any_kind(tmp_path):
-    page = ('<head><title> A  b </title><style>p{}</style></head><body><h2>One</h2><p>x&lt;y <b>bold</b><script>no</script>'
-            '<br>z<ul><li>i</ul>')
+    page = (
+        '<head><title> A  b </title><style>p{}</style></head><body><h2>One</h2><p>x&lt;y <b>bold</b><script>no</script>'
+        '<br>z<ul><li>i</ul>'
+    )
     put(tmp_path, {'a.html': page, 'b.htm': '<p>open <![bad[', 'c.html': '<td> ' * 50_000 + 'end'})
     why = Counter()
     found = {d.doc_id: d for d in read_documents(tmp_path, why)}
     assert found['a.html'].title == 'A b' and found['a.html'].text == '## One\n\nx<y bold\nz\n\n- i'
     assert len(found) + sum(why.values()) == 3 and found['c.html'].text.split() == ['end']
 
-@given(st.lists(st.sampled_from(['', ' ', '. ', '\n', '\n\n', '\n# ']), max_size=300), st.integers(1, 60), st.data())
+
+@given(
+    st.lists(st.sampled_from(['', ' ', '. ', '\n', '\n\n', '\n# ']), max_size=300),
+    st.integers(1, 60),
+    st.data(),
+)
 @settings(deadline=None, max_examples=300)
 def test_chunks_lose_nothing(between, size, data):
-    text = ''.join(chr(0x4e00 + i) + b for i, b in enumerate(between))       # no letter twice: a piece has one place only
+    text = ''.join(
+        chr(0x4E00 + i) + b for i, b in enumerate(between)
+    )  # no letter twice: a piece has one place only
     overlap, covered = data.draw(st.integers(0, (size - 1) // 2)), 0
     for c in chunks(text, size, overlap):
         assert 0 < len(c) <= size and c == c.strip() and c in text
-        at = text.index(c) if c.strip('#. \n') else text.index(c, covered)      # no letter in it
+        at = text.index(c) if c.strip('#. \n') else text.index(c, covered)  # no letter in it
         assert not text[covered:at].strip(), 'something between two passages'
         assert covered - at <= overlap
         covered = max(covered, at + len(c))
     assert not text[covered:].strip()
+
 
 def test_chunks_end_at_borders():
     text = '\n\n'.join(f'# Part {i}\n\n' + 'One sentence here. ' * 12 for i in range(9))
     parts = chunks(text, 300, 0)
     assert sum(p.startswith('# Part') for p in parts) == 9 and all(p[-1] == '.' for p in parts)
     for size, overlap in ((0, 0), (10, 5), (10, -1)):
-        with pytest.raises(UserError): chunks('x', size, overlap)
+        with pytest.raises(UserError):
+            chunks('x', size, overlap)
     start = time.perf_counter()
     assert len(chunks('x' * 5_000_000)) > 6000
     assert time.perf_counter() - start < 20
 
+
 # --- index -----------------------------------------------------------------------------------------------------
 
-VOCABULARY = '''Haftung Produkthaftung haften Hafen Schiff Schiffe ships ship harbour harbours Straße Strasse café cafe a the 42 4711
-x'''.split()
+VOCABULARY = """Haftung Produkthaftung haften Hafen Schiff Schiffe ships ship harbour harbours Straße Strasse café cafe a the 42 4711
+x""".split()
+
 
 def random_files(r, n):
-    return {f'{r.choice("ab")}/{i}.md': ' '.join(r.choices(VOCABULARY, k=r.randint(1, 200))) for i in range(n)}
+    return {
+        f'{r.choice("ab")}/{i}.md': ' '.join(r.choices(VOCABULARY, k=r.randint(1, 200)))
+        for i in range(n)
+    }
+
 
 def test_file_and_memory_rank_alike_after_any_updates(tmp_path):
     r = random.Random(0)
-    docs, ix = put(tmp_path/'docs', random_files(r, 12)), None
+    docs, ix = put(tmp_path / 'docs', random_files(r, 12)), None
     for step in range(6):
-        if ix: changes = ix.update(docs)
-        else: ix = Index.build(docs, tmp_path/'ix', size=200, overlap=30); changes = ix.changes
+        if ix:
+            changes = ix.update(docs)
+        else:
+            ix = Index.build(docs, tmp_path / 'ix', size=200, overlap=30)
+            changes = ix.changes
         fresh = Index.build(docs, size=200, overlap=30)
         assert ix.documents() == fresh.documents() and len(ix) == len(fresh)
         for q in [*VOCABULARY, 'Haftung der Schiffe', 'ships in the harbour 42', 'zzz', '']:
-            assert ix.search(q, 7) == fresh.search(q, 7) and ix.search(q, 3, each=True) == fresh.search(q, 3, each=True)
+            assert ix.search(q, 7) == fresh.search(q, 7) and ix.search(
+                q, 3, each=True
+            ) == fresh.search(q, 3, each=True)
             assert ix.total(q) == fresh.total(q) == len(fresh.search(q, 10**6, each=True))
         put(docs, random_files(r, 3) | {f'new{step}.md': 'ships'})
-        (docs/r.choice(fresh.documents())[0]).unlink()
+        (docs / r.choice(fresh.documents())[0]).unlink()
     assert set(changes) == {'new', 'changed', 'deleted', 'same'}
 
+
 def test_an_update_touches_only_what_changed(tmp_path):
-    docs = put(tmp_path/'docs', {f'{i}.md': f'text {i} ' * 300 for i in range(9)})
-    ix = Index.build(docs, tmp_path/'ix')
-    before, stamp = dict(ix.store.ids), (tmp_path/'ix'/FILE).stat().st_ino
-    assert ix.update(docs) == dict(new=0, changed=0, deleted=0, same=9) and (tmp_path/'ix'/FILE).stat().st_ino == stamp
-    put(docs, {'3.md': 'other', '9.md': 'more'}); (docs/'5.md').unlink()
+    docs = put(tmp_path / 'docs', {f'{i}.md': f'text {i} ' * 300 for i in range(9)})
+    ix = Index.build(docs, tmp_path / 'ix')
+    before, stamp = dict(ix.store.ids), (tmp_path / 'ix' / INDEX_FILE).stat().st_ino
+    assert (
+        ix.update(docs) == dict(new=0, changed=0, deleted=0, same=9)
+        and (tmp_path / 'ix' / INDEX_FILE).stat().st_ino == stamp
+    )
+    put(docs, {'3.md': 'other', '9.md': 'more'})
+    (docs / '5.md').unlink()
     parsed = []
-    parse, rag.parse_document = rag.parse_document, lambda *a: parsed.append(a[0]) or parse(*a)
-    try: assert ix.update(docs) == dict(new=1, changed=1, deleted=1, same=7)
-    finally: rag.parse_document = parse
+    parse, retrieval.parse_document = (
+        retrieval.parse_document,
+        lambda *a: parsed.append(a[0]) or parse(*a),
+    )
+    try:
+        assert ix.update(docs) == dict(new=1, changed=1, deleted=1, same=7)
+    finally:
+        retrieval.parse_document = parse
     assert parsed == ['3.md', '9.md']
-    assert {d: n for d, n in ix.store.ids.items() if n != '9.md'}.items() <= before.items()     # the others keep their numbers
-    assert Index.build(docs, tmp_path/'ix', size=300, overlap=20).changes['new'] == 9        # other settings: from the start
+    assert {
+        d: n for d, n in ix.store.ids.items() if n != '9.md'
+    }.items() <= before.items()  # the others keep their numbers
+    assert (
+        Index.build(docs, tmp_path / 'ix', size=300, overlap=20).changes['new'] == 9
+    )  # other settings: from the start
+
 
 def test_an_interrupted_build_leaves_the_old_index(tmp_path, monkeypatch):
-    docs = put(tmp_path/'docs', {'a.md': 'old anchor'})
-    Index.build(docs, tmp_path/'ix')
+    docs = put(tmp_path / 'docs', {'a.md': 'old anchor'})
+    Index.build(docs, tmp_path / 'ix')
     put(docs, {'a.md': 'new anchor'})
-    for target, error in (('mypt.rag._group', KeyboardInterrupt), ('mypt.rag.os.replace', OSError(28, 'No space left on device'))):
+    for target, error in (
+        ('mypt.agent.index_file._group', KeyboardInterrupt),
+        ('mypt.agent.index_file.os.replace', OSError(28, 'No space left on device')),
+    ):
         with monkeypatch.context() as m:
-            def fail(*a): raise error
+
+            def fail(*a):
+                raise error
+
             m.setattr(target, fail)
-            with pytest.raises((KeyboardInterrupt, UserError)): Index.build(docs, tmp_path/'ix')
-        assert [p.name for p in (tmp_path/'ix').iterdir()] == [FILE]
-        assert Index.open(tmp_path/'ix').search('anchor')[0].text == 'old anchor'
-    code = ('import os, mypt.rag as r; r._group = lambda db: os.kill(os.getpid(), 9)\n'
-            f'r.Index.build({str(docs)!r}, {str(tmp_path/"ix")!r})')
+            with pytest.raises((KeyboardInterrupt, UserError)):
+                Index.build(docs, tmp_path / 'ix')
+        assert [p.name for p in (tmp_path / 'ix').iterdir()] == [INDEX_FILE]
+        assert Index.open(tmp_path / 'ix').search('anchor')[0].text == 'old anchor'
+    code = (
+        'import os, mypt.agent.index_file as r; r._group = lambda db: os.kill(os.getpid(), 9)\n'
+        'from mypt.agent.retrieval import Index\n'
+        f'Index.build({str(docs)!r}, {str(tmp_path / "ix")!r})'
+    )
     assert subprocess.run([sys.executable, '-c', code]).returncode == -9
-    assert Index.open(tmp_path/'ix').search('anchor')[0].text == 'old anchor'
-    assert Index.build(docs, tmp_path/'ix').search('anchor')[0].text == 'new anchor'
+    assert Index.open(tmp_path / 'ix').search('anchor')[0].text == 'old anchor'
+    assert Index.build(docs, tmp_path / 'ix').search('anchor')[0].text == 'new anchor'
+
 
 def test_readers_while_the_index_is_rebuilt(tmp_path):
-    docs = put(tmp_path/'docs', {f'{i}.md': f'anchor number {i}' for i in range(30)})
-    shared = Index.build(docs, tmp_path/'ix')
+    docs = put(tmp_path / 'docs', {f'{i}.md': f'anchor number {i}' for i in range(30)})
+    shared = Index.build(docs, tmp_path / 'ix')
     done, wrong = threading.Event(), []
+
     def read():
         while not done.is_set():
-            for ix in (shared, Index.open(tmp_path/'ix')):
-                try: assert len(ix.search('anchor', 5)) == 5 and ix.search('number 7', 1)[0].doc_id == '7.md'
-                except Exception as e: wrong.append(repr(e)); return
+            for ix in (shared, Index.open(tmp_path / 'ix')):
+                try:
+                    assert (
+                        len(ix.search('anchor', 5)) == 5
+                        and ix.search('number 7', 1)[0].doc_id == '7.md'
+                    )
+                except Exception as e:
+                    wrong.append(repr(e))
+                    return
+
     readers = [threading.Thread(target=read) for _ in range(4)]
-    for t in readers: t.start()
-    for i in range(15): put(docs, {f'{i}.md': f'anchor number {i} again'}); Index.build(docs, tmp_path/'ix')
+    for t in readers:
+        t.start()
+    for i in range(15):
+        put(docs, {f'{i}.md': f'anchor number {i} again'})
+        Index.build(docs, tmp_path / 'ix')
     done.set()
-    for t in readers: t.join()
+    for t in readers:
+        t.join()
     assert not wrong, wrong[0]
 
+
 def test_damaged_and_foreign_files(tmp_path):
-    ix = tmp_path/'ix'
-    Index.build(put(tmp_path/'docs', {'a.md': 'anchor ' * 9000}), ix)
-    whole = (ix/FILE).read_bytes()
-    for bad in (b'', b'no database', whole[:5000], b'\0' * 5000, whole.replace(b'passage', b'pasxage')):
-        (ix/FILE).write_bytes(bad)
-        with pytest.raises(UserError): Index.open(ix)
-        assert Index.build(tmp_path/'docs', ix).search('anchor')            # and a build mends it
+    ix = tmp_path / 'ix'
+    Index.build(put(tmp_path / 'docs', {'a.md': 'anchor ' * 9000}), ix)
+    whole = (ix / INDEX_FILE).read_bytes()
+    for bad in (
+        b'',
+        b'no database',
+        whole[:5000],
+        b'\0' * 5000,
+        whole.replace(b'passage', b'pasxage'),
+    ):
+        (ix / INDEX_FILE).write_bytes(bad)
+        with pytest.raises(UserError):
+            Index.open(ix)
+        assert Index.build(tmp_path / 'docs', ix).search('anchor')  # and a build mends it
     for at in range(0, len(whole), 997):
-        (ix/FILE).write_bytes(whole[:at] + b'\xff' * 64 + whole[at + 64:])
+        (ix / INDEX_FILE).write_bytes(whole[:at] + b'\xff' * 64 + whole[at + 64 :])
         try:
             assert json.dumps(Workspace.open(ix).call('workspace.search', {'query': 'anchor'}))
             Index.open(ix).search('anchors')
-        except UserError: pass
+        except UserError:
+            pass
+
 
 @given(st.text(max_size=60))
 @settings(deadline=None, max_examples=200)
 def test_any_query_is_only_words(query):
-    index = Index.of([Document('a.md', 'A', 'one "two" NEAR(three) title:four* five-six'), Document('b.md', 'B', 'seven')])
+    index = Index.of(
+        [
+            Document('a.md', 'A', 'one "two" NEAR(three) title:four* five-six'),
+            Document('b.md', 'B', 'seven'),
+        ]
+    )
     assert all(h.score > 0 for h in index.search(query)) and index.total(query) <= 2
 
+
 def test_queries_of_syntax_and_of_absurd_length(tmp_path):
-    ix = Index.build(put(tmp_path/'d', {'a.md': 'anchor of the ship', 'b.md': 'and or not'}), tmp_path/'ix')
-    for q in ('"', 'a" OR "b', 'title:* NEAR(', "'; drop table doc; --", '\0', '\ud800', 'anchor ' * 10**5, '%', '^*()', 'AND'):
+    ix = Index.build(
+        put(tmp_path / 'd', {'a.md': 'anchor of the ship', 'b.md': 'and or not'}), tmp_path / 'ix'
+    )
+    for q in (
+        '"',
+        'a" OR "b',
+        'title:* NEAR(',
+        "'; drop table doc; --",
+        '\0',
+        '\ud800',
+        'anchor ' * 10**5,
+        '%',
+        '^*()',
+        'AND',
+    ):
         assert isinstance(ix.search(q), list)
-    assert ix.search('AND')[0].doc_id == 'b.md' and len(query_words(' '.join(map(str, range(10**4))))) <= 48
+    assert (
+        ix.search('AND')[0].doc_id == 'b.md'
+        and len(query_words(' '.join(map(str, range(10**4))))) <= 48
+    )
+
 
 def test_both_ways_to_similar_words_agree():
     r = random.Random(0)
-    some = sorted({''.join(r.choices('abn', k=r.randint(1, 12))) for _ in range(3000)} | set(words(' '.join(VOCABULARY))))
-    table, line = rag._table(some), f" {' '.join(w for w in some if len(w) > 3 and w.isalpha())} "
-    for w in some[::7]: assert rag._scan(line, w) == Counter(v for g in rag._grams(w) for v in table[g])
+    some = sorted(
+        {''.join(r.choices('abn', k=r.randint(1, 12))) for _ in range(3000)}
+        | set(index_words(' '.join(VOCABULARY)))
+    )
+    table, line = (
+        words._table(some),
+        f' {" ".join(w for w in some if len(w) > 3 and w.isalpha())} ',
+    )
+    for w in some[::7]:
+        assert words._scan(line, w) == Counter(v for g in words._grams(w) for v in table[g])
+
 
 def test_words_of_two_languages():
-    assert words('Straße CAFÉ Übergröße fi_x') == ['strasse', 'cafe', 'ubergrosse', 'fi', 'x']
-    index = Index.of([Document('1', '', 'Die Produkthaftung des Herstellers'), Document('2', '', 'Der Hafen'), Document('3', '', 'Zugang')])
-    assert [h.doc_id for h in index.search('Haftung')] == ['1'] and [h.doc_id for h in index.search('Haefen Häfen')][:1] == ['2']
+    assert index_words('Straße CAFÉ Übergröße fi_x') == ['strasse', 'cafe', 'ubergrosse', 'fi', 'x']
+    index = Index.of(
+        [
+            Document('1', '', 'Die Produkthaftung des Herstellers'),
+            Document('2', '', 'Der Hafen'),
+            Document('3', '', 'Zugang'),
+        ]
+    )
+    assert [h.doc_id for h in index.search('Haftung')] == ['1'] and [
+        h.doc_id for h in index.search('Haefen Häfen')
+    ][:1] == ['2']
 
-def toy(texts): return np.array([[len(t), t.count('e') + 1.] for t in texts])
+
+def toy(texts):
+    return np.array([[len(t), t.count('e') + 1.0] for t in texts])
+
 
 def test_dense_vectors_are_kept_fused_and_updated(tmp_path):
-    docs = put(tmp_path/'docs', {f'{i}.md': f'number {i} ' + 'e' * i for i in range(9)})
+    docs = put(tmp_path / 'docs', {f'{i}.md': f'number {i} ' + 'e' * i for i in range(9)})
     calls = []
-    def embed(texts): calls.append(len(texts)); return toy(texts)
-    ix = Index.build(docs, tmp_path/'ix', embed=embed)
+
+    def embed(texts):
+        calls.append(len(texts))
+        return toy(texts)
+
+    ix = Index.build(docs, tmp_path / 'ix', embed=embed)
     put(docs, {'4.md': 'number four'})
-    calls.clear(); ix.update(docs)
+    calls.clear()
+    ix.update(docs)
     assert calls == [1]
-    for q in ('number', 'nothing of this', 'eeee'): assert ix.search(q, 9) == Index.build(docs, embed=toy).search(q, 9)
-    assert len(ix.search('unknown words', 9)) == 9 and not Index.open(tmp_path/'ix').search('unknown words', 9)
-    with pytest.raises(UserError, match='embed'): Index.open(tmp_path/'ix').update(docs)
-    Index.build(docs, tmp_path/'plain')
-    with pytest.raises(UserError, match='vectors'): Index.open(tmp_path/'plain', embed=toy)
+    for q in ('number', 'nothing of this', 'eeee'):
+        assert ix.search(q, 9) == Index.build(docs, embed=toy).search(q, 9)
+    assert len(ix.search('unknown words', 9)) == 9 and not Index.open(tmp_path / 'ix').search(
+        'unknown words', 9
+    )
+    with pytest.raises(UserError, match='embed'):
+        Index.open(tmp_path / 'ix').update(docs)
+    Index.build(docs, tmp_path / 'plain')
+    with pytest.raises(UserError, match='vectors'):
+        Index.open(tmp_path / 'plain', embed=toy)
     for bad in (lambda t: np.zeros(3), lambda t: np.full((len(t), 2), np.nan)):
-        with pytest.raises(UserError, match='embed'): Index.build(docs, embed=bad)
+        with pytest.raises(UserError, match='embed'):
+            Index.build(docs, embed=bad)
+
 
 def test_two_documents_of_one_name():
-    with pytest.raises(UserError, match="x.md"): Index.of([Document('x.md', '', 'a'), Document('x.md', '', 'b')])
+    with pytest.raises(UserError, match='x.md'):
+        Index.of([Document('x.md', '', 'a'), Document('x.md', '', 'b')])
+
 
 def test_log_for_sft_lines_of_many_writers_stay_whole(tmp_path):
-    path = tmp_path/'log.jsonl'
-    path.write_bytes(b'{"messages": [')                       # a line that a crash cut off
-    code = ('import sys; from mypt.rag import log_for_sft\n'
-            f'for i in range(50): log_for_sft(f"Who {{sys.argv[1]}} {{i}}?", [("a.md", "word " * 2000)], "It is me.", {str(path)!r})')
+    path = tmp_path / 'log.jsonl'
+    path.write_bytes(b'{"messages": [')  # a line that a crash cut off
+    code = (
+        'import sys; from mypt.agent.log import log_for_sft\n'
+        f'for i in range(50): log_for_sft(f"Who {{sys.argv[1]}} {{i}}?", [("a.md", "word " * 2000)], "It is me.", {str(path)!r})'
+    )
     ps = [subprocess.Popen([sys.executable, '-c', code, str(n)]) for n in range(3)]
     assert [p.wait() for p in ps] == [0] * 3
-    lines = [l for l in path.read_bytes().split(b'\n') if l]   # the cut line may be closed by two at once
+    lines = [
+        l for l in path.read_bytes().split(b'\n') if l
+    ]  # the cut line may be closed by two at once
     assert len(lines) == 151
     assert len({check_episode(json.loads(l))['messages'][0]['content'] for l in lines[1:]}) == 150
 
+
 def test_log_for_sft_says_what_the_model_saw(tmp_path):
-    index = Index.of([Document('hr.md', 'HR', 'Leave is\n\ntwelve weeks.'), Document('it.md', 'IT', 'Weeks of VPN.')])
-    path = tmp_path/'deep/log.jsonl'
-    ep = log_for_sft('Wie lange? How many weeks?', retrieve(index, 'weeks leave', 2), 'Leave is twelve weeks.', path)
+    index = Index.of(
+        [
+            Document('hr.md', 'HR', 'Leave is\n\ntwelve weeks.'),
+            Document('it.md', 'IT', 'Weeks of VPN.'),
+        ]
+    )
+    path = tmp_path / 'deep/log.jsonl'
+    ep = log_for_sft(
+        'Wie lange? How many weeks?',
+        retrieve(index, 'weeks leave', 2),
+        'Leave is twelve weeks.',
+        path,
+    )
     assert read_episodes(path) == [ep] and ep['messages'][1]['cite'] == 'hr.md'
-    assert ep['messages'][0]['context'] == '[1] (hr.md) Leave is twelve weeks.\n[2] (it.md) Weeks of VPN.'
+    assert (
+        ep['messages'][0]['context']
+        == '[1] (hr.md) Leave is twelve weeks.\n[2] (it.md) Weeks of VPN.'
+    )
     for q, a in (('', 'x'), ('x', ' '), ('x', '\0')):
-        with pytest.raises(UserError): log_for_sft(q, [], a, tmp_path/'log.jsonl')
-    assert not (tmp_path/'log.jsonl').exists()
+        with pytest.raises(UserError):
+            log_for_sft(q, [], a, tmp_path / 'log.jsonl')
+    assert not (tmp_path / 'log.jsonl').exists()
+
 
 # --- workspace -------------------------------------------------------------------------------------------------
 
-OFFICE = Workspace.of([Document('hr/leave.md', 'Parental leave', 'Parental leave is twelve weeks.'),
-                       Document('it/vpn.md', 'VPN', 'Use it.')])
-printable = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
-                         | st.sampled_from(['hr/leave.md', 'VPN', '../../etc/passwd', '\ud800', '\0']),
-                         lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3), max_leaves=5)
-values = printable | st.builds(lambda: 10**4400)      # a number that Python refuses to print
+OFFICE = Workspace.of(
+    [
+        Document('hr/leave.md', 'Parental leave', 'Parental leave is twelve weeks.'),
+        Document('it/vpn.md', 'VPN', 'Use it.'),
+    ]
+)
+printable = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=9)
+    | st.sampled_from(['hr/leave.md', 'VPN', '../../etc/passwd', '\ud800', '\0']),
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3),
+    max_leaves=5,
+)
+values = printable | st.builds(lambda: 10**4400)  # a number that Python refuses to print
 keys = st.sampled_from(['query', 'top_k', 'doc_id', 'title', 'text', 'max_length', 'name', 'self'])
-names = st.sampled_from([*TOOLS, 'workspace.', 'workspace._error', 'workspace.call', 'search', '', '__class__'])
+names = st.sampled_from(
+    [*TOOLS, 'workspace.', 'workspace._error', 'workspace.call', 'search', '', '__class__']
+)
+
 
 @given(names | values, st.dictionaries(keys, values, max_size=3) | values)
 @settings(deadline=None, max_examples=600)
 def test_any_call_gives_a_result_that_an_episode_may_hold(name, arguments):
     out = OFFICE.call(name, arguments)
     assert json.loads(json.dumps(out, allow_nan=False)) == out
-    check_episode({'messages': [{'role': 'user', 'content': 'x'}, {'role': 'toolresult', 'name': 'x', 'content': out}]})
+    check_episode(
+        {
+            'messages': [
+                {'role': 'user', 'content': 'x'},
+                {'role': 'toolresult', 'name': 'x', 'content': out},
+            ]
+        }
+    )
     wrong = check_call(name, arguments)
     assert (wrong is not None) == ('available_tools' in out) and '\n' not in (wrong or '')
 
-@given(st.sampled_from(list(TOOLS)), st.dictionaries(keys, printable | st.integers(0, 30), max_size=3))
+
+@given(
+    st.sampled_from(list(TOOLS)), st.dictionaries(keys, printable | st.integers(0, 30), max_size=3)
+)
 @settings(deadline=None, max_examples=600)
 def test_check_call_agrees_with_json_schema(name, arguments):
     jsonschema = pytest.importorskip('jsonschema')
     legal = not list(jsonschema.Draft202012Validator(TOOLS[name].parameters).iter_errors(arguments))
     assert legal == (check_call(name, arguments) is None)
 
+
 def test_deep_and_huge_arguments():
     deep = []
-    for _ in range(10**5): deep = [deep]
-    for a in (deep, {'query': deep}, {'query': 'x', 'top_k': 10**5000}, {'query': 'x', 'top_k': float('nan')}, {'k' * 10**6: 1}):
+    for _ in range(10**5):
+        deep = [deep]
+    for a in (
+        deep,
+        {'query': deep},
+        {'query': 'x', 'top_k': 10**5000},
+        {'query': 'x', 'top_k': float('nan')},
+        {'k' * 10**6: 1},
+    ):
         assert len(OFFICE.call('workspace.search', a)['error']) < 300
     assert len(OFFICE.call('x' * 10**6, {})['error']) < 300
     assert len(OFFICE.call('workspace.get_doc', {'doc_id': 'x' * 10**6})['error']) < 300
     start = time.perf_counter()
-    for text in ('\n' * 10**6, ' ' * 10**6, '#' * 10**6, '```\n' * 10**5, 'a.' * 10**6, '\n ' * 10**6, '- ' * 10**6):
+    for text in (
+        '\n' * 10**6,
+        ' ' * 10**6,
+        '#' * 10**6,
+        '```\n' * 10**5,
+        'a.' * 10**6,
+        '\n ' * 10**6,
+        '- ' * 10**6,
+    ):
         assert len(OFFICE.call('workspace.summarize', {'text': text})['summary']) <= 300
     assert time.perf_counter() - start < 20
+
 
 def test_results_have_their_fixed_shapes():
     call = OFFICE.call
     found = call('workspace.search', {'query': 'parental weeks', 'top_k': 1.0})
-    assert list(found) == ['documents', 'total'] and list(found['documents'][0]) == ['doc_id', 'title', 'text', 'score']
+    assert list(found) == ['documents', 'total'] and list(found['documents'][0]) == [
+        'doc_id',
+        'title',
+        'text',
+        'score',
+    ]
     assert call('workspace.search', {'query': 'zebra'}) == {'documents': [], 'total': 0}
     assert call('workspace.list_docs', {})['total'] == 2
-    assert call('workspace.get_doc', {'title': 'vpn'}) == dict(doc_id='it/vpn.md', title='VPN', text='Use it.', length=7)
-    assert call('workspace.get_doc', {'doc_id': 'hr/leaves.md'}) == {'error': "no document 'hr/leaves.md'", 'similar': ['hr/leave.md']}
-    assert list(call('workspace.summarize', {'doc_id': 'it/vpn.md'})) == ['doc_id', 'summary', 'length']
-    assert all(t in describe() for t in TOOLS)
+    assert call('workspace.get_doc', {'title': 'vpn'}) == dict(
+        doc_id='it/vpn.md', title='VPN', text='Use it.', length=7
+    )
+    assert call('workspace.get_doc', {'doc_id': 'hr/leaves.md'}) == {
+        'error': "no document 'hr/leaves.md'",
+        'similar': ['hr/leave.md'],
+    }
+    assert list(call('workspace.summarize', {'doc_id': 'it/vpn.md'})) == [
+        'doc_id',
+        'summary',
+        'length',
+    ]
+    assert all(t in describe_tools() for t in TOOLS)
+
 
 @given(st.text('ab. \n#-"', max_size=300), st.integers(20, 80))
 @settings(deadline=None)
 def test_a_summary_keeps_its_length_and_invents_nothing(text, n):
-    short = summary(text, n)
-    assert len(short) <= n and Counter(short.replace(' ', '')) <= Counter(text) and bool(short) <= bool(text.strip())
+    short = summarize(text, n)
+    assert (
+        len(short) <= n
+        and Counter(short.replace(' ', '')) <= Counter(text)
+        and bool(short) <= bool(text.strip())
+    )
+
 
 def test_many_small_workspaces():
     r = random.Random(0)
-    docs = [[Document(f'{j}.md', f'T{j}', ' '.join(''.join(r.choices(string.ascii_lowercase, k=6)) for _ in range(60))) for j in range(5)]
-            for _ in range(300)]
+    docs = [
+        [
+            Document(
+                f'{j}.md',
+                f'T{j}',
+                ' '.join(''.join(r.choices(string.ascii_lowercase, k=6)) for _ in range(60)),
+            )
+            for j in range(5)
+        ]
+        for _ in range(300)
+    ]
     start = time.perf_counter()
     spaces = [Workspace.of(d) for d in docs]
     middle = time.perf_counter()
-    for s, d in zip(spaces, docs): assert s.call('workspace.search', {'query': d[2].text[:20]})['documents'][0]['doc_id'] == '2.md'
+    for s, d in zip(spaces, docs):
+        assert (
+            s.call('workspace.search', {'query': d[2].text[:20]})['documents'][0]['doc_id']
+            == '2.md'
+        )
     end = time.perf_counter()
-    print(f'\nworkspace of 5 documents {(middle - start) / .3:.2f} ms, first search {(end - middle) / .3:.2f} ms')
+    print(
+        f'\nworkspace of 5 documents {(middle - start) / 0.3:.2f} ms, first search {(end - middle) / 0.3:.2f} ms'
+    )
+
 
 # --- real data -------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize('lang', ['en', 'de'])
 def test_recall_on_xquad(shared_data, lang):
     "Every question of XQuAD: does its passage come first, or among five? Beside bm25s on the same passages, where that is installed."
     texts, asked = [], []
-    for article in json.loads((shared_data/f'xquad/xquad.{lang}.json').read_text(encoding='utf-8'))['data']:
+    for article in json.loads(
+        (shared_data / f'xquad/xquad.{lang}.json').read_text(encoding='utf-8')
+    )['data']:
         for p in article['paragraphs']:
             asked += [(q['question'], f'{len(texts):04}') for q in p['qas']]
             texts.append(p['context'])
@@ -346,35 +635,55 @@ def test_recall_on_xquad(shared_data, lang):
     ours = [100 * sum(d in top[:k] for top, d in found) / len(asked) for k in (1, 5)]
     print(f'\n{lang}: recall@1 {ours[0]:.1f} %, @5 {ours[1]:.1f} %, {ms:.2f} ms a query')
     assert ours[0] > dict(en=93, de=91)[lang] and ours[1] > 97.5
-    try: import bm25s
-    except ImportError: return print('bm25s is not installed: no comparison')
+    try:
+        import bm25s
+    except ImportError:
+        return print('bm25s is not installed: no comparison')
     kw = dict(stopwords=lang, show_progress=False)
     peer = bm25s.BM25()
     peer.index(bm25s.tokenize(texts, **kw), show_progress=False)
     top, _ = peer.retrieve(bm25s.tokenize([q for q, _ in asked], **kw), k=5, show_progress=False)
-    theirs = [100 * sum(int(d) in row[:k] for row, (_, d) in zip(top, asked)) / len(asked) for k in (1, 5)]
+    theirs = [
+        100 * sum(int(d) in row[:k] for row, (_, d) in zip(top, asked)) / len(asked) for k in (1, 5)
+    ]
     print(f'bm25s: recall@1 {theirs[0]:.1f} %, @5 {theirs[1]:.1f} %')
     assert ours[0] >= theirs[0] and ours[1] >= theirs[1]
 
+
 def test_a_real_workspace(shared_data, tmp_path, capsys):
     "127 documents in two languages: built, updated, asked."
-    docs = tmp_path/'docs'
-    for folder in ('owasp_cheatsheets', 'law_de'): shutil.copytree(shared_data/folder, docs/folder)
+    docs = tmp_path / 'docs'
+    for folder in ('owasp_cheatsheets', 'law_de'):
+        shutil.copytree(shared_data / folder, docs / folder)
     times = [time.perf_counter()]
-    ix = rag_index(str(docs), str(tmp_path/'ix')); times.append(time.perf_counter())
-    assert ix.changes['new'] == len(ix.documents()) >= 120 and '127 documents' in capsys.readouterr().out
-    with open(docs/'law_de/gg.md', 'a') as f: f.write('\n\nDer Zorvikparagraph gilt.\n')
-    changes = ix.update(docs); times.append(time.perf_counter())
-    assert (changes['changed'], changes['new'], changes['deleted']) == (1, 0, 0)
-    ask = {'Wann verjährt der Anspruch?': 'law_de/', 'Zorvikparagraph': 'law_de/gg.md',
-           'How should passwords be hashed?': 'Password_Storage',
-           'Wer haftet für den Schaden, den ein Kind macht?': 'law_de/', 'prevent clickjacking with frame headers': 'Clickjacking',
-           'Menschenwürde unantastbar': 'law_de/gg.md', 'prepared statements against SQL injection': 'SQL_Injection'}
-    for q, part in ask.items(): assert any(part in h.doc_id for h in ix.search(q, 3)), (q, ix.search(q, 3))
+    ix = rag_index(str(docs), str(tmp_path / 'ix'))
     times.append(time.perf_counter())
-    space = Workspace.open(tmp_path/'ix')
+    assert (
+        ix.changes['new'] == len(ix.documents()) >= 120
+        and '127 documents' in capsys.readouterr().out
+    )
+    with open(docs / 'law_de/gg.md', 'a') as f:
+        f.write('\n\nDer Zorvikparagraph gilt.\n')
+    changes = ix.update(docs)
+    times.append(time.perf_counter())
+    assert (changes['changed'], changes['new'], changes['deleted']) == (1, 0, 0)
+    ask = {
+        'Wann verjährt der Anspruch?': 'law_de/',
+        'Zorvikparagraph': 'law_de/gg.md',
+        'How should passwords be hashed?': 'Password_Storage',
+        'Wer haftet für den Schaden, den ein Kind macht?': 'law_de/',
+        'prevent clickjacking with frame headers': 'Clickjacking',
+        'Menschenwürde unantastbar': 'law_de/gg.md',
+        'prepared statements against SQL injection': 'SQL_Injection',
+    }
+    for q, part in ask.items():
+        assert any(part in h.doc_id for h in ix.search(q, 3)), (q, ix.search(q, 3))
+    times.append(time.perf_counter())
+    space = Workspace.open(tmp_path / 'ix')
     for n in ('law_de/bgb.md', 'owasp_cheatsheets/JAAS_Cheat_Sheet.md'):
         out = space.call('workspace.summarize', {'doc_id': n})
         assert 100 < out['length'] <= 300
     a, b, c, d = times
-    print(f'\nbuilt in {b - a:.1f} s, one document updated in {c - b:.2f} s, {1e3 * (d - c) / 2 / len(ask):.1f} ms a query')
+    print(
+        f'\nbuilt in {b - a:.1f} s, one document updated in {c - b:.2f} s, {1e3 * (d - c) / 2 / len(ask):.1f} ms a query'
+    )

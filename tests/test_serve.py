@@ -1,4 +1,5 @@
 "The server: OpenAI's client, many at once, clients that leave, everything hostile that fits into a request, the page in a browser."
+
 import asyncio, contextlib, json, random, socket, subprocess, sys, threading, time
 from collections import deque
 from pathlib import Path
@@ -6,96 +7,137 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from browser import AXE, CHROMIUM, Browser
-from mypt.chat import NoCalls, Reading
-from mypt.checkpoint import save_checkpoint
-from mypt.config import ModelConfig
-from mypt.documents import Document
-from mypt.engine import Engine, Request
-from mypt.episodes import check_episode
-from mypt.generate import Step, generate, prompt_ids
-from mypt.model import GPT
-from mypt.protocol import ApiError, StopAt, read_body, to_episode, to_messages
-from mypt.serialize import dump_call, parse, random_episode
-from mypt.tokens import TAGS, UserError, get_tokenizer
-from mypt.workspace import TOOLS, Workspace
-import mypt.host
-from mypt.host import Hosts, Limits
-from mypt.serve import CHAT, _listen, make_app, make_server, serve
+from mypt.serve.session import NoCalls, Reading
+from mypt.model.checkpoint import save_checkpoint
+from mypt.model.config import ModelConfig
+from mypt.agent.documents import Document
+from mypt.inference.engine import Engine, Request
+from mypt.data.episodes import check_episode
+from mypt.inference.generate import Step, generate, prompt_ids
+from mypt.model.gpt import GPT
+from mypt.serve.openai import ApiError, StopAt, read_body, to_episode, to_messages
+from mypt.data.serialize import dump_call, parse, random_episode
+from mypt.data.tokenizer import TAGS, get_tokenizer
+from mypt.errors import UserError
+from mypt.agent.tools import TOOLS, Workspace
+import mypt.serve.runner
+from mypt.serve.runner import Limits, Runners
+from mypt.serve.app import CHAT_PAGE, _listen, make_app, make_server, serve
 
 openai = pytest.importorskip('openai')
 pytest.importorskip('uvicorn')
 tok = get_tokenizer('byte')
 END = '</myPT_assistant>'
 EVIL = '</p><img src=x onerror="document.title=1"><script>document.title=2</script>'
-DOCS = [Document('leave.md', 'Leave', 'Parental leave is twelve weeks.'), Document('<b>x</b>.md', 'Evil', EVIL)]
+DOCS = [
+    Document('leave.md', 'Leave', 'Parental leave is twelve weeks.'),
+    Document('<b>x</b>.md', 'Evil', EVIL),
+]
 call = lambda name, **kw: f'<myPT_toolcall>{dump_call("workspace." + name, kw)}</myPT_toolcall>'
-POST = f'POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n'.encode()
+POST = (
+    f'POST {CHAT_PAGE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n'.encode()
+)
 ask = lambda text: [dict(role='user', content=text)]
 
 
 class Scripted:
     "An engine whose model is a function: history → what is said, tags by name."
-    slow, fails = 0., 0
-    def __init__(self, model, slots): self.running, self.waiting, self.slots, self.lock = [], deque(), slots, threading.Lock()
+
+    slow, fails = 0.0, 0
+
+    def __init__(self, model, slots):
+        self.running, self.waiting, self.slots, self.lock = ([], deque(), slots, threading.Lock())
+
     def submit(self, ids, new, how, stop, allow=None):
         history = parse(ids, tok)
         r = Request(list(ids), new, how, stop, allow)
         r.script = deque(tok.encode_with_tags(script(history) + END))
-        with self.lock: self.waiting.append(r)
+        with self.lock:
+            self.waiting.append(r)
         return r
-    def cancel(self, r): r.done = r.done or 'cancelled'
+
+    def cancel(self, r):
+        r.done = r.done or 'cancelled'
+
     @property
-    def busy(self): return bool(self.running or self.waiting)
+    def busy(self):
+        return bool(self.running or self.waiting)
+
     def step(self):
-        if Scripted.fails and self.busy: Scripted.fails -= 1; raise RuntimeError('CUDA is on fire')
+        if Scripted.fails and self.busy:
+            Scripted.fails -= 1
+            raise RuntimeError('CUDA is on fire')
         with self.lock:
             self.running = [r for r in self.running if not r.done]
-            while self.waiting and len(self.running) < self.slots: self.running.append(self.waiting.popleft())
+            while self.waiting and len(self.running) < self.slots:
+                self.running.append(self.waiting.popleft())
         out = []
-        if self.running: time.sleep(Scripted.slow)
+        if self.running:
+            time.sleep(Scripted.slow)
         for i, r in enumerate(self.running):
             r.said.append(r.script.popleft())
-            r.done = r.done or ('stop' if r.said[-1] in r.stop else 'length' if len(r.said) == r.max_new_tokens else None)
-            out.append((r, Step(i, r.said[-1], 1.)))
+            r.done = r.done or (
+                'stop'
+                if r.said[-1] in r.stop
+                else 'length'
+                if len(r.said) == r.max_new_tokens
+                else None
+            )
+            out.append((r, Step(i, r.said[-1], 1.0)))
         self.running = [r for r in self.running if not r.done]
         return out
 
 
-def script(history)->str:
-    q, last = next(m['content'] for m in reversed(history['messages']) if m['role'] == 'user'), history['messages'][-1]
+def script(history) -> str:
+    q, last = (
+        next(m['content'] for m in reversed(history['messages']) if m['role'] == 'user'),
+        history['messages'][-1],
+    )
     if last['role'] == 'toolresult':
-        if 'leave' in q: return '<myPT_think>Read.</myPT_think>It is twelve weeks.<myPT_cite>leave.md</myPT_cite>'
+        if 'leave' in q:
+            return (
+                '<myPT_think>Read.</myPT_think>It is twelve weeks.<myPT_cite>leave.md</myPT_cite>'
+            )
         return f'got {last["content"]}'
-    if q == 'evil': return f'<myPT_think>{EVIL}</myPT_think>{EVIL}'
-    if q == 'evil search': return call('search', query=EVIL)
-    if q == 'long': return 'word ' * 150
-    if q == 'system': return history.get('system', 'none')
-    if q == 'again': return str(len(history['messages']))
-    if q == 'bad': return '<myPT_toolcall>{not json</myPT_toolcall>'
+    if q == 'evil':
+        return f'<myPT_think>{EVIL}</myPT_think>{EVIL}'
+    if q == 'evil search':
+        return call('search', query=EVIL)
+    if q == 'long':
+        return 'word ' * 150
+    if q == 'system':
+        return history.get('system', 'none')
+    if q == 'again':
+        return str(len(history['messages']))
+    if q == 'bad':
+        return '<myPT_toolcall>{not json</myPT_toolcall>'
     if 'leave' in q and 'workspace.search' in history.get('system', ''):
         return '<myPT_think>Look.</myPT_think>' + call('search', query='parental leave')
-    if 'context' in last: return 'Twelve weeks.<myPT_cite>leave.md</myPT_cite>'
+    if 'context' in last:
+        return 'Twelve weeks.<myPT_cite>leave.md</myPT_cite>'
     return f'You said {q}'
 
 
 def checkpoint(folder, name='rambler', block=1024):
     torch.manual_seed(1)
     model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=32, block_size=block))
-    for p in model.parameters(): p.data *= 3
-    save_checkpoint(folder/name, model, tok)
+    for p in model.parameters():
+        p.data *= 3
+    save_checkpoint(folder / name, model, tok)
     return model
 
 
 @contextlib.contextmanager
 def running(folder, limits=Limits(), workspace=None, token=None, slots=16, engine=Engine):
     patch = pytest.MonkeyPatch()
-    patch.setattr(mypt.host, 'Engine', engine)
-    hosts = Hosts({p.name: p for p in sorted(folder.iterdir())}, slots)
+    patch.setattr(mypt.serve.runner, 'Engine', engine)
+    hosts = Runners({p.name: p for p in sorted(folder.iterdir())}, slots)
     app = make_app(hosts, limits, workspace, token)
     server, sock = make_server(app, limits), _listen('127.0.0.1', 0)
     thread = threading.Thread(target=server.run, kwargs=dict(sockets=[sock]))
     thread.start()
-    try: yield Place(sock.getsockname()[1], hosts, app, token)
+    try:
+        yield Place(sock.getsockname()[1], hosts, app, token)
     finally:
         server.should_exit = True
         thread.join(20)
@@ -106,128 +148,237 @@ def running(folder, limits=Limits(), workspace=None, token=None, slots=16, engin
 
 class Place:
     def __init__(self, port, hosts, app, token):
-        self.port, self.hosts, self.app, self.url = port, hosts, app, f'http://127.0.0.1:{port}'
-        self.client = openai.OpenAI(base_url=f'{self.url}/v1', api_key=token or 'none', max_retries=0, timeout=30)
+        self.port, self.hosts, self.app, self.url = (port, hosts, app, f'http://127.0.0.1:{port}')
+        self.client = openai.OpenAI(
+            base_url=f'{self.url}/v1', api_key=token or 'none', max_retries=0, timeout=30
+        )
+
     def say(self, messages, model='rambler', **kw):
-        if isinstance(messages, str): messages = ask(messages)
+        if isinstance(messages, str):
+            messages = ask(messages)
         return self.client.chat.completions.create(model=model, messages=messages, **kw)
-    def raw(self, data, seconds=10)->bytes:
+
+    def raw(self, data, seconds=10) -> bytes:
         "Bytes in, bytes out, until the server closes or says nothing more."
         with socket.create_connection(('127.0.0.1', self.port), seconds) as s:
-            with contextlib.suppress(ConnectionError): s.sendall(data)
+            with contextlib.suppress(ConnectionError):
+                s.sendall(data)
             out = b''
             with contextlib.suppress(ConnectionError, TimeoutError):
-                while part := s.recv(1 << 16): out += part
+                while part := s.recv(1 << 16):
+                    out += part
         return out
+
     def http(self, method='GET', path='/v1/models', body=b'', **headers):
-        head = {'Host': f'127.0.0.1:{self.port}', 'Content-Type': 'application/json', 'Content-Length': len(body), 'Connection': 'close',
-                **{k.replace('_', '-'): v for k, v in headers.items()}}
-        lines = [f'{method} {path} HTTP/1.1', *(f'{k}: {v}' for k, v in head.items() if v is not None), '', '']
+        head = {
+            'Host': f'127.0.0.1:{self.port}',
+            'Content-Type': 'application/json',
+            'Content-Length': len(body),
+            'Connection': 'close',
+            **{k.replace('_', '-'): v for k, v in headers.items()},
+        }
+        lines = [
+            f'{method} {path} HTTP/1.1',
+            *(f'{k}: {v}' for k, v in head.items() if v is not None),
+            '',
+            '',
+        ]
         out = self.raw('\r\n'.join(lines).encode() + body)
         head, _, body = out.partition(b'\r\n\r\n')
-        with contextlib.suppress(ValueError): body = json.loads(body)
+        with contextlib.suppress(ValueError):
+            body = json.loads(body)
         return int(out[9:12]) if out else 0, body, head.decode().lower()
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     d = tmp_path_factory.mktemp('models')
-    checkpoint(d); checkpoint(d, 'second')
+    checkpoint(d)
+    checkpoint(d, 'second')
     return d
+
 
 @pytest.fixture(scope='module')
 def there(folder):
     "A server with a scripted model."
-    with running(folder, Limits(patience=1., seconds=3., at_once=8), Workspace.of(DOCS), engine=Scripted) as place: yield place
+    with running(
+        folder, Limits(patience=1.0, seconds=3.0, at_once=8), Workspace.of(DOCS), engine=Scripted
+    ) as place:
+        yield place
 
 
 # The client
 
+
 def test_models(there):
-    assert [m.id for m in there.client.models.list()] == ['rambler', 'second'] and there.client.models.retrieve('second').id == 'second'
-    with pytest.raises(openai.NotFoundError): there.client.models.retrieve('../secret')
+    assert [m.id for m in there.client.models.list()] == [
+        'rambler',
+        'second',
+    ] and there.client.models.retrieve('second').id == 'second'
+    with pytest.raises(openai.NotFoundError):
+        there.client.models.retrieve('../secret')
+
 
 def test_answer_and_usage(there):
     r = there.say('hello')
-    assert r.choices[0].message.content == 'You said hello' and r.choices[0].finish_reason == 'stop' and r.model == 'rambler'
+    assert (
+        r.choices[0].message.content == 'You said hello'
+        and r.choices[0].finish_reason == 'stop'
+        and r.model == 'rambler'
+    )
     assert r.usage.completion_tokens == len('You said hello') + 1
     assert r.usage.total_tokens == r.usage.prompt_tokens + r.usage.completion_tokens
+
 
 def test_stream(there):
     chunks = list(there.say('Grüße', stream=True, stream_options=dict(include_usage=True)))
     text = [c.choices[0].delta.content for c in chunks if c.choices and c.choices[0].delta.content]
     assert ''.join(text) == 'You said Grüße' and len(text) > 5
-    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == 'stop' and chunks[-1].usage.completion_tokens == 17
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == 'stop' and chunks[
+        -1
+    ].usage.completion_tokens == 17
     assert len({c.id for c in chunks}) == 1
+
 
 @pytest.mark.parametrize('stream', [False, True])
 def test_stop_and_length(there, stream):
     def text(**kw):
         r = there.say('one two three', stream=stream, **kw)
-        if not stream: return r.choices[0].message.content, r.choices[0].finish_reason
+        if not stream:
+            return r.choices[0].message.content, r.choices[0].finish_reason
         chunks = list(r)
-        return ''.join(c.choices[0].delta.content or '' for c in chunks), chunks[-1].choices[0].finish_reason
-    assert text(stop=' two') == ('You said one', 'stop') and text(stop=['nothing', 'said']) == ('You ', 'stop')
-    assert text(max_tokens=8) == ('You said', 'length') and text(stop='threex') == ('You said one two three', 'stop')
+        return ''.join(c.choices[0].delta.content or '' for c in chunks), chunks[-1].choices[
+            0
+        ].finish_reason
 
-@given(st.lists(st.text('abX', max_size=4)), st.lists(st.text('abX', min_size=1, max_size=4), min_size=1, max_size=3))
+    assert text(stop=' two') == ('You said one', 'stop') and text(stop=['nothing', 'said']) == (
+        'You ',
+        'stop',
+    )
+    assert text(max_tokens=8) == ('You said', 'length') and text(stop='threex') == (
+        'You said one two three',
+        'stop',
+    )
+
+
+@given(
+    st.lists(st.text('abX', max_size=4)),
+    st.lists(st.text('abX', min_size=1, max_size=4), min_size=1, max_size=3),
+)
 def test_stop_texts_in_any_pieces(pieces, stops):
     s, text = StopAt(tuple(stops)), ''.join(pieces)
     out = ''.join(map(s.feed, pieces)) + s.rest()
     cuts = [text.find(x) for x in stops if x in text]
-    assert out == (text[:min(cuts)] if cuts else text) and s.hit == bool(cuts)
+    assert out == (text[: min(cuts)] if cuts else text) and s.hit == bool(cuts)
+
 
 def test_tools_go_out_and_results_come_back(there):
-    tools = [dict(type='function', function=dict(name=t.name, description=t.description, parameters=t.parameters)) for t in TOOLS.values()]
+    tools = [
+        dict(
+            type='function',
+            function=dict(name=t.name, description=t.description, parameters=t.parameters),
+        )
+        for t in TOOLS.values()
+    ]
     talk = ask('How long is leave?')
     r = there.say(talk, tools=tools)
-    c, = r.choices[0].message.tool_calls
+    (c,) = r.choices[0].message.tool_calls
     assert r.choices[0].finish_reason == 'tool_calls' and r.choices[0].message.content is None
-    assert c.function.name == 'workspace.search' and json.loads(c.function.arguments) == {'query': 'parental leave'}
-    talk += [r.choices[0].message.model_dump(exclude_none=True), dict(role='tool', tool_call_id=c.id, content='{"total": 0}')]
+    assert c.function.name == 'workspace.search' and json.loads(c.function.arguments) == {
+        'query': 'parental leave'
+    }
+    talk += [
+        r.choices[0].message.model_dump(exclude_none=True),
+        dict(role='tool', tool_call_id=c.id, content='{"total": 0}'),
+    ]
     m = there.say(talk, tools=tools).choices[0].message
-    assert m.content == 'It is twelve weeks.' and m.annotations[0].url_citation.title == 'leave.md' and m.reasoning_content == 'Read.'
+    assert (
+        m.content == 'It is twelve weeks.'
+        and m.annotations[0].url_citation.title == 'leave.md'
+        and m.reasoning_content == 'Read.'
+    )
     deltas = [x.choices[0].delta for x in there.say(talk[:1], tools=tools, stream=True)]
     assert [d.tool_calls[0].function.name for d in deltas if d.tool_calls] == ['workspace.search']
+
 
 def test_no_tools_no_calls(folder):
     "Without tools the model cannot even begin a call."
     with running(folder) as place:
-        for n in range(6): assert not place.say(f'call {n}', temperature=1.5, seed=n, max_tokens=60).choices[0].message.tool_calls
+        for n in range(6):
+            assert (
+                not place.say(f'call {n}', temperature=1.5, seed=n, max_tokens=60)
+                .choices[0]
+                .message.tool_calls
+            )
+
 
 def test_a_reply_that_is_no_message_is_still_an_answer(there):
     tools = [dict(type='function', function=dict(name='workspace.search'))]
     r = there.say('bad', tools=tools)
     assert r.choices[0].message.content == '' and r.choices[0].finish_reason == 'stop'
 
+
 def test_errors_have_their_types(there):
-    for kw, kind in [(dict(model='gpt-9'), openai.NotFoundError), (dict(n=2), openai.BadRequestError),
-                     (dict(temperature=9), openai.BadRequestError), (dict(messages=[]), openai.BadRequestError),
-                     (dict(messages=ask('x' * 3000)), openai.BadRequestError), (dict(max_tokens=5000), openai.BadRequestError),
-                     (dict(response_format=dict(type='json_object')), openai.BadRequestError),
-                     (dict(extra_body=dict(mypt=dict(mode='root'))), openai.BadRequestError),
-                     (dict(messages=[*ask('a'), *ask('b')]), openai.BadRequestError)]:
-        with pytest.raises(kind) as e: there.say(**dict(messages='hi') | kw)
+    for kw, kind in [
+        (dict(model='gpt-9'), openai.NotFoundError),
+        (dict(n=2), openai.BadRequestError),
+        (dict(temperature=9), openai.BadRequestError),
+        (dict(messages=[]), openai.BadRequestError),
+        (dict(messages=ask('x' * 3000)), openai.BadRequestError),
+        (dict(max_tokens=5000), openai.BadRequestError),
+        (dict(response_format=dict(type='json_object')), openai.BadRequestError),
+        (dict(extra_body=dict(mypt=dict(mode='root'))), openai.BadRequestError),
+        (dict(messages=[*ask('a'), *ask('b')]), openai.BadRequestError),
+    ]:
+        with pytest.raises(kind) as e:
+            there.say(**dict(messages='hi') | kw)
         assert e.value.body['message'] and set(e.value.body) == {'message', 'type', 'param', 'code'}
-    with pytest.raises(openai.BadRequestError) as e: there.say('x' * 3000)
+    with pytest.raises(openai.BadRequestError) as e:
+        there.say('x' * 3000)
     assert e.value.code == 'context_length_exceeded'
+
 
 def test_the_models_own_prompt_and_the_clients(there):
     assert there.say('system').choices[0].message.content == 'You are MyPT.'
-    assert there.say([dict(role='system', content='Be brief.'), *ask('system')]).choices[0].message.content == 'Be brief.'
-    tool = dict(type='function', function=dict(name='weather', description='say the weather', parameters={}))
-    assert there.say([dict(role='system', content='Hi.'), *ask('system')],
-                     tools=[tool]).choices[0].message.content == 'Hi. Tools: weather {} to say the weather.'
+    assert (
+        there.say([dict(role='system', content='Be brief.'), *ask('system')])
+        .choices[0]
+        .message.content
+        == 'Be brief.'
+    )
+    tool = dict(
+        type='function', function=dict(name='weather', description='say the weather', parameters={})
+    )
+    assert (
+        there.say([dict(role='system', content='Hi.'), *ask('system')], tools=[tool])
+        .choices[0]
+        .message.content
+        == 'Hi. Tools: weather {} to say the weather.'
+    )
+
 
 def test_seeds(folder):
     with running(folder) as place:
-        said = lambda **kw: place.say('Hello', temperature=1., max_tokens=20, **kw).choices[0].message.content
-        assert said(seed=5) == said(seed=5) and len({said(seed=n) for n in range(4)}) > 1 and said(seed=2**63)
+        said = lambda **kw: (
+            place.say('Hello', temperature=1.0, max_tokens=20, **kw).choices[0].message.content
+        )
+        assert (
+            said(seed=5) == said(seed=5)
+            and len({said(seed=n) for n in range(4)}) > 1
+            and said(seed=2**63)
+        )
+
 
 def test_agent_mode_shows_its_trace(there):
-    chunks = list(there.say('How long is leave?', stream=True, extra_body=dict(mypt=dict(mode='agent'))))
+    chunks = list(
+        there.say('How long is leave?', stream=True, extra_body=dict(mypt=dict(mode='agent')))
+    )
     trace = [c.mypt['trace'] for c in chunks if 'trace' in (getattr(c, 'mypt', None) or {})]
-    assert [t['kind'] for t in trace] == ['call', 'result'] and trace[0]['think'] == 'Look.' and 'twelve' in trace[1]['text']
+    assert (
+        [t['kind'] for t in trace] == ['call', 'result']
+        and trace[0]['think'] == 'Look.'
+        and 'twelve' in trace[1]['text']
+    )
     end = chunks[-1].mypt
     assert end['stopped'] == 'answer' and end['sources'] == [dict(doc_id='leave.md', title='Leave')]
     assert ''.join(c.choices[0].delta.content or '' for c in chunks) == 'It is twelve weeks.'
@@ -235,31 +386,42 @@ def test_agent_mode_shows_its_trace(there):
     r = there.say([*end['messages'], *ask('again')], extra_body=dict(mypt=dict(mode='agent')))
     assert r.choices[0].message.content == '5' and r.usage.completion_tokens == 2
 
+
 def test_passages_mode(there):
     r = there.say('What about parental things?', extra_body=dict(mypt=dict(mode='rag')))
-    assert r.choices[0].message.content == 'Twelve weeks.' and r.mypt['sources'][0]['doc_id'] == 'leave.md'
+    assert (
+        r.choices[0].message.content == 'Twelve weeks.'
+        and r.mypt['sources'][0]['doc_id'] == 'leave.md'
+    )
     assert '[1] (leave.md) Parental leave' in r.mypt['messages'][0]['context']
 
+
 def test_an_agents_thread_ends_with_its_client(there):
-    Scripted.slow = .02
+    Scripted.slow = 0.02
     try:
         before = threading.active_count()
         for _ in range(3):
-            stream = there.say('How long is leave?', stream=True, extra_body=dict(mypt=dict(mode='agent')))
-            next(iter(stream)); stream.close()
+            stream = there.say(
+                'How long is leave?', stream=True, extra_body=dict(mypt=dict(mode='agent'))
+            )
+            next(iter(stream))
+            stream.close()
         wait(lambda: there.app.at_work == 0 and not there.hosts['rambler'].engine.busy)
         assert not there.hosts['rambler'].queues
-        assert threading.active_count() <= before + 8      # the pool's own, at most
-    finally: Scripted.slow = 0.
+        assert threading.active_count() <= before + 8  # the pool's own, at most
+    finally:
+        Scripted.slow = 0.0
 
 
 def wait(true, seconds=8):
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, 'did not happen in time'
-        time.sleep(.02)
+        time.sleep(0.02)
+
 
 # Messages
+
 
 @settings(max_examples=60, deadline=None)
 @given(st.randoms(use_true_random=False))
@@ -267,32 +429,74 @@ def test_messages_round_trip(rng):
     letters = lambda: ''.join(rng.choice('ab <>"é\n') for _ in range(rng.randint(0, 9))) + 'x'
     ep = random_episode(rng, letters)
     ep['messages'] = [m for m in ep['messages'] if m['role'] != 'assistant_context']
-    while ep['messages'][-1]['role'] != 'user': ep['messages'].pop()
+    while ep['messages'][-1]['role'] != 'user':
+        ep['messages'].pop()
     assert to_episode(json.loads(json.dumps(to_messages(ep)))) == check_episode(ep)
 
-KEYS = '''role content tool_calls function name arguments id type text tool_call_id annotations url_citation start_index title
-parameters properties mode context reasoning_content'''.split()
-anything = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-                        lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(KEYS), x, max_size=5), max_leaves=12)
+
+KEYS = """role content tool_calls function name arguments id type text tool_call_id annotations url_citation start_index title
+parameters properties mode context reasoning_content""".split()
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(KEYS), x, max_size=5),
+    max_leaves=12,
+)
 roles = st.sampled_from(['system', 'user', 'assistant', 'tool', 'developer', 'me'])
-message = st.fixed_dictionaries({'role': roles}, optional={k: anything for k in KEYS if k != 'role'})
+message = st.fixed_dictionaries(
+    {'role': roles}, optional={k: anything for k in KEYS if k != 'role'}
+)
+
 
 @settings(max_examples=100, deadline=None)
-@given(st.fixed_dictionaries({'model': st.just('rambler')}, optional=dict(
-    messages=st.lists(message, max_size=4) | anything, tools=anything, tool_choice=anything, stop=anything, temperature=anything,
-    seed=anything, max_tokens=anything, mypt=anything, stream=anything, stream_options=anything, n=anything, response_format=anything)))
+@given(
+    st.fixed_dictionaries(
+        {'model': st.just('rambler')},
+        optional=dict(
+            messages=st.lists(message, max_size=4) | anything,
+            tools=anything,
+            tool_choice=anything,
+            stop=anything,
+            temperature=anything,
+            seed=anything,
+            max_tokens=anything,
+            mypt=anything,
+            stream=anything,
+            stream_options=anything,
+            n=anything,
+            response_format=anything,
+        ),
+    )
+)
 def test_any_json_is_an_ask_or_one_line(body):
-    try: got = read_body(body)
-    except ApiError as e: assert '\n' not in str(e) and e.status == 400
-    else: assert got.episode['messages'] and prompt_ids(got.episode, tok)
+    try:
+        got = read_body(body)
+    except ApiError as e:
+        assert '\n' not in str(e) and e.status == 400
+    else:
+        assert got.episode['messages'] and prompt_ids(got.episode, tok)
 
-@given(st.lists(st.sampled_from([*TAGS, 'text', '\n', '"']), min_size=1).map(lambda x: ' '.join(['x', *x])))
+
+@given(
+    st.lists(st.sampled_from([*TAGS, 'text', '\n', '"']), min_size=1).map(
+        lambda x: ' '.join(['x', *x])
+    )
+)
 def test_content_never_makes_a_tag(text):
-    plain = prompt_ids(to_episode([dict(role='system', content='x'), dict(role='user', content='x', context='x')]), tok)
-    ids = prompt_ids(to_episode([dict(role='system', content=text), dict(role='user', content=text, context=text)]), tok)
+    plain = prompt_ids(
+        to_episode([dict(role='system', content='x'), dict(role='user', content='x', context='x')]),
+        tok,
+    )
+    ids = prompt_ids(
+        to_episode(
+            [dict(role='system', content=text), dict(role='user', content=text, context=text)]
+        ),
+        tok,
+    )
     assert [i for i in ids if i >= tok.endoftext] == [i for i in plain if i >= tok.endoftext]
 
+
 # Many at once
+
 
 def test_32_clients_get_their_own_answers(folder):
     model = checkpoint(folder)
@@ -300,99 +504,176 @@ def test_32_clients_get_their_own_answers(folder):
     prompts = [prompt_ids(dict(system='You are MyPT.', messages=ask(q)), tok) for q in questions]
     expected = [ids for p in prompts for ids in generate(model, tok, [p], 16, allow=[NoCalls(tok)])]
     with running(folder, slots=8) as place:
+
         async def one(client, k):
             out = []
             for i in (k, k + 32):
-                stream = await client.chat.completions.create(model='rambler', messages=ask(questions[i]), max_tokens=16, stream=True,
-                                                              stream_options=dict(include_usage=True))
+                stream = await client.chat.completions.create(
+                    model='rambler',
+                    messages=ask(questions[i]),
+                    max_tokens=16,
+                    stream=True,
+                    stream_options=dict(include_usage=True),
+                )
                 text, used = '', 0
                 async for c in stream:
-                    if c.choices: text += c.choices[0].delta.content or ''
-                    if c.usage: used = c.usage.completion_tokens
+                    if c.choices:
+                        text += c.choices[0].delta.content or ''
+                    if c.usage:
+                        used = c.usage.completion_tokens
                 out.append((i, text, used))
             return out
+
         async def everybody():
-            clients = [openai.AsyncOpenAI(base_url=place.client.base_url, api_key='x', max_retries=0) for _ in range(32)]
-            return [x for xs in await asyncio.gather(*(one(c, k) for k, c in enumerate(clients))) for x in xs]
+            clients = [
+                openai.AsyncOpenAI(base_url=place.client.base_url, api_key='x', max_retries=0)
+                for _ in range(32)
+            ]
+            return [
+                x
+                for xs in await asyncio.gather(*(one(c, k) for k, c in enumerate(clients)))
+                for x in xs
+            ]
+
         for i, text, used in asyncio.run(everybody()):
-            from mypt.chat import Reading
+            from mypt.serve.session import Reading
+
             reading = Reading(tok)
-            assert text == ''.join(t for id in expected[i] for kind, t in reading.feed(id) if kind == 'text') and used == len(expected[i])
+            assert text == ''.join(
+                t for id in expected[i] for kind, t in reading.feed(id) if kind == 'text'
+            ) and used == len(expected[i])
         assert not place.hosts['rambler'].queues and not place.hosts['rambler'].engine.busy
 
+
 def test_who_leaves_makes_room(there):
-    Scripted.slow = .02
+    Scripted.slow = 0.02
     try:
         streams = [there.say('long', stream=True) for _ in range(4)]
-        for s in streams: next(iter(s))
+        for s in streams:
+            next(iter(s))
         host = there.hosts['rambler']
         assert len(host.queues) == 4
-        for s in streams: s.close()
+        for s in streams:
+            s.close()
         wait(lambda: not host.queues and not host.engine.busy and there.app.at_work == 0)
-        body = json.dumps(dict(model='rambler', messages=ask('long'))).encode()      # one that is not streamed
+        body = json.dumps(
+            dict(model='rambler', messages=ask('long'))
+        ).encode()  # one that is not streamed
         with socket.create_connection(('127.0.0.1', there.port)) as s:
             s.sendall(POST + f'Content-Length: {len(body)}\r\n\r\n'.encode() + body)
             wait(lambda: host.queues)
         wait(lambda: not host.queues and there.app.at_work == 0)
-    finally: Scripted.slow = 0.
+    finally:
+        Scripted.slow = 0.0
+
 
 def test_too_many_are_told_to_come_back(there):
-    Scripted.slow = .02
+    Scripted.slow = 0.02
     try:
         streams = [there.say('long', stream=True) for _ in range(8)]
-        with pytest.raises(openai.RateLimitError): there.say('hello')
+        with pytest.raises(openai.RateLimitError):
+            there.say('hello')
         assert there.http()[0] == 200
-        for s in streams: s.close()
+        for s in streams:
+            s.close()
         wait(lambda: there.app.at_work == 0)
         assert there.say('hello').choices[0].message.content == 'You said hello'
-    finally: Scripted.slow = 0.
+    finally:
+        Scripted.slow = 0.0
+
 
 def test_out_of_time(there):
-    Scripted.slow = .2
+    Scripted.slow = 0.2
     try:
-        with pytest.raises(openai.APIStatusError) as e: there.say('long')
+        with pytest.raises(openai.APIStatusError) as e:
+            there.say('long')
         assert e.value.status_code == 408
-        with pytest.raises(openai.APIError, match='out of time'): list(there.say('long', stream=True))
+        with pytest.raises(openai.APIError, match='out of time'):
+            list(there.say('long', stream=True))
         wait(lambda: there.app.at_work == 0 and not there.hosts['rambler'].queues)
-    finally: Scripted.slow = 0.
+    finally:
+        Scripted.slow = 0.0
+
 
 def test_a_model_that_fails_goes_on(there, capfd):
     Scripted.fails = 1
-    with pytest.raises(openai.InternalServerError): there.say('hello')
+    with pytest.raises(openai.InternalServerError):
+        there.say('hello')
     Scripted.fails = 1
-    with pytest.raises(openai.APIError): list(there.say('hello', stream=True))
+    with pytest.raises(openai.APIError):
+        list(there.say('hello', stream=True))
     assert there.say('hello').choices[0].message.content == 'You said hello'
     err = capfd.readouterr().err
     assert 'CUDA is on fire' in err and 'Traceback' not in err
 
+
 def test_a_broken_checkpoint_is_the_operators_business(tmp_path, capfd):
     checkpoint(tmp_path)
-    (tmp_path/'rambler/model.safetensors').write_bytes(b'junk')
-    with running(tmp_path) as place, pytest.raises(openai.APIStatusError) as e: place.say('hello')
-    assert e.value.status_code == 503 and str(tmp_path) not in str(e.value) and 'damaged' in capfd.readouterr().err
+    (tmp_path / 'rambler/model.safetensors').write_bytes(b'junk')
+    with running(tmp_path) as place, pytest.raises(openai.APIStatusError) as e:
+        place.say('hello')
+    assert (
+        e.value.status_code == 503
+        and str(tmp_path) not in str(e.value)
+        and 'damaged' in capfd.readouterr().err
+    )
+
 
 # Hostile
 
-BODIES = [b'', b'{', b'[]', b'null', b'"x"', b'{"a":' * 100_000, b'[' * 500_000, b'\xff\xfe{}', b'{"model": NaN}', b'{"model": 1e999}',
-          b'{"model": "rambler", "messages": [{"role": "user", "content": "\\ud800"}]}', b'{"model": "rambler", "messages": {"0": 1}}',
-          b'{"model": "rambler", "messages": [{"role": "user", "content": "a\\u0000b"}]}',
-          b'{"model": "rambler", "seed": ' + b'9' * 5000 + b'}', b'{"model": "../../etc", "messages": [{"role": "user", "content": "x"}]}',
-          b'{"model": "\\udcff", "messages": [{"role": "user", "content": "x"}]}', b'{"' + b'k' * 900_000 + b'": 1}',
-          b'{"model": "rambler", "messages": [{"role": "user", "content": ""}]}']
+BODIES = [
+    b'',
+    b'{',
+    b'[]',
+    b'null',
+    b'"x"',
+    b'{"a":' * 100_000,
+    b'[' * 500_000,
+    b'\xff\xfe{}',
+    b'{"model": NaN}',
+    b'{"model": 1e999}',
+    b'{"model": "rambler", "messages": [{"role": "user", "content": "\\ud800"}]}',
+    b'{"model": "rambler", "messages": {"0": 1}}',
+    b'{"model": "rambler", "messages": [{"role": "user", "content": "a\\u0000b"}]}',
+    b'{"model": "rambler", "seed": ' + b'9' * 5000 + b'}',
+    b'{"model": "../../etc", "messages": [{"role": "user", "content": "x"}]}',
+    b'{"model": "\\udcff", "messages": [{"role": "user", "content": "x"}]}',
+    b'{"' + b'k' * 900_000 + b'": 1}',
+    b'{"model": "rambler", "messages": [{"role": "user", "content": ""}]}',
+]
+
 
 def test_bodies(there, capfd):
     for b in BODIES:
-        status, said, head = there.http('POST', CHAT, b)
-        assert status in (400, 404) and set(said['error']) == {'message', 'type', 'param', 'code'}, (b[:60], status, said)
+        status, said, head = there.http('POST', CHAT_PAGE, b)
+        assert status in (400, 404) and set(said['error']) == {
+            'message',
+            'type',
+            'param',
+            'code',
+        }, (b[:60], status, said)
         assert 'Traceback' not in str(said) and 'content-security-policy' in head
     assert there.say('hello').choices and capfd.readouterr().err == ''
 
-GARBAGE = [b'\x00' * 100, b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03' + bytes(200), b'GET\r\n\r\n', b'GET / HTTP/9.9\r\n\r\n',
-           b'GET / HTTP/1.1\r\nHost: localhost\r\nX: ' + b'a' * 200_000 + b'\r\n\r\n', b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n',
-           b'GET /' + b'a' * 100_000 + b' HTTP/1.1\r\n\r\n', b'POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n',
-           b'POST ' + CHAT.encode() + b' HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n',
-           b'POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n',
-           b'GET /\xff\xfe HTTP/1.1\r\nHost: \xff\r\n\r\n', b'GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n', b'\r\n' * 50_000]
+
+GARBAGE = [
+    b'\x00' * 100,
+    b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03' + bytes(200),
+    b'GET\r\n\r\n',
+    b'GET / HTTP/9.9\r\n\r\n',
+    b'GET / HTTP/1.1\r\nHost: localhost\r\nX: ' + b'a' * 200_000 + b'\r\n\r\n',
+    b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n',
+    b'GET /' + b'a' * 100_000 + b' HTTP/1.1\r\n\r\n',
+    b'POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n',
+    b'POST '
+    + CHAT_PAGE.encode()
+    + b' HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n',
+    b'POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n',
+    b'GET /\xff\xfe HTTP/1.1\r\nHost: \xff\r\n\r\n',
+    b'GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n',
+    b'\r\n' * 50_000,
+]
+
 
 def test_garbage_on_the_wire(there, capfd):
     for g in GARBAGE:
@@ -400,106 +681,201 @@ def test_garbage_on_the_wire(there, capfd):
         assert not out or out.startswith(b'HTTP/1.1 4'), (g[:40], out[:200])
         assert b'Traceback' not in out
     rng = random.Random(3)
-    for _ in range(60): there.raw(bytes(rng.choices(b'GET POST /v1 HTTP/1.1\r\n\r\n:\x00\xffhost', k=rng.randint(1, 300))) + b'\r\n\r\n', 2)
+    for _ in range(60):
+        there.raw(
+            bytes(rng.choices(b'GET POST /v1 HTTP/1.1\r\n\r\n:\x00\xffhost', k=rng.randint(1, 300)))
+            + b'\r\n\r\n',
+            2,
+        )
     assert there.say('hello').choices and 'Traceback' not in capfd.readouterr().err
+
 
 def test_too_big(there):
     assert there.raw(POST + b'Content-Length: 99999999999\r\n\r\n').startswith(b'HTTP/1.1 413')
-    assert there.raw(POST + b'Content-Length: ' + b'9' * 400 + b'\r\n\r\n').startswith(b'HTTP/1.1 4')
-    out = there.raw(POST + b'Transfer-Encoding: chunked\r\n\r\n' + (b'10000\r\n' + b'x' * 65536 + b'\r\n') * 40)
+    assert there.raw(POST + b'Content-Length: ' + b'9' * 400 + b'\r\n\r\n').startswith(
+        b'HTTP/1.1 4'
+    )
+    out = there.raw(
+        POST + b'Transfer-Encoding: chunked\r\n\r\n' + (b'10000\r\n' + b'x' * 65536 + b'\r\n') * 40
+    )
     assert not out or out.startswith(b'HTTP/1.1 413')
     wait(lambda: there.app.at_work == 0)
 
+
 def test_too_slow(there):
     start = time.monotonic()
-    assert there.raw(b'GET / HTTP/1.1\r\nHost: loc') == b''      # a head that never ends
+    assert there.raw(b'GET / HTTP/1.1\r\nHost: loc') == b''  # a head that never ends
     assert there.raw(b'') == b''
     out = there.raw(POST + b'Content-Length: 50\r\n\r\n{')
     assert out.startswith(b'HTTP/1.1 408') and b'"timeout"' in out and time.monotonic() - start < 8
-    with socket.create_connection(('127.0.0.1', there.port), 10) as s:      # the second head on a connection
+    with socket.create_connection(
+        ('127.0.0.1', there.port), 10
+    ) as s:  # the second head on a connection
         s.sendall(b'GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n')
         assert s.recv(1 << 16).startswith(b'HTTP/1.1 200')
         s.sendall(b'GET /health HT')
         s.settimeout(6)
-        while s.recv(1 << 16): pass
+        while s.recv(1 << 16):
+            pass
+
 
 def test_who_may_ask(there):
     ok = dict(model='rambler', messages=ask('hi'))
     body, me = json.dumps(ok).encode(), f'http://127.0.0.1:{there.port}'
-    post = lambda **h: there.http('POST', CHAT, body, **h)[0]
+    post = lambda **h: there.http('POST', CHAT_PAGE, body, **h)[0]
     assert post() == post(Origin=me) == 200
-    for host in ('evil.example', f'evil.example:{there.port}', '10.0.0.1', '', 'localhost.evil.example', '127.0.0.1.nip.io',
-                 '[::1', '[::2]:80'):
+    for host in (
+        'evil.example',
+        f'evil.example:{there.port}',
+        '10.0.0.1',
+        '',
+        'localhost.evil.example',
+        '127.0.0.1.nip.io',
+        '[::1',
+        '[::2]:80',
+    ):
         assert post(Host=host) == 403, host
     assert post(Host='localhost') == post(Host='[::1]:80') == 200
-    for origin in ('http://evil.example', 'null', 'https://127.0.0.1', f'http://localhost:{there.port}', ''):
+    for origin in (
+        'http://evil.example',
+        'null',
+        'https://127.0.0.1',
+        f'http://localhost:{there.port}',
+        '',
+    ):
         assert post(Origin=origin) == 403, origin
     assert post(Sec_Fetch_Site='cross-site') == 403 and post(Sec_Fetch_Site='same-origin') == 200
-    for kind in ('text/plain', 'application/x-www-form-urlencoded', 'multipart/form-data; boundary=x', ''):
+    for kind in (
+        'text/plain',
+        'application/x-www-form-urlencoded',
+        'multipart/form-data; boundary=x',
+        '',
+    ):
         assert post(Content_Type=kind) == 415
-    assert there.http('OPTIONS', CHAT, Origin='http://evil.example')[0] == 403
-    assert 'access-control' not in there.http('OPTIONS', CHAT)[2]
+    assert there.http('OPTIONS', CHAT_PAGE, Origin='http://evil.example')[0] == 403
+    assert 'access-control' not in there.http('OPTIONS', CHAT_PAGE)[2]
+
 
 def test_paths_stay_inside(there, tmp_path):
     assert there.http(path='/v1/documents/leave.md')[1]['text'] == DOCS[0].text
-    for path in ('../../../../etc/passwd', '/etc/passwd', '%2e%2e%2f%2e%2e%2fetc%2fpasswd', '..%5c..%5cx', 'leave.md%00', '%ff', '.'):
+    for path in (
+        '../../../../etc/passwd',
+        '/etc/passwd',
+        '%2e%2e%2f%2e%2e%2fetc%2fpasswd',
+        '..%5c..%5cx',
+        'leave.md%00',
+        '%ff',
+        '.',
+    ):
         for base in ('/v1/documents/', '/v1/models/', '/', '/chat.js/'):
             assert there.http(path=base + path)[0] in (404, 400), base + path
     assert there.http(path='/docs')[0] == there.http(path='/openapi.json')[0] == 404
-    assert there.http('DELETE', '/v1/models')[0] == 405 and there.http('GET', CHAT)[0] == 405
+    assert there.http('DELETE', '/v1/models')[0] == 405 and there.http('GET', CHAT_PAGE)[0] == 405
+
 
 def test_a_token(folder):
     with running(folder, workspace=Workspace.of(DOCS), token='a very long secret') as place:
         assert place.client.models.list().data
-        for given in (None, 'Bearer', 'Bearer wrong', 'Bearer a very long secre', 'a very long secret!', 'Basic x', 'Bearer \xff'):
+        for given in (
+            None,
+            'Bearer',
+            'Bearer wrong',
+            'Bearer a very long secre',
+            'a very long secret!',
+            'Basic x',
+            'Bearer \xff',
+        ):
             for path in ('/v1/models', '/v1/documents', '/v1/documents/leave.md', '/nothing'):
                 status, said, head = place.http(path=path, Authorization=given)
-                assert status == 401 and said['error']['code'] == 'invalid_api_key' and 'leave' not in str(said)
-        assert place.http('POST', CHAT, b'{}')[0] == 401 and place.http('POST', '/')[0] == 401
-        assert place.http(path='/')[0] == 200 and place.http(Host='my-box:8000', Authorization='Bearer a very long secret')[0] == 200
+                assert (
+                    status == 401
+                    and said['error']['code'] == 'invalid_api_key'
+                    and 'leave' not in str(said)
+                )
+        assert place.http('POST', CHAT_PAGE, b'{}')[0] == 401 and place.http('POST', '/')[0] == 401
+        assert (
+            place.http(path='/')[0] == 200
+            and place.http(Host='my-box:8000', Authorization='Bearer a very long secret')[0] == 200
+        )
+
 
 def test_starting(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv('MYPT_TOKEN', raising=False)
-    model = [str(folder/'rambler')]
-    for kw, why in [(dict(host='0.0.0.0'), 'MYPT_TOKEN'), (dict(host='::'), 'MYPT_TOKEN'), (dict(host=''), 'MYPT_TOKEN'),
-                    (dict(host='0.0.0.0', token='short'), '16'), (dict(models=['nowhere']), 'no such model'), (dict(port=99999), 'listen')]:
-        with pytest.raises(UserError, match=why): serve(**dict(models=model) | kw)
-    with socket.create_server(('127.0.0.1', 0)) as s, pytest.raises(UserError, match='--port'): serve(model, port=s.getsockname()[1])
+    model = [str(folder / 'rambler')]
+    for kw, why in [
+        (dict(host='0.0.0.0'), 'MYPT_TOKEN'),
+        (dict(host='::'), 'MYPT_TOKEN'),
+        (dict(host=''), 'MYPT_TOKEN'),
+        (dict(host='0.0.0.0', token='short'), '16'),
+        (dict(models=['nowhere']), 'no such model'),
+        (dict(port=99999), 'listen'),
+    ]:
+        with pytest.raises(UserError, match=why):
+            serve(**dict(models=model) | kw)
+    with socket.create_server(('127.0.0.1', 0)) as s, pytest.raises(UserError, match='--port'):
+        serve(model, port=s.getsockname()[1])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match='train one'): serve()
+    with pytest.raises(UserError, match='train one'):
+        serve()
     serve(model, check=True)
     assert 'rambler' in capsys.readouterr().out
 
+
 def test_the_command_starts_and_stops(folder):
-    argv = [sys.executable, '-m', 'mypt.cli', 'serve', '--models', str(folder/'rambler'), '--port', '0']
+    argv = [
+        sys.executable,
+        '-m',
+        'mypt.cli',
+        'serve',
+        '--models',
+        str(folder / 'rambler'),
+        '--port',
+        '0',
+    ]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
         url = p.stdout.readline().split()[0]
         client = openai.OpenAI(base_url=f'{url}/v1', api_key='x')
-        assert client.chat.completions.create(model='rambler', messages=ask('hi'), max_tokens=3).usage.completion_tokens <= 3
+        assert (
+            client.chat.completions.create(
+                model='rambler', messages=ask('hi'), max_tokens=3
+            ).usage.completion_tokens
+            <= 3
+        )
         p.send_signal(2)
         assert p.wait(20) in (0, 130, -2) and 'Traceback' not in p.stderr.read()
+
 
 # The page
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium')
 
+
 @pytest.fixture(scope='module')
 def browser(there):
-    with Browser() as b: yield b
+    with Browser() as b:
+        yield b
+
 
 def load(b, there):
     b.open(f'{there.url}/')
-    b.wait("document.querySelectorAll('#model option').length == 2 && !document.querySelector('[value=agent]').disabled")
+    b.wait(
+        "document.querySelectorAll('#model option').length == 2 && !document.querySelector('[value=agent]').disabled"
+    )
     return b
+
 
 DONE = "document.getElementById('send').textContent == 'Send' && document.querySelector('article:last-child')?.ariaBusy == 'false'"
 
+
 def chat(b, text, mode='chat'):
-    b.js(f"document.querySelector('[value={mode}]').click(); document.getElementById('ask').focus()")
+    b.js(
+        f"document.querySelector('[value={mode}]').click(); document.getElementById('ask').focus()"
+    )
     b.type(text)
     b.press('Enter')
     b.wait(DONE)
     return b.js("document.querySelector('article:last-child .said').textContent")
+
 
 @needs_browser
 def test_page_talks(browser, there):
@@ -507,17 +883,25 @@ def test_page_talks(browser, there):
     assert chat(b, 'hello') == 'You said hello' and chat(b, 'again') == '3'
     b.js("document.getElementById('model').value = 'second'")
     assert chat(b, 'How long is leave?', 'agent') == 'It is twelve weeks.'
-    assert b.js("document.querySelector('article:last-child .trace summary').textContent") == '1 tool call'
-    assert b.js("[...document.querySelectorAll('article:last-child .trace li b')].map(e => e.textContent)") == ['Call', 'Result']
+    assert (
+        b.js("document.querySelector('article:last-child .trace summary').textContent")
+        == '1 tool call'
+    )
+    assert b.js(
+        "[...document.querySelectorAll('article:last-child .trace li b')].map(e => e.textContent)"
+    ) == ['Call', 'Result']
     assert not b.js("document.querySelector('article:last-child .think').open")
     assert b.js("document.querySelector('.think .inside').textContent") == 'Read.'
     b.js("document.querySelector('.sources a').click()")
-    b.wait("document.getElementById('paper').open && document.getElementById('paper-text').textContent != ''")
+    b.wait(
+        "document.getElementById('paper').open && document.getElementById('paper-text').textContent != ''"
+    )
     assert b.js("document.getElementById('paper-text').textContent") == DOCS[0].text
     b.press('Escape')
     assert chat(b, 'again', 'chat') == '9' and chat(b, 'parental', 'rag') == 'Twelve weeks.'
     b.js("document.getElementById('fresh').click()")
     assert chat(b, 'again', 'chat') == '1' and not b.problems((there.url,))
+
 
 @needs_browser
 def test_page_shows_no_html_of_others(browser, there):
@@ -528,45 +912,69 @@ def test_page_shows_no_html_of_others(browser, there):
     b.js("location.hash = 'doc=' + encodeURIComponent('<b>x</b>.md')")
     b.wait("document.getElementById('paper').open")
     b.wait("document.getElementById('paper-text').textContent.includes('<script>')")
-    assert b.js("document.querySelectorAll('main img, main script, dialog img, dialog script, main b > *').length") == 0
+    assert (
+        b.js(
+            "document.querySelectorAll('main img, main script, dialog img, dialog script, main b > *').length"
+        )
+        == 0
+    )
     assert b.js('document.title') == 'mypt chat'
-    b.js("document.body.append(Object.assign(document.createElement('script'), {textContent: 'document.title = 3'}))")
-    assert b.js('document.title') == 'mypt chat'      # the policy holds
+    b.js(
+        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'document.title = 3'}))"
+    )
+    assert b.js('document.title') == 'mypt chat'  # the policy holds
+
 
 @needs_browser
 def test_page_stops_and_tells_errors(browser, there):
     b = load(browser, there)
-    Scripted.slow = .05
+    Scripted.slow = 0.05
     try:
-        b.js("document.getElementById('ask').focus()"); b.type('long'); b.press('Enter')
-        b.wait("document.getElementById('send').textContent == 'Stop' && document.querySelector('.model .said').textContent.length > 5")
+        b.js("document.getElementById('ask').focus()")
+        b.type('long')
+        b.press('Enter')
+        b.wait(
+            "document.getElementById('send').textContent == 'Stop' && document.querySelector('.model .said').textContent.length > 5"
+        )
         b.press('Escape')
         b.wait("document.querySelector('article:last-child .note')?.textContent == 'Stopped.'")
         wait(lambda: there.app.at_work == 0)
-    finally: Scripted.slow = 0.
+    finally:
+        Scripted.slow = 0.0
     chat(b, 'x' * 3000)
-    assert 'exceed the context' in b.js("document.querySelector('article:last-child .note').textContent")
+    assert 'exceed the context' in b.js(
+        "document.querySelector('article:last-child .note').textContent"
+    )
     assert chat(b, 'hello') == 'You said hello'
+
 
 @needs_browser
 def test_page_asks_for_the_token(folder):
     with running(folder, token='a very long secret', engine=Scripted) as place, Browser() as b:
         b.open(f'{place.url}/')
         for given in ('wrong', 'a very long secret'):
-            b.wait("document.getElementById('door').open && document.activeElement.id == 'token' && document.activeElement.value == ''")
-            b.type(given); b.press('Enter')
+            b.wait(
+                "document.getElementById('door').open && document.activeElement.id == 'token' && document.activeElement.value == ''"
+            )
+            b.type(given)
+            b.press('Enter')
         b.wait("document.querySelectorAll('#model option').length == 2")
         assert chat(b, 'hello') == 'You said hello'
 
+
 @needs_browser
-@pytest.mark.skipif(not AXE.exists(), reason='no axe-core: npm pack axe-core, AXE_CORE=…/axe.min.js')
+@pytest.mark.skipif(
+    not AXE.exists(), reason='no axe-core: npm pack axe-core, AXE_CORE=…/axe.min.js'
+)
 @pytest.mark.parametrize('dark', [False, True])
 def test_page_is_accessible(there, dark):
     with Browser(420 if dark else 1100, 800, dark=dark) as b:
         load(b, there)
         assert b.axe() == []
         chat(b, 'How long is leave?', 'agent')
-        b.js("document.querySelectorAll('details').forEach(d => d.open = true); document.getElementById('more').click()")
+        b.js(
+            "document.querySelectorAll('details').forEach(d => d.open = true); document.getElementById('more').click()"
+        )
         assert b.axe() == []
         b.js("document.querySelector('.sources a').click()")
         b.wait("document.getElementById('paper').open")

@@ -1,58 +1,111 @@
 "Each check of tools/ on a small project of its own: silent on a good one, loud on each bad example."
+
 import json, shutil, subprocess, sys
 from pathlib import Path
 import pytest
-from tools import check, clean_outputs, docs, docstrings, import_cells, import_order, in_step, readme, room_sizes
+from tools import (
+    check,
+    clean_outputs,
+    docs,
+    docstrings,
+    import_cells,
+    import_order,
+    in_step,
+    readme,
+    room_sizes,
+)
 from tools import sidebar
 from tools.markdown import to_markdown
 from tools.notebooks import read_notebook, read_notebooks
 
+
 def code(source, *outputs, **raw):
-    return dict(cell_type='code', source=source, outputs=list(outputs), metadata={}, execution_count=None) | raw
-def md(source): return dict(cell_type='markdown', source=source, metadata={})
-def stream(text, name='stdout'): return dict(output_type='stream', name=name, text=[text])
-def shown(**data): # text__html=… is {'text/html': …}
-    return dict(output_type='display_data', metadata={}, data={k.replace('__', '/'): [v] for k, v in data.items()})
-def title(name): return md(f'# {name}\n\n> What {name} is')
+    return (
+        dict(
+            cell_type='code',
+            source=source,
+            outputs=list(outputs),
+            metadata={},
+            execution_count=None,
+        )
+        | raw
+    )
+
+
+def md(source):
+    return dict(cell_type='markdown', source=source, metadata={})
+
+
+def stream(text, name='stdout'):
+    return dict(output_type='stream', name=name, text=[text])
+
+
+def shown(**data):  # text__html=… is {'text/html': …}
+    return dict(
+        output_type='display_data',
+        metadata={},
+        data={k.replace('__', '/'): [v] for k, v in data.items()},
+    )
+
+
+def title(name):
+    return md(f'# {name}\n\n> What {name} is')
+
 
 def write_nb(root, name, *cells):
     "A notebook in the folder nbs/ of `root`, as nbdev_clean leaves it."
     cells = [{**c, 'id': f'cell{i}'} for i, c in enumerate(cells)]
     meta = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
     nb = dict(cells=cells, metadata=meta, nbformat=4, nbformat_minor=5)
-    path = root/'nbs'/name
+    path = root / 'nbs' / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False) + '\n')
 
-def room(name, *cells): return title(name), code(f'#| default_exp {name}'), *cells
+
+def room(name, *cells):
+    return title(name), code(f'#| default_exp {name}'), *cells
+
 
 @pytest.fixture(scope='session')
 def template(tmp_path_factory, root):
     "Two rooms and an index, in step; every check is silent on it."
-    there = tmp_path_factory.mktemp('template')/'mypt'
-    (there/'nbs').mkdir(parents=True)
-    for f in ('settings.ini', 'setup.py', 'pyproject.toml', '_quarto.yml'): shutil.copy(root/f, there/f)
-    (there/'nbs/_quarto.yml').symlink_to('../_quarto.yml')
-    for f in ('favicon.svg', 'styles.css'): shutil.copy(root/'nbs'/f, there/'nbs'/f)
-    write_nb(there, '00_low.ipynb', *room('low', code('#| export\ndef one()->int: "One."; return 1')))
+    there = tmp_path_factory.mktemp('template') / 'mypt'
+    (there / 'nbs').mkdir(parents=True)
+    for f in ('settings.ini', 'setup.py', 'pyproject.toml', '_quarto.yml'):
+        shutil.copy(root / f, there / f)
+    (there / 'nbs/_quarto.yml').symlink_to('../_quarto.yml')
+    for f in ('favicon.svg', 'styles.css'):
+        shutil.copy(root / 'nbs' / f, there / 'nbs' / f)
+    write_nb(
+        there, '00_low.ipynb', *room('low', code('#| export\ndef one()->int: "One."; return 1'))
+    )
     two = code('#| export\ndef two()->int:\n    "Two, of `one`."\n    return one() + 1')
-    write_nb(there, '08_high.ipynb', *room('high', code('#| export\nfrom mypt.low import one'), two,
-                                          md('See [low](00_low.ipynb).')))
+    write_nb(
+        there,
+        '08_high.ipynb',
+        *room(
+            'high', code('#| export\nfrom mypt.low import one'), two, md('See [low](00_low.ipynb).')
+        ),
+    )
     write_nb(there, 'index.ipynb', title('home'), md('[low](00_low.ipynb)'))
-    (there/'mypt').mkdir()
+    (there / 'mypt').mkdir()
     assert in_step.nbdev('nbdev_export', there) == []
-    for tool in (sidebar, readme): tool.write(there)
+    for tool in (sidebar, readme):
+        tool.write(there)
     return there
+
 
 @pytest.fixture
 def project(tmp_path, template):
     "A copy of `template` to spoil."
-    return Path(shutil.copytree(template, tmp_path/'mypt', symlinks=True))
+    return Path(shutil.copytree(template, tmp_path / 'mypt', symlinks=True))
+
 
 def append(there, name, *cells):
-    nb = json.loads((there/'nbs'/name).read_text())
+    nb = json.loads((there / 'nbs' / name).read_text())
     old = [{k: v for k, v in c.items() if k != 'id'} for c in nb['cells']]
     write_nb(there, name, *old, *cells)
+
 
 def said(problems, *words):
     "The one problem, and that it names what it should."
@@ -60,278 +113,454 @@ def said(problems, *words):
     assert all(w in problems[0] for w in words), problems
     return True
 
+
 def test_good_project_is_silent(project):
-    for tool in (in_step, import_order, room_sizes, docstrings, import_cells, clean_outputs, sidebar, readme):
+    for tool in (
+        in_step,
+        import_order,
+        room_sizes,
+        docstrings,
+        import_cells,
+        clean_outputs,
+        sidebar,
+        readme,
+    ):
         assert tool.check(project) == []
+
 
 # ---- export and clean
 
+
 def test_edited_module(project):
-    f = project/'mypt/low.py'
+    f = project / 'mypt/low.py'
     f.write_text(f.read_text().replace('return 1', 'return 2'))
     assert said(in_step.check(project), 'mypt/low.py', 'changes under export')
+
 
 def test_notebook_not_exported(project):
     append(project, '00_low.ipynb', code('#| export\ndef three()->int: "Three."; return 3'))
     assert {p.split()[0] for p in in_step.check(project)} == {'mypt/low.py', 'mypt/_modidx.py'}
 
+
 def test_module_without_notebook(project):
-    shutil.copy(project/'mypt/low.py', project/'mypt/orphan.py')
+    shutil.copy(project / 'mypt/low.py', project / 'mypt/orphan.py')
     assert any('mypt/orphan.py has no notebook' in p for p in in_step.check(project))
 
+
 def test_new_notebook_never_exported(project):
-    write_nb(project, '01_new.ipynb', *room('new', code('#| export\ndef new()->int: "New."; return 1')))
+    write_nb(
+        project, '01_new.ipynb', *room('new', code('#| export\ndef new()->int: "New."; return 1'))
+    )
     assert any('mypt/new.py is missing' in p for p in in_step.check(project))
+
 
 def test_unclean_notebook(project):
     append(project, '00_low.ipynb', code('1 + 1', execution_count=7))
     assert said(in_step.check(project), 'nbs/00_low.ipynb', 'changes under')
+
 
 def test_checks_leave_the_tree_alone(project):
     before = in_step.snapshot(project)
     in_step.check(project)
     assert in_step.snapshot(project) == before
 
+
 # ---- import order
 
-@pytest.mark.parametrize('source, words', [
-    ('from mypt.high import two', ('mypt.high', 'height 08')),
-    ('import mypt.high', ('mypt.high', 'height 08')),
-    ('from mypt import high', ('mypt.high', 'height 08')),
-    ('def f():\n    from mypt.high import two\n    return two', ('mypt.high',)),
-    ('from .high import two', ("'.high'",)),
-    ('from mypt.gone import x', ('mypt.gone', 'no notebook')),
-    ('import torch.nn as nn', ('torch', 'from 07')),
-])
+
+@pytest.mark.parametrize(
+    'source, words',
+    [
+        ('from mypt.high import two', ('mypt.high', 'height 08')),
+        ('import mypt.high', ('mypt.high', 'height 08')),
+        ('from mypt import high', ('mypt.high', 'height 08')),
+        ('def f():\n    from mypt.high import two\n    return two', ('mypt.high',)),
+        ('from .high import two', ("'.high'",)),
+        ('from mypt.gone import x', ('mypt.gone', 'no notebook')),
+        ('import torch.nn as nn', ('torch', 'from 07')),
+    ],
+)
 def test_import_goes_up(project, source, words):
     append(project, '00_low.ipynb', code(source))
     assert said(import_order.check_heights(read_notebooks(project)), '00_low.ipynb cell 3', *words)
+
 
 def test_star_import(project):
     append(project, '08_high.ipynb', code('from mypt.low import *'))
     assert said(import_order.check_heights(read_notebooks(project)), 'imports *')
 
+
 def test_torch_is_fine_higher_up(project):
     append(project, '08_high.ipynb', code('import torch'))
     assert import_order.check_heights(read_notebooks(project)) == []
+
 
 def test_same_number_twice(project):
     write_nb(project, '00_other.ipynb', *room('other'))
     assert said(import_order.check_heights(read_notebooks(project)), '00_other.ipynb', 'number')
 
+
 def test_heavy_init(project):
-    (project/'mypt/__init__.py').write_text('import jsonschema\n')
+    (project / 'mypt/__init__.py').write_text('import jsonschema\n')
     assert said(import_order.check(project), '`import mypt` loads jsonschema')
 
+
 def test_heavy_light_module(project):
-    f = project/'mypt/low.py'
+    f = project / 'mypt/low.py'
     f.write_text(f.read_text() + '\nimport matplotlib\n')
     assert said(import_order.check(project), '`import mypt.low` loads matplotlib')
 
+
 def test_optional_is_what_extras_say(root):
     core, extra = import_order.required(root)
-    assert {'datasets', 'fastapi', 'deepl', 'llguidance', 'bm25s', 'jsonschema', 'transformers'} <= extra
+    assert {
+        'datasets',
+        'fastapi',
+        'deepl',
+        'llguidance',
+        'bm25s',
+        'jsonschema',
+        'transformers',
+    } <= extra
     assert core == {'numpy', 'tiktoken', 'safetensors', 'fastcore', 'tqdm', 'torch', 'matplotlib'}
 
+
 def test_exported_import_of_something_optional(project):
-    append(project, '08_high.ipynb', code('#| export\nimport anywidget, os'), code('import transformers'))
+    append(
+        project,
+        '08_high.ipynb',
+        code('#| export\nimport anywidget, os'),
+        code('import transformers'),
+    )
     append(project, '08_high.ipynb', code('#| export\ndef f():\n    "F."\n    import deepl'))
     problems = import_order.check_core(read_notebooks(project), import_order.required(project)[0])
     assert said(problems, '08_high.ipynb cell 5', 'anywidget')
 
+
 # ---- room sizes
 
-def lines(n): return '\n'.join(f'x{i} = {i}' for i in range(n))
 
-@pytest.mark.parametrize('cell, words', [
-    (code(f'#| export\n{lines(401)}'), ('exports', '400 at most')),
-    (code('#| export\ndef f():\n    ' + lines(45).replace('\n', '\n    ')), ('f has 46 lines',)),
-    (code(f'x = "{"a" * 140}"'), ('146 characters',)),
-    (code('#| export\n' + '\n'.join(f'x{i} = "{"a" * 118}"' for i in range(4))), ('wider than 120',)),
-    (md('long ' * 30_100), ('bytes',)),
-])
+def lines(n):
+    return '\n'.join(f'x{i} = {i}' for i in range(n))
+
+
+@pytest.mark.parametrize(
+    'cell, words',
+    [
+        (code(f'#| export\n{lines(401)}'), ('exports', '400 at most')),
+        (
+            code('#| export\ndef f():\n    ' + lines(45).replace('\n', '\n    ')),
+            ('f has 46 lines',),
+        ),
+        (code(f'x = "{"a" * 140}"'), ('146 characters',)),
+        (
+            code('#| export\n' + '\n'.join(f'x{i} = "{"a" * 118}"' for i in range(4))),
+            ('wider than 120',),
+        ),
+        (md('long ' * 30_100), ('bytes',)),
+    ],
+)
 def test_too_big(project, cell, words):
     append(project, '00_low.ipynb', cell)
     assert said(room_sizes.check(project), 'nbs/00_low.ipynb', *words)
 
-@pytest.mark.parametrize('cell', [code(f'#| export\n{lines(300)}'), code(lines(401)), md('long ' * 25)])
+
+@pytest.mark.parametrize(
+    'cell', [code(f'#| export\n{lines(300)}'), code(lines(401)), md('long ' * 25)]
+)
 def test_not_too_big(project, cell):
     append(project, '00_low.ipynb', cell)
     assert room_sizes.check(project) == []
 
-@pytest.mark.parametrize('first, words', [
-    ('Just text', ('not `# Title`',)), ('# Title alone', ('not `# Title`',)),
-    ('# T\n\nText\n\n> late', ('not `# Title`',)),
-    ('# T\n\n> Summary\n\nProse that the site would lose.', ('goes on',)),
-])
+
+@pytest.mark.parametrize(
+    'first, words',
+    [
+        ('Just text', ('not `# Title`',)),
+        ('# Title alone', ('not `# Title`',)),
+        ('# T\n\nText\n\n> late', ('not `# Title`',)),
+        ('# T\n\n> Summary\n\nProse that the site would lose.', ('goes on',)),
+    ],
+)
 def test_bad_opening(project, first, words):
     write_nb(project, '00_low.ipynb', md(first), code('#| default_exp low'))
     assert said(room_sizes.check(project), *words)
 
+
 def test_python_beside_notebooks(project):
-    (project/'tools').mkdir()
-    (project/'tools/long.py').write_text(f'x = "{"a" * 140}"\n')
+    (project / 'tools').mkdir()
+    (project / 'tools/long.py').write_text(f'x = "{"a" * 140}"\n')
     assert said(room_sizes.check(project), 'tools/long.py line 1')
+
 
 # ---- docstrings
 
-@pytest.mark.parametrize('source', ['def f(): return 1', 'class C:\n    x = 1', 'async def f(): pass'])
+
+@pytest.mark.parametrize(
+    'source', ['def f(): return 1', 'class C:\n    x = 1', 'async def f(): pass']
+)
 def test_undocumented(project, source):
     append(project, '00_low.ipynb', code(f'#| export\n{source}'))
     assert said(docstrings.check(project), '00_low.ipynb cell 3', 'no docstring')
 
-@pytest.mark.parametrize('source', ['#| export\ndef _f(): return 1', 'def f(): return 1', '#| export\ndef f(): "F."'])
+
+@pytest.mark.parametrize(
+    'source', ['#| export\ndef _f(): return 1', 'def f(): return 1', '#| export\ndef f(): "F."']
+)
 def test_documented(project, source):
     append(project, '00_low.ipynb', code(source))
     assert docstrings.check(project) == []
 
+
 # ---- imports in cells of their own
 
-@pytest.mark.parametrize('source', ['import os\nx = 1', '#| export\nimport os\nx = 1', 'def f():\n    import os'])
+
+@pytest.mark.parametrize(
+    'source', ['import os\nx = 1', '#| export\nimport os\nx = 1', 'def f():\n    import os']
+)
 def test_mixed_cell(project, source):
     append(project, '00_low.ipynb', code(source))
     assert said(import_cells.check(project), '00_low.ipynb cell 3')
 
-@pytest.mark.parametrize('source', [
-    'import os, sys\nfrom json import loads  # both', '#| export\ndef f():\n    import os\n    return os', 'x = 1',
-    '#| eval: false\nimport os\nx = 1', '%load_ext x\nimport os', '%%bash\nimport x\ny'])
+
+@pytest.mark.parametrize(
+    'source',
+    [
+        'import os, sys\nfrom json import loads  # both',
+        '#| export\ndef f():\n    import os\n    return os',
+        'x = 1',
+        '#| eval: false\nimport os\nx = 1',
+        '%load_ext x\nimport os',
+        '%%bash\nimport x\ny',
+    ],
+)
 def test_unmixed_cell(project, source):
     append(project, '00_low.ipynb', code(source))
     assert import_cells.check(project) == []
+
 
 # ---- outputs
 
 PLACE = '/' + 'home/someone/file.txt'  # In two parts, for this file is checked too
 
-@pytest.mark.parametrize('output, word', [
-    (stream(f'wrote {PLACE}'), 'machine path'), (shown(text__html=f'<b>{PLACE}</b>'), 'machine path'),
-    (shown(text__plain='C:' + '\\Users\\me'), 'machine path'), (stream('careful', 'stderr'), 'stderr'),
-    (dict(output_type='error', ename='E', evalue='', traceback=[]), 'error'),
-    (shown(text__plain='<function f at 0x7f3a2b1c>'), 'address'), (stream('10 [00:01<00:09, 9.1it/s]'), 'progress bar'),
-    (stream('Wall time: 3 s'), 'time'), (shown(image__svg_xml=f'<svg>{PLACE}</svg>'), 'machine path'),
-])
+
+@pytest.mark.parametrize(
+    'output, word',
+    [
+        (stream(f'wrote {PLACE}'), 'machine path'),
+        (shown(text__html=f'<b>{PLACE}</b>'), 'machine path'),
+        (shown(text__plain='C:' + '\\Users\\me'), 'machine path'),
+        (stream('careful', 'stderr'), 'stderr'),
+        (dict(output_type='error', ename='E', evalue='', traceback=[]), 'error'),
+        (shown(text__plain='<function f at 0x7f3a2b1c>'), 'address'),
+        (stream('10 [00:01<00:09, 9.1it/s]'), 'progress bar'),
+        (stream('Wall time: 3 s'), 'time'),
+        (shown(image__svg_xml=f'<svg>{PLACE}</svg>'), 'machine path'),
+    ],
+)
 def test_unfit_output(project, output, word):
-    if 'data' in output: output['data'] = {k.replace('svg_xml', 'svg+xml'): v for k, v in output['data'].items()}
+    if 'data' in output:
+        output['data'] = {k.replace('svg_xml', 'svg+xml'): v for k, v in output['data'].items()}
     append(project, '00_low.ipynb', code('1', output))
     problems = clean_outputs.check(project)
-    assert problems and all('00_low.ipynb cell 3' in p for p in problems) and any(word in p for p in problems)
+    assert (
+        problems
+        and all('00_low.ipynb cell 3' in p for p in problems)
+        and any(word in p for p in problems)
+    )
+
 
 def test_execution_traces(project):
-    append(project, '00_low.ipynb', code('1', execution_count=3, metadata={'execution': {'iopub.status.busy': 'then'}}))
+    append(
+        project,
+        '00_low.ipynb',
+        code('1', execution_count=3, metadata={'execution': {'iopub.status.busy': 'then'}}),
+    )
     assert len(clean_outputs.check(project)) == 2
 
-@pytest.mark.parametrize('text', ['</home>', 'docs/home/x', 'https://x.org/home/x', '~/wo' 'rk/x', 'a/tm' 'p/b', '"data/x"'])
+
+@pytest.mark.parametrize(
+    'text', ['</home>', 'docs/home/x', 'https://x.org/home/x', '~/work/x', 'a/tmp/b', '"data/x"']
+)
 def test_fit_output(project, text):
-    append(project, '00_low.ipynb', code('1', stream(text), shown(image__png='/' + 'tmp/' + 'a' * 40)))
+    append(
+        project, '00_low.ipynb', code('1', stream(text), shown(image__png='/' + 'tmp/' + 'a' * 40))
+    )
     assert clean_outputs.check(project) == []
 
+
 def test_machine_path_in_text(project):
-    (project/'notes.md').write_text(f'fine\nsee {PLACE}\n')
+    (project / 'notes.md').write_text(f'fine\nsee {PLACE}\n')
     subprocess.run('git init -q && git add -A', shell=True, cwd=project, check=True)
     assert said(clean_outputs.check(project), 'notes.md line 2', PLACE[:9])
 
+
 # ---- sidebar, README
+
 
 def test_sidebar_out_of_step(project):
     write_nb(project, '20_train.ipynb', *room('train'))
     assert said(sidebar.check(project), '_quarto.yml', 'out of step')
     sidebar.write(project)
-    assert sidebar.check(project) == [] and 'section: Training' in (project/'_quarto.yml').read_text()
+    assert (
+        sidebar.check(project) == []
+        and 'section: Training' in (project / '_quarto.yml').read_text()
+    )
+
 
 def test_sidebar_lists_what_is_gone(project):
-    (project/'nbs/08_high.ipynb').unlink()
+    (project / 'nbs/08_high.ipynb').unlink()
     assert said(sidebar.check(project), 'out of step')
 
+
 def test_sidebar_link(project):
-    (project/'nbs/_quarto.yml').unlink()
-    shutil.copy(project/'_quarto.yml', project/'nbs/_quarto.yml')
+    (project / 'nbs/_quarto.yml').unlink()
+    shutil.copy(project / '_quarto.yml', project / 'nbs/_quarto.yml')
     assert said(sidebar.check(project), 'not a link')
+
 
 def test_readme_out_of_step(project):
     append(project, 'index.ipynb', md('More.'))
     assert said(readme.check(project), 'README.md')
 
+
 def test_readme_pictures(project):
-    svg = dict(output_type='display_data', metadata={}, data={'image/svg+xml': ['<?xml?><svg xmlns="x"/>']})
+    svg = dict(
+        output_type='display_data', metadata={}, data={'image/svg+xml': ['<?xml?><svg xmlns="x"/>']}
+    )
     links = md('![p](images/p.svg) [up](../CONTRIBUTING.md) [web](https://x.org)')
     append(project, 'index.ipynb', links, code('draw()', svg))
     assert readme.check(project)
     readme.write(project)
-    text = (project/'README.md').read_text()
+    text = (project / 'README.md').read_text()
     assert readme.check(project) == []
-    assert (project/'index_files/figure-1.svg').read_text() == '<svg xmlns="x"/>\n'
-    want = ('(nbs/images/p.svg)', '(CONTRIBUTING.md)', '(https://x.org)', 'src="index_files/figure-1.svg"')
+    assert (project / 'index_files/figure-1.svg').read_text() == '<svg xmlns="x"/>\n'
+    want = (
+        '(nbs/images/p.svg)',
+        '(CONTRIBUTING.md)',
+        '(https://x.org)',
+        'src="index_files/figure-1.svg"',
+    )
     assert all(w in text for w in want)
-    (project/'index_files/figure-9.svg').write_text('<svg/>')
+    (project / 'index_files/figure-9.svg').write_text('<svg/>')
     assert said(readme.check(project), 'figure-9.svg')
 
+
 def test_directives(project):
-    cells = [code('#| hide\na'), code('#| echo: false\nb', stream('B')), code('#| output: false\nc', stream('C')),
-             code('#| include: false\nd', stream('D')), code('#| code-fold: true\n#| code-summary: "More"\ne'),
-             code('#| output: asis\nf', stream('**F**')),
-             code('g', stream('no', 'stderr'), shown(text__plain='`` ``` ``'))]
+    cells = [
+        code('#| hide\na'),
+        code('#| echo: false\nb', stream('B')),
+        code('#| output: false\nc', stream('C')),
+        code('#| include: false\nd', stream('D')),
+        code('#| code-fold: true\n#| code-summary: "More"\ne'),
+        code('#| output: asis\nf', stream('**F**')),
+        code('g', stream('no', 'stderr'), shown(text__plain='`` ``` ``')),
+    ]
     write_nb(project, '09_d.ipynb', *cells)
-    text = to_markdown(read_notebook(project/'nbs/09_d.ipynb', project/'nbs').cells)
-    want = ['``` {.output tabindex=0}\nB\n```', '```python\nc\n```',
-            '<details class="code"><summary>More</summary>', '```python\ne\n```', '</details>',
-            '```python\nf\n```', '**F**', '```python\ng\n```', '```` {.output tabindex=0}\n`` ``` ``\n````']
+    text = to_markdown(read_notebook(project / 'nbs/09_d.ipynb', project / 'nbs').cells)
+    want = [
+        '``` {.output tabindex=0}\nB\n```',
+        '```python\nc\n```',
+        '<details class="code"><summary>More</summary>',
+        '```python\ne\n```',
+        '</details>',
+        '```python\nf\n```',
+        '**F**',
+        '```python\ng\n```',
+        '```` {.output tabindex=0}\n`` ``` ``\n````',
+    ]
     assert text == '\n\n'.join(want) + '\n'
+
 
 # ---- pages
 
+
 def test_pages(project):
     assert docs.check(project) == []
-    high = (project/'_docs/high.html').read_text()
-    assert all(w in high for w in ('href="low.html"', 'id="two"', '<h2>The data path</h2>', 'What high is'))
+    high = (project / '_docs/high.html').read_text()
+    assert all(
+        w in high for w in ('href="low.html"', 'id="two"', '<h2>The data path</h2>', 'What high is')
+    )
 
-@pytest.mark.parametrize('text, words', [
-    ('[gone](09_gone.ipynb)', ('gone.html', 'leads nowhere')),
-    ('[there](00_low.ipynb#nowhere)', ('low.html#nowhere', 'no such anchor')),
-    ('[here](#nowhere)', ('#nowhere', 'no such anchor')),
-    ('![p](images/none.png)', ('images/none.png', 'leads nowhere')),
-    ('[f](https://github.com/mypt-project/mypt/blob/main/none.py)', ('none.py', 'not in the repository')),
-    ('<i id="a"></i> <b id="a"></b>', ('two things', "'a'")),
-])
+
+@pytest.mark.parametrize(
+    'text, words',
+    [
+        ('[gone](09_gone.ipynb)', ('gone.html', 'leads nowhere')),
+        ('[there](00_low.ipynb#nowhere)', ('low.html#nowhere', 'no such anchor')),
+        ('[here](#nowhere)', ('#nowhere', 'no such anchor')),
+        ('![p](images/none.png)', ('images/none.png', 'leads nowhere')),
+        (
+            '[f](https://github.com/mypt-project/mypt/blob/main/none.py)',
+            ('none.py', 'not in the repository'),
+        ),
+        ('<i id="a"></i> <b id="a"></b>', ('two things', "'a'")),
+    ],
+)
 def test_broken_link(project, text, words):
     append(project, '08_high.ipynb', md(text))
     assert said(docs.check_links(docs.build(project), docs.site(project)), 'high.html', *words)
 
+
 @pytest.mark.skipif(not docs.browser(), reason='no Chromium')
-@pytest.mark.parametrize('body, word', [('', 'blank'), ('<p style="width:3000px">w</p>' + '<p>text</p>' * 9, 'wider')])
+@pytest.mark.parametrize(
+    'body, word', [('', 'blank'), ('<p style="width:3000px">w</p>' + '<p>text</p>' * 9, 'wider')]
+)
 def test_ugly_page(tmp_path, body, word):
-    (tmp_path/'bad.html').write_text(f'<!DOCTYPE html><title>t</title><body>{body}')
-    assert said(docs.look(tmp_path/'bad.html'), 'bad.html', word)
+    (tmp_path / 'bad.html').write_text(f'<!DOCTYPE html><title>t</title><body>{body}')
+    assert said(docs.look(tmp_path / 'bad.html'), 'bad.html', word)
+
 
 def test_page_that_cannot_be_built(project):
     append(project, '08_high.ipynb', code('import no_such_module'))
     cause, where, cell = docs.check(project)
     assert cause == "ModuleNotFoundError: No module named 'no_such_module'"
-    assert where.startswith('Exception: Error in notebook: high') and cell == 'import no_such_module'
+    assert (
+        where.startswith('Exception: Error in notebook: high') and cell == 'import no_such_module'
+    )
+
 
 # ---- the runner
 
-def job(kind, *args): return check.Job(kind, ' '.join(args[-1:]), (sys.executable, *args))
 
-@pytest.mark.parametrize('body, counts', [
-    ('def test_a(): pass\ndef test_b(): assert 0\ndef test_c(): 1/0', (1, 2, 0)),
-    ('def test_a(): pass', (1, 0, 0)), ('', (0, 1, 0)), ('import gone', (0, 1, 0)),
-    ('import pytest\n@pytest.mark.skip(reason="no")\ndef test_a(): pass', (0, 0, 1)),
-    ('import pytest\n@pytest.fixture\ndef f(): yield; 1/0\ndef test_a(f): pass', (1, 1, 0)),
-    ('import os\ndef test_a(): os._exit(0)', (0, 1, 0)),
-])
+def job(kind, *args):
+    return check.Job(kind, ' '.join(args[-1:]), (sys.executable, *args))
+
+
+@pytest.mark.parametrize(
+    'body, counts',
+    [
+        ('def test_a(): pass\ndef test_b(): assert 0\ndef test_c(): 1/0', (1, 2, 0)),
+        ('def test_a(): pass', (1, 0, 0)),
+        ('', (0, 1, 0)),
+        ('import gone', (0, 1, 0)),
+        ('import pytest\n@pytest.mark.skip(reason="no")\ndef test_a(): pass', (0, 0, 1)),
+        ('import pytest\n@pytest.fixture\ndef f(): yield; 1/0\ndef test_a(f): pass', (1, 1, 0)),
+        ('import os\ndef test_a(): os._exit(0)', (0, 1, 0)),
+    ],
+)
 def test_counting_pytest(tmp_path, body, counts):
-    (tmp_path/'test_it.py').write_text(body)
-    r = check.run(job('tests', '-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'test_it.py'), tmp_path)
+    (tmp_path / 'test_it.py').write_text(body)
+    r = check.run(
+        job('tests', '-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'test_it.py'), tmp_path
+    )
     assert (r.passed, r.failed, r.skipped) == counts, r.output
+
 
 def test_counting_others(tmp_path):
     assert check.run(job('check', '-c', 'print(1)'), tmp_path).passed == 1
     r = check.run(job('check', '-c', 'print("why"); raise SystemExit(3)'), tmp_path)
     assert (r.passed, r.failed) == (0, 1) and 'why' in r.output
 
+
 def test_hanging_job_is_ended(tmp_path):
-    r = check.run(job('notebook', '-c', 'import time; print("busy", flush=True); time.sleep(60)'), tmp_path, limit=1)
+    r = check.run(
+        job('notebook', '-c', 'import time; print("busy", flush=True); time.sleep(60)'),
+        tmp_path,
+        limit=1,
+    )
     assert r.failed == 1 and 'busy' in r.output and 'ended after 1 s' in r.output and r.seconds < 20
+
 
 def test_closing_line(monkeypatch, capsys, tmp_path):
     codes = ('print("fine")', 'raise SystemExit("broken")', '0')
@@ -340,6 +569,7 @@ def test_closing_line(monkeypatch, capsys, tmp_path):
     out = capsys.readouterr().out
     assert out.splitlines()[-1] == '2 passed, 1 failed' and '| broken' in out
 
+
 def test_every_tool_is_called(root):
-    tools = {p.stem for p in Path(root/'tools').glob('*.py') if 'def check(' in p.read_text()}
+    tools = {p.stem for p in Path(root / 'tools').glob('*.py') if 'def check(' in p.read_text()}
     assert tools == set(check.CHECKS)

@@ -1,45 +1,69 @@
 "What warns of trouble warns when it should, and keeps silent when it should; the how-tos' tables lead somewhere."
+
 import json, re
 from pathlib import Path
 from types import SimpleNamespace
 import pytest
-from mypt.callbacks import Stuck
-from mypt.quality import diversity_of
+from mypt.train.callbacks import Stuck
+from mypt.curate.quality import diversity_of
 
-HOW_TO = Path(__file__).parent.parent/'nbs'/'how_to'
+HOW_TO = Path(__file__).parent.parent / 'nbs' / 'how_to'
+
 
 def said(capsys, losses, window=10, **kw):
     cb, t = Stuck(320, **kw), SimpleNamespace(step=0)
     cb.before_fit(t)
-    cb.after_eval(t)                                             # before the first step
+    cb.after_eval(t)  # before the first step
     for t.step, loss in enumerate(losses, 1):
         t.record = dict(loss=loss)
         cb.after_step(t)
-        if t.step % window == 0: cb.after_eval(t)
+        if t.step % window == 0:
+            cb.after_eval(t)
     return capsys.readouterr().out
 
-@pytest.mark.parametrize('losses', [[5 / n**.5 for n in range(1, 41)], [.3] * 40, [5.7] * 10, [5.7] * 10 + [2.] * 10])
+
+@pytest.mark.parametrize(
+    'losses', [[5 / n**0.5 for n in range(1, 41)], [0.3] * 40, [5.7] * 10, [5.7] * 10 + [2.0] * 10]
+)
 def test_stuck_is_silent(capsys, losses):
     "A falling loss, one that is low already, a run with one window only."
     assert said(capsys, losses) == ''
 
+
 def test_stuck_warns(capsys):
     assert 'does not fall' in said(capsys, [5.7] * 20)
+
 
 def test_a_blind_base(capsys):
     assert 'right base' in said(capsys, [5.7], base=True)
     assert said(capsys, [2.5], base=True) == said(capsys, [5.7]) == ''
 
-def chat(q, a, *more): return {'messages': [{'role': 'user', 'content': q}, *more, {'role': 'assistant', 'content': a}]}
+
+def chat(q, a, *more):
+    return {
+        'messages': [{'role': 'user', 'content': q}, *more, {'role': 'assistant', 'content': a}]
+    }
+
 
 def test_diversity_tells_manner_and_tools():
     call = {'role': 'assistant_toolcall', 'name': 'workspace.list_docs', 'arguments': {}}
     result = {'role': 'toolresult', 'name': 'workspace.list_docs', 'content': {}}
-    plain = diversity_of([chat(f'{w}?', f'{w} it is') for w in 'one two three four five six seven eight nine ten'.split()])
+    plain = diversity_of(
+        [
+            chat(f'{w}?', f'{w} it is')
+            for w in 'one two three four five six seven eight nine ten'.split()
+        ]
+    )
     assert plain.data['tools'] == 0 and not any('begin' in n or 'tool' in n for n in plain.notes)
-    styled = diversity_of([chat(f'{w}?', 'Certainly! It is so.', *([call, result] if i % 2 else [])) for i, w in enumerate('abcdefgh')])
-    assert styled.data['tools'] == .5 and styled.data['answers'][0][1] == 1
+    styled = diversity_of(
+        [
+            chat(f'{w}?', 'Certainly! It is so.', *([call, result] if i % 2 else []))
+            for i, w in enumerate('abcdefgh')
+        ]
+    )
+    assert styled.data['tools'] == 0.5 and styled.data['answers'][0][1] == 1
     assert styled.notes[-2:] == ['100% of the answers begin: certainly it is', '50% call a tool']
+
 
 def headings(path):
     cells = json.loads(path.read_text(encoding='utf-8'))['cells']
@@ -47,10 +71,14 @@ def headings(path):
     slug = lambda h: re.sub(r'[^\w -]', '', h.lower()).strip().replace(' ', '-')
     return {slug(h) for h in re.findall(r'^#+ (.*)$', text, re.M)}, text
 
-@pytest.mark.parametrize('page', sorted(p.name for p in HOW_TO.glob('*.ipynb')) + ['../explanations/from_the_documents.ipynb'])
+
+@pytest.mark.parametrize(
+    'page',
+    sorted(p.name for p in HOW_TO.glob('*.ipynb')) + ['../explanations/from_the_documents.ipynb'],
+)
 def test_links_into_pages(page):
     "Every link with an anchor names a heading that is there."
-    path = HOW_TO/page
+    path = HOW_TO / page
     for to, anchor in re.findall(r'\]\(([\w./]*)#([\w-]+)\)', headings(path)[1]):
-        target = (path.parent/to).resolve() if to else path
+        target = (path.parent / to).resolve() if to else path
         assert target.is_file() and anchor in headings(target)[0], f'{page}: {to}#{anchor}'

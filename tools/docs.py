@@ -2,6 +2,7 @@
 
 Where there is Chromium two pages are looked at too: not blank, no wider than the window.
 """
+
 import html, os, re, shutil, subprocess, sys, tempfile
 from configparser import ConfigParser
 from dataclasses import dataclass
@@ -19,115 +20,189 @@ FORMAT = 'markdown-yaml_metadata_block-tex_math_single_backslash+autolink_bare_u
 TEMPLATE = Path(__file__).with_name('page.html')
 ASSETS = ('.svg', '.png', '.css', '.js', '.ico', '.json', '.html')
 
-def page_name(name:str)->str: # 'tutorials/01_first_run.ipynb' → 'tutorials/first_run.html'
+
+def page_name(name: str) -> str:  # 'tutorials/01_first_run.ipynb' → 'tutorials/first_run.html'
     "Where nbdev and Quarto put a notebook's page."
     p = Path(name)
-    return p.with_name(re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.name.lower())).with_suffix('.html').as_posix()
+    return (
+        p.with_name(re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.name.lower()))
+        .with_suffix('.html')
+        .as_posix()
+    )
+
 
 @dataclass(frozen=True)
 class Site:
-    title:str
-    url:str         # Of the published site; links to it become relative
-    source:str      # Of files in the repository's main branch
-    root:Path
+    title: str
+    url: str  # Of the published site; links to it become relative
+    source: str  # Of files in the repository's main branch
+    root: Path
 
-def site(root:Path=ROOT)->Site:
+
+def site(root: Path = ROOT) -> Site:
     "What settings.ini says about the site."
     ini = ConfigParser(delimiters=['='])
-    ini.read(root/'settings.ini', encoding='utf-8')
+    ini.read(root / 'settings.ini', encoding='utf-8')
     d = ini['DEFAULT']
-    return Site(d['title'], d['doc_host'] + d['doc_baseurl'] + '/', f"{d['git_url']}/blob/{d['branch']}/", root)
+    return Site(
+        d['title'],
+        d['doc_host'] + d['doc_baseurl'] + '/',
+        f'{d["git_url"]}/blob/{d["branch"]}/',
+        root,
+    )
 
-def process(root:Path=ROOT)->Path: # The folder of processed notebooks
+
+def process(root: Path = ROOT) -> Path:  # The folder of processed notebooks
     "nbdev's own processing: `show_doc`, links from backticks, hidden cells. Cached by the time of change."
-    code = 'from nbdev.serve import proc_nbs\nif __name__ == "__main__": print(proc_nbs(n_workers=0))'
+    code = (
+        'from nbdev.serve import proc_nbs\nif __name__ == "__main__": print(proc_nbs(n_workers=0))'
+    )
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
-    p = subprocess.run([sys.executable, '-c', code], cwd=root, env=env, text=True, capture_output=True)
-    if p.returncode: raise RuntimeError(p.stderr.strip())
-    return root/'_proc'
+    p = subprocess.run(
+        [sys.executable, '-c', code], cwd=root, env=env, text=True, capture_output=True
+    )
+    if p.returncode:
+        raise RuntimeError(p.stderr.strip())
+    return root / '_proc'
 
-def why(trace:str)->list[str]: # What a chain of tracebacks says, without the way there
+
+def why(trace: str) -> list[str]:  # What a chain of tracebacks says, without the way there
     "The errors of a chain, then the cell that the last one shows."
     lines = trace.splitlines()
-    last = max((i for i, l in enumerate(lines) if re.match(r'[\w.]*(Error|Exception)\b', l)), default=0)
+    last = max(
+        (i for i, l in enumerate(lines) if re.match(r'[\w.]*(Error|Exception)\b', l)), default=0
+    )
     return [*(l for l in lines[:last] if re.match(r'[\w.]*Error: ', l)), *lines[last:]]
 
-def sidebar_html(root:Path, here:str)->str: # `here` is the page that it stands on
+
+def sidebar_html(root: Path, here: str) -> str:  # `here` is the page that it stands on
     "Floors and their pages; the titles are the notebooks' own. The index is behind the site's name."
     up, out = '../' * here.count('/'), []
-    titles = {nb.name: re.match(r'(?:# )?(.*)', nb.cells[0].source)[1] for nb in read_notebooks(root) if nb.cells}
-    titles |= {n: front_matter((root/'nbs'/n).read_text(encoding='utf-8'))['title'] for n in command_pages(root)}
+    titles = {
+        nb.name: re.match(r'(?:# )?(.*)', nb.cells[0].source)[1]
+        for nb in read_notebooks(root)
+        if nb.cells
+    }
+    titles |= {
+        n: front_matter((root / 'nbs' / n).read_text(encoding='utf-8'))['title']
+        for n in command_pages(root)
+    }
     for section, names in sections(read_notebooks(root), command_pages(root)).items():
         links = [(page_name(n), html.escape(titles.get(n, n))) for n in names]
-        items = [f'<li{" class=here" * (p == here)}><a href="{up}{p}">{title}</a></li>' for p, title in links]
-        if section: out.append(f'<h2>{section}</h2><ul>{"".join(items)}</ul>')
+        items = [
+            f'<li{" class=here" * (p == here)}><a href="{up}{p}">{title}</a></li>'
+            for p, title in links
+        ]
+        if section:
+            out.append(f'<h2>{section}</h2><ul>{"".join(items)}</ul>')
     return '\n'.join(out)
 
-def relink(page:str, s:Site, here:str)->str:
+
+def relink(page: str, s: Site, here: str) -> str:
     "Links to notebooks and to the published site become links between pages."
-    def point(m:re.Match)->str:
+
+    def point(m: re.Match) -> str:
         path, frag = urldefrag(m[2])
-        if path.startswith(s.url): path = '../' * here.count('/') + path[len(s.url):]
-        elif path.endswith(('.ipynb', '.md')) and '://' not in path: path = page_name(path)
+        if path.startswith(s.url):
+            path = '../' * here.count('/') + path[len(s.url) :]
+        elif path.endswith(('.ipynb', '.md')) and '://' not in path:
+            path = page_name(path)
         return f'{m[1]}"{path}{"#" + frag if frag else ""}"'
+
     return re.sub(r'(\bhref=)"([^"]+)"', point, page)
 
-def front_matter(text:str)->dict[str,str]:
+
+def front_matter(text: str) -> dict[str, str]:
     "Title and description: what stands between the two `---`."
     return yaml.safe_load(text.split('---')[1]) if text.startswith('---') else {}
 
-def build_page(proc:Path, root:Path, s:Site, sidebar:str, here:str)->str:
+
+def build_page(proc: Path, root: Path, s: Site, sidebar: str, here: str) -> str:
     "One page as HTML, from a processed notebook or from Markdown."
-    if proc.suffix == '.md': head, text = (t := proc.read_text(encoding='utf-8')), t.split('---', 2)[2]
+    if proc.suffix == '.md':
+        head, text = (t := proc.read_text(encoding='utf-8')), t.split('---', 2)[2]
     else:
-        cells = read_notebook(proc, proc.parent).cells       # nbdev moves title and description into a raw cell
-        head, text = next((c.source for c in cells if c.kind == 'raw'), '').strip(), to_markdown(cells)
+        cells = read_notebook(
+            proc, proc.parent
+        ).cells  # nbdev moves title and description into a raw cell
+        head, text = (
+            next((c.source for c in cells if c.kind == 'raw'), '').strip(),
+            to_markdown(cells),
+        )
     meta = front_matter(head)
     up = '../' * here.count('/')
-    args = ['--standalone', f'--template={TEMPLATE}', '--toc', '--toc-depth=3', '--mathml', '--wrap=preserve',
-            f'--metadata=title:{meta.get("title", here)}', f'--variable=site:{s.title}', f'--variable=up:{up}',
-            f'--variable=summary:{html.escape(meta.get("description", ""))}', f'--variable=sidebar:{sidebar}']
+    args = [
+        '--standalone',
+        f'--template={TEMPLATE}',
+        '--toc',
+        '--toc-depth=3',
+        '--mathml',
+        '--wrap=preserve',
+        f'--metadata=title:{meta.get("title", here)}',
+        f'--variable=site:{s.title}',
+        f'--variable=up:{up}',
+        f'--variable=summary:{html.escape(meta.get("description", ""))}',
+        f'--variable=sidebar:{sidebar}',
+    ]
     page = pypandoc.convert_text(text, 'html5', format=FORMAT, extra_args=args)
     return relink(page, s, here)
 
-def build(root:Path=ROOT, out:Path|None=None)->Path:
+
+def build(root: Path = ROOT, out: Path | None = None) -> Path:
     "All pages into `out` (default _docs/), afresh."
-    out, s, proc = out or root/'_docs', site(root), process(root)
+    out, s, proc = out or root / '_docs', site(root), process(root)
     shutil.rmtree(out, ignore_errors=True)
     for name in [*(nb.name for nb in read_notebooks(root)), *command_pages(root)]:
         here = page_name(name)
-        (out/here).parent.mkdir(parents=True, exist_ok=True)
-        source = (root/'nbs' if name.endswith('.md') else proc)/name
-        (out/here).write_text(build_page(source, root, s, sidebar_html(root, here), here), encoding='utf-8')
-    for f in (root/'nbs').rglob('*'):
-        if f.is_file() and f.suffix in ASSETS and not any(o[0] in '._' for o in f.relative_to(root/'nbs').parts):
-            (out/f.relative_to(root/'nbs')).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(f, out/f.relative_to(root/'nbs'))
+        (out / here).parent.mkdir(parents=True, exist_ok=True)
+        source = (root / 'nbs' if name.endswith('.md') else proc) / name
+        (out / here).write_text(
+            build_page(source, root, s, sidebar_html(root, here), here), encoding='utf-8'
+        )
+    for f in (root / 'nbs').rglob('*'):
+        if (
+            f.is_file()
+            and f.suffix in ASSETS
+            and not any(o[0] in '._' for o in f.relative_to(root / 'nbs').parts)
+        ):
+            (out / f.relative_to(root / 'nbs')).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(f, out / f.relative_to(root / 'nbs'))
     return out
+
 
 class _Links(HTMLParser):
     "Collects ids and links of one page."
+
     def __init__(self):
         super().__init__()
         self.ids, self.links = [], []
+
     def handle_starttag(self, tag, attrs):
         for k, v in attrs:
-            if k == 'id' or (k == 'name' and tag == 'a'): self.ids.append(v)
-            if k in ('href', 'src') and v and tag != 'base': self.links.append(v)
+            if k == 'id' or (k == 'name' and tag == 'a'):
+                self.ids.append(v)
+            if k in ('href', 'src') and v and tag != 'base':
+                self.links.append(v)
 
-def follow(link:str, page:Path, pages:dict[Path, _Links], s:Site)->str|None: # What is wrong with it
+
+def follow(
+    link: str, page: Path, pages: dict[Path, _Links], s: Site
+) -> str | None:  # What is wrong with it
     "One link: the file must be there, and the anchor in it."
     if link.startswith(s.source):
-        path = unquote(urldefrag(link)[0][len(s.source):])
-        return None if (s.root/path).exists() else f'{path} is not in the repository'
-    if re.match(r'[a-z][a-z0-9+.-]*:|//', link): return None
+        path = unquote(urldefrag(link)[0][len(s.source) :])
+        return None if (s.root / path).exists() else f'{path} is not in the repository'
+    if re.match(r'[a-z][a-z0-9+.-]*:|//', link):
+        return None
     path, frag = urldefrag(link)
-    target = (page.parent/unquote(path)).resolve() if path else page
-    if not target.exists(): return f'{link} leads nowhere'
+    target = (page.parent / unquote(path)).resolve() if path else page
+    if not target.exists():
+        return f'{link} leads nowhere'
     if frag and target in pages and unquote(frag) not in pages[target].ids:
         return f'{link}: no such anchor; a page has those of its headings and of what it documents with `show_doc`'
 
-def check_links(out:Path, s:Site)->list[str]:
+
+def check_links(out: Path, s: Site) -> list[str]:
     "Every link of every page in `out`."
     pages = {}
     for f in sorted(out.resolve().rglob('*.html')):
@@ -136,37 +211,67 @@ def check_links(out:Path, s:Site)->list[str]:
     problems = []
     for f, p in pages.items():
         name = f.relative_to(out.resolve()).as_posix()
-        problems += [f'{name}: two things have the id {i!r}' for i in sorted({i for i in p.ids if p.ids.count(i) > 1})]
-        problems += [f'{name}: {bad}' for l in dict.fromkeys(p.links) if (bad := follow(l, f, pages, s))]
+        problems += [
+            f'{name}: two things have the id {i!r}'
+            for i in sorted({i for i in p.ids if p.ids.count(i) > 1})
+        ]
+        problems += [
+            f'{name}: {bad}' for l in dict.fromkeys(p.links) if (bad := follow(l, f, pages, s))
+        ]
     return problems
 
-def browser()->str|None: # Chromium's path, where there is one
-    "To look at pages with."
-    return next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
 
-def look(page:Path)->list[str]: # Its window is 1200 × 900
+def browser() -> str | None:  # Chromium's path, where there is one
+    "To look at pages with."
+    return next(
+        filter(
+            None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))
+        ),
+        None,
+    )
+
+
+def look(page: Path) -> list[str]:  # Its window is 1200 × 900
     "Does a page show anything, and does it fit the window?"
-    flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking', '--hide-scrollbars']
+    flags = [
+        '--headless',
+        '--no-sandbox',
+        '--disable-gpu',
+        '--disable-background-networking',
+        '--hide-scrollbars',
+    ]
     with tempfile.TemporaryDirectory() as tmp:
-        probe, shot = Path(tmp)/'probe.html', Path(tmp)/'shot.png'
+        probe, shot = Path(tmp) / 'probe.html', Path(tmp) / 'shot.png'
         script = '<script>document.title = document.documentElement.scrollWidth</script>'
-        probe.write_text(f'<base href="{page.as_uri()}">' + page.read_text(encoding='utf-8') + script, encoding='utf-8')
+        probe.write_text(
+            f'<base href="{page.as_uri()}">' + page.read_text(encoding='utf-8') + script,
+            encoding='utf-8',
+        )
         chrome = [browser(), *flags, f'--user-data-dir={tmp}/profile', '--window-size=1200,900']
-        run = lambda *args: subprocess.run([*chrome, *args], capture_output=True, text=True, timeout=60).stdout
+        run = lambda *args: (
+            subprocess.run([*chrome, *args], capture_output=True, text=True, timeout=60).stdout
+        )
         run(f'--screenshot={shot}', page.as_uri())
         width = int(re.search(r'<title>(\d+)</title>', run('--dump-dom', probe.as_uri()))[1])
         colours = len(np.unique(imread(shot).reshape(-1, 4), axis=0)) if shot.exists() else 0
     blank = [f'{page.name} is blank in a browser'] if colours < 8 else []
-    return blank + ([f'{page.name} is wider than its window: {width} of 1200 pixels'] if width > 1200 else [])
+    return blank + (
+        [f'{page.name} is wider than its window: {width} of 1200 pixels'] if width > 1200 else []
+    )
 
-def check(root:Path=ROOT)->list[str]:
-    try: out = build(root)
-    except RuntimeError as e: return why(str(e))
-    seen = [out/p for p in ('index.html', 'masks.html') if (out/p).exists() and browser()]
+
+def check(root: Path = ROOT) -> list[str]:
+    try:
+        out = build(root)
+    except RuntimeError as e:
+        return why(str(e))
+    seen = [out / p for p in ('index.html', 'masks.html') if (out / p).exists() and browser()]
     return check_links(out, site(root)) + [p for page in seen for p in look(page)]
+
 
 if __name__ == '__main__':
     problems = check()
-    if problems: report('pages', problems)
-    n = len(list((ROOT/'_docs').rglob('*.html')))
+    if problems:
+        report('pages', problems)
+    n = len(list((ROOT / '_docs').rglob('*.html')))
     print(f'{n} pages in _docs/, every link and anchor followed; begin at _docs/index.html')
