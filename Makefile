@@ -42,10 +42,10 @@ lab: $(VENV)/.dev.stamp  ## JupyterLab on the notebooks
 	@echo "lab: opening nbs/index.ipynb"
 	@$(VENV)/bin/jupyter lab nbs/index.ipynb
 
-export: $(VENV)/.dev.stamp  ## after changing a notebook: mypt/, README.md and the sidebar in step again
-	@echo "export: nbdev_export, nbdev_clean, sidebar, README"
-	@$(VENV)/bin/nbdev_export && $(VENV)/bin/nbdev_clean
-	@$(VENV)/bin/python -m tools.man --write && $(VENV)/bin/python -m tools.sidebar --write && $(VENV)/bin/python -m tools.readme --write
+export: $(VENV)/.dev.stamp  ## after changing a notebook: mypt/, suites, README.md and the sidebar in step again
+	@echo "export: ruff format, nbdev_export, nbdev_clean, suites, command pages, sidebar, README"
+	@$(VENV)/bin/ruff format -q nbs && $(VENV)/bin/nbdev_export && $(VENV)/bin/nbdev_clean
+	@$(VENV)/bin/python -m tools.suites --write && $(VENV)/bin/python -m tools.man --write && $(VENV)/bin/python -m tools.sidebar --write && $(VENV)/bin/python -m tools.readme --write
 
 clean:  ## what building and running left behind; environments and checkpoints stay
 	@echo "clean: _docs, _proc, demo, speedrun, build and test leftovers (rm -r $(VENV) $(BENCH) would remove the environments)"

@@ -1,20 +1,27 @@
 "Each check of tools/ on a small project of its own: silent on a good one, loud on each bad example."
 
-import json, shutil, subprocess, sys
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 import pytest
 from tools import (
+    cells,
     check,
     clean_outputs,
     docs,
-    docstrings,
+    doclinks,
     import_cells,
-    import_order,
     in_step,
+    light_imports,
+    reading_order,
     readme,
-    room_sizes,
+    sidebar,
+    suites,
 )
-from tools import sidebar
 from tools.markdown import to_markdown
 from tools.notebooks import read_notebook, read_notebooks
 
@@ -117,11 +124,11 @@ def said(problems, *words):
 def test_good_project_is_silent(project):
     for tool in (
         in_step,
-        import_order,
-        room_sizes,
-        docstrings,
+        reading_order,
+        cells,
         import_cells,
         clean_outputs,
+        doclinks,
         sidebar,
         readme,
     ):
@@ -165,79 +172,137 @@ def test_checks_leave_the_tree_alone(project):
     assert in_step.snapshot(project) == before
 
 
-# ---- import order
+# ---- layers
+
+
+def write_module(there, name, source):
+    path = there / 'mypt' / f'{name}.py'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (path.parent / '__init__.py').touch()
+    path.write_text(source)
+
+
+@pytest.fixture
+def packages(project, root):
+    "A package with one module in each layer of the contract."
+    text = (root / 'pyproject.toml').read_text()
+    contract = re.search(r'^layers = \[\n(.*?)\]', text, re.M | re.S)[1]
+    layers = re.findall(r'"(\w+)"', contract)
+    assert {'errors', 'data', 'train', 'serve', 'curriculum', 'cli'} <= set(layers)
+    shutil.rmtree(project / 'mypt')
+    for layer in layers:
+        flat = layer in ('errors', 'files', 'cli')
+        write_module(project, layer if flat else f'{layer}/one', 'x = 1\n')
+    return project
+
+
+def lint(there):
+    program = Path(sys.executable).with_name('lint-imports')
+    env = os.environ | {'PYTHONPATH': str(there)}
+    p = subprocess.run([program, '--no-cache'], cwd=there, env=env, text=True, capture_output=True)
+    return p.returncode, p.stdout
+
+
+@pytest.mark.parametrize(
+    'name, source, words',
+    [
+        ('data/two', 'from ..train.one import x', 'mypt.data.two -> mypt.train.one'),
+        ('errors', 'from .files import x', 'mypt.errors -> mypt.files'),
+        ('eval/two', 'def f():\n    from mypt.serve.one import x\n', 'mypt.eval.two'),
+        ('data/one', 'from .two import y\nx = 1', 'No cycles are allowed in mypt.data'),
+        ('stray', 'x = 1', 'stray'),
+    ],
+)
+def test_an_import_goes_up_or_round(packages, name, source, words):
+    code, out = lint(packages)
+    assert code == 0, out
+    write_module(packages, 'data/two', 'from .one import x\ny = x')
+    write_module(packages, name, source)
+    code, out = lint(packages)
+    assert code != 0 and words in out, out
+
+
+# ---- light imports
 
 
 @pytest.mark.parametrize(
     'source, words',
     [
-        ('from mypt.high import two', ('mypt.high', 'height 08')),
-        ('import mypt.high', ('mypt.high', 'height 08')),
-        ('from mypt import high', ('mypt.high', 'height 08')),
-        ('def f():\n    from mypt.high import two\n    return two', ('mypt.high',)),
-        ('from .high import two', ("'.high'",)),
-        ('from mypt.gone import x', ('mypt.gone', 'no notebook')),
-        ('import torch.nn as nn', ('torch', 'from 07')),
+        ('from .low import one', ("'.low'",)),
+        ('from mypt.low import *', ('imports *',)),
+        ('from importlib import import_module', ('by a string',)),
+        ('import anywidget, os', ('anywidget', 'optional')),
     ],
 )
-def test_import_goes_up(project, source, words):
-    append(project, '00_low.ipynb', code(source))
-    assert said(import_order.check_heights(read_notebooks(project)), '00_low.ipynb cell 3', *words)
+def test_form_of_an_import(project, source, words):
+    append(project, '08_high.ipynb', code(f'#| export\n{source}'))
+    notebooks = read_notebooks(project)
+    core = light_imports.required(project)[0]
+    problems = light_imports.check_forms(notebooks) + light_imports.check_core(notebooks, core)
+    assert said(problems, '08_high.ipynb cell 5', *words)
 
 
-def test_star_import(project):
-    append(project, '08_high.ipynb', code('from mypt.low import *'))
-    assert said(import_order.check_heights(read_notebooks(project)), 'imports *')
+@pytest.mark.parametrize(
+    'source', ['import transformers', '#| export\ndef f():\n    "F."\n    import deepl']
+)
+def test_an_optional_package_where_it_is_used(project, source):
+    append(project, '08_high.ipynb', code(source))
+    core = light_imports.required(project)[0]
+    assert light_imports.check_core(read_notebooks(project), core) == []
 
 
-def test_torch_is_fine_higher_up(project):
-    append(project, '08_high.ipynb', code('import torch'))
-    assert import_order.check_heights(read_notebooks(project)) == []
-
-
-def test_same_number_twice(project):
-    write_nb(project, '00_other.ipynb', *room('other'))
-    assert said(import_order.check_heights(read_notebooks(project)), '00_other.ipynb', 'number')
+def test_a_requirement_that_nothing_imports(project):
+    append(project, '08_high.ipynb', code('#| export\nimport numpy'))
+    problems = light_imports.check_used(read_notebooks(project), {'numpy', 'tqdm'})
+    assert said(problems, 'requires tqdm')
 
 
 def test_heavy_init(project):
     (project / 'mypt/__init__.py').write_text('import jsonschema\n')
-    assert said(import_order.check(project), '`import mypt` loads jsonschema')
+    problems = light_imports.check_light(['mypt'], {'jsonschema'}, project)
+    assert said(problems, '`import mypt` loads jsonschema')
 
 
-def test_heavy_light_module(project):
-    f = project / 'mypt/low.py'
-    f.write_text(f.read_text() + '\nimport matplotlib\n')
-    assert said(import_order.check(project), '`import mypt.low` loads matplotlib')
+def test_light_is_what_has_no_arrays_to_train():
+    assert light_imports.is_light('mypt.data.masks') and light_imports.is_light('mypt.cli')
+    assert not light_imports.is_light('mypt.data.batches')
+    assert not light_imports.is_light('mypt.model.rope')
 
 
 def test_optional_is_what_extras_say(root):
-    core, extra = import_order.required(root)
-    assert {
-        'datasets',
-        'fastapi',
-        'deepl',
-        'llguidance',
-        'bm25s',
-        'jsonschema',
-        'transformers',
-    } <= extra
-    assert core == {'numpy', 'tiktoken', 'safetensors', 'fastcore', 'tqdm', 'torch', 'matplotlib'}
+    core, extra = light_imports.required(root)
+    optional = {'datasets', 'fastapi', 'deepl', 'llguidance', 'bm25s', 'jsonschema', 'transformers'}
+    assert optional <= extra
+    assert core == {'numpy', 'tiktoken', 'safetensors', 'tqdm', 'torch', 'matplotlib'}
 
 
-def test_exported_import_of_something_optional(project):
-    append(
-        project,
-        '08_high.ipynb',
-        code('#| export\nimport anywidget, os'),
-        code('import transformers'),
-    )
-    append(project, '08_high.ipynb', code('#| export\ndef f():\n    "F."\n    import deepl'))
-    problems = import_order.check_core(read_notebooks(project), import_order.required(project)[0])
-    assert said(problems, '08_high.ipynb cell 5', 'anywidget')
+# ---- reading order
 
 
-# ---- room sizes
+def test_a_chapter_that_leans_on_an_unread_module(project):
+    write_nb(project, 'data/deep.ipynb', *room('data.deep', code('#| export\nx = 1')))
+    append(project, '00_low.ipynb', code('#| export\nfrom mypt.data.deep import x'))
+    assert said(reading_order.check(project), '00_low.ipynb', 'mypt.data.deep')
+    append(project, '00_low.ipynb', md('It leans on [deep](data/deep.ipynb).'))
+    assert reading_order.check(project) == []
+
+
+def test_a_chapter_that_leans_on_a_later_one(project):
+    append(project, '00_low.ipynb', code('#| export\nfrom mypt.high import two'))
+    assert said(reading_order.check(project), '00_low.ipynb leans on mypt.high')
+
+
+def test_a_module_that_no_notebook_exports(project):
+    append(project, '08_high.ipynb', code('#| export\nfrom mypt.gone import x'))
+    assert said(reading_order.check(project), 'mypt.gone', 'no notebook')
+
+
+def test_same_number_twice(project):
+    write_nb(project, '00_other.ipynb', *room('other'))
+    assert said(reading_order.check(project), '00_other.ipynb', 'number')
+
+
+# ---- cells
 
 
 def lines(n):
@@ -247,30 +312,33 @@ def lines(n):
 @pytest.mark.parametrize(
     'cell, words',
     [
-        (code(f'#| export\n{lines(401)}'), ('exports', '400 at most')),
-        (
-            code('#| export\ndef f():\n    ' + lines(45).replace('\n', '\n    ')),
-            ('f has 46 lines',),
-        ),
-        (code(f'x = "{"a" * 140}"'), ('146 characters',)),
-        (
-            code('#| export\n' + '\n'.join(f'x{i} = "{"a" * 118}"' for i in range(4))),
-            ('wider than 120',),
-        ),
+        (code(f'#| export\n{lines(46)}'), ('cell 3', 'exports 46 lines, 45 at most')),
         (md('long ' * 30_100), ('bytes',)),
     ],
 )
 def test_too_big(project, cell, words):
     append(project, '00_low.ipynb', cell)
-    assert said(room_sizes.check(project), 'nbs/00_low.ipynb', *words)
+    assert said(cells.check(project), 'nbs/00_low.ipynb', *words)
 
 
 @pytest.mark.parametrize(
-    'cell', [code(f'#| export\n{lines(300)}'), code(lines(401)), md('long ' * 25)]
+    'cell',
+    [
+        code(f'#| export\n{lines(45)}'),
+        code('#| export\n' + '# why\n\n' * 60),
+        code('#| export\n' + '\n'.join(f'import m{i}' for i in range(60))),
+        code(lines(401)),
+        md('long ' * 25),
+    ],
 )
 def test_not_too_big(project, cell):
     append(project, '00_low.ipynb', cell)
-    assert room_sizes.check(project) == []
+    assert cells.check(project) == []
+
+
+def test_many_large_cells(project):
+    append(project, '00_low.ipynb', *(code(f'#| export\n{lines(26)}') for _ in range(2)))
+    assert said(cells.check(project), '2 of 4 exported cells', '26 lines')
 
 
 @pytest.mark.parametrize(
@@ -284,32 +352,46 @@ def test_not_too_big(project, cell):
 )
 def test_bad_opening(project, first, words):
     write_nb(project, '00_low.ipynb', md(first), code('#| default_exp low'))
-    assert said(room_sizes.check(project), *words)
+    assert said(cells.check(project), *words)
 
 
-def test_python_beside_notebooks(project):
-    (project / 'tools').mkdir()
-    (project / 'tools/long.py').write_text(f'x = "{"a" * 140}"\n')
-    assert said(room_sizes.check(project), 'tools/long.py line 1')
+# ---- links from backticks
 
 
-# ---- docstrings
+def test_a_link_to_what_the_notebook_does_not_use(project):
+    assert doclinks.check(project) == []
+    append(project, 'index.ipynb', md('See `two`.'))
+    assert said(doclinks.check(project), 'nbs/index.ipynb', '`two`', 'mypt.high')
+    append(project, 'index.ipynb', code('from mypt.high import two'))
+    assert doclinks.check(project) == []
 
 
-@pytest.mark.parametrize(
-    'source', ['def f(): return 1', 'class C:\n    x = 1', 'async def f(): pass']
-)
-def test_undocumented(project, source):
-    append(project, '00_low.ipynb', code(f'#| export\n{source}'))
-    assert said(docstrings.check(project), '00_low.ipynb cell 3', 'no docstring')
+@pytest.mark.parametrize('text', ['`three`', '```\n`two`\n```', 'two', '`mypt.high`'])
+def test_no_link(project, text):
+    append(project, 'index.ipynb', md(text))
+    assert doclinks.check(project) == []
 
 
-@pytest.mark.parametrize(
-    'source', ['#| export\ndef _f(): return 1', 'def f(): return 1', '#| export\ndef f(): "F."']
-)
-def test_documented(project, source):
-    append(project, '00_low.ipynb', code(source))
-    assert docstrings.check(project) == []
+def test_namesakes(project):
+    write_nb(
+        project, '09_other.ipynb', *room('other', code('#| export\ndef two(): "Also."; return 3'))
+    )
+    append(project, '09_other.ipynb', md('See `two`.'))
+    assert in_step.nbdev('nbdev_export', project) == []
+    assert said(doclinks.check(project), '`two` is defined in mypt.high and mypt.other')
+
+
+# ---- suites
+
+
+def test_a_suite_that_is_not_what_its_phase_makes(tmp_path, monkeypatch):
+    monkeypatch.setattr(suites, 'render', lambda: {'suites/a.jsonl': 'one\n', 'b.jsonl': 'two\n'})
+    (tmp_path / 'mypt/assets/suites').mkdir(parents=True)
+    assert len(suites.check(tmp_path)) == 2
+    suites.write(tmp_path)
+    assert suites.check(tmp_path) == []
+    (tmp_path / 'mypt/assets/b.jsonl').write_text('three\n')
+    assert said(suites.check(tmp_path), 'mypt/assets/b.jsonl')
 
 
 # ---- imports in cells of their own
@@ -399,7 +481,7 @@ def test_machine_path_in_text(project):
 
 
 def test_sidebar_out_of_step(project):
-    write_nb(project, '20_train.ipynb', *room('train'))
+    write_nb(project, '14_train.ipynb', *room('train'))
     assert said(sidebar.check(project), '_quarto.yml', 'out of step')
     sidebar.write(project)
     assert (
@@ -478,9 +560,7 @@ def test_directives(project):
 def test_pages(project):
     assert docs.check(project) == []
     high = (project / '_docs/high.html').read_text()
-    assert all(
-        w in high for w in ('href="low.html"', 'id="two"', '<h2>The data path</h2>', 'What high is')
-    )
+    assert all(w in high for w in ('href="low.html"', 'id="two"', '<h2>Data</h2>', 'What high is'))
 
 
 @pytest.mark.parametrize(

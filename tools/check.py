@@ -1,40 +1,64 @@
 """Every check of the project, as `make test` and continuous integration run it; closes on `N passed, M failed`.
 
-Counted: each notebook under `nbdev_test`, each pytest test, each check of tools/. Jobs run two at a time with one
-thread each; files named tests/test_speed*.py run last, alone and with all threads, for what they measure.
+Counted: each notebook under `nbdev_test`, each pytest test, each tool and each check of tools/. Jobs run two at a time
+with one thread each; files named tests/test_speed*.py run last, alone and with all threads, for what they measure.
+`python -m tools.check --list` says what to run by hand for each.
 """
 
-import os, re, subprocess, sys, time
+import os
+import re
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+
 from tools.notebooks import ROOT, read_notebooks
 
-CHECKS = {
+TOOLS = {  # well-kept tools, configured in pyproject.toml: what they hold → command
+    'ruff finds nothing': ('ruff', 'check', 'mypt', 'tests', 'tools', 'bench'),
+    'ruff would format nothing': ('ruff', 'format', '--check', 'nbs', 'tests', 'tools', 'bench'),
+    'imports go down the layers, in no circle': ('lint-imports',),
+    'types hold': ('basedpyright',),
+}
+CHECKS = {  # module of tools/ → what it holds
     'in_step': 'export and clean leave no diff',
-    'import_order': 'imports go down only',
-    'room_sizes': 'rooms are small',
-    'docstrings': 'public names say what they are',
+    'light_imports': 'light modules load nothing heavy, requirements are used',
+    'reading_order': 'chapters link to what they lean on',
+    'cells': 'exported cells are small',
     'import_cells': 'imports have cells of their own',
     'clean_outputs': 'outputs are clean',
+    'doclinks': 'names in backticks link to what is meant',
     'sidebar': 'sidebar is in step',
     'readme': 'README is in step',
     'man': 'pages of the commands are in step',
+    'suites': 'suites are what the phases make',
     'docs': 'pages build, links and anchors hold',
 }
-LIMITS = {'check': 420, 'notebook': 240, 'tests': 540}  # Seconds
+LIMITS = {'tool': 240, 'check': 420, 'notebook': 240, 'tests': 540}  # seconds
 
 
 @dataclass(frozen=True)
 class Job:
-    kind: str  # 'check', 'notebook' or 'tests'
+    "One command to run."
+
+    kind: str  # 'tool', 'check', 'notebook' or 'tests'
     name: str
     command: tuple[str, ...]
     alone: bool = False
 
+    @property
+    def by_hand(self) -> str:
+        "The command as a person types it, in an activated environment."
+        program = Path(self.command[0]).name
+        return ' '.join(('python' if program.startswith('python') else program, *self.command[1:]))
+
 
 @dataclass(frozen=True)
 class Result:
+    "What came of a job."
+
     job: Job
     passed: int
     failed: int
@@ -43,54 +67,45 @@ class Result:
     output: str
 
 
-def jobs(root: Path = ROOT) -> list[Job]:  # The long ones first
-    "All there is to run."
-    py, nbdev = sys.executable, str(Path(sys.executable).with_name('nbdev_test'))
+def jobs(root: Path = ROOT) -> list[Job]:
+    "All there is to run, the long ones first."
+    python = sys.executable
+
+    def beside(program: str) -> str:
+        return str(Path(python).with_name(program))
+
     tests = [p.relative_to(root).as_posix() for p in sorted((root / 'tests').rglob('test_*.py'))]
+    notebooks = [f'nbs/{nb.name}' for nb in read_notebooks(root)]
+    pytest = (python, '-m', 'pytest', '--color=no')
     return [
-        *(Job('tests', t, (py, '-m', 'pytest', '--color=no', t), 'test_speed' in t) for t in tests),
-        *(
-            Job('check', text, (py, '-m', f'tools.{tool}'))
-            for tool, text in reversed(CHECKS.items())
-        ),
-        *(
-            Job('notebook', f'nbs/{nb.name}', (nbdev, '--path', f'nbs/{nb.name}'))
-            for nb in read_notebooks(root)
-        ),
+        *(Job('tests', t, (*pytest, t), 'test_speed' in t) for t in tests),
+        *(Job('tool', what, (beside(c[0]), *c[1:])) for what, c in TOOLS.items()),
+        *(Job('check', CHECKS[t], (python, '-m', f'tools.{t}')) for t in reversed(CHECKS)),
+        *(Job('notebook', nb, (beside('nbdev_test'), '--path', nb)) for nb in notebooks),
     ]
 
 
-def count(job: Job, code: int, output: str) -> tuple[int, int, int]:  # Passed, failed, skipped
-    "Pytest says how many; anything else is one, and a failure without a count is one too."
+def count(job: Job, code: int, output: str) -> tuple[int, int, int]:
+    "(passed, failed, skipped): pytest says how many, anything else is one."
     if job.kind != 'tests':
         return int(code == 0), int(code != 0), 0
-    closing = next(
-        (
-            l
-            for l in reversed(output.splitlines())
-            if re.search(r'\d+ (passed|failed|error|skipped)', l)
-        ),
-        '',
-    )
-    n = {
-        k: int(v)
-        for v, k in re.findall(r'(\d+) (passed|failed|error|skipped|xfailed|xpassed)', closing)
-    }
+    pattern = r'(\d+) (passed|failed|error|skipped|xfailed|xpassed)'
+    counted = [line for line in output.splitlines() if re.search(pattern, line)]
+    found = re.findall(pattern, counted[-1]) if counted else []
+    n = {what: int(number) for number, what in found}
+    passed = n.get('passed', 0) + n.get('xfailed', 0)
     failed = n.get('failed', 0) + n.get('error', 0) + n.get('xpassed', 0)
-    return (
-        n.get('passed', 0) + n.get('xfailed', 0),
-        failed or int(code != 0 or not n),
-        n.get('skipped', 0),
-    )
+    silent_failure = int(code != 0 or not n)  # ended badly, or counted nothing
+    return passed, failed or silent_failure, n.get('skipped', 0)
 
 
 def run(job: Job, root: Path = ROOT, limit: float | None = None) -> Result:
     "One job in a process group of its own, ended at its limit."
     env = os.environ | {'PYTHONUNBUFFERED': '1', 'PYTHONPATH': str(root)}
     if not job.alone:
-        env |= {k: '1' for k in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')}
+        env |= dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'), '1')
     start, limit = time.monotonic(), limit or LIMITS[job.kind]
-    p = subprocess.Popen(
+    process = subprocess.Popen(
         job.command,
         cwd=root,
         env=env,
@@ -102,53 +117,73 @@ def run(job: Job, root: Path = ROOT, limit: float | None = None) -> Result:
         errors='replace',
     )
     try:
-        out, _ = p.communicate(timeout=limit)
+        output, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        os.killpg(p.pid, 9)
-        out = p.communicate()[0] + f'\nended after {limit:g} s'
-    return Result(job, *count(job, p.returncode, out), time.monotonic() - start, out)
+        os.killpg(process.pid, 9)
+        output = process.communicate()[0] + f'\nended after {limit:g} s'
+    counts = count(job, process.returncode, output)
+    return Result(job, *counts, time.monotonic() - start, output)
 
 
 def show(r: Result, done: int, total: int):
-    "One line; all that it printed when it failed; why, when it skipped."
-    said = [f'{getattr(r, k)} {k}' for k in ('passed', 'failed', 'skipped') if getattr(r, k)]
-    counts = f': {", ".join(said)}' if r.job.kind == 'tests' else ''
-    print(
-        f'{"FAIL" if r.failed else "ok":4} {done:3}/{total} {r.seconds:5.1f} s  {r.job.name}{counts}'
-    )
+    "One line; all that it printed and how to run it when it failed; why, when it skipped."
+    kinds = ('passed', 'failed', 'skipped')
+    counts = ', '.join(f'{getattr(r, k)} {k}' for k in kinds if getattr(r, k))
+    more = f': {counts}' if r.job.kind == 'tests' else ''
+    word = 'FAIL' if r.failed else 'ok'
+    print(f'{word:4} {done:3}/{total} {r.seconds:5.1f} s  {r.job.name}{more}')
     lines = r.output.strip().splitlines()
-    for l in lines[-120:] if r.failed else [l for l in lines if l.startswith('SKIPPED')]:
-        print(f'     | {l}')
+    if r.failed:
+        shown = [*lines[-120:], f'by hand: {r.job.by_hand}']
+    else:
+        shown = [line for line in lines if line.startswith('SKIPPED')]
+    for line in shown:
+        print(f'     | {line}')
     sys.stdout.flush()
 
 
-def main(root: Path = ROOT, only: str = '') -> int:  # 0 when nothing failed
-    "Run the jobs whose name contains `only`, and always the one that tells whether the package is what the notebooks say."
-    todo = [j for j in jobs(root) if only in j.name or j.name == CHECKS['in_step']]
-    together, alone = [j for j in todo if not j.alone], [j for j in todo if j.alone]
-    print(f'{len(todo)} jobs, two at a time', flush=True)
+def run_all(todo: list[Job], root: Path) -> list[Result]:
+    "Two at a time, then one by one those that measure."
     results = []
 
-    def take(r):
-        results.append(r)
-        show(r, len(results), len(todo))
+    def take(result: Result):
+        results.append(result)
+        show(result, len(results), len(todo))
 
     with ThreadPoolExecutor(2) as pool:
-        for f in as_completed([pool.submit(run, j, root) for j in together]):
-            take(f.result())
-    for j in alone:
-        take(run(j, root))
+        started = [pool.submit(run, job, root) for job in todo if not job.alone]
+        for future in as_completed(started):
+            take(future.result())
+    for job in todo:
+        if job.alone:
+            take(run(job, root))
+    return results
+
+
+def main(root: Path = ROOT, only: str = '') -> int:
+    "Run the jobs whose name contains `only`, and always the check that mypt/ is what nbs/ exports."
+    todo = [j for j in jobs(root) if only in j.name or j.name == CHECKS['in_step']]
+    print(f'{len(todo)} jobs, two at a time', flush=True)
+    results = run_all(todo, root)
+    for r in results:
+        if r.failed:
+            print(f'failed: {r.job.name}; by hand: {r.job.by_hand}')
     passed, failed, skipped = (
         sum(getattr(r, k) for r in results) for k in ('passed', 'failed', 'skipped')
     )
-    for r in results:
-        if r.failed:
-            print(f'failed: {r.job.name}')
     if skipped:
         print(f'skipped, with the reason above: {skipped}')
     print(f'{passed} passed, {failed} failed')
     return int(failed > 0 or passed == 0)
 
 
+def print_jobs(root: Path = ROOT) -> int:
+    "What to run by hand for each job."
+    for job in jobs(root):
+        print(f'{job.name}\n    {job.by_hand}')
+    return 0
+
+
 if __name__ == '__main__':
-    sys.exit(main(only=' '.join(sys.argv[1:])))
+    arguments = sys.argv[1:]
+    sys.exit(print_jobs() if arguments == ['--list'] else main(only=' '.join(arguments)))

@@ -241,7 +241,9 @@ def curation(tree: Tree):
     tree.run('inspect', '--dataset_dir', 'packed', '--show_samples', '2', keep='inspect')
     tree.run('inspect', '--dataset_dir', 'packed', '--html', 'inspect.html')
     tree.keep('inspect.html')
-    tree.run('translate', 'extract', '--input', 'minimal_qa.jsonl', '--output_dir', 'temp')
+    english = ('--num_examples', 100, '--language', 'en', '--output', 'english.jsonl')
+    tree.run('make', 'minimal_qa', *english)
+    tree.run('translate', 'extract', '--input', 'english.jsonl', '--output_dir', 'temp')
     tree.keep(
         'temp/episodes.jsonl',
         *(f'temp/{p.name}' for p in sorted((tree.scratch / 'temp').iterdir())),

@@ -1,20 +1,23 @@
-"The sidebar of the site, by floors: written into _quarto.yml from what lies in nbs/, and checked against it."
+"The sidebar of the site: written into _quarto.yml from what lies in nbs/, and checked against it."
 
-import re, sys
+import re
+import sys
 from pathlib import Path
+
 from tools.notebooks import ROOT, Notebook, read_notebooks, report
 
-FLOORS = {
-    'The data path': (0, 9),
-    'The model': (10, 19),
-    'Training': (20, 25),
-    'Making data': (26, 39),
-    'Retrieval and tools': (40, 48),
-    'Judging': (49, 58),
-    'The phases': (59, 69),
-    'Faces': (70, 99),
+PARTS = {  # part of the book → number of its first chapter
+    'Data': 0,
+    'Model': 8,
+    'Training': 14,
+    'Judging': 17,
+    'The curriculum': 19,
 }
-FOLDERS = {'tutorials': 'Tutorials', 'how_to': 'How to', 'explanations': 'Explanations'}
+GUIDES = {'tutorials': 'Tutorials', 'how_to': 'How to', 'explanations': 'Explanations'}
+PACKAGES = (  # in the order of the layers; notebooks that the book leans on and a first reader skips
+    *('base', 'commands', 'data', 'model', 'sources', 'inference', 'train', 'interop'),
+    *('curate', 'agent', 'report', 'eval', 'serve', 'curriculum'),
+)
 BLOCK = re.compile(r'(?<=    contents:)[^\n]*\n(?:      .*\n)*')
 
 
@@ -25,30 +28,31 @@ def command_pages(root: Path = ROOT) -> list[str]:
     ]
 
 
-def sections(
-    notebooks: list[Notebook], commands=()
-) -> dict[str, list[str]]:  # Section → names under nbs/, '' for what stands alone
-    "Who goes where; a notebook that fits nowhere goes under 'Elsewhere'."
-    out = {
-        '': ['index.ipynb'],
-        **{f: [] for f in FLOORS},
-        **{f: [] for f in FOLDERS.values()},
-        'Command line': list(commands),
-        'Elsewhere': [],
-    }
+def part_of(number: int) -> str:
+    "The part of the book that a chapter belongs to."
+    return [part for part, first in PARTS.items() if first <= number][-1]
+
+
+def section_of(nb: Notebook) -> str:
+    "The section of the sidebar that lists a notebook."
+    if nb.number is not None:
+        return part_of(nb.number)
+    folder = nb.name.split('/')[0]
+    if folder in GUIDES:
+        return GUIDES[folder]
+    return f'Package {folder}' if folder in PACKAGES else 'Elsewhere'
+
+
+def sections(notebooks: list[Notebook], commands=()) -> dict[str, list[str]]:
+    "Section → names under nbs/; the section '' holds what stands alone."
+    packages = [f'Package {p}' for p in PACKAGES]
+    out = {'': ['index.ipynb']}
+    out |= {s: [] for s in (*PARTS, *GUIDES.values())}
+    out |= {'Command line': list(commands)} | {s: [] for s in (*packages, 'Elsewhere')}
     for nb in notebooks:
-        if nb.name == 'index.ipynb':
-            continue
-        floor = next(
-            (
-                f
-                for f, (lo, hi) in FLOORS.items()
-                if nb.number is not None and lo <= nb.number <= hi
-            ),
-            None,
-        )
-        out[floor or FOLDERS.get(nb.name.split('/')[0], 'Elsewhere')].append(nb.name)
-    return {k: v for k, v in out.items() if v}
+        if nb.name != 'index.ipynb':
+            out[section_of(nb)].append(nb.name)
+    return {section: names for section, names in out.items() if names}
 
 
 def sidebar_yaml(notebooks: list[Notebook], commands=()) -> str:
@@ -57,32 +61,34 @@ def sidebar_yaml(notebooks: list[Notebook], commands=()) -> str:
     for section, names in sections(notebooks, commands).items():
         if section:
             lines += [f'      - section: {section}', '        contents:']
-        lines += [f'{" " * (10 if section else 6)}- {n}' for n in names]
-    return '\n' + ''.join(f'{l}\n' for l in lines)
+        indent = ' ' * (10 if section else 6)
+        lines += [f'{indent}- {name}' for name in names]
+    return '\n' + ''.join(f'{line}\n' for line in lines)
 
 
-def in_step(
-    text: str, notebooks: list[Notebook], commands=()
-) -> str:  # _quarto.yml as it ought to be
-    "`text` with its sidebar replaced; ValueError where it has none."
+def in_step(text: str, notebooks: list[Notebook], commands=()) -> str:
+    "_quarto.yml with its sidebar replaced; raises `ValueError` where it has none."
     if not BLOCK.search(text):
         raise ValueError('_quarto.yml has no `    contents:` under its sidebar')
     return BLOCK.sub(lambda _: sidebar_yaml(notebooks, commands), text, count=1)
 
 
 def check(root: Path = ROOT) -> list[str]:
+    "The link nbs/_quarto.yml, and the sidebar."
     yml, link = root / '_quarto.yml', root / 'nbs/_quarto.yml'
     linked = link.is_symlink() and link.resolve() == yml.resolve()
-    out = [] if linked else ['nbs/_quarto.yml is not a link to ../_quarto.yml']
+    problems = [] if linked else ['nbs/_quarto.yml is not a link to ../_quarto.yml']
     text = yml.read_text(encoding='utf-8')
     if text != in_step(text, read_notebooks(root), command_pages(root)):
-        out.append('_quarto.yml: the sidebar and nbs/ are out of step; run `make export`')
-    return out
+        problems.append('_quarto.yml: the sidebar and nbs/ are out of step; run `make export`')
+    return problems
 
 
 def write(root: Path = ROOT):
+    "Bring the sidebar up to date."
     yml = root / '_quarto.yml'
-    text = in_step(yml.read_text(encoding='utf-8'), read_notebooks(root), command_pages(root))
+    text = yml.read_text(encoding='utf-8')
+    text = in_step(text, read_notebooks(root), command_pages(root))
     yml.write_text(text, encoding='utf-8')
 
 
