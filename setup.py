@@ -1,4 +1,6 @@
-"Packaging: everything that can be said in `settings.ini` is said there; this file only hands it to setuptools."
+"""Packaging: everything that can be said in `settings.ini` is said there; this file only hands it
+to setuptools.
+"""
 
 from configparser import ConfigParser
 from pathlib import Path

@@ -1,15 +1,23 @@
-"""What each optimization of the training step is worth: taken away one at a time, predicted first, then measured.
+"""What each optimization of the training step is worth: taken away one at a time, predicted first,
+then measured.
 
     python bench/ablate.py
 
-A Llama shape (6 layers, 256 wide, vocabulary 50,304) in float32 on a CPU, batches of 4 rows of 1,024 tokens, packed with
-chat of about 30 tokens, a quarter of them supervised. The complete step and its crippled twins take turns within one
-process; a line says how many times longer the twin takes per real token than the complete step. The prediction is
-mypt.roofline's, on a machine whose two numbers (products and memory traffic) are measured first, in the same process.
+A Llama shape (6 layers, 256 wide, vocabulary 50,304) in float32 on a CPU, batches of 4 rows of
+1,024 tokens, packed with chat of about 30 tokens, a quarter of them supervised. The complete
+step and its crippled twins take turns within one process; a line says how many times longer the
+twin takes per real token than the complete step. The prediction is mypt.roofline's, on a machine
+whose two numbers (products and memory traffic) are measured first, in the same process.
 Everything goes to bench/results/ablate.json.
 """
 
-import argparse, json, os, platform, statistics, sys, time
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
 from pathlib import Path
 import numpy as np
 import torch
@@ -19,6 +27,7 @@ from mypt.model.gpt import GPT
 from mypt.model.loss import head_loss
 from mypt.data.packing import plan_rows
 from mypt.train.cost import Machine, step_parts
+import itertools
 
 ROOT = Path(__file__).resolve().parent
 CFG = ModelConfig(n_layer=6, n_head=4, n_embd=256, block_size=1024, vocab_size=50304)
@@ -29,7 +38,7 @@ class Row:
     "One packed row, as `mypt.store` gives it."
 
     def __init__(self, episodes):
-        self.ids, self.weights = (np.concatenate(x) for x in zip(*episodes))
+        self.ids, self.weights = (np.concatenate(x) for x in zip(*episodes, strict=False))
         self.segments = np.repeat(np.arange(1, len(episodes) + 1), [len(i) for i, _ in episodes])
 
 
@@ -94,7 +103,9 @@ class WholeLogits(GPT):
 
 
 class Whole(GPT):
-    "Nothing is left out: padding of rows is an episode too, and episodes are worked on to their end."
+    """Nothing is left out: padding of rows is an episode too, and episodes are worked on to their
+    end.
+    """
 
     def layout(self, segments, shape, runs=None, keep=None):
         return super().layout(segments + 1, shape, runs)
@@ -147,7 +158,7 @@ def main():
     rng = np.random.default_rng(0)
     eps = list(episodes_of(1500, rng))
     order, starts = plan_rows(np.array([len(i) for i, _ in eps]), BLOCK)
-    packs = [[eps[j] for j in order[s:e]] for s, e in zip(starts, starts[1:])]
+    packs = [[eps[j] for j in order[s:e]] for s, e in itertools.pairwise(starts)]
     groups = [packs[i : i + ROWS] for i in range(0, len(packs) - ROWS + 1, ROWS)]
     twins = {
         'complete': step_of(),
@@ -184,7 +195,8 @@ def main():
         print(f'{k}: {v / med["complete"]:.2f} times as long{said}')
     reached = predicted.pop('seconds') / (med['complete'] * batch.n_tokens)
     print(
-        f'the complete step reaches {reached:.0%} of what {machine.flops / 1e9:.0f} GFLOP/s and {machine.bandwidth / 1e9:.0f} GB/s allow'
+        f'the complete step reaches {reached:.0%} of what {machine.flops / 1e9:.0f} GFLOP/s and'
+        f' {machine.bandwidth / 1e9:.0f} GB/s allow'
     )
     result = dict(
         ratio={k: v / med['complete'] for k, v in med.items()},
@@ -203,7 +215,10 @@ def main():
 def predict(lens, batch, m):
     "Times of the twins over the complete step's, by the roofline; and the complete step's seconds."
     M, N, rows = batch.n_supervised, batch.n_tokens, [BLOCK] * ROWS
-    cost = lambda parts: sum(p.seconds(m) for p in parts)
+
+    def cost(parts):
+        return sum(p.seconds(m) for p in parts)
+
     whole = cost(step_parts(CFG, lens, M, half=False))
     late = cost(step_parts(CFG, lens, N, half=False)) - cost(step_parts(CFG, lens, M, half=False))
     head = 6 * (N - M) * CFG.vocab_size * CFG.n_embd / m.flops
@@ -233,7 +248,9 @@ def predict(lens, batch, m):
 def cpu_name():
     try:
         return next(
-            l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')
+            line.split(':')[1].strip()
+            for line in open('/proc/cpuinfo')
+            if line.startswith('model name')
         )
     except (OSError, StopIteration):
         return platform.processor()

@@ -2,16 +2,25 @@
 
     python bench/cost.py
 
-A Llama shape (4 layers, 256 wide) in float32 on a CPU. Each curve's points take turns, so that the machine's moods fall
-on all alike; the median of each point is kept, with a least-squares line and how much of the variation it explains.
+A Llama shape (4 layers, 256 wide) in float32 on a CPU. Each curve's points take turns, so that
+the machine's moods fall on all alike; the median of each point is kept, with a least-squares
+line and how much of the variation it explains.
 
-- episodes: one row of 2,048 tokens cut into 1, 2, 4 … 64 equal episodes: attention costs Σ len², so time falls with 1/n.
-- length: the tokens of a batch of episodes of 64 tokens, from 512 to 8,192: time grows in proportion.
-- vocabulary: 512 … 50,304 at 512 supervised positions: in proportion again, and no logits of other positions.
-- memory: greatest resident memory of a process that trains 1 … 8 rows of 512 tokens, each in a process of its own.
+- episodes: one row of 2,048 tokens cut into 1, 2, 4 … 64 equal episodes: attention costs Σ len²,
+so time falls with 1/n. - length: the tokens of a batch of episodes of 64 tokens, from 512 to
+8,192: time grows in proportion. - vocabulary: 512 … 50,304 at 512 supervised positions: in
+proportion again, and no logits of other positions. - memory: greatest resident memory of a
+process that trains 1 … 8 rows of 512 tokens, each in a process of its own.
 """
 
-import argparse, json, os, platform, statistics, subprocess, sys, time
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
 from pathlib import Path
 import numpy as np
 import torch
@@ -106,7 +115,11 @@ def train_rows(n):
     step()
     # `getrusage` would pass on the peak of the process that started this one
     print(
-        next(int(l.split()[1]) * 1024 for l in open('/proc/self/status') if l.startswith('VmHWM'))
+        next(
+            int(line.split()[1]) * 1024
+            for line in open('/proc/self/status')
+            if line.startswith('VmHWM')
+        )
     )
 
 
@@ -124,8 +137,8 @@ def main():
         r = result[curve.__name__] = curve(a.rounds)
         ys = r.get('seconds') or r['mib']
         print(
-            f'{curve.__name__}: {r["x"][0]:,} → {r["x"][-1]:,} costs {ys[-1] / ys[0]:.2f} times as much, '
-            f'a line explains {r["line"]["r2"]:.1%}'
+            f'{curve.__name__}: {r["x"][0]:,} → {r["x"][-1]:,} costs {ys[-1] / ys[0]:.2f} times as'
+            f' much, a line explains {r["line"]["r2"]:.1%}'
         )
     result |= dict(
         threads=a.threads,
@@ -139,7 +152,9 @@ def main():
 def cpu_name():
     try:
         return next(
-            l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')
+            line.split(':')[1].strip()
+            for line in open('/proc/cpuinfo')
+            if line.startswith('model name')
         )
     except (OSError, StopIteration):
         return platform.processor()

@@ -1,12 +1,20 @@
-"""How far the cost model of mypt.distributed holds: bytes on the wire against the formula, time against a measured bandwidth.
+"""How far the cost model of mypt.distributed holds: bytes on the wire against the formula, time
+against a measured bandwidth.
 
     torchrun --standalone --nproc_per_node 2 bench/distributed.py [OUT.json]
 
-Bytes are what the kernel acknowledges on this process's own TCP sockets (gloo), so other traffic does not count. Each step is run
-in turns with and without its communication.
+Bytes are what the kernel acknowledges on this process's own TCP sockets (gloo), so other traffic
+does not count. Each step is run in turns with and without its communication.
 """
 
-import json, os, platform, socket, statistics, struct, sys, time
+import json
+import os
+import platform
+import socket
+import statistics
+import struct
+import sys
+import time
 from contextlib import closing
 from pathlib import Path
 import torch
@@ -64,7 +72,9 @@ def timed(f) -> float:
 
 
 def scatter_bytes(n: int, world: int) -> int:
-    "What gloo sends to sum n float32 numbers into shards: it sums them whole, twice what a ring (and NCCL) would."
+    """What gloo sends to sum n float32 numbers into shards: it sums them whole, twice what a ring
+    (and NCCL) would.
+    """
     x = torch.ones(n // world * world)
     before = settled()
     dist.reduce_scatter_tensor(torch.empty(n // world), x)
@@ -104,7 +114,7 @@ def ddp_time(t, batches) -> dict:
     "A step with and without its sum of gradients, in turns; and a bare sum of as many numbers."
     grads = torch.randn(sum(p.numel() for p in t.model.parameters()))
     with_, without, bare = [], [], []
-    for s in range(STEPS):
+    for _s in range(STEPS):
         with_.append(timed(lambda: t.learn(batches[0], 1.0, last=True)))
         without.append(timed(lambda: t.learn(batches[0], 1.0, last=False)))
         bare.append(timed(lambda: dist.all_reduce(grads)))

@@ -1,19 +1,29 @@
-"""Generation with a cache: mypt and transformers' `LlamaForCausalLM.generate`, on a CPU in float32, greedy.
+"""Generation with a cache: mypt and transformers' `LlamaForCausalLM.generate`, on a CPU in float32,
+greedy.
 
     pip install 'mypt[bench]' && python bench/generate.py
 
-Both run the same weights, through a saved checkpoint: 6 layers, 256 wide, 4 heads, vocabulary 50,304. Prompts have 64 to
-256 tokens, 128 new ones follow; batch 1 (a prompt of 128) and batch 16 (all lengths differ; transformers gets them padded on
-the left, with an attention mask). Nobody stops early. Runs take turns within one process, so that whatever else the machine
-does falls on both alike; medians are printed and every run is kept in bench/results/generate.json.
+Both run the same weights, through a saved checkpoint: 6 layers, 256 wide, 4 heads, vocabulary
+50,304. Prompts have 64 to 256 tokens, 128 new ones follow; batch 1 (a prompt of 128) and batch
+16 (all lengths differ; transformers gets them padded on the left, with an attention mask).
+Nobody stops early. Runs take turns within one process, so that whatever else the machine does
+falls on both alike; medians are printed and every run is kept in bench/results/generate.json.
 
-Two more take their turns: mypt without reading tokens as columns, and without the 8-bit head. They say what each is worth.
+Two more take their turns: mypt without reading tokens as columns, and without the 8-bit head.
+They say what each is worth.
 
-Then what the second turn of a conversation costs until its first token: a prompt of 272 tokens of which 256 stood in the
-first turn, with the engine's memory and without.
+Then what the second turn of a conversation costs until its first token: a prompt of 272 tokens
+of which 256 stood in the first turn, with the engine's memory and without.
 """
 
-import argparse, json, os, platform, statistics, sys, tempfile, time
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
 from datetime import date
 from pathlib import Path
 from unittest.mock import patch
@@ -110,7 +120,10 @@ def in_turns(fns, rounds):
 def second_turn(model, rounds, g):
     "Seconds to the first token of a second turn, and prompt tokens read, with memory and without."
     times, read = dict(reuse=[], afresh=[]), {}
-    draw = lambda n: torch.randint(0, 50000, (n,), generator=g).tolist()
+
+    def draw(n):
+        return torch.randint(0, 50000, (n,), generator=g).tolist()
+
     for _ in range(rounds):
         first, more = draw(248), draw(16)
         for k in times:
@@ -120,7 +133,7 @@ def second_turn(model, rounds, g):
                 e.step()
             if k == 'afresh':
                 e = Engine(model, slots=2)
-            again, before = e.submit(r.ids + r.said[:8] + more, 9), e.prefilled
+            _again, before = e.submit(r.ids + r.said[:8] + more, 9), e.prefilled
             t = time.perf_counter()
             e.step()
             times[k].append(time.perf_counter() - t)
@@ -131,7 +144,9 @@ def second_turn(model, rounds, g):
 def cpu_name():
     try:
         return next(
-            l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')
+            line.split(':')[1].strip()
+            for line in open('/proc/cpuinfo')
+            if line.startswith('model name')
         )
     except (OSError, StopIteration):
         return platform.processor()
@@ -160,23 +175,25 @@ def main():
         speed = {k: B * NEW / statistics.median(v) for k, v in times.items()}
         ratio = (speed['mypt'] / speed['transformers'], speed['engine'] / speed['transformers'])
         print(
-            f'batch {B:2}: mypt {speed["mypt"]:.0f}, engine {speed["engine"]:.0f}, transformers {speed["transformers"]:.0f} tokens/s: '
-            f'{ratio[0]:.2f}× and {ratio[1]:.2f}×, {same} of {B} rows equal'
+            f'batch {B:2}: mypt {speed["mypt"]:.0f}, engine {speed["engine"]:.0f}, transformers'
+            f' {speed["transformers"]:.0f} tokens/s: {ratio[0]:.2f}× and {ratio[1]:.2f}×, {same} of'
+            f' {B} rows equal'
         )
         worth = {k: speed['mypt'] / v for k, v in speed.items() if k.startswith('without')}
         print(f'batch {B:2}: ' + ', '.join(f'{k} {v:.2f} times as long' for k, v in worth.items()))
         batches[B] = dict(
             worth=worth,
             tokens_per_second=speed,
-            ratio=dict(zip(('mypt', 'engine'), ratio)),
+            ratio=dict(zip(('mypt', 'engine'), ratio, strict=False)),
             rows_equal=same,
             runs=times,
         )
     times, read = second_turn(model, 3 * a.rounds, g)
     med = {k: statistics.median(v) * 1e3 for k, v in times.items()}
     print(
-        f'second turn: first token after {med["reuse"]:.1f} ms ({read["reuse"]} tokens read), afresh {med["afresh"]:.1f} ms '
-        f'({read["afresh"]} read): {med["afresh"] / med["reuse"]:.2f}×'
+        f'second turn: first token after {med["reuse"]:.1f} ms ({read["reuse"]} tokens read),'
+        f' afresh {med["afresh"]:.1f} ms ({read["afresh"]} read):'
+        f' {med["afresh"] / med["reuse"]:.2f}×'
     )
     versions = {m.__name__: m.__version__ for m in (torch, transformers)} | {
         'python': platform.python_version()

@@ -1,12 +1,16 @@
-"""Ten thousand episodes of every kind, one core: seconds each, and as a share of the twenty that the contract allows.
+"""Ten thousand episodes of every kind, one core: seconds each, and as a share of the twenty that
+the contract allows.
 
 python bench/generators.py      # prints a table, writes bench/results/generators.json
+
 """
 
 from datetime import date
 from pathlib import Path
 from time import perf_counter
-import json, os, platform
+import json
+import os
+import platform
 
 os.environ['OMP_NUM_THREADS'] = '1'
 from mypt.curriculum.run import GENERATORS, _known
@@ -26,7 +30,8 @@ if __name__ == '__main__':
         n = sum(1 for _ in _known('kind', kind, GENERATORS)(FEWER.get(kind, N), seed=42))
         rows[kind] = dict(episodes=n, seconds=round(perf_counter() - t, 2))
         print(
-            f'{kind:<12} {n:>7,} episodes {rows[kind]["seconds"]:>7.2f} s   {rows[kind]["seconds"] / LIMIT:.0%} of the limit',
+            f'{kind:<12} {n:>7,} episodes {rows[kind]["seconds"]:>7.2f} s  '
+            f' {rows[kind]["seconds"] / LIMIT:.0%} of the limit',
             flush=True,
         )
     out = Path(__file__).parent / 'results' / 'generators.json'

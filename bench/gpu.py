@@ -1,20 +1,31 @@
-"""Everything that is to be known of one GPU, in one call of less than eight minutes: training, memory, decoding, a peer.
+"""Everything that is to be known of one GPU, in one call of less than eight minutes: training,
+memory, decoding, a peer.
 
-    python bench/gpu.py                     # on a CPU: the same lines at tiny size, to see that it runs
+python bench/gpu.py                     # on a CPU: the same lines at tiny size, to see that it
+runs
 
-1. agreement: variable-length attention in bfloat16 against the plain masked reference in float32, values and gradients.
-2. training at 750M, bfloat16 over float32 weights, packed and isolated: rows of 1,024 with chat of about 30 tokens, rows
-   of 4,096 with chat of 30 to 3,000 tokens. Tokens a second count real ones; MFU counts what had to be computed: attention
-   inside episodes only, the head at supervised positions only (mypt.roofline). "As usual" counts the head everywhere.
-3. what each optimization is worth there: blocks not compiled, tables of the batch found on the GPU, small slices of logits.
-4. a peer: TRL's SFTTrainer where it is installed, in its best configuration (packing, variable-length attention, fused
-   loss); else transformers' Llama with the same attention kernel. Tokens a second, and greatest memory.
-5. decoding, one text and sixteen, in bfloat16: the share of memory bandwidth that reading weights and cache takes.
+1. agreement: variable-length attention in bfloat16 against the plain masked reference in
+float32, values and gradients. 2. training at 750M, bfloat16 over float32 weights, packed and
+isolated: rows of 1,024 with chat of about 30 tokens, rows of 4,096 with chat of 30 to 3,000
+tokens. Tokens a second count real ones; MFU counts what had to be computed: attention inside
+episodes only, the head at supervised positions only (mypt.roofline). "As usual" counts the head
+everywhere. 3. what each optimization is worth there: blocks not compiled, tables of the batch
+found on the GPU, small slices of logits. 4. a peer: TRL's SFTTrainer where it is installed, in
+its best configuration (packing, variable-length attention, fused loss); else transformers' Llama
+with the same attention kernel. Tokens a second, and greatest memory. 5. decoding, one text and
+sixteen, in bfloat16: the share of memory bandwidth that reading weights and cache takes.
 
 Prints one line each and, with a GPU, writes bench/results/gpu.json.
+
 """
 
-import argparse, json, platform, statistics, sys, tempfile, time
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
 from importlib.util import find_spec
 from pathlib import Path
 import numpy as np
@@ -26,6 +37,7 @@ from mypt.model.gpt import GPT
 from mypt.model.loss import LOGIT_CHUNK
 from mypt.data.packing import plan_rows
 from mypt.train.cost import A100, H100, H200, Machine, decode_bound, step_parts, utilization
+import itertools
 
 ROOT, CUDA = Path(__file__).resolve().parent, torch.cuda.is_available()
 DEVICE, START = torch.device('cuda' if CUDA else 'cpu'), time.monotonic()
@@ -52,12 +64,14 @@ class Row:
     "One packed row, as `mypt.store` gives it."
 
     def __init__(self, episodes):
-        self.ids, self.weights = (np.concatenate(x) for x in zip(*episodes))
+        self.ids, self.weights = (np.concatenate(x) for x in zip(*episodes, strict=False))
         self.segments = np.repeat(np.arange(1, len(episodes) + 1), [len(i) for i, _ in episodes])
 
 
 def batches(block, rows, least, most, n, vocab, seed=0):
-    "`n` packed batches of chat, a third of whose tokens are supervised; and the lengths of each one's episodes."
+    """`n` packed batches of chat, a third of whose tokens are supervised; and the lengths of each
+    one's episodes.
+    """
     rng, out = np.random.default_rng(seed), []
     lens = (
         np.exp(
@@ -67,7 +81,7 @@ def batches(block, rows, least, most, n, vocab, seed=0):
         .clip(least, most)
     )
     order, starts = plan_rows(lens, block)
-    packs = [lens[order[a:b]].tolist() for a, b in zip(starts, starts[1:])][: n * rows]
+    packs = [lens[order[a:b]].tolist() for a, b in itertools.pairwise(starts)][: n * rows]
     while len(packs) < n * rows:
         packs += packs
     for i in range(n):
@@ -127,7 +141,9 @@ def ours(cfg, compiled=True, host_tables=True, chunk=None):
 
 
 def llama(cfg):
-    "transformers' Llama of the same shape, its attention by the same variable-length kernel; None where it is not installed."
+    """transformers' Llama of the same shape, its attention by the same variable-length kernel; None
+    where it is not installed.
+    """
     try:
         from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
     except ImportError:
@@ -136,9 +152,10 @@ def llama(cfg):
 
     def packed(module, q, k, v, mask, **_):
         layout = where['layout']
-        return layout.put(
-            attention(*(layout.take(x.transpose(1, 2)) for x in (q, k, v)), layout)
-        ), None
+        return (
+            layout.put(attention(*(layout.take(x.transpose(1, 2)) for x in (q, k, v)), layout)),
+            None,
+        )
 
     AttentionInterface.register('packed', packed)
     conf = LlamaConfig(
@@ -249,7 +266,9 @@ def trl(cfg, data, out):
 
 
 def agreement():
-    "Greatest difference of values and gradients, over the greatest value, between bfloat16 in runs and the float32 reference."
+    """Greatest difference of values and gradients, over the greatest value, between bfloat16 in
+    runs and the float32 reference.
+    """
     seg = torch.tensor([1] * 100 + [2] * 7 + [3] * 300 + [4] * 90 + [0] * 15, device=DEVICE)[None]
     kind = torch.bfloat16 if CUDA else torch.float32
     q, k, v, g = (torch.randn(1, 512, 4, 64, device=DEVICE) for _ in range(4))
@@ -264,7 +283,10 @@ def agreement():
         run(kind, Segments.of(seg, (1, 512), half=CUDA)),
         run(torch.float32, Segments.of(seg, (1, 512), 'reference')),
     )
-    return max(float((a.float() - b).abs().max() / b.abs().max()) for a, b in zip(fast, plain))
+    return max(
+        float((a.float() - b).abs().max() / b.abs().max())
+        for a, b in zip(fast, plain, strict=False)
+    )
 
 
 def decode(cfg, m, batch):
@@ -325,7 +347,8 @@ def main():
         agreement=agreement(),
     )
     print(
-        f'{result["device"]}: attention differs from the reference by {result["agreement"]:.1e} of the greatest value'
+        f'{result["device"]}: attention differs from the reference by {result["agreement"]:.1e} of'
+        ' the greatest value'
     )
     for block, rows, least, most in ((1024, 16, 18, 42), (4096, 4, 30, 3000)):
         cfg = shape(block)
@@ -378,7 +401,8 @@ def main():
         if peer := line.get('TRL') or line.get('transformers'):
             memory = f', {line["mypt"]["gib"] / peer["gib"]:.2f} of its memory' if CUDA else ''
             print(
-                f"{block}: {line['mypt']['tokens_per_second'] / peer['tokens_per_second']:.2f} times the peer's tokens a second{memory}"
+                f'{block}: {line["mypt"]["tokens_per_second"] / peer["tokens_per_second"]:.2f}'
+                f" times the peer's tokens a second{memory}"
             )
         del step
     for n in (1, 16):

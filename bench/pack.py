@@ -1,6 +1,8 @@
-"""Pack a million episode lengths: mypt against a plain best-fit decreasing, one episode at a time, in the same run.
+"""Pack a million episode lengths: mypt against a plain best-fit decreasing, one episode at a time,
+in the same run.
 
 python bench/pack.py            # prints a table, writes bench/results/pack.json
+
 """
 
 from bisect import bisect_left, insort
@@ -8,7 +10,9 @@ from datetime import date
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-import json, platform, sys
+import json
+import platform
+import sys
 import numpy as np
 from mypt.data.packing import pack_lengths
 
@@ -21,7 +25,9 @@ LENGTHS = {
 
 
 def plain_bfd(lens, cap):
-    "The textbook, done well: a bisection over the distinct rooms that are open, a stack of rows for each."
+    """The textbook, done well: a bisection over the distinct rooms that are open, a stack of rows
+    for each.
+    """
     rooms, rows, placed, n_rows = [], {}, np.empty(len(lens), np.int64), 0
     for i in np.argsort(-lens, kind='stable').tolist():
         n = int(lens[i])
@@ -77,8 +83,8 @@ def main():
     print(f'{N:,} lengths into rows of {CAP}, medians of {TRIES}')
     for name, r in result.items():
         print(
-            f'{name:24s} mypt {r["seconds"]:.3f} s  plain {r["plain_seconds"]:.2f} s  ratio {r["ratio"]:.0f}x  '
-            f'fill {r["fill"]:.2%}'
+            f'{name:24s} mypt {r["seconds"]:.3f} s  plain {r["plain_seconds"]:.2f} s  ratio'
+            f' {r["ratio"]:.0f}x  fill {r["fill"]:.2%}'
         )
     machine = f'{platform.system()} {platform.machine()}, {cpu()}'
     out = dict(
@@ -102,7 +108,7 @@ def cpu():
     "The processor's name where Linux tells it."
     info = Path('/proc/cpuinfo')
     lines = info.read_text().splitlines() if info.exists() else []
-    names = [l.split(':', 1)[1].strip() for l in lines if l.startswith('model name')]
+    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
     return f'{len(names)}x {names[0]}' if names else platform.processor()
 
 

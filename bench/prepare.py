@@ -1,16 +1,29 @@
-"""Prepare operator-like episodes for training: `mypt prepare` against TRL's own preparation, two processes each, in turns.
+"""Prepare operator-like episodes for training: `mypt prepare` against TRL's own preparation, two
+processes each, in turns.
 
-    python bench/prepare.py                 # 100,000 episodes, three rounds; writes bench/results/prepare.json
-    python bench/prepare.py --alone         # mypt's own ratios: to tiktoken, of resuming; writes prepare_alone.json
-    python bench/prepare.py --memory        # mypt alone on 1,000,000 lines: does memory stay flat?
+    python bench/prepare.py            # 100,000 episodes, three rounds; writes prepare.json
+    python bench/prepare.py --alone    # mypt's own: to tiktoken, of resuming; prepare_alone.json
+    python bench/prepare.py --memory   # mypt alone on 1,000,000 lines: does memory stay flat?
 
-TRL's side is what `SFTTrainer` does before its first step: read the JSONL, apply the chat template with assistant masks,
-tokenize, pack rows of 1,024 by `bfd`. It gets mypt's own tokenizer.json and chat template, so both make the same tokens.
-Each side runs in a process of its own with two workers; imports are not timed, starting the workers is. Seconds of the
-clock, and seconds of the processors, which say more where other programs run as well.
+TRL's side is what `SFTTrainer` does before its first step: read the JSONL, apply the chat
+template with assistant masks, tokenize, pack rows of 1,024 by `bfd`. It gets mypt's own
+tokenizer.json and chat template, so both make the same tokens. Each side runs in a process of
+its own with two workers; imports are not timed, starting the workers is. Seconds of the clock,
+and seconds of the processors, which say more where other programs run as well.
 """
 
-import argparse, contextlib, io, json, os, platform, random, resource, subprocess, sys, tempfile, time
+import argparse
+import contextlib
+import io
+import json
+import os
+import platform
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -18,8 +31,8 @@ import numpy as np
 
 BLOCK, ROUNDS, WORKERS = 1024, 3, 2
 WORDS = (
-    'server token password session header cookie request response client browser attack defence string number value '
-    'Haus Straße Gesetz Vertrag Gericht Antrag Recht Pflicht Person Sache'
+    'server token password session header cookie request response client browser attack defence'
+    ' string number value Haus Straße Gesetz Vertrag Gericht Antrag Recht Pflicht Person Sache'
 ).split()
 
 
@@ -66,7 +79,9 @@ def side_mypt(path, tmp, workers=WORKERS):
 
 
 def side_trl(path, tmp):
-    import datasets, torch, transformers, trl
+    import datasets
+    import transformers
+    import trl
     from tokenizers import Tokenizer
     from mypt.data.hf_tokenizer import chat_template, tokenizer_json
     from mypt.data.tokenizer import get_tokenizer
@@ -153,16 +168,18 @@ def main():
             for s in runs:
                 runs[s].append(child(s, path, tmp))
     rate = {s: [a.n / r['seconds'] for r in rs] for s, rs in runs.items()}
-    ratio = median(m / t for m, t in zip(rate['mypt'], rate['trl']))
+    ratio = median(m / t for m, t in zip(rate['mypt'], rate['trl'], strict=False))
     cpu = {s: [r['cpu'] for r in rs] for s, rs in runs.items()}
-    cpu_ratio = median(t / m for m, t in zip(cpu['mypt'], cpu['trl']))
+    cpu_ratio = median(t / m for m, t in zip(cpu['mypt'], cpu['trl'], strict=False))
     peak = {s: max(r['peak_mib'] for r in rs) for s, rs in runs.items()}
     for s in runs:
         print(
-            f'{s:<5} {median(rate[s]):>9,.0f} episodes/s, {runs[s][0]["tokens"]:,} tokens, peak {peak[s]:,.0f} MiB at most'
+            f'{s:<5} {median(rate[s]):>9,.0f} episodes/s, {runs[s][0]["tokens"]:,} tokens, peak'
+            f' {peak[s]:,.0f} MiB at most'
         )
     print(
-        f'ratio {ratio:.1f}× by the clock, {cpu_ratio:.1f}× in processor time (median of {ROUNDS} pairs in turn)'
+        f'ratio {ratio:.1f}× by the clock, {cpu_ratio:.1f}× in processor time (median of {ROUNDS}'
+        ' pairs in turn)'
     )
     save(
         'prepare',
@@ -195,7 +212,9 @@ def timed(fn):
 
 
 def alone(tmp, rounds=3):
-    "One worker, one process: prepare's share of tiktoken's own speed on the same text; what remembering costs and resuming saves."
+    """One worker, one process: prepare's share of tiktoken's own speed on the same text; what
+    remembering costs and resuming saves.
+    """
     from mypt.data import prepare as P
     from mypt.data.tokenizer import get_tokenizer
 
@@ -270,7 +289,11 @@ def save(name, result):
             return None
 
     cpu = next(
-        (l.split(': ')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')),
+        (
+            line.split(': ')[1].strip()
+            for line in open('/proc/cpuinfo')
+            if line.startswith('model name')
+        ),
         platform.machine(),
     )
     out = Path(__file__).parent / 'results'

@@ -1,14 +1,26 @@
-"""Find the passage that answers a question: mypt's index against bm25s, the fast BM25 on numpy, on the same passages.
+"""Find the passage that answers a question: mypt's index against bm25s, the fast BM25 on numpy, on
+the same passages.
 
-    python bench/retrieval.py   # recall on XQuAD in two languages, times on 127 documents; writes bench/results/retrieval.json
+python bench/retrieval.py   # recall on XQuAD in two languages, times on 127 documents; writes
+bench/results/retrieval.json
 
-Recall: 1,190 questions on 240 passages, in English and in German; does the passage stand among the first? bm25s gets the stop
-words of the language, once as it is and once with Snowball's stemmer for that language; mypt gets the same text and is told nothing.
-Times: passages of the OWASP cheat sheets and seven German statutes, each heading asked as a query, one by one. Each side runs in
-a process of its own, in turn; imports are not timed. mypt reads its file (`file`) or holds everything (`memory`); bm25s holds everything.
+Recall: 1,190 questions on 240 passages, in English and in German; does the passage stand among
+the first? bm25s gets the stop words of the language, once as it is and once with Snowball's
+stemmer for that language; mypt gets the same text and is told nothing. Times: passages of the
+OWASP cheat sheets and seven German statutes, each heading asked as a query, one by one. Each
+side runs in a process of its own, in turn; imports are not timed. mypt reads its file (`file`)
+or holds everything (`memory`); bm25s holds everything.
 """
 
-import argparse, json, platform, random, re, subprocess, sys, tempfile, time
+import argparse
+import json
+import platform
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -50,7 +62,9 @@ def ours(texts, ids):
     from mypt.agent.documents import Document
     from mypt.agent.retrieval import Index
 
-    index = Index.of([Document(i, '', t) for i, t in zip(ids, texts)], size=10**6, overlap=0)
+    index = Index.of(
+        [Document(i, '', t) for i, t in zip(ids, texts, strict=False)], size=10**6, overlap=0
+    )
     where = {d: i for i, d in enumerate(ids)}
     return lambda q, k: [where[h.doc_id] for h in index.search(q, k)]
 
@@ -154,11 +168,13 @@ def main():
     for s, rs in runs.items():
         mid = {k: median(r[k] for r in rs) for k in rs[0]}
         print(
-            f'{s:<11} index {mid["index_s"]:.2f} s, query {mid["query_ms"]:.2f} ms (95 %: {mid["p95_ms"]:.1f}), '
-            f'{mid["passages"]:,} passages'
+            f'{s:<11} index {mid["index_s"]:.2f} s, query {mid["query_ms"]:.2f} ms (95 %:'
+            f' {mid["p95_ms"]:.1f}), {mid["passages"]:,} passages'
         )
     ratio = {
-        s: median(r['query_ms'] / b['query_ms'] for r, b in zip(runs[s], runs['bm25s']))
+        s: median(
+            r['query_ms'] / b['query_ms'] for r, b in zip(runs[s], runs['bm25s'], strict=False)
+        )
         for s in ('memory', 'file')
     }
     for s, r in ratio.items():
@@ -176,7 +192,11 @@ def save(name, result):
             return None
 
     cpu = next(
-        (l.split(': ')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')),
+        (
+            line.split(': ')[1].strip()
+            for line in open('/proc/cpuinfo')
+            if line.startswith('model name')
+        ),
         platform.machine(),
     )
     out = Path(__file__).parent / 'results'

@@ -1,6 +1,17 @@
-"Many clients against `mypt serve` at once: every answer must be the one its own conversation gets when it is asked alone."
+"""Many clients against `mypt serve` at once: every answer must be the one its own conversation gets
+when it is asked alone.
+"""
 
-import argparse, asyncio, json, platform, random, re, subprocess, sys, tempfile, time
+import argparse
+import asyncio
+import json
+import platform
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 import torch
 from openai import APIError, AsyncOpenAI
@@ -15,7 +26,9 @@ WORDS = 'bridge window zorvik amber seven harbour lantern copper meadow ticket'.
 
 
 def rambler(folder: Path) -> Path:
-    "A small model that was never trained: it says something else to every prompt, which is all that this needs."
+    """A small model that was never trained: it says something else to every prompt, which is all
+    that this needs.
+    """
     torch.manual_seed(1)
     model = GPT(ModelConfig(n_layer=2, n_head=4, n_embd=64, block_size=1024))
     for p in model.parameters():
@@ -24,7 +37,9 @@ def rambler(folder: Path) -> Path:
 
 
 def text_of(model, tok, layout, messages, tokens) -> str | None:
-    "What a model says to a conversation that it has to itself; None where that cannot go on as an episode."
+    """What a model says to a conversation that it has to itself; None where that cannot go on as an
+    episode.
+    """
     try:
         said = reply(
             model, tok, dict(system='You are MyPT.', messages=messages), layout, tokens
@@ -44,8 +59,11 @@ def conversations(
     rng, out = random.Random(7), []
     for i in range(10 * n):
         said, talk = [], []
-        for turn in range(2):
-            q = f'{rng.choice(["Repeat", "Say", "Wiederhole"])}: {" ".join(rng.sample(WORDS, rng.randint(1, 4)))} {i}'
+        for _turn in range(2):
+            q = (
+                f'{rng.choice(["Repeat", "Say", "Wiederhole"])}:'
+                f' {" ".join(rng.sample(WORDS, rng.randint(1, 4)))} {i}'
+            )
             answer = text_of(
                 model, tok, meta['layout'], [*talk, dict(role='user', content=q)], tokens
             )

@@ -1,29 +1,40 @@
-"""A training step on packed short episodes: mypt, TRL's SFTTrainer, and a plain transformers loop, on a CPU in float32.
+"""A training step on packed short episodes: mypt, TRL's SFTTrainer, and a plain transformers loop,
+on a CPU in float32.
 
     pip install trl==1.16.0 datasets && python bench/train_step.py
 
-All train the same Llama shape (6 layers, 256 wide, vocabulary 50,304, tied head) with AdamW on batches of 4 rows of
-1,024 tokens, packed from the same episodes, a quarter of their tokens supervised: first short ones, of about 30 tokens,
-then long ones, of 200 to 1,000. Steps take turns within one process, so that whatever else the machine does falls on
-all alike; medians are printed and every step is kept in bench/results/train_step.json.
+All train the same Llama shape (6 layers, 256 wide, vocabulary 50,304, tied head) with AdamW on
+batches of 4 rows of 1,024 tokens, packed from the same episodes, a quarter of their tokens
+supervised: first short ones, of about 30 tokens, then long ones, of 200 to 1,000. Steps take
+turns within one process, so that whatever else the machine does falls on all alike; medians are
+printed and every step is kept in bench/results/train_step.json.
 
-- TRL runs twice: as `SFTConfig` leaves it (`packing=True` means best-fit decreasing and padding-free; gradient
-  checkpointing is on), and with gradient checkpointing off. Both with `bf16=False`, masks from an `assistant_masks`
-  column, nothing reported or saved.
-- plain: `LlamaForCausalLM` with SDPA, and labels of -100 where nothing is supervised. Its attention crosses episodes,
-  as it does in everybody's first loop; keeping them apart would only cost it more.
-- With MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ set to 8589934592, glibc keeps freed memory instead of handing it back to
-  the system page by page. That helps whoever asks for most fresh memory; `--kinds short --out train_step_malloc` measures it.
-- Everybody clips gradients to 1.0 and uses torch's fused AdamW. Everybody's first step is left out.
+- TRL runs twice: as `SFTConfig` leaves it (`packing=True` means best-fit decreasing and padding-
+free; gradient checkpointing is on), and with gradient checkpointing off. Both with `bf16=False`,
+masks from an `assistant_masks` column, nothing reported or saved. - plain: `LlamaForCausalLM`
+with SDPA, and labels of -100 where nothing is supervised. Its attention crosses episodes, as it
+does in everybody's first loop; keeping them apart would only cost it more. - With
+MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ set to 8589934592, glibc keeps freed memory
+instead of handing it back to the system page by page. That helps whoever asks for most fresh
+memory; `--kinds short --out train_step_malloc` measures it. - Everybody clips gradients to 1.0
+and uses torch's fused AdamW. Everybody's first step is left out.
 """
 
-import argparse, json, os, platform, statistics, sys, tempfile, time
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
 from pathlib import Path
 import numpy as np
 import torch
 from mypt.data.batches import collate
 from mypt.model.config import ModelConfig
 from mypt.model.gpt import GPT
+import itertools
 
 ROOT = Path(__file__).resolve().parent
 CFG = ModelConfig(n_layer=6, n_head=4, n_embd=256, block_size=1024, vocab_size=50304)
@@ -48,7 +59,7 @@ class Row:
     "One packed row, as `mypt.store` gives it."
 
     def __init__(self, episodes):
-        self.ids, self.weights = (np.concatenate(x) for x in zip(*episodes))
+        self.ids, self.weights = (np.concatenate(x) for x in zip(*episodes, strict=False))
         self.segments = np.repeat(np.arange(1, len(episodes) + 1), [len(i) for i, _ in episodes])
 
 
@@ -57,7 +68,7 @@ def pack(episodes):
     from mypt.data.packing import plan_rows
 
     order, starts = plan_rows(np.array([len(i) for i, _ in episodes]), BLOCK)
-    return [Row([episodes[j] for j in order[a:b]]) for a, b in zip(starts, starts[1:])]
+    return [Row([episodes[j] for j in order[a:b]]) for a, b in itertools.pairwise(starts)]
 
 
 def llama():
@@ -125,7 +136,7 @@ def trl_trainer(episodes, steps, checkpointing, out, each):
 
     words = Tokenizer(models.WordLevel({'<eos>': 0}, '<eos>'))  # not used: the data is ids already
     tok = PreTrainedTokenizerFast(tokenizer_object=words, eos_token='<eos>', pad_token='<eos>')
-    ids, masks = zip(*((i.tolist(), m.astype(int).tolist()) for i, m in episodes))
+    ids, masks = zip(*((i.tolist(), m.astype(int).tolist()) for i, m in episodes), strict=False)
     data = Dataset.from_dict(dict(input_ids=ids, assistant_masks=masks))
     off = {} if checkpointing else dict(gradient_checkpointing=False)
     args = SFTConfig(
@@ -210,7 +221,9 @@ def measure(kind, steps, seed=0):
 def cpu_name():
     try:
         return next(
-            l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')
+            line.split(':')[1].strip()
+            for line in open('/proc/cpuinfo')
+            if line.startswith('model name')
         )
     except (OSError, StopIteration):
         return platform.processor()
@@ -224,7 +237,8 @@ def main():
     p.add_argument('--out', default='train_step', help='name of the file in bench/results')
     a = p.parse_args()
     torch.set_num_threads(a.threads)
-    import transformers, trl
+    import transformers
+    import trl
 
     versions = {m.__name__: m.__version__ for m in (torch, transformers, trl)} | {
         'python': platform.python_version()

@@ -1,6 +1,16 @@
-"A headless Chromium for tests, driven over its own protocol: open a page, evaluate, press keys, take a picture."
+"""A headless Chromium for tests, driven over its own protocol: open a page, evaluate, press keys,
+take a picture.
+"""
 
-import base64, itertools, json, os, re, shutil, subprocess, tempfile, time
+import base64
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -193,9 +203,12 @@ class Browser:
     def axe(self, within='document'):
         "What axe-core finds serious or critical, as `rule: first element`."
         self.js(AXE.read_text(encoding='utf-8') + ';0')
-        found = self.js(f"""axe.run({within}, {{resultTypes: ['violations']}}).then(r => r.violations
+        found = self.js(
+            f"""axe.run({within}, {{resultTypes: ['violations']}}).then(r => r.violations
             .filter(v => ['serious', 'critical'].includes(v.impact))
-            .map(v => `${{v.id}} (${{v.nodes.length}}): ${{v.nodes[0].html.slice(0, 160)}} ${{v.nodes[0].failureSummary}}`))""")
+            .map(v => [v.id, v.nodes.length, v.nodes[0].html.slice(0, 160),
+                       v.nodes[0].failureSummary].join(' ')))"""
+        )
         return found
 
     @contextmanager
@@ -214,7 +227,9 @@ class Browser:
             self.session = page
 
     def problems(self, own=()):
-        "Errors of scripts, of the console, and requests for anything but the page itself and addresses that begin like `own`."
+        """Errors of scripts, of the console, and requests for anything but the page itself and
+        addresses that begin like `own`.
+        """
         self.js('1')
         out = []
         for e in self.events:

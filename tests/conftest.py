@@ -8,7 +8,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config):
-    "One intra-op thread per core unless the environment says otherwise; torch reads this when it is first imported."
+    """One intra-op thread per core unless the environment says otherwise; torch reads this when it
+    is first imported.
+    """
     os.environ.setdefault('OMP_NUM_THREADS', str(min(2, os.cpu_count() or 1)))
 
 

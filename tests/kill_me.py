@@ -1,14 +1,22 @@
-"""Runs for tests/test_faults.py to kill. One process imports everything once, then forks a run for every line that it reads:
+"""Runs for tests/test_faults.py to kill. One process imports everything once, then forks a run for
+every line that it reads:
 
-[how it dies or null, function, argument, …]  →  the run's pid at once; at its end {"exit": status, "said": …}
+[how it dies or null, function, argument, …]  →  the run's pid at once; at its end {"exit":
+status, "said": …}
 """
 
-import ctypes, json, os, resource, signal, sys, time
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+import time
 from pathlib import Path
-import numpy as np, torch
+import numpy as np
+import torch
 from mypt.model.checkpoint import recover, save_checkpoint
 from mypt.model.config import ModelConfig
-from mypt.data.episodes import write_episodes
 from mypt.model.gpt import GPT
 from mypt.data.prepare import prepare
 from mypt.agent.retrieval import Index
@@ -86,7 +94,9 @@ def dataset(folder, n):
 
 
 def small_disk(folder, size):
-    "Mount a file system of `size` KiB that this process alone sees; False where the kernel does not allow it."
+    """Mount a file system of `size` KiB that this process alone sees; False where the kernel does
+    not allow it.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     NEWNS, NEWUSER, REC, PRIVATE = 0x20000, 0x10000000, 0x4000, 0x40000
     if libc.unshare(NEWNS | (NEWUSER if os.geteuid() else 0)):
@@ -134,7 +144,9 @@ def index_twice(folder, docs, more):
 
 
 def log_on_full_disk(folder, source):
-    "Train with the log on a full disk that gets room again; the steps in the log and the size of what waits."
+    """Train with the log on a full disk that gets room again; the steps in the log and the size of
+    what waits.
+    """
     from mypt.train.loop import Callback
     from mypt.train.callbacks import JSONLog, read_log
 
@@ -152,7 +164,9 @@ def log_on_full_disk(folder, source):
 
 
 def die(call=None, size=None):
-    "SIGKILL before the `call`-th touch of a file, or in the middle of a write that passes `size` bytes."
+    """SIGKILL before the `call`-th touch of a file, or in the middle of a write that passes `size`
+    bytes.
+    """
     if size is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))

@@ -1,11 +1,14 @@
 """Training runs for tests/test_distributed.py, one after the other, under torchrun or alone.
 
-    torchrun --standalone --nproc_per_node 2 tests/spread.py DATASET MODEL key=value … [-- MODEL key=value …]
+torchrun --standalone --nproc_per_node 2 tests/spread.py DATASET MODEL key=value … [-- MODEL
+key=value …]
 
-Words of its own among the settings: `mute=1` takes the loss from every other row, `die=rank:step:signal` ends a process, once.
+Words of its own among the settings: `mute=1` takes the loss from every other row,
+`die=rank:step:signal` ends a process, once.
 """
 
-import os, sys
+import os
+import sys
 from itertools import groupby
 from pathlib import Path
 import torch

@@ -1,7 +1,8 @@
 "The page 'From the documents to mypt': every command on it, in its order, on small data."
 
-import json, re, shlex
-from types import SimpleNamespace
+import json
+import re
+import shlex
 import pytest
 import mypt.curate.translate
 from mypt.cli import main
@@ -74,13 +75,16 @@ def place(tmp_path_factory):
     for doc in make_documents(14, 'en', 1) + make_documents(14, 'de', 1):
         (docs / doc.doc_id).write_text(doc.text, encoding='utf-8')
     (d / 'data').mkdir()
-    ask = lambda i: [
-        {'role': 'user', 'content': f'What is a port, and why is number {i} open?'},
-        {
-            'role': 'assistant',
-            'content': f'A port is a door of a machine. Number {i} is for a service.',
-        },
-    ]
+
+    def ask(i):
+        return [
+            {'role': 'user', 'content': f'What is a port, and why is number {i} open?'},
+            {
+                'role': 'assistant',
+                'content': f'A port is a door of a machine. Number {i} is for a service.',
+            },
+        ]
+
     write_episodes(
         d / 'data/gold_en.jsonl',
         [
@@ -97,7 +101,7 @@ def place(tmp_path_factory):
     def mirror(name, lines):
         (hub / name).mkdir(parents=True)
         (hub / name / 'train.jsonl').write_text(
-            ''.join(json.dumps(l) + '\n' for l in lines), encoding='utf-8'
+            ''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8'
         )
 
     def said(i, me, parent, role, text, rank):
@@ -112,10 +116,12 @@ def place(tmp_path_factory):
             deleted=False,
         )
 
-    tree = lambda i: [
-        said(i, 'a', None, 'prompter', f'What is {i}?', None),
-        said(i, 'b', 'a', 'assistant', 'A number.', 0),
-    ]
+    def tree(i):
+        return [
+            said(i, 'a', None, 'prompter', f'What is {i}?', None),
+            said(i, 'b', 'a', 'assistant', 'A number.', 0),
+        ]
+
     mirror('OpenAssistant/oasst2', [m for i in range(12) for m in tree(i)])
     mirror(
         'mayflowergmbh/alpaca-gpt4_de',
@@ -164,7 +170,10 @@ def test_the_page_has_every_script_of_the_documents(root):
 def test_every_command_runs(root, place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     monkeypatch.setenv('MYPT_DATA_MIRROR', str(place / 'mirror'))
-    german = lambda texts: [t.replace('What is', 'Was ist').replace('door', 'Tür') for t in texts]
+
+    def german(texts):
+        return [t.replace('What is', 'Was ist').replace('door', 'Tür') for t in texts]
+
     real = mypt.curate.translate.run_translation
 
     def run(dir: str = 'data/temp', target: str = 'de', source: str = 'en'):

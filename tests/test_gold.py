@@ -86,7 +86,7 @@ def test_different_legal_repeatable_and_in_balance(kind):
 
 def test_a_generator_is_the_same_in_another_process():
     code = (
-        'import hashlib; from mypt.phases.gold import make_gold, make_minimal_qa, make_structured, make_tasks\n'
+        'import hashlib; from mypt.curriculum.gold import make_minimal_qa, make_structured, make_tasks; from mypt.curriculum.gold_episodes import make_gold\n'
         'made = [list(m(40)) for m in (make_minimal_qa, make_tasks, make_structured, make_gold)]\n'
         'print(hashlib.sha256(str(made).encode()).hexdigest())'
     )

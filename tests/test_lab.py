@@ -1,6 +1,15 @@
-"JupyterLab as a person uses it: notebooks run top to bottom, widgets answer, a run stops where it is told to and is saved."
+"""JupyterLab as a person uses it: notebooks run top to bottom, widgets answer, a run stops where it
+is told to and is saved.
+"""
 
-import importlib.util, json, os, shutil, signal, subprocess, sys, time
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 import nbformat
 import pytest
@@ -85,7 +94,8 @@ class Lab:
     def start(self):
         "Run all cells; returns at once."
         self.b.js(
-            "void(window.ran = false, jupyterapp.commands.execute('notebook:run-all-cells').then(() => window.ran = true))"
+            "void(window.ran = false, jupyterapp.commands.execute('notebook:run-all-cells').then(()"
+            ' => window.ran = true))'
         )
         return self
 
@@ -123,18 +133,22 @@ def lab(tmp_path_factory, root):
 def write_training(folder):
     "A notebook that trains until someone stops it."
     cells = [
-        """from mypt.episodes import write_episodes
-from mypt.prepare import prepare
-from mypt.train import train
-from mypt.board import LivePlot
-from mypt.checkpoint import load_state
-say = [dict(messages=[dict(role='user', content=f'Say {k}.'), dict(role='assistant', content=f'{k}!')]) for k in range(200)]
+        """from mypt.data.episodes import write_episodes
+from mypt.data.prepare import prepare
+from mypt.train.train import train
+from mypt.report.board import LivePlot
+from mypt.model.checkpoint import load_state
+def turn(role, content): return dict(role=role, content=content)
+say = [dict(messages=[turn('user', f'Say {k}.'), turn('assistant', f'{k}!')]) for k in range(200)]
 write_episodes('say.jsonl', say)
-ds = prepare('say.jsonl', 'say', 'byte', enable_packing=True, pack_block_size=256, workers=1, overwrite=True)""",
+ds = prepare('say.jsonl', 'say', 'byte', enable_packing=True, pack_block_size=256, workers=1,
+             overwrite=True)""",
         """small = ['n_layer=1', 'n_embd=64', 'n_head=2', 'block_size=256', 'batch_size=2']
-def go(*cbs): return train('mine', 'say', 'tiny', max_iters=100_000, quiet=True, sets=small, cbs=cbs)
+def go(*cbs):
+    return train('mine', 'say', 'tiny', max_iters=100_000, quiet=True, sets=small, cbs=cbs)
 t = go(LivePlot('mine', every=.2))""",
-        """print('asked', t.stop, 'at', t.step, 'saved', load_state('checkpoints/mine')[0]['step'])""",
+        """saved = load_state('checkpoints/mine')[0]['step']
+print('asked', t.stop, 'at', t.step, 'saved', saved)""",
         """class Short(LivePlot):
     def after_step(self, t):
         super().after_step(t)
@@ -154,8 +168,8 @@ def test_a_notebook_runs_top_to_bottom(lab, name):
     lab.open(name).start().done(80)
     assert lab.red() == []
     cells = lab.b.js(
-        "jupyterapp.shell.currentWidget.content.model.sharedModel.cells.filter(c => c.cell_type === 'code')"
-        ".map(c => [c.source.trim() !== '', c.execution_count])"
+        'jupyterapp.shell.currentWidget.content.model.sharedModel.cells.filter(c => c.cell_type ==='
+        " 'code').map(c => [c.source.trim() !== '', c.execution_count])"
     )
     assert len(cells) > 1 and all(count for has_code, count in cells if has_code)
     lab.b.picture(lab.home / f'{Path(name).stem}.png')
@@ -165,7 +179,10 @@ def test_the_inspector_answers_in_a_notebook(lab):
     "Goes on from the notebook that the test before has run."
     b, w = lab.b, '.jp-OutputArea-output .inspector'
     b.js(f"document.querySelector('{w}').scrollIntoView()")
-    said = lambda what: b.js(f"document.querySelector('{w} {what}').textContent")
+
+    def said(what):
+        return b.js(f"document.querySelector('{w} {what}').textContent")
+
     assert said('.where') == '2 of 2'  # as the notebook's `w.index = 1` says
     b.click(f'{w} .pick button:last-child')
     assert said('.where') == '1 of 2'
@@ -181,7 +198,9 @@ def test_the_inspector_answers_in_a_notebook(lab):
 
 @pytest.mark.parametrize('how', ['button', 'interrupt'])
 def test_a_run_stops_and_is_saved(lab, how):
-    "While a cell trains its kernel hears no widget; the button, and the notebook's own ■, still end the run with a checkpoint."
+    """While a cell trains its kernel hears no widget; the button, and the notebook's own ■, still
+    end the run with a checkpoint.
+    """
     shutil.rmtree(lab.home.parent / 'nbs' / 'checkpoints', ignore_errors=True)
     lab.open('stop.ipynb').start()
     lab.b.wait("window.ran || !!document.querySelector('.mypt.live .panel')", 90)

@@ -1,7 +1,16 @@
-"The project as a package: one source of metadata, a wheel that holds everything, a Makefile that does what it says."
+"""The project as a package: one source of metadata, a wheel that holds everything, a Makefile that
+does what it says.
+"""
 
-import ast, configparser, email, os, re, shutil, subprocess, sys, zipfile
-from pathlib import Path
+import ast
+import configparser
+import email
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
 import pytest
 
 
@@ -105,7 +114,11 @@ def test_constraints(root, settings):
 
 
 def test_ci_calls_make_test_alone(root):
-    lines = [l for l in (root / '.ci/run').read_text().splitlines() if l and not l.startswith('#')]
+    lines = [
+        line
+        for line in (root / '.ci/run').read_text().splitlines()
+        if line and not line.startswith('#')
+    ]
     assert lines == ['set -euo pipefail', 'cd "$(dirname "$0")/.."', 'exec make test']
     assert os.access(root / '.ci/run', os.X_OK)
 
@@ -122,7 +135,9 @@ def make(cwd, *args, **env):
 
 @pytest.fixture
 def clone(root, tmp_path):
-    "A copy of what the Makefile's stamps depend on, with a python3 that only notes how it was called."
+    """A copy of what the Makefile's stamps depend on, with a python3 that only notes how it was
+    called.
+    """
     for f in ('Makefile', 'settings.ini', 'setup.py', 'pyproject.toml', 'constraints.txt'):
         shutil.copy(root / f, tmp_path / f)
     fake = tmp_path / 'fake/python3'
@@ -189,4 +204,4 @@ def test_make_help_names_every_target(root):
     code, out = make(root)
     targets = re.search(r'^\.PHONY: (.*)$', (root / 'Makefile').read_text(), re.M)[1].split()
     assert code == 0 and {'setup', 'demo', 'test', 'bench', 'docs', 'lab', 'clean'} <= set(targets)
-    assert [l.split()[1] for l in out.splitlines()] == targets
+    assert [line.split()[1] for line in out.splitlines()] == targets

@@ -372,7 +372,7 @@ def test_overwrite_only_when_asked_and_only_a_dataset(tmp_path):
 WRITER = """
 import os, sys, time, numpy as np
 from mypt.data.writer import DatasetWriter
-from mypt.tokens import get_tokenizer
+from mypt.data.tokenizer import get_tokenizer
 ids = np.full(1000, 65, np.uint32)
 with DatasetWriter(sys.argv[1], get_tokenizer('byte'), overwrite=True) as w:
     for i in range(int(sys.argv[2])):

@@ -1,4 +1,6 @@
-"Each check of tools/ on a small project of its own: silent on a good one, loud on each bad example."
+"""Each check of tools/ on a small project of its own: silent on a good one, loud on each bad
+example.
+"""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"How a notebook looks: a title with a summary first, small exported cells, a file that loads quickly."
+"""How a notebook looks: a title with a summary first, small exported cells, a file that loads
+quickly.
+"""
 
 import re
 from pathlib import Path

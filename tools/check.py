@@ -1,8 +1,10 @@
-"""Every check of the project, as `make test` and continuous integration run it; closes on `N passed, M failed`.
+"""Every check of the project, as `make test` and continuous integration run it; closes on `N
+passed, M failed`.
 
-Counted: each notebook under `nbdev_test`, each pytest test, each tool and each check of tools/. Jobs run two at a time
-with one thread each; files named tests/test_speed*.py run last, alone and with all threads, for what they measure.
-`python -m tools.check --list` says what to run by hand for each.
+Counted: each notebook under `nbdev_test`, each pytest test, each tool and each check of tools/.
+Jobs run two at a time with one thread each; files named tests/test_speed*.py run last, alone and
+with all threads, for what they measure. `python -m tools.check --list` says what to run by hand
+for each.
 """
 
 import os

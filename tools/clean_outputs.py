@@ -1,6 +1,10 @@
-"What is kept is kept for every reader: no machine's paths anywhere; no warnings, times or addresses in notebooks."
+"""What is kept is kept for every reader: no machine's paths anywhere; no warnings, times or
+addresses in notebooks.
+"""
 
-import json, re, subprocess
+import json
+import re
+import subprocess
 from pathlib import Path
 from tools.notebooks import ROOT, Cell, Notebook, read_notebooks, report
 
@@ -57,12 +61,13 @@ def check_cell(cell: Cell) -> list[str]:
 
 
 def check_notebook(nb: Notebook) -> list[str]:
+    "Kept outputs of one notebook."
     return [f'nbs/{nb.name} cell {c.number} {p}' for c in nb.codes for p in check_cell(c)]
 
 
 def check_text(name: str, text: str) -> list[str]:
     "Machine paths in one text file."
-    hits = ((i, MACHINE_PATH.search(l)) for i, l in enumerate(text.splitlines(), 1))
+    hits = ((i, MACHINE_PATH.search(line)) for i, line in enumerate(text.splitlines(), 1))
     return [f'{name} line {i}: a machine path, {m[0]!r}' for i, m in hits if m]
 
 
@@ -73,6 +78,7 @@ def tracked(root: Path = ROOT) -> list[Path]:
 
 
 def check(root: Path = ROOT) -> list[str]:
+    "All notebooks, and machine paths in every other text file that git knows."
     out = [p for nb in read_notebooks(root) for p in check_notebook(nb)]
     for f in tracked(root):
         if f.suffix in ('.ipynb', '.tiktoken', '.png', '.ico'):

@@ -1,6 +1,8 @@
-"""A name in backticks becomes a link to its documentation; it must be the name that the reader is told about.
+"""A name in backticks becomes a link to its documentation; it must be the name that the reader is
+told about.
 
-Fails on a name that two modules define, and on a link to something that its notebook neither defines nor imports.
+Fails on a name that two modules define, and on a link to something that its notebook neither
+defines nor imports.
 """
 
 import ast

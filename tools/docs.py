@@ -1,22 +1,34 @@
-"""The site without Quarto: nbdev processes notebooks, pandoc makes a page of each, every link and anchor is followed.
+"""The site without Quarto: nbdev processes notebooks, pandoc makes a page of each, every link and
+anchor is followed.
 
 Where there is Chromium two pages are looked at too: not blank, no wider than the window.
+
 """
 
-import html, os, re, shutil, subprocess, sys, tempfile
+import html
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
 from configparser import ConfigParser
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 import numpy as np
-import pypandoc, yaml
+import pypandoc
+import yaml
 from matplotlib.image import imread
 from tools.markdown import to_markdown
 from tools.notebooks import ROOT, read_notebook, read_notebooks, report
 from tools.sidebar import command_pages, sections
 
-FORMAT = 'markdown-yaml_metadata_block-tex_math_single_backslash+autolink_bare_uris+lists_without_preceding_blankline'
+FORMAT = (
+    'markdown-yaml_metadata_block-tex_math_single_backslash'
+    '+autolink_bare_uris+lists_without_preceding_blankline'
+)
 TEMPLATE = Path(__file__).with_name('page.html')
 ASSETS = ('.svg', '.png', '.css', '.js', '.ico', '.json', '.html')
 
@@ -33,6 +45,8 @@ def page_name(name: str) -> str:  # 'tutorials/01_first_run.ipynb' → 'tutorial
 
 @dataclass(frozen=True)
 class Site:
+    "What settings.ini says about the site."
+
     title: str
     url: str  # Of the published site; links to it become relative
     source: str  # Of files in the repository's main branch
@@ -53,7 +67,9 @@ def site(root: Path = ROOT) -> Site:
 
 
 def process(root: Path = ROOT) -> Path:  # The folder of processed notebooks
-    "nbdev's own processing: `show_doc`, links from backticks, hidden cells. Cached by the time of change."
+    """nbdev's own processing: `show_doc`, links from backticks, hidden cells. Cached by the time of
+    change.
+    """
     code = (
         'from nbdev.serve import proc_nbs\nif __name__ == "__main__": print(proc_nbs(n_workers=0))'
     )
@@ -70,13 +86,16 @@ def why(trace: str) -> list[str]:  # What a chain of tracebacks says, without th
     "The errors of a chain, then the cell that the last one shows."
     lines = trace.splitlines()
     last = max(
-        (i for i, l in enumerate(lines) if re.match(r'[\w.]*(Error|Exception)\b', l)), default=0
+        (i for i, line in enumerate(lines) if re.match(r'[\w.]*(Error|Exception)\b', line)),
+        default=0,
     )
-    return [*(l for l in lines[:last] if re.match(r'[\w.]*Error: ', l)), *lines[last:]]
+    return [*(line for line in lines[:last] if re.match(r'[\w.]*Error: ', line)), *lines[last:]]
 
 
 def sidebar_html(root: Path, here: str) -> str:  # `here` is the page that it stands on
-    "Floors and their pages; the titles are the notebooks' own. The index is behind the site's name."
+    """Floors and their pages; the titles are the notebooks' own. The index is behind the site's
+    name.
+    """
     up, out = '../' * here.count('/'), []
     titles = {
         nb.name: re.match(r'(?:# )?(.*)', nb.cells[0].source)[1]
@@ -199,7 +218,10 @@ def follow(
     if not target.exists():
         return f'{link} leads nowhere'
     if frag and target in pages and unquote(frag) not in pages[target].ids:
-        return f'{link}: no such anchor; a page has those of its headings and of what it documents with `show_doc`'
+        return (
+            f'{link}: no such anchor; a page has those of its headings and of what it documents'
+            ' with `show_doc`'
+        )
 
 
 def check_links(out: Path, s: Site) -> list[str]:
@@ -216,7 +238,9 @@ def check_links(out: Path, s: Site) -> list[str]:
             for i in sorted({i for i in p.ids if p.ids.count(i) > 1})
         ]
         problems += [
-            f'{name}: {bad}' for l in dict.fromkeys(p.links) if (bad := follow(l, f, pages, s))
+            f'{name}: {bad}'
+            for line in dict.fromkeys(p.links)
+            if (bad := follow(line, f, pages, s))
         ]
     return problems
 
@@ -248,9 +272,12 @@ def look(page: Path) -> list[str]:  # Its window is 1200 × 900
             encoding='utf-8',
         )
         chrome = [browser(), *flags, f'--user-data-dir={tmp}/profile', '--window-size=1200,900']
-        run = lambda *args: (
-            subprocess.run([*chrome, *args], capture_output=True, text=True, timeout=60).stdout
-        )
+
+        def run(*args):
+            return subprocess.run(
+                [*chrome, *args], capture_output=True, text=True, timeout=60
+            ).stdout
+
         run(f'--screenshot={shot}', page.as_uri())
         width = int(re.search(r'<title>(\d+)</title>', run('--dump-dom', probe.as_uri()))[1])
         colours = len(np.unique(imread(shot).reshape(-1, 4), axis=0)) if shot.exists() else 0
@@ -261,6 +288,7 @@ def look(page: Path) -> list[str]:  # Its window is 1200 × 900
 
 
 def check(root: Path = ROOT) -> list[str]:
+    "Build all pages, follow their links, look at two of them."
     try:
         out = build(root)
     except RuntimeError as e:

@@ -1,7 +1,9 @@
-"""Hashes of what the package makes at fixed seeds, to hold two trees side by side: `python -m tools.golden TREE [TREE]`.
+"""Hashes of what the package makes at fixed seeds, to hold two trees side by side: `python -m
+tools.golden TREE [TREE]`.
 
-Every output comes from the command line, so that a tree of any layout can be measured. A change that only moves or
-rewrites code leaves every line as it was; `make test` does not run this, whoever restructures does.
+Every output comes from the command line, so that a tree of any layout can be measured. A change
+that only moves or rewrites code leaves every line as it was; `make test` does not run this,
+whoever restructures does.
 """
 
 import hashlib
@@ -48,6 +50,7 @@ TINY = [
 
 
 def digest(path: Path) -> str:
+    "The first 16 hex digits of a file's sha256."
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
@@ -111,6 +114,7 @@ def measure(root: Path) -> dict[str, str]:
 
 
 def generators(tree: Tree):
+    "Every generator, invented documents and a folder."
     for kind in KINDS:
         tree.run('make', kind, '--num_examples', 300, '--output', f'{kind}.jsonl')
         tree.keep(f'{kind}.jsonl')
@@ -123,6 +127,7 @@ def generators(tree: Tree):
 
 
 def datasets(tree: Tree):
+    "Mixing and preparing."
     mixed = (
         '--inputs',
         'format_lock.jsonl:0.5',
@@ -175,6 +180,7 @@ def datasets(tree: Tree):
 
 
 def training(tree: Tree):
+    "Short trainings, generation, a gate."
     for name, extra in {
         'adam': [],
         'muon': ['optimizer=muon'],
@@ -226,6 +232,7 @@ def training(tree: Tree):
 
 
 def curation(tree: Tree):
+    "Augmentation, near duplicates, conversion, the inspector."
     augment = ('--input', 'minimal_qa.jsonl', '--output', 'augmented.jsonl', '--target_count', 500)
     tree.run('augment', *augment)
     tree.run('diversify', '--input', 'echo.jsonl', '--output', 'diversified.jsonl')

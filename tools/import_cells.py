@@ -8,7 +8,9 @@ IMPORT = (ast.Import, ast.ImportFrom)
 
 
 def mixed(cell: Cell) -> bool:
-    "Does `cell` mix? An exported cell may import inside its functions (an optional package, say), no other cell may."
+    """Does `cell` mix? An exported cell may import inside its functions (an optional package, say),
+    no other cell may.
+    """
     if cell.kind != 'code' or cell.directives.get('eval') == 'false':
         return False
     try:
@@ -20,8 +22,10 @@ def mixed(cell: Cell) -> bool:
 
 
 def check(root: Path = ROOT) -> list[str]:
+    "Cells that mix."
     return [
-        f'nbs/{nb.name} cell {c.number} mixes an import with other code; give the import a cell of its own'
+        f'nbs/{nb.name} cell {c.number} mixes an import with other code; give the import a cell of'
+        ' its own'
         for nb in read_notebooks(root)
         for c in nb.codes
         if mixed(c)

@@ -1,6 +1,12 @@
-"Exporting and cleaning change nothing: mypt/ is what nbs/ exports, byte for byte, and every notebook is clean."
+"""Exporting and cleaning change nothing: mypt/ is what nbs/ exports, byte for byte, and every
+notebook is clean.
+"""
 
-import os, shutil, subprocess, sys, tempfile
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from tools.notebooks import ROOT, report
 
@@ -34,18 +40,22 @@ def copy(root: Path, into: Path):
 def nbdev(command: str, cwd: Path) -> list[str]:
     "Run one of nbdev's commands; its last lines when it fails."
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
-    run = f'from nbdev.{"clean" if command == "nbdev_clean" else "doclinks"} import {command}; {command}()'
+    run = (
+        f'from nbdev.{"clean" if command == "nbdev_clean" else "doclinks"} import {command};'
+        f' {command}()'
+    )
     p = subprocess.run(
         [sys.executable, '-c', run], cwd=cwd, env=env, text=True, capture_output=True
     )
     return (
-        [f'{command}: {l}' for l in (p.stderr.strip().splitlines() or ['failed'])[-5:]]
+        [f'{command}: {line}' for line in (p.stderr.strip().splitlines() or ['failed'])[-5:]]
         if p.returncode
         else []
     )
 
 
 def check(root: Path = ROOT) -> list[str]:
+    "Export and clean a copy, and compare."
     before = {f'{d}/{k}': v for d in ('nbs', 'mypt') for k, v in snapshot(root / d).items()}
     before['pyproject.toml'] = (root / 'pyproject.toml').read_bytes()
     with tempfile.TemporaryDirectory() as tmp:

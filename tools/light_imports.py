@@ -1,6 +1,8 @@
-"""What an import brings along: optional packages only where they are used, no torch in light modules, no strings that import.
+"""What an import brings along: optional packages only where they are used, no torch in light
+modules, no strings that import.
 
 Layers and circles are import-linter's business (`lint-imports`, contracts in pyproject.toml).
+
 """
 
 import ast
@@ -109,7 +111,7 @@ def check_light(modules: list[str], banned: set[str], root: Path = ROOT) -> list
 
 def is_light(module: str) -> bool:
     "Must this module load without torch and without anything optional?"
-    inside = any(module == m or m[-1] == '.' and module.startswith(m) for m in LIGHT)
+    inside = any(module == m or (m[-1] == '.' and module.startswith(m)) for m in LIGHT)
     return inside and module not in USES_TORCH
 
 

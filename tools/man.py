@@ -1,9 +1,12 @@
-"""A page for each command, made from what `mypt VERB --help` reads: the function's own comments, its examples, its report.
+"""A page for each command, made from what `mypt VERB --help` reads: the function's own comments,
+its examples, its report.
 
-The pages lie in nbs/commands/, so that they stand on GitHub too; `make export` writes them, and the check compares.
+The pages lie in nbs/commands/, so that they stand on GitHub too; `make export` writes them, and
+the check compares.
 """
 
-import re, sys
+import re
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from mypt.cli import for_shell, shown_default, verb_parser
@@ -21,7 +24,10 @@ def page_of(verb: str) -> str:  # 'prepare-jobs plan' → 'commands/prepare-jobs
 
 def table(head: tuple, rows: list[tuple]) -> str:
     "A Markdown table; what would end a cell is escaped."
-    cell = lambda s: s.replace('|', r'\|').replace('<', r'\<')
+
+    def cell(s):
+        return s.replace('|', r'\|').replace('<', r'\<')
+
     widths = (
         (7, 4, 4, 14) if len(head) == 4 else (6, 16)
     )  # pandoc shares a page's width by the dashes
@@ -30,7 +36,7 @@ def table(head: tuple, rows: list[tuple]) -> str:
         ' | '.join('-' * w for w in widths),
         *(' | '.join(map(cell, r)) for r in rows),
     ]
-    return '\n'.join(f'| {l} |' for l in lines)
+    return '\n'.join(f'| {line} |' for line in lines)
 
 
 def options(verb: str) -> str:
@@ -117,9 +123,8 @@ def overview_page() -> str:
         for stage, title in STAGES.items()
     ]
     return (
-        '---\ntitle: "All commands"\ndescription: "By stage, from data to a model that is judged"\n---\n\n'
-        + '\n\n'.join(parts)
-        + '\n'
+        '---\ntitle: "All commands"\ndescription: "By stage, from data to a model that is'
+        ' judged"\n---\n\n' + '\n\n'.join(parts) + '\n'
     )
 
 
@@ -131,6 +136,7 @@ def pages() -> dict[str, str]:  # Name under nbs/ → text, in the order of the 
 
 
 def check(root: Path = ROOT) -> list[str]:
+    "Pages that are out of step, missing, or of no command."
     want, there = (
         pages(),
         {p.relative_to(root / 'nbs').as_posix() for p in (root / 'nbs' / FOLDER).glob('*')},
@@ -147,6 +153,7 @@ def check(root: Path = ROOT) -> list[str]:
 
 
 def write(root: Path = ROOT):
+    "Write every page and remove those of no command."
     folder, want = root / 'nbs' / FOLDER, pages()
     folder.mkdir(exist_ok=True)
     for old in folder.glob('*'):

@@ -1,6 +1,9 @@
-"A notebook as Markdown, cell by cell, obeying the directives that Quarto knows; for the README and for pandoc."
+"""A notebook as Markdown, cell by cell, obeying the directives that Quarto knows; for the README
+and for pandoc.
+"""
 
-import base64, re
+import base64
+import re
 from typing import Callable
 from tools.notebooks import Cell
 
@@ -14,6 +17,7 @@ def fence(text: str, info: str = '') -> str:  # `info` as pandoc writes it: 'pyt
 
 
 def text_of(value: str | list[str]) -> str:
+    "A field of a notebook, which may be a list of lines."
     return value if isinstance(value, str) else ''.join(value)
 
 
@@ -23,12 +27,16 @@ def svg_tag(text: str) -> str:
 
 
 def data_uri(kind: str, data: bytes) -> str:
+    "Bytes as a data URI."
     return f'data:{kind};base64,{base64.b64encode(data).decode()}'
 
 
 def picture(svg: str) -> str:  # An image of its own: its style rules and ids stay inside it
     "An SVG output as an embedded image."
-    return f'<img class="figure" alt="figure" src="{data_uri("image/svg+xml", svg_tag(svg).encode())}">'
+    return (
+        '<img class="figure" alt="figure"'
+        f' src="{data_uri("image/svg+xml", svg_tag(svg).encode())}">'
+    )
 
 
 def output_markdown(output: dict, asis: bool, picture: Callable[[str], str] = picture) -> str:
@@ -62,7 +70,10 @@ def output_markdown(output: dict, asis: bool, picture: Callable[[str], str] = pi
 
 def folded(code: str, summary: str, opened: bool) -> str:
     "Source behind a triangle."
-    return f'<details class="code"{" open" * opened}><summary>{summary}</summary>\n\n{code}\n\n</details>'
+    return (
+        '<details'
+        f' class="code"{" open" * opened}><summary>{summary}</summary>\n\n{code}\n\n</details>'
+    )
 
 
 def code_markdown(cell: Cell, **kw) -> list[str]:  # Source and outputs
@@ -70,9 +81,9 @@ def code_markdown(cell: Cell, **kw) -> list[str]:  # Source and outputs
     d = cell.directives
     if d.get('include') == 'false':
         return []
-    source = '\n'.join(l for l in cell.source.splitlines() if not re.match(r'\s*#\s*\|', l)).strip(
-        '\n'
-    )
+    source = '\n'.join(
+        line for line in cell.source.splitlines() if not re.match(r'\s*#\s*\|', line)
+    ).strip('\n')
     block = fence(source, 'python') if source and d.get('echo') != 'false' else ''
     if block and (fold := d.get('code-fold')) in ('true', 'show'):
         block = folded(block, d.get('code-summary', 'Code').strip('"\''), fold == 'show')

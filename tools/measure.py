@@ -1,6 +1,7 @@
 """What the house looks like, in numbers: `python -m tools.measure [ROOT]`.
 
-Counts exported code and prose before the first phase; a change of layout shows the table before and after.
+Counts exported code and prose before the first phase; a change of layout shows the table before
+and after.
 """
 
 import ast
@@ -70,6 +71,7 @@ def bound(node: ast.stmt) -> set[str]:
 
 
 def module_of(path: Path, root: Path) -> str:
+    "The dotted name of a file."
     return '.'.join(path.relative_to(root).with_suffix('').parts)
 
 
@@ -116,6 +118,7 @@ def before_phase_1(notebooks: list[Notebook]) -> list[Notebook]:
 
 
 def phase_1(numbered: list[Notebook]) -> int:
+    "The number of the notebook of phase 1."
     return next(nb.number for nb in numbered if 'format_lock' in nb.name)
 
 
@@ -125,6 +128,7 @@ def prose(nb: Notebook) -> int:
 
 
 def percentiles(values, *qs: int) -> str:
+    "Some percentiles, as a cell of the table."
     cut = np.percentile(values, qs) if len(values) else [0] * len(qs)
     return ' / '.join(f'{v:.0f}' for v in cut)
 
@@ -166,10 +170,12 @@ def measure(root: Path) -> dict[str, str]:
 
 
 def all_imports(code: str) -> bool:
+    "Is there nothing but imports in a cell?"
     return all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(code).body)
 
 
 def exported_lines(nb: Notebook) -> int:
+    "Code lines that a notebook exports."
     return sum(len(code_lines(c.code)) for c in nb.codes if c.exported)
 
 

@@ -1,6 +1,9 @@
 "Reading the notebooks: cells, their directives, what they export and how high they stand."
 
-import ast, json, re, sys
+import ast
+import json
+import re
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Cell:
+    "One cell of a notebook."
+
     kind: str  # 'code', 'markdown' or 'raw'
     source: str
     outputs: list
@@ -46,6 +51,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Notebook:
+    "One notebook, with its place under nbs/."
+
     path: Path
     name: str  # Relative to nbs/, with forward slashes
     cells: list[Cell]
@@ -84,7 +91,10 @@ def read_notebook(path: Path, nbs: Path) -> Notebook:
 def read_notebooks(root: Path = ROOT) -> list[Notebook]:
     "All that nbdev sees: everything under nbs/ but names that begin with a dot or an underscore."
     nbs = root / 'nbs'
-    hidden = lambda p: any(o[0] in '._' for o in p.relative_to(nbs).parts)
+
+    def hidden(p):
+        return any(o[0] in '._' for o in p.relative_to(nbs).parts)
+
     paths = (p for p in sorted(nbs.rglob('*.ipynb')) if not hidden(p))
     return [read_notebook(p, nbs) for p in paths]
 

@@ -1,6 +1,8 @@
-"""The book reads from the first chapter to the last: a chapter that leans on an unread module links to its notebook.
+"""The book reads from the first chapter to the last: a chapter that leans on an unread module links
+to its notebook.
 
-A module is read when an earlier chapter exports it, or when this chapter or an earlier one links to its notebook.
+A module is read when an earlier chapter exports it, or when this chapter or an earlier one links
+to its notebook.
 """
 
 import posixpath

@@ -1,6 +1,8 @@
 "README.md is nbs/index.ipynb as GitHub shows Markdown; its pictures lie in index_files/."
 
-import re, shutil, sys
+import re
+import shutil
+import sys
 from pathlib import Path
 from tools.markdown import svg_tag, to_markdown
 from tools.notebooks import ROOT, read_notebook, report
@@ -10,9 +12,14 @@ NOTICE = '<!-- Made from nbs/index.ipynb by `make export`; edit that. -->\n\n'
 
 
 def relink(md: str) -> str:
-    "Links and pictures of nbs/index.ipynb as seen from the folder above; addresses, anchors and code stay."
+    """Links and pictures of nbs/index.ipynb as seen from the folder above; addresses, anchors and
+    code stay.
+    """
     part = r'(\]\(|(?:src|href|srcset)=")(?![a-z]+:|#|/|index_files/)([^)"]+)'
-    point = lambda m: m[1] + (m[2][3:] if m[2].startswith('../') else f'nbs/{m[2]}')
+
+    def point(m):
+        return m[1] + (m[2][3:] if m[2].startswith('../') else f'nbs/{m[2]}')
+
     blocks = re.split(r'(^```.*?^```$)', md, flags=re.M | re.S)
     return ''.join(b if b.startswith('```') else re.sub(part, point, b) for b in blocks)
 
@@ -38,6 +45,7 @@ def render(
 
 
 def check(root: Path = ROOT) -> list[str]:
+    "What differs from what the index makes."
     want = render(root)
     out = [
         f'{n} is out of step with nbs/index.ipynb; run `make export`'
@@ -55,6 +63,7 @@ def check(root: Path = ROOT) -> list[str]:
 
 
 def write(root: Path = ROOT):
+    "Write README.md and its pictures."
     shutil.rmtree(root / FILES, ignore_errors=True)
     for name, text in render(root).items():
         (root / name).parent.mkdir(exist_ok=True)

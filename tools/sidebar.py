@@ -14,7 +14,8 @@ PARTS = {  # part of the book → number of its first chapter
     'The curriculum': 19,
 }
 GUIDES = {'tutorials': 'Tutorials', 'how_to': 'How to', 'explanations': 'Explanations'}
-PACKAGES = (  # in the order of the layers; notebooks that the book leans on and a first reader skips
+# in the order of the layers; notebooks that the book leans on and a first reader skips
+PACKAGES = (
     *('base', 'commands', 'data', 'model', 'sources', 'inference', 'train', 'interop'),
     *('curate', 'agent', 'report', 'eval', 'serve', 'curriculum'),
 )

@@ -11,7 +11,9 @@ def render() -> dict[str, str]:
     "Path under mypt/assets → text, for every suite."
     from mypt.curriculum.run import shipped_suites
 
-    dump = lambda case: json.dumps(case, ensure_ascii=False) + '\n'
+    def dump(case):
+        return json.dumps(case, ensure_ascii=False) + '\n'
+
     return {name: ''.join(map(dump, cases)) for name, cases in shipped_suites().items()}
 
 
