@@ -71,13 +71,13 @@ def write_nb(root, name, *cells):
     path.write_text(json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False) + '\n')
 
 
-def room(name, *cells):
+def module(name, *cells):
     return title(name), code(f'#| default_exp {name}'), *cells
 
 
 @pytest.fixture(scope='session')
 def template(tmp_path_factory, root):
-    "Two rooms and an index, in step; every check is silent on it."
+    "Two chapters and an index, in step; every check is silent on it."
     there = tmp_path_factory.mktemp('template') / 'mypt'
     (there / 'nbs').mkdir(parents=True)
     for f in ('settings.ini', 'setup.py', 'pyproject.toml', '_quarto.yml'):
@@ -86,13 +86,13 @@ def template(tmp_path_factory, root):
     for f in ('favicon.svg', 'styles.css'):
         shutil.copy(root / 'nbs' / f, there / 'nbs' / f)
     write_nb(
-        there, '00_low.ipynb', *room('low', code('#| export\ndef one()->int: "One."; return 1'))
+        there, '00_low.ipynb', *module('low', code('#| export\ndef one()->int: "One."; return 1'))
     )
     two = code('#| export\ndef two()->int:\n    "Two, of `one`."\n    return one() + 1')
     write_nb(
         there,
         '08_high.ipynb',
-        *room(
+        *module(
             'high', code('#| export\nfrom mypt.low import one'), two, md('See [low](00_low.ipynb).')
         ),
     )
@@ -158,7 +158,7 @@ def test_module_without_notebook(project):
 
 def test_new_notebook_never_exported(project):
     write_nb(
-        project, '01_new.ipynb', *room('new', code('#| export\ndef new()->int: "New."; return 1'))
+        project, '01_new.ipynb', *module('new', code('#| export\ndef new()->int: "New."; return 1'))
     )
     assert any('mypt/new.py is missing' in p for p in in_step.check(project))
 
@@ -282,7 +282,7 @@ def test_optional_is_what_extras_say(root):
 
 
 def test_a_chapter_that_leans_on_an_unread_module(project):
-    write_nb(project, 'data/deep.ipynb', *room('data.deep', code('#| export\nx = 1')))
+    write_nb(project, 'data/deep.ipynb', *module('data.deep', code('#| export\nx = 1')))
     append(project, '00_low.ipynb', code('#| export\nfrom mypt.data.deep import x'))
     assert said(reading_order.check(project), '00_low.ipynb', 'mypt.data.deep')
     append(project, '00_low.ipynb', md('It leans on [deep](data/deep.ipynb).'))
@@ -300,7 +300,7 @@ def test_a_module_that_no_notebook_exports(project):
 
 
 def test_same_number_twice(project):
-    write_nb(project, '00_other.ipynb', *room('other'))
+    write_nb(project, '00_other.ipynb', *module('other'))
     assert said(reading_order.check(project), '00_other.ipynb', 'number')
 
 
@@ -376,7 +376,7 @@ def test_no_link(project, text):
 
 def test_namesakes(project):
     write_nb(
-        project, '09_other.ipynb', *room('other', code('#| export\ndef two(): "Also."; return 3'))
+        project, '09_other.ipynb', *module('other', code('#| export\ndef two(): "Also."; return 3'))
     )
     append(project, '09_other.ipynb', md('See `two`.'))
     assert in_step.nbdev('nbdev_export', project) == []
@@ -483,7 +483,7 @@ def test_machine_path_in_text(project):
 
 
 def test_sidebar_out_of_step(project):
-    write_nb(project, '14_train.ipynb', *room('train'))
+    write_nb(project, '14_train.ipynb', *module('train'))
     assert said(sidebar.check(project), '_quarto.yml', 'out of step')
     sidebar.write(project)
     assert (

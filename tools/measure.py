@@ -1,4 +1,4 @@
-"""What the house looks like, in numbers: `python -m tools.measure [ROOT]`.
+"""How the code is laid out, in numbers: `python -m tools.measure [ROOT]`.
 
 Counts exported code and prose before the first phase; a change of layout shows the table before
 and after.

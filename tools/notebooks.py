@@ -67,9 +67,7 @@ class Notebook:
         return name and f'mypt.{name}'
 
     @cached_property
-    def number(
-        self,
-    ) -> int | None:  # The height, from the file's name; None for index, tutorials and the like
+    def number(self) -> int | None:  # The chapter; None for all else
         m = re.match(r'(\d+)_', self.name)
         return int(m[1]) if m else None
 
