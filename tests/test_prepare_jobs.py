@@ -80,7 +80,7 @@ def killed_after(n, source, out, **how):
             seen.append(1)
             return encode(lines, recipe)
 
-        E.encode_lines = dies
+        P.encode_lines = dies
         prepare(source, out, **{**HOW, **how})
 
     assert os.WIFSIGNALED(os.waitpid(forked(run), 0)[1])
@@ -239,7 +239,7 @@ def test_an_unguarded_script_is_one_line(src, tmp_path):
     errors = [l for l in out.stderr.splitlines() if re.match(r'\S*(Error|Exception|Pool)\b', l)]
     assert (
         len(errors) == 1
-        and errors[0].startswith('mypt.tokens.UserError')
+        and errors[0].startswith('mypt.errors.UserError')
         and '__main__' in errors[0]
     ), out.stderr
     assert left(tmp_path) == ['rivers.jsonl', 'script.py']
