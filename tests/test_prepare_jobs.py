@@ -80,7 +80,7 @@ def killed_after(n, source, out, **how):
             seen.append(1)
             return encode(lines, recipe)
 
-        E.encode_lines = dies
+        P.encode_lines = dies
         prepare(source, out, **{**HOW, **how})
 
     assert os.WIFSIGNALED(os.waitpid(forked(run), 0)[1])
@@ -134,7 +134,7 @@ def test_a_damaged_part_is_made_again(src, counted, harm):
 
 def test_every_flipped_byte_of_a_part_is_noticed(src, tmp_path):
     part = E.encode_lines(
-        [(f'r:{i}', dump_line(ep)) for i, ep in enumerate(rivers(5))], E.Recipe('byte')
+        [(f'r:{i}', dump_line(ep)) for i, ep in enumerate(rivers(5))], E.EncodeSettings('byte')
     )
     P.save_part(path := tmp_path / 'part', part)
     raw = path.read_bytes()
@@ -239,7 +239,7 @@ def test_an_unguarded_script_is_one_line(src, tmp_path):
     errors = [l for l in out.stderr.splitlines() if re.match(r'\S*(Error|Exception|Pool)\b', l)]
     assert (
         len(errors) == 1
-        and errors[0].startswith('mypt.tokens.UserError')
+        and errors[0].startswith('mypt.errors.UserError')
         and '__main__' in errors[0]
     ), out.stderr
     assert left(tmp_path) == ['rivers.jsonl', 'script.py']
@@ -294,15 +294,15 @@ def test_slices_read_what_whole_files_read(tmp_path, texts, size, bom, last):
     for p, lines in zip(paths, texts):
         p.write_bytes(b'\xef\xbb\xbf' * bom + b'\n'.join(lines) + b'\n' * last)
     cuts = list(J.cut_slices(paths, size))
-    got = [x for ranges in cuts for x in J.Slice(ranges).lines([])]
+    got = [x for ranges in cuts for x in J.InputSlice(ranges).lines([])]
     assert got == [(f'{p}:{n}', raw) for p in paths for n, raw in iter_lines(p)]
-    assert sum(J.Slice(r).bytes for r in cuts) == sum(p.stat().st_size for p in paths)
+    assert sum(J.InputSlice(r).bytes for r in cuts) == sum(p.stat().st_size for p in paths)
 
 
 def test_a_line_that_is_too_long_is_refused_and_the_next_one_read(tmp_path, monkeypatch):
     monkeypatch.setattr(J, 'MAX_LINE', 100)
     (tmp_path / 'x').write_bytes(b'a' * 99 + b'\n' + b'b' * 101 + b'\nc\n')
-    lines = J.Slice(next(J.cut_slices([tmp_path / 'x'], 1000))).lines([])
+    lines = J.InputSlice(next(J.cut_slices([tmp_path / 'x'], 1000))).lines([])
     assert [(w[-1], raw and len(raw)) for w, raw in lines] == [('1', 100), ('2', None), ('3', 2)]
 
 
@@ -367,7 +367,7 @@ def test_a_killed_job_is_done_again(src):
         time.sleep(rng.uniform(0, 0.05))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        if not (piece := J._piece('jobs', m, k)).exists():
+        if not (piece := J.piece_folder('jobs', m, k)).exists():
             with pytest.raises(UserError, match=rf'missing: .*\b{k}\b'):
                 J.merge_jobs('jobs', 'out', overwrite=True)
         J.run_split('jobs', k)
@@ -395,7 +395,7 @@ def test_what_is_wrong_with_jobs_is_one_line(src, tmp_path):
     _, m = merged(range(5))
     with pytest.raises(UserError, match='splits 0 to 4'):
         J.run_split('jobs', 5)
-    tokens = J._piece('jobs', m, 2) / 'train' / 'tokens.bin'
+    tokens = J.piece_folder('jobs', m, 2) / 'train' / 'tokens.bin'
     raw = bytearray(tokens.read_bytes())
     raw[40] ^= 1
     tokens.write_bytes(raw)
@@ -438,7 +438,7 @@ def test_pieces_without_anything_to_train(src):
     write_episodes('a.jsonl', rivers(300))
     Path('b.jsonl').write_bytes(b'{broken\n' * 3000)
     ds, m = merged(range(4), splits=4, sets=SETS + ['on_error=skip'], inputs='[ab].jsonl')
-    assert 0 in [open_dataset(J._piece('jobs', m, k)).meta['num_train_episodes'] for k in range(4)]
+    assert 0 in [open_dataset(J.piece_folder('jobs', m, k)).meta['num_train_episodes'] for k in range(4)]
     assert (
         ds.meta['num_train_episodes'] + ds.meta['num_val_episodes'] == 300
         and validate_dataset(ds.dir) == []
@@ -470,11 +470,11 @@ def test_a_job_that_dies_is_started_again(src, tmp_path, monkeypatch):
     )
     wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(sys, 'executable', str(wrapper))
-    J._Job('jobs', 2)(None, 1)
-    assert Path('once').exists() and validate_dataset(J._piece('jobs', m, 1)) == []
+    J._SplitStep('jobs', 2)(None, 1)
+    assert Path('once').exists() and validate_dataset(J.piece_folder('jobs', m, 1)) == []
     Path('once').unlink()
     with pytest.raises(UserError, match='split 0: died 1 times'):
-        J._Job('jobs', 1)(None, 0)
+        J._SplitStep('jobs', 1)(None, 0)
 
 
 def test_two_local_workers_by_datatrove(src):

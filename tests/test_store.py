@@ -446,7 +446,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     out, err = p.communicate(timeout=60)
     last = err.strip().splitlines()[-1]
     assert p.returncode and 'done' not in out
-    assert last.startswith('mypt.tokens.UserError') and 'nothing was kept' in last
+    assert last.startswith('mypt.errors.UserError') and 'nothing was kept' in last
     assert left(tmp_path) == []
 
 
@@ -458,7 +458,7 @@ def test_no_space_left(tmp_path, monkeypatch, at):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(
-        'mypt.data.writer._File.write' if at == 'add' else 'mypt.data.writer.sync', full
+        'mypt.data.writer.' + ('_SummedFile.write' if at == 'add' else 'sync'), full
     )
     with pytest.raises(UserError, match='No space left on device.*free space') as e:
         write(tmp_path / 'd')
