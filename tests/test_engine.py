@@ -84,8 +84,8 @@ def test_a_request_says_what_it_says_alone(arch, fixed):
             heard.setdefault(r, []).append(s.id)
     assert len(live) == 40 and sum(r.reused for r, _ in live) > 100
     for r, a in live:
-        assert r.said == heard[r] == alone(model, *a)
-        assert r.done == ('stop' if r.said[-1] in r.stop else 'length')
+        assert r.generated == heard[r] == alone(model, *a)
+        assert r.done == ('stop' if r.generated[-1] in r.stop else 'length')
 
 
 def test_second_turn_reads_only_what_is_new():
@@ -94,17 +94,17 @@ def test_second_turn_reads_only_what_is_new():
     first = e.submit(list(range(40)), 6)
     drain(e)
     before = e.prefilled
-    second = e.submit(first.text + [1, 2, 3], 6)
+    second = e.submit(first.tokens + [1, 2, 3], 6)
     drain(e)
     assert e.prefilled - before == 4 and second.reused == 45  # the last token said had not been fed
-    assert second.said == alone(e.model, second.ids, 6, Sampling(), frozenset(), None)
+    assert second.generated == alone(e.model, second.ids, 6, Sampling(), frozenset(), None)
     before = e.prefilled
     again = e.submit(first.ids, 6)  # 'say it again': all but the last token is known
     drain(e)
-    assert e.prefilled - before == 1 and again.said == first.said
-    third = e.submit(second.text + [5], 3)  # and the longer conversation was not lost by it
+    assert e.prefilled - before == 1 and again.generated == first.generated
+    third = e.submit(second.tokens + [5], 3)  # and the longer conversation was not lost by it
     drain(e)
-    assert third.reused == len(second.text) - 1 and all(len(r.said) == 5 for r in others)
+    assert third.reused == len(second.tokens) - 1 and all(len(r.generated) == 5 for r in others)
 
 
 def test_a_shared_beginning_is_copied_from_a_running_row():
@@ -114,7 +114,7 @@ def test_a_shared_beginning_is_copied_from_a_running_row():
     assert [r.reused for r in rs] == [0, 50, 50, 50] and e.prefilled == 52 + 3 * 2
     drain(e)
     for r in rs:
-        assert r.said == alone(e.model, r.ids, 9, Sampling(), frozenset(), None)
+        assert r.generated == alone(e.model, r.ids, 9, Sampling(), frozenset(), None)
 
 
 def test_cancel():
@@ -123,24 +123,24 @@ def test_cancel():
     e.step()
     e.cancel(a)
     e.cancel(c)
-    assert (a.done, c.done, len(a.said), c.said) == ('cancelled', 'cancelled', 1, [])
+    assert (a.done, c.done, len(a.generated), c.generated) == ('cancelled', 'cancelled', 1, [])
     drain(e)
     assert (
-        len(a.said) == 1
+        len(a.generated) == 1
         and b.done == 'length'
-        and b.said == alone(e.model, b.ids, 20, Sampling(), frozenset(), None)
+        and b.generated == alone(e.model, b.ids, 20, Sampling(), frozenset(), None)
     )
     e.cancel(b)
     assert b.done == 'length' and len({a, b, c}) == 3
 
 
 def test_bad_requests():
-    e = Engine(model_of(), slots=2, room=32)
+    e = Engine(model_of(), slots=2, max_tokens=32)
     bad = {
         'empty prompt': ([], 3),
         'max_new_tokens': ([1], 0),
         'temperature': ([1], 3, Sampling(temperature=-1.0)),
-        '30 tokens and 3 new ones exceed the room of 32': ([1] * 30, 3),
+        '30 tokens and 3 new ones exceed the 32 tokens of a slot': ([1] * 30, 3),
     }
     for problem, args in bad.items():
         with pytest.raises(UserError, match=problem):
@@ -148,18 +148,18 @@ def test_bad_requests():
     assert not e.busy and e.step() == []
     r = e.submit([1] * 30, 2)
     drain(e)
-    assert len(r.said) == 2
-    with pytest.raises(UserError, match='room 97'):
-        Engine(e.model, room=97)
+    assert len(r.generated) == 2
+    with pytest.raises(UserError, match='max_tokens 97'):
+        Engine(e.model, max_tokens=97)
 
 
 def test_memory_is_allocated_once():
     e = Engine(model_of(), slots=3)
-    before = e.cache.k.data_ptr(), e.cache.v.data_ptr(), e.cache.k.shape
+    before = e.slots.cache.k.data_ptr(), e.slots.cache.v.data_ptr(), e.slots.cache.k.shape
     for a in draw(random.Random(2), 12):
         e.submit(*a)
     drain(e)
-    assert before == (e.cache.k.data_ptr(), e.cache.v.data_ptr(), e.cache.k.shape)
+    assert before == (e.slots.cache.k.data_ptr(), e.slots.cache.v.data_ptr(), e.slots.cache.k.shape)
 
 
 def test_a_rule_that_fails_harms_nobody():
@@ -177,7 +177,7 @@ def test_a_rule_that_fails_harms_nobody():
     bad.on = False
     drain(e)
     for x in (r, s):
-        assert x.said == alone(e.model, x.ids, x.max_new_tokens, Sampling(), frozenset(), None)
+        assert x.generated == alone(e.model, x.ids, x.max_new_tokens, Sampling(), frozenset(), None)
 
 
 def test_threads():
@@ -204,7 +204,7 @@ def test_threads():
     server.join(60)
     assert not server.is_alive()
     for i, r in out.items():
-        assert r.said == alone(e.model, *jobs[i])
+        assert r.generated == alone(e.model, *jobs[i])
 
 
 @pytest.mark.parametrize('B', [1, 2, 5, 11, 12, 20])
