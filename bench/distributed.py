@@ -105,8 +105,8 @@ def ddp_time(t, batches) -> dict:
     grads = torch.randn(sum(p.numel() for p in t.model.parameters()))
     with_, without, bare = [], [], []
     for s in range(STEPS):
-        with_.append(timed(lambda: t.learn(batches[0], 1.0, last=True)))
-        without.append(timed(lambda: t.learn(batches[0], 1.0, last=False)))
+        with_.append(timed(lambda: t.backward(batches[0], 1.0, last=True)))
+        without.append(timed(lambda: t.backward(batches[0], 1.0, last=False)))
         bare.append(timed(lambda: dist.all_reduce(grads)))
     with_, without, bare = map(statistics.median, (with_, without, bare))
     wire = step_bytes(CFG, t.world)
