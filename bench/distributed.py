@@ -89,7 +89,7 @@ def measure(kind, micros: int) -> dict:
     for s in range(2):
         train_step(t, s, batches)
     before = settled()
-    for s in range(STEPS):
+    for _ in range(STEPS):
         train_step(t, s, batches)
     bytes_ = (settled() - before) / STEPS
     formula = step_bytes(CFG, t.world, name, micros, half=False)
@@ -114,9 +114,9 @@ def ddp_time(t, batches) -> dict:
     "A step with and without its sum of gradients, in turns; and a bare sum of as many numbers."
     grads = torch.randn(sum(p.numel() for p in t.model.parameters()))
     with_, without, bare = [], [], []
-    for _s in range(STEPS):
-        with_.append(timed(lambda: t.learn(batches[0], 1.0, last=True)))
-        without.append(timed(lambda: t.learn(batches[0], 1.0, last=False)))
+    for _ in range(STEPS):
+        with_.append(timed(lambda: t.backward(batches[0], 1.0, last=True)))
+        without.append(timed(lambda: t.backward(batches[0], 1.0, last=False)))
         bare.append(timed(lambda: dist.all_reduce(grads)))
     with_, without, bare = map(statistics.median, (with_, without, bare))
     wire = step_bytes(CFG, t.world)

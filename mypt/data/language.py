@@ -9,48 +9,59 @@ __all__ = ['guess_language', 'language_of']
 import re
 
 # %% ../../nbs/data/language.ipynb #ee02ac73
-_SMALL = {
-    lang: frozenset(words.split())
-    for lang, words in dict(
-        en='the a an is are was were of to and or not you it that this for with on be have has what how i my can as by from at which your '
-        'in his her their who when but will would there',
-        de='der die das ein eine einer ist sind und oder nicht du sie es dass für mit auf zu im wie ich kann von den dem des wird als was '
-        'wurde sich auch er in aus bei nach seine seiner wer hat um jedoch mir',
-        other='la le les et est une des que qui dans quelle el los las y es una en por con de het een van dat niet il di che è não um em o '
-        'och på det är og til å',
-    ).items()
-}  # neighbours that share words with the two
+_WORDS_OF_MANY = dict(
+    en=frozenset(
+        'the a an is are was were of to and or not you it that this for with on be have has what '
+        'how i my can as by from at which your in his her their who when but will would '
+        'there'.split()
+    ),
+    de=frozenset(
+        'der die das ein eine einer ist sind und oder nicht du sie es dass für mit auf zu im wie '
+        'ich kann von den dem des wird als was wurde sich auch er in aus bei nach seine seiner wer '
+        'hat um jedoch mir'.split()
+    ),
+    other=frozenset(
+        'la le les et est une des que qui dans quelle el los las y es una en por con de het een '
+        'van dat niet il di che è não um em o och på det är og til å'.split()
+    ),
+)
+
+
+def _count_umlauts(text: str) -> int:
+    return sum(c in 'äöüß' for c in text)
 
 
 def guess_language(text: str) -> str:  # `en`, `de` or '' for anything else
-    "English or German, by small words."
-    words = re.findall(r'\w+', text[:4000].lower())
-    hits = {lang: sum(w in small for w in words) for lang, small in _SMALL.items()}
+    "English, German or neither, by small words."
+    text = text[:4000].lower()
+    words = re.findall(r'\w+', text)
+    hits = {lang: sum(w in small for w in words) for lang, small in _WORDS_OF_MANY.items()}
     if hits['de']:
-        hits['de'] += sum(c in 'äöüß' for c in text[:4000].lower())
-    best = max(hits, key=hits.get)
-    return (
-        best
-        if best != 'other'
-        and hits[best] > 0.08 * len(words)
-        and list(hits.values()).count(hits[best]) == 1
-        else ''
-    )
+        hits['de'] += _count_umlauts(text)
+    best = max(hits, key=hits.__getitem__)
+    rare = hits[best] <= 0.08 * len(words)
+    tied = list(hits.values()).count(hits[best]) > 1
+    return '' if best == 'other' or rare or tied else best
 
 # %% ../../nbs/data/language.ipynb #fab336b0
-_SMALL_WORDS = {
-    lang: frozenset(words.split())
-    for lang, words in dict(
-        en='the a an is are was of to in and or not you it that this for with on be have has what which yes no i my can do does at by from as',
-        de='der die das ein eine ist sind war von zu im in und oder nicht du sie es dass für mit auf sein haben was ja nein '
-        'ich kann den dem des hat kein keine wie wer wo am zum zur',
-    ).items()
-}
+_WORDS_OF_TWO = dict(
+    en=frozenset(
+        'the a an is are was of to in and or not you it that this for with on be have has what '
+        'which yes no i my can do does at by from as'.split()
+    ),
+    de=frozenset(
+        'der die das ein eine ist sind war von zu im in und oder nicht du sie es dass für mit auf '
+        'sein haben was ja nein ich kann den dem des hat kein keine wie wer wo am zum zur'.split()
+    ),
+)
 
 
 def language_of(text: str) -> str:  # `en`, `de` or `?`
-    "A guess from small words and umlauts."
-    found = re.findall(r'\w+', text.lower())
-    score = {lang: sum(w in small for w in found) for lang, small in _SMALL_WORDS.items()}
-    score['de'] += sum(c in 'äöüß' for c in text.lower())
-    return '?' if score['en'] == score['de'] else max(score, key=score.get)
+    "English or German, from small words and umlauts."
+    text = text.lower()
+    words = re.findall(r'\w+', text)
+    hits = {lang: sum(w in small for w in words) for lang, small in _WORDS_OF_TWO.items()}
+    hits['de'] += _count_umlauts(text)
+    if hits['en'] == hits['de']:
+        return '?'
+    return max(hits, key=hits.__getitem__)

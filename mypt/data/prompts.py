@@ -7,16 +7,15 @@ __all__ = ['CHAT_SYSTEM', 'RAG_SYSTEM', 'ABSTAIN', 'context_block']
 
 # %% ../../nbs/data/prompts.ipynb #0bc2e780
 CHAT_SYSTEM = 'You are MyPT.'  # the system prompt of a chat that brings none
-
-# %% ../../nbs/data/prompts.ipynb #3e28cb77
 RAG_SYSTEM = dict(
     en='You are MyPT. Answer from the context.', de='Du bist MyPT. Antworte aus dem Kontext.'
 )
 ABSTAIN = dict(en='The context does not say.', de='Das steht nicht im Kontext.')
 
-
+# %% ../../nbs/data/prompts.ipynb #3e28cb77
 def context_block(
     passages: list[tuple[str, str]],  # (title, text) in the order of retrieval
 ) -> str:  # `[1] (title) text`, one a line
     "Retrieved passages as the model sees them."
-    return '\n'.join(f'[{i}] ({title}) {text}' for i, (title, text) in enumerate(passages, 1))
+    lines = [f'[{i}] ({title}) {text}' for i, (title, text) in enumerate(passages, 1)]
+    return '\n'.join(lines)

@@ -8,34 +8,22 @@ __all__ = ['ROLES', 'MODEL_ROLES', 'LAYOUTS', 'Span', 'check_order', 'dump_json'
 
 # %% ../../nbs/02_serialize.ipynb #451abd81
 import json
-import re
+import random
+from collections.abc import Callable, Iterable
+from itertools import groupby
 from typing import NamedTuple
 from .episodes import EpisodeError
-from .tokenizer import EOT, TAGS, Tokenizer, close_tag, open_tag
+from .tokenizer import EOT, TAG_RE, TAGS, Tokenizer, close_tag, open_tag
 from ..errors import UserError
 
 # %% ../../nbs/02_serialize.ipynb #919f17b4
-ROLES = (
-    'pad',
-    'system',
-    'user',
-    'user_context',
-    'assistant_context',
-    'toolresult',
-    'assistant_open',
-    'text',
-    'think_tag',
-    'think',
-    'cite_tag',
-    'cite',
-    'toolcall_tag',
-    'toolcall',
-    'assistant_close',
-    'eot',
-    'replay',
-    'newline',
-)  # index = role id, a uint8
-MODEL_ROLES = ROLES[7:16]  # what the model itself must say, from its text to the end of its turn
+ROLES = tuple(  # index = role id, a uint8
+    'pad system user user_context assistant_context toolresult assistant_open '
+    'text think_tag think cite_tag cite toolcall_tag toolcall assistant_close eot '
+    'replay newline'.split()
+)
+# what the model itself must say, from its text to the end of its turn
+MODEL_ROLES = ROLES[ROLES.index('text') : ROLES.index('replay')]
 LAYOUTS = ('compact', 'lines')
 
 
@@ -45,7 +33,7 @@ class Span(NamedTuple):
     text: str  # the text, or the tag's name such as `<myPT_user>`
     role: str  # one of `ROLES`
     msg: int  # message number in the episode; -1 for the system prompt
-    tag: bool = False  # a tag, made by structure; text that merely spells one has False here
+    tag: bool = False  # made by structure; text that merely spells a tag has False here
 
     @property
     def trained(self) -> bool:  # Under the default mask policy
@@ -53,7 +41,8 @@ class Span(NamedTuple):
         return self.role in MODEL_ROLES or self.role == 'replay'
 
 # %% ../../nbs/02_serialize.ipynb #adfcfba8
-_AFTER = dict(  # role of a message: (what may come before it, the rule in words)
+_SPEAKS = ('assistant', 'assistant_toolcall')
+_PREDECESSORS = dict(  # role of a message: (what may come before it, the rule in words)
     user=((None, 'assistant'), 'a user speaks first, or after an assistant answer'),
     assistant_context=(('user',), 'assistant_context stands right after a user message'),
     assistant=(
@@ -67,34 +56,30 @@ _AFTER = dict(  # role of a message: (what may come before it, the rule in words
     toolresult=(('assistant_toolcall',), 'a tool result answers a tool call'),
 )
 
-
+# %% ../../nbs/02_serialize.ipynb #7ea8f6a8
 def check_order(
     msgs: list[dict],  # Canonical messages
     prompt: bool = False,  # A history that ends where the model would speak
 ) -> None:
     "Raise `EpisodeError` naming the rule when messages do not follow the grammar."
-    prev = {'role': None}
+    previous = {'role': None}
     for i, m in enumerate(msgs):
-        allowed, rule = _AFTER[m['role']]
-        if prev['role'] not in allowed:
-            raise EpisodeError(
-                f'messages[{i}]', f'{m["role"]} after {prev["role"] or "nothing"}: {rule}'
-            )
-        if m['role'] == 'toolresult' and m['name'] != prev['name']:
+        before, rule = _PREDECESSORS[m['role']]
+        if previous['role'] not in before:
+            pair = f'{m["role"]} after {previous["role"] or "nothing"}'
+            raise EpisodeError(f'messages[{i}]', f'{pair}: {rule}')
+        if m['role'] == 'toolresult' and m['name'] != previous['name']:
             raise EpisodeError(
                 f'messages[{i}].name',
-                f'{m["name"]!r} answers a call of {prev["name"]!r}; the names must be the same',
+                f'{m["name"]!r} answers a call of {previous["name"]!r}; the names must be the same',
             )
-        prev = m
-    speaks = prev['role'] in ('assistant', 'assistant_toolcall')
+        previous = m
+    last = f'messages[{len(msgs) - 1}]'
+    speaks = previous['role'] in _SPEAKS
     if prompt and (speaks or not msgs):
-        raise EpisodeError(
-            f'messages[{len(msgs) - 1}]', 'a prompt ends with a user message or a tool result'
-        )
+        raise EpisodeError(last, 'a prompt ends with a user message or a tool result')
     if not prompt and not speaks:
-        raise EpisodeError(
-            f'messages[{len(msgs) - 1}]', 'an episode ends with the assistant; add its answer'
-        )
+        raise EpisodeError(last, 'an episode ends with the assistant; add its answer')
 
 # %% ../../nbs/02_serialize.ipynb #3b91944c
 def dump_json(v) -> str:
@@ -104,10 +89,9 @@ def dump_json(v) -> str:
 
 def dump_call(name: str, arguments: dict) -> str:
     "A tool call as the model writes it: flat, or nested where a flat form would be ambiguous."
-    nested = 'name' in arguments or list(arguments) == ['arguments']
-    return dump_json(
-        {'name': name, 'arguments': arguments} if nested else {'name': name, **arguments}
-    )
+    if 'name' in arguments or list(arguments) == ['arguments']:
+        return dump_json({'name': name, 'arguments': arguments})
+    return dump_json({'name': name, **arguments})
 
 
 def load_call(text: str) -> tuple[str, dict]:  # (tool name, arguments)
@@ -119,9 +103,71 @@ def load_call(text: str) -> tuple[str, dict]:  # (tool name, arguments)
     if not isinstance(call, dict) or not isinstance(call.get('name'), str):
         raise UserError('tool call has no name; expected {"name": …, arguments …}')
     name = call.pop('name')
-    return name, call['arguments'] if list(call) == ['arguments'] and isinstance(
-        call['arguments'], dict
-    ) else call
+    nested = list(call) == ['arguments'] and isinstance(call['arguments'], dict)
+    return name, call['arguments'] if nested else call
+
+# %% ../../nbs/02_serialize.ipynb #54dd3e42
+def _block(name: str, text: str, msg: int, tag_role: str | None = None) -> list[Span]:
+    "Opening tag, text and closing tag; the tags have the role of the text unless another is given."
+    return [
+        Span(open_tag(name), tag_role or name, msg, True),
+        Span(text, name, msg),
+        Span(close_tag(name), tag_role or name, msg, True),
+    ]
+
+
+def _user_spans(m: dict, msg: int) -> list[Span]:
+    context = _block('user_context', m['context'], msg) if 'context' in m else []
+    return [
+        Span(open_tag('user'), 'user', msg, True),
+        *context,
+        Span(m['content'], 'user', msg),
+        Span(close_tag('user'), 'user', msg, True),
+    ]
+
+# %% ../../nbs/02_serialize.ipynb #97e25626
+def _citations(m: dict) -> list[tuple[int, str]]:  # (character offset, source) in text order
+    "Where the citations of a canonical answer belong."
+    cite, end = m.get('cite', []), len(m['content'])
+    entries = cite if isinstance(cite, list) else [cite]
+    return [(c['at'], c['text']) if isinstance(c, dict) else (end, c) for c in entries]
+
+
+def _answer_spans(m: dict, msg: int) -> list[Span]:
+    "An answer's text with its citations."
+    text, done, out = m['content'], 0, []
+    for at, source in _citations(m):
+        if at > done:
+            out.append(Span(text[done:at], 'text', msg))
+        out += _block('cite', source, msg, 'cite_tag')
+        done = at
+    if done < len(text):
+        out.append(Span(text[done:], 'text', msg))
+    return out
+
+# %% ../../nbs/02_serialize.ipynb #4bf2dc9c
+def _assistant_spans(m: dict, msg: int) -> list[Span]:
+    "A block of the model: perhaps a thought, then a call or an answer."
+    out = [Span(open_tag('assistant'), 'assistant_open', msg, True)]
+    if 'think' in m:
+        out += _block('think', m['think'], msg, 'think_tag')
+    if m['role'] == 'assistant_toolcall':
+        out += _block('toolcall', dump_call(m['name'], m['arguments']), msg, 'toolcall_tag')
+    else:
+        out += _answer_spans(m, msg)
+    out.append(Span(close_tag('assistant'), 'assistant_close', msg, True))
+    return out
+
+# %% ../../nbs/02_serialize.ipynb #8299dbed
+def _message_spans(m: dict, msg: int) -> list[Span]:
+    role = m['role']
+    if role == 'user':
+        return _user_spans(m, msg)
+    if role == 'assistant_context':
+        return _block(role, m['content'], msg)
+    if role == 'toolresult':
+        return _block(role, dump_json(m['content']), msg)
+    return _assistant_spans(m, msg)
 
 # %% ../../nbs/02_serialize.ipynb #9fe3afd3
 def serialize(
@@ -136,83 +182,21 @@ def serialize(
         return [Span(episode['text'], 'replay', 0)]
     msgs = episode['messages']
     check_order(msgs, prompt)
-    out, lines = [], layout == 'lines'
 
-    def block(name, role, text, i):
-        out.append(Span(open_tag(name), role, i, True))
-        out.append(Span(text, role, i))
-        out.append(Span(close_tag(name), role, i, True))
+    def after_block(msg):
+        return [Span('\n', 'newline', msg)] if layout == 'lines' else []
 
-    def end(i):
-        if lines:
-            out.append(Span('\n', 'newline', i))
-
+    out = []
     if 'system' in episode:
-        block('system', 'system', episode['system'], -1)
-        end(-1)
+        out += _block('system', episode['system'], -1) + after_block(-1)
     for i, m in enumerate(msgs):
-        if (role := m['role']) == 'user':
-            _user(m, i, out)
-        elif role == 'assistant_context':
-            block(role, role, m['content'], i)
-        elif role == 'toolresult':
-            block(role, role, dump_json(m['content']), i)
-        else:
-            _assistant(m, i, out)
-        end(i)
-        if role in ('assistant', 'assistant_toolcall') and (
-            i + 1 == len(msgs) or msgs[i + 1]['role'] == 'user'
-        ):
-            out.append(Span(EOT, 'eot', i, True))
-            end(i)
+        out += _message_spans(m, i) + after_block(i)
+        turn_ends = i + 1 == len(msgs) or msgs[i + 1]['role'] == 'user'
+        if turn_ends and m['role'] in _SPEAKS:
+            out += [Span(EOT, 'eot', i, True), *after_block(i)]
     if prompt:
         out.append(Span(open_tag('assistant'), 'assistant_open', len(msgs), True))
     return out
-
-# %% ../../nbs/02_serialize.ipynb #54dd3e42
-def _user(m: dict, i: int, out: list) -> None:
-    out.append(Span(open_tag('user'), 'user', i, True))
-    if 'context' in m:
-        out += [
-            Span(open_tag('user_context'), 'user_context', i, True),
-            Span(m['context'], 'user_context', i),
-            Span(close_tag('user_context'), 'user_context', i, True),
-        ]
-    out += [Span(m['content'], 'user', i), Span(close_tag('user'), 'user', i, True)]
-
-
-def _tagged(name: str, text: str, i: int) -> list[Span]:
-    return [
-        Span(open_tag(name), f'{name}_tag', i, True),
-        Span(text, name, i),
-        Span(close_tag(name), f'{name}_tag', i, True),
-    ]
-
-
-def _assistant(m: dict, i: int, out: list) -> None:
-    out.append(Span(open_tag('assistant'), 'assistant_open', i, True))
-    if 'think' in m:
-        out += _tagged('think', m['think'], i)
-    if m['role'] == 'assistant_toolcall':
-        out += _tagged('toolcall', dump_call(m['name'], m['arguments']), i)
-    else:
-        text, at = m['content'], 0
-        for c in _cites(m):
-            if c['at'] > at:
-                out.append(Span(text[at : c['at']], 'text', i))
-            out += _tagged('cite', c['text'], i)
-            at = c['at']
-        if at < len(text):
-            out.append(Span(text[at:], 'text', i))
-    out.append(Span(close_tag('assistant'), 'assistant_close', i, True))
-
-
-def _cites(m: dict) -> list[dict]:
-    cites = m.get('cite', [])
-    return [
-        c if isinstance(c, dict) else {'at': len(m['content']), 'text': c}
-        for c in (cites if isinstance(cites, list) else [cites])
-    ]
 
 # %% ../../nbs/02_serialize.ipynb #fcfb262d
 def span_ids(spans: list[Span], tok: Tokenizer) -> list[list[int]]:  # One list of ids per span
@@ -225,203 +209,224 @@ def to_ids(spans: list[Span], tok: Tokenizer) -> list[int]:
     return [i for ids in span_ids(spans, tok) for i in ids]
 
 # %% ../../nbs/02_serialize.ipynb #9373ea1e
-_TAG_RE = re.compile('(' + '|'.join(map(re.escape, TAGS)) + ')')
-
-
 def runs_of_ids(
-    ids, tok: Tokenizer
-) -> list[tuple[bool, str]]:  # (is a tag, text) in order; neighbouring ordinary tokens joined
+    ids: Iterable[int], tok: Tokenizer
+) -> list[tuple[bool, str]]:  # (is a tag, text) in order
     "Ids as runs of text and tags."
-    out, buf = [], []
-
-    def flush():
-        if buf:
-            out.append((False, b''.join(map(tok.token_bytes, buf)).decode(errors='replace')))
-            buf.clear()
-
-    for i in map(int, ids):
-        if tok.is_tag(i):
-            flush()
-            out.append((True, tok.token_str(i)))
+    out = []
+    for is_tag, run in groupby(map(int, ids), tok.is_tag):
+        if is_tag:
+            out += [(True, tok.token_str(i)) for i in run]
         else:
-            buf.append(i)
-    flush()
+            text = b''.join(map(tok.token_bytes, run))
+            out.append((False, text.decode(errors='replace')))
     return out
 
-
-class _Reader:
+# %% ../../nbs/02_serialize.ipynb #21d445d4
+class _RunReader:
     "A cursor over runs; knows where it is for error messages."
 
-    def __init__(self, runs):
-        self.runs, self.at = runs, 0
+    def __init__(self, runs: list[tuple[bool, str]]):
+        self.runs = runs
+        self.at = 0
 
-    def peek(self):
-        return self.runs[self.at] if self.at < len(self.runs) else (True, '')
+    @property
+    def ended(self) -> bool:
+        return self.at >= len(self.runs)
+
+    def peek(self) -> tuple[bool, str]:
+        return (True, '') if self.ended else self.runs[self.at]
 
     def sees(self, tag: str) -> bool:
         return self.peek() == (True, tag)
 
-    def take(self, tag: str) -> bool:
-        if ok := self.sees(tag):
-            self.at += 1
-        return ok
+    def take(self, tag: str) -> bool:  # Was it there?
+        "Step over a tag if it is the next run."
+        found = self.sees(tag)
+        self.at += found
+        return found
 
-    def text(self) -> str:
-        is_tag, s = self.peek()
+    def text(self) -> str:  # Empty when a tag is next
+        "Step over a run of text."
+        is_tag, text = self.peek()
         if is_tag:
             return ''
         self.at += 1
-        return s
+        return text
+
+    def skip_space(self) -> bool:  # Was there any?
+        "Step over white space between blocks; other text there is an error."
+        is_tag, text = self.peek()
+        if not is_tag and text.strip():
+            self.fail('a tag; text stands inside blocks')
+        self.at += not is_tag
+        return not is_tag
 
     def fail(self, want: str):
-        raise EpisodeError(
-            f'run {self.at}', f'found {self.peek()[1] or "the end"!r}, expected {want}'
-        )
-
-    def inside(
-        self, name: str
-    ) -> str | None:  # The text of a block, None where there is no such block
-        "Read `<name>text</name>`; older texts close with `<myPT_eot>`."
-        if not self.take(open_tag(name)):
-            return None
-        s = self.text()
-        if not (self.take(close_tag(name)) or self.take(EOT)):
-            self.fail(close_tag(name))
-        return s
+        found = self.peek()[1] or 'the end'
+        raise EpisodeError(f'run {self.at}', f'found {found!r}, expected {want}')
 
 # %% ../../nbs/02_serialize.ipynb #b70f917a
-def _read_user(r: _Reader, context: str | None) -> dict:
-    m = {'role': 'user'}
-    if (inner := r.inside('user_context')) is not None:
+def _read_close(r: _RunReader, name: str) -> None:
+    "The end of a block; older texts close it with `<myPT_eot>`."
+    if not (r.take(close_tag(name)) or r.take(EOT)):
+        r.fail(close_tag(name))
+
+
+def _read_block(r: _RunReader, name: str) -> str | None:  # None where there is no such block
+    "The text of `<name>text</name>`."
+    if not r.take(open_tag(name)):
+        return None
+    text = r.text()
+    _read_close(r, name)
+    return text
+
+
+def _read_user(r: _RunReader, context: str | None) -> dict:
+    "The inside of a user block; `context` is one that came before it."
+    inner = _read_block(r, 'user_context')
+    if inner is not None:
         context = inner
-    m['content'] = r.text()
+    m = {'role': 'user', 'content': r.text()}
     if context:
         m['context'] = context
-    if not (r.take(close_tag('user')) or r.take(EOT)):
-        r.fail(close_tag('user'))
+    _read_close(r, 'user')
+    return m
+
+# %% ../../nbs/02_serialize.ipynb #7ea61085
+def _read_answer(r: _RunReader) -> dict:
+    "Text and citations, in canonical form."
+    text, cites = r.text(), []
+    while (source := _read_block(r, 'cite')) is not None:
+        cites.append({'at': len(text), 'text': source})
+        text += r.text()
+    m: dict = {'role': 'assistant', 'content': text}
+    cites = [c['text'] if c['at'] == len(text) else c for c in cites]
+    if cites:
+        only = len(cites) == 1 and isinstance(cites[0], str)
+        m['cite'] = cites[0] if only else cites
     return m
 
 
-def _read_assistant(
-    r: _Reader,
-) -> dict | None:  # None when the runs end right after `<myPT_assistant>`: a prompt
+def _read_assistant(r: _RunReader) -> dict:
     "The inside of an assistant block, and its closing tag where there is one."
-    if r.at == len(r.runs):
-        return None
-    think = r.inside('think')
-    if (call := r.inside('toolcall')) is not None:
+    think = _read_block(r, 'think')
+    call = _read_block(r, 'toolcall')
+    if call is None:
+        m = _read_answer(r)
+    else:
         name, arguments = load_call(call)
         m = {'role': 'assistant_toolcall', 'name': name, 'arguments': arguments}
-    else:
-        text, cites = r.text(), []
-        while (c := r.inside('cite')) is not None:
-            cites.append({'at': len(text), 'text': c})
-            text += r.text()
-        m = {'role': 'assistant', 'content': text}
-        cites = [c['text'] if c['at'] == len(text) else c for c in cites]
-        if cites:
-            m['cite'] = cites[0] if len(cites) == 1 and isinstance(cites[0], str) else cites
     if think:
         m['think'] = think
-    if not r.take(close_tag('assistant')) and not r.sees(EOT) and r.at < len(r.runs):
+    if not r.take(close_tag('assistant')) and not r.sees(EOT) and not r.ended:
         r.fail(close_tag('assistant'))
     return m
+
+# %% ../../nbs/02_serialize.ipynb #4e394e58
+def _tool_result(text: str, msgs: list[dict]) -> dict:
+    "A result, with the name of the call that it answers."
+    if not msgs or msgs[-1]['role'] != 'assistant_toolcall':
+        raise EpisodeError('toolresult', 'no tool call before it')
+    try:
+        content = json.loads(text)
+    except ValueError:
+        raise EpisodeError('toolresult', f'not JSON: {text[:60]!r}') from None
+    return {'role': 'toolresult', 'name': msgs[-1]['name'], 'content': content}
 
 # %% ../../nbs/02_serialize.ipynb #48a41c3c
 def parse_runs(
     runs: list[tuple[bool, str]],  # As `runs_of_ids` gives them
 ) -> dict:  # A canonical episode; a history when the runs end with `<myPT_assistant>`
     "Read runs into an episode; raises `EpisodeError` naming the run where the order breaks."
-    if not any(tag for tag, _ in runs):
-        return {'_replay': True, 'text': ''.join(s for _, s in runs)}
-    r, ep, msgs, context = _Reader(runs), {}, [], None
-    if (s := r.inside('system')) is not None:
-        ep['system'] = s
-    while r.at < len(runs):
-        is_tag, s = r.peek()
-        if not is_tag:
-            if s.strip():
-                r.fail('a tag; text stands inside blocks')
-            r.at += 1
-        elif r.take(open_tag('user')):
+    if not any(is_tag for is_tag, _ in runs):
+        return {'_replay': True, 'text': ''.join(text for _, text in runs)}
+    r, ep, msgs, context = _RunReader(runs), {}, [], None
+    system = _read_block(r, 'system')
+    if system is not None:
+        ep['system'] = system
+    while not r.ended:
+        if r.skip_space():
+            continue
+        if r.take(open_tag('user')):
             msgs.append(_read_user(r, context))
             context = None
         elif r.take(open_tag('assistant')):
-            msgs += filter(None, [_read_assistant(r)])
-        elif (t := r.inside('assistant_context')) is not None:
-            msgs.append({'role': 'assistant_context', 'content': t})
-        elif (t := r.inside('toolresult')) is not None:
-            msgs.append(_tool_result(t, msgs))
-        elif r.sees(open_tag('user_context')):
-            context = r.inside('user_context').strip('\n')  # the older place
+            if not r.ended:
+                msgs.append(_read_assistant(r))
+        elif (text := _read_block(r, 'assistant_context')) is not None:
+            msgs.append({'role': 'assistant_context', 'content': text})
+        elif (text := _read_block(r, 'toolresult')) is not None:
+            msgs.append(_tool_result(text, msgs))
+        elif (text := _read_block(r, 'user_context')) is not None:
+            context = text.strip('\n')  # the older place
         elif not r.take(EOT):
             r.fail('the start of a block')
     return {**ep, 'messages': msgs}
 
-
-def _tool_result(text: str, msgs: list) -> dict:
-    if not msgs or msgs[-1]['role'] != 'assistant_toolcall':
-        raise EpisodeError('toolresult', 'no tool call before it')
-    try:
-        return {'role': 'toolresult', 'name': msgs[-1]['name'], 'content': json.loads(text)}
-    except ValueError:
-        raise EpisodeError('toolresult', f'not JSON: {text[:60]!r}') from None
-
-
-def parse(ids, tok: Tokenizer) -> dict:  # A canonical episode, without metadata
+# %% ../../nbs/02_serialize.ipynb #f06acbde
+def parse(ids: Iterable[int], tok: Tokenizer) -> dict:  # A canonical episode, without metadata
     "The episode that these ids serialize: the inverse of `serialize`."
     return parse_runs(runs_of_ids(ids, tok))
 
 
 def parse_text(text: str) -> dict:
-    "The episode or history in text with spelled-out tags. For what the operator typed: tags in it are meant as tags."
-    return parse_runs([(s in TAGS, s) for s in _TAG_RE.split(text) if s])
+    "The episode or history in text of the operator: tags that it spells are meant as tags."
+    return parse_runs([(part in TAGS, part) for part in TAG_RE.split(text) if part])
 
 
-def parse_reply(ids, tok: Tokenizer) -> dict:
-    "The message in what a model generated after `<myPT_assistant>`; raises `UserError` when it is no legal block."
-    return _read_assistant(_Reader(runs_of_ids(ids, tok) or [(False, '')]))
+def parse_reply(ids: Iterable[int], tok: Tokenizer) -> dict:
+    "The message that a model generated after `<myPT_assistant>`; `UserError` if it is not legal."
+    return _read_assistant(_RunReader(runs_of_ids(ids, tok) or [(False, '')]))
 
 # %% ../../nbs/02_serialize.ipynb #89a61aa2
+def _sometimes(rng: random.Random, m: dict, **fields: Callable) -> dict:
+    "`m` with each of the fields in two of five cases; a field's value is made when it is needed."
+    return m | {field: make() for field, make in fields.items() if rng.random() < 0.4}
+
+
+def _random_call(rng: random.Random, text: Callable[[], str]) -> dict:
+    "A tool call."
+    name = rng.choice(['workspace.search', 'f', text()])
+    arguments = {
+        text(): rng.choice([text(), 3, 2.5, None, [text()], {'k': text()}])
+        for _ in range(rng.randint(0, 3))
+    }
+    call = {'role': 'assistant_toolcall', 'name': name, 'arguments': arguments}
+    return _sometimes(rng, call, think=text)
+
+
+def _random_answer(rng: random.Random, text: Callable[[], str]) -> dict:
+    "An answer, perhaps with a thought and one or two citations."
+    content = text()
+
+    def cite():
+        one, two = text(), [text(), text()]
+        inside = {'at': rng.randrange(len(content)), 'text': text()}
+        return rng.choice([one, two, [inside, text()]])
+
+    answer = {'role': 'assistant', 'content': content}
+    return _sometimes(rng, answer, think=text, cite=cite)
+
+# %% ../../nbs/02_serialize.ipynb #edcdb99a
 def random_episode(
-    rng, text
-) -> dict:  # rng: `random.Random`; text: a function that makes one string
-    "Some legal canonical episode: every block and every order comes up. For tests and for looking around."
-
-    def maybe(m, **kw):
-        return m | {k: v() for k, v in kw.items() if rng.random() < 0.4}
-
-    ep = {'system': text()} if rng.random() < 0.6 else {}
-    msgs = ep['messages'] = []
-    for turn in range(n := rng.randint(1, 3)):
-        msgs.append(maybe({'role': 'user', 'content': text()}, context=text))
+    rng: random.Random,
+    text: Callable[[], str],  # Makes one string, not empty
+) -> dict:
+    "Some legal canonical episode: every block and every order comes up. For tests and examples."
+    ep: dict = {'system': text()} if rng.random() < 0.6 else {}
+    ep['messages'] = msgs = []
+    turns = rng.randint(1, 3)
+    for turn in range(turns):
+        msgs.append(_sometimes(rng, {'role': 'user', 'content': text()}, context=text))
         if rng.random() < 0.2:
             msgs.append({'role': 'assistant_context', 'content': text()})
         for _ in range(rng.choice([0, 0, 1, 2])):
-            name = rng.choice(['workspace.search', 'f', text()])
-            args = {
-                text(): rng.choice([text(), 3, 2.5, None, [text()], {'k': text()}])
-                for _ in range(rng.randint(0, 3))
-            }
-            msgs.append(
-                maybe({'role': 'assistant_toolcall', 'name': name, 'arguments': args}, think=text)
-            )
-            if turn == n - 1 and rng.random() < 0.1:
-                return ep
-            msgs.append(
-                {
-                    'role': 'toolresult',
-                    'name': name,
-                    'content': rng.choice([text(), {}, {text(): [text(), 1]}]),
-                }
-            )
-        content = text()
-        cite = lambda: rng.choice(
-            [
-                text(),
-                [text(), text()],
-                [{'at': rng.randrange(len(content)), 'text': text()}, text()],
-            ]
-        )
-        msgs.append(maybe({'role': 'assistant', 'content': content}, think=text, cite=cite))
+            call = _random_call(rng, text)
+            msgs.append(call)
+            if turn == turns - 1 and rng.random() < 0.1:
+                return ep  # a call at the very end
+            result = rng.choice([text(), {}, {text(): [text(), 1]}])
+            msgs.append({'role': 'toolresult', 'name': call['name'], 'content': result})
+        msgs.append(_random_answer(rng, text))
     return ep

@@ -19,7 +19,7 @@ def open_tokenizer(kind: str) -> Tokenizer:
         return foreign_tokenizer(kind[3:])
     return get_tokenizer(kind)
 
-
+# %% ../../nbs/data/tokenizer_state.ipynb #f1660bf9
 STATE_VERSION = 1
 
 
@@ -35,20 +35,20 @@ def tokenizer_state(tok: Tokenizer) -> dict:  # JSON-ready: kind, sizes, tag →
 
 
 def save_tokenizer(tok: Tokenizer, folder: str | Path) -> Path:
-    "Write `tokenizer_state.json` into `folder`, and a vocabulary that is not ours beside it."
+    "Write `tokenizer_state.json` into `folder`, and a foreign vocabulary beside it."
     if tok.vocabulary:
         (Path(folder) / 'tokenizer.json').write_text(tok.vocabulary, encoding='utf-8')
     path = Path(folder) / 'tokenizer_state.json'
     path.write_text(json.dumps(tokenizer_state(tok), indent=1) + '\n', encoding='utf-8')
     return path
 
-
+# %% ../../nbs/data/tokenizer_state.ipynb #e94a48b1
 def tokenizer_from_state(
     state: dict,  # As `tokenizer_state` gives it
     where: str = 'tokenizer_state',  # Named in errors
     kind: str | None = None,  # Where the tokenizer is to be had; None: as the state says
 ) -> Tokenizer:
-    "The tokenizer that `state` describes; raises `UserError` naming the first tag or size that disagrees."
+    "The tokenizer of `state`; raises `UserError` naming the first tag or size that disagrees."
     if not isinstance(state, dict) or 'kind' not in state:
         raise UserError(f"{where}: no 'kind'; is this a mypt tokenizer state?")
     if state.get('version') != STATE_VERSION:
@@ -56,11 +56,13 @@ def tokenizer_from_state(
             f'{where}: version {state.get("version")!r}, this mypt reads {STATE_VERSION}; '
             'prepare the data again or update mypt'
         )
-    tok, saved = open_tokenizer(kind or state['kind']), state.get('tags') or {}
+    tok = open_tokenizer(kind or state['kind'])
+    saved = state.get('tags') or {}
     for tag in [*tok.tag_ids, *saved]:
-        if saved.get(tag) != tok.tag_ids.get(tag):
+        pinned = tok.tag_ids.get(tag)
+        if saved.get(tag) != pinned:
             raise UserError(
-                f'{where}: tag {tag} has id {saved.get(tag)}, the pinned table says {tok.tag_ids.get(tag)}; '
+                f'{where}: tag {tag} has id {saved.get(tag)}, the pinned table says {pinned}; '
                 'the tokens were written by another vocabulary, prepare the data again'
             )
     for key, want in tokenizer_state(tok).items():
@@ -68,7 +70,7 @@ def tokenizer_from_state(
             raise UserError(f'{where}: {key} is {state.get(key)!r}, expected {want!r}')
     return tok
 
-
+# %% ../../nbs/data/tokenizer_state.ipynb #4edb3048
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     "The tokenizer of a dataset or checkpoint folder, from its `tokenizer_state.json`."
     path = Path(folder) / 'tokenizer_state.json'
@@ -79,4 +81,5 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     except ValueError as e:
         raise UserError(f'{path}: not JSON ({e}); restore it or prepare the data again') from None
     foreign = isinstance(state, dict) and str(state.get('kind')).startswith('hf:')
-    return tokenizer_from_state(state, str(path), f'hf:{folder}' if foreign else None)
+    kind = f'hf:{folder}' if foreign else None
+    return tokenizer_from_state(state, str(path), kind)

@@ -29,7 +29,7 @@ class Requirement:
     check: str | None = None  # of `CHECKS`; None: each case's own
     tag: str | None = None
     warns: bool = False  # below the floor it warns and does not fail
-    count: Callable | None = None  # in place of suites: (responder) → (passed, all)
+    count: Callable[[Responder], tuple[int, int]] | None = None  # in place of suites: (passed, all)
 
 # %% ../../nbs/18_gates.ipynb #0ca7262b
 FORMAT_SUITES = ('format_en', 'format_de')
@@ -66,8 +66,8 @@ class GateRow:
 
     name: str
     passed: bool
-    k: int
-    n: int
+    k: int  # cases that passed
+    n: int  # all cases
     floor: float
     before: float | None = None  # rate of the previous report
     warns: bool = False  # says so, and does not fail
@@ -80,16 +80,29 @@ class GateRow:
     def interval(self) -> tuple[float, float]:
         return wilson(self.k, self.n)
 
+    @property
+    def mark(self) -> str:
+        if self.passed:
+            return '✓'
+        return '!' if self.warns else '✗'
 
+    def to_json(self) -> dict:
+        "JSON-ready, with rate and interval."
+        low, high = self.interval
+        counts = dict(name=self.name, passed=self.passed, k=self.k, n=self.n, rate=self.rate)
+        limits = dict(low=low, high=high, floor=self.floor, before=self.before, warns=self.warns)
+        return counts | limits
+
+# %% ../../nbs/18_gates.ipynb #1df6b6a3
 @dataclass
 class GateReport:
     "The verdict of a gate; a notebook shows it as a table."
 
     phase: str
     model: str
-    rows: list
+    rows: list[GateRow]
     weights_sha256: str | None = None
-    suites: dict = field(default_factory=dict)  # name → `SuiteResult`, to look at failures
+    suites: dict[str, SuiteResult] = field(default_factory=dict)  # to look at failures
 
     @property
     def passed(self) -> bool:
@@ -97,53 +110,16 @@ class GateReport:
 
     def to_json(self) -> dict:
         "JSON-ready; what `mypt gate --report` writes."
-        rows = [
-            dict(
-                name=r.name,
-                passed=r.passed,
-                k=r.k,
-                n=r.n,
-                rate=r.rate,
-                low=r.interval[0],
-                high=r.interval[1],
-                floor=r.floor,
-                before=r.before,
-                warns=r.warns,
-            )
-            for r in self.rows
-        ]
         return dict(
             phase=self.phase,
             model=self.model,
             passed=self.passed,
             weights_sha256=self.weights_sha256,
-            suites=rows,
+            suites=[r.to_json() for r in self.rows],
         )
 
     def __str__(self):
-        line = '{:<2} {:<22} {:>9} {:>7}   {:<16} {:>6} {}'.format
-        out = [line('', 'demand', 'cases', 'rate', '95 % interval', 'needs', '')]
-        for r in self.rows:
-            low, high = r.interval
-            before = f'(was {r.before:.1%})' if r.before is not None else ''
-            out.append(
-                line(
-                    '✓' if r.passed else '!' if r.warns else '✗',
-                    r.name,
-                    f'{r.k}/{r.n}',
-                    f'{r.rate:.1%}',
-                    f'{low:.1%} – {high:.1%}',
-                    f'{r.floor:.0%}',
-                    before,
-                )
-            )
-        return '\n'.join(
-            s.rstrip()
-            for s in [
-                *out,
-                f'gate of phase {self.phase}: {"passed" if self.passed else "NOT passed"}',
-            ]
-        )
+        return _report_table(self)
 
     def __repr__(self):
         return f'GateReport(phase {self.phase}, {"passed" if self.passed else "not passed"})'
@@ -151,7 +127,32 @@ class GateReport:
     def _repr_html_(self):
         return f'<pre>{html.escape(str(self))}</pre>'
 
+
+def _report_table(report: GateReport) -> str:
+    "A report as lines of text."
+    line = '{:<2} {:<22} {:>9} {:>7}   {:<16} {:>6} {}'.format
+    lines = [line('', 'demand', 'cases', 'rate', '95 % interval', 'needs', '')]
+    for r in report.rows:
+        low, high = r.interval
+        interval = f'{low:.1%} – {high:.1%}'
+        before = '' if r.before is None else f'(was {r.before:.1%})'
+        cases, rate, needs = f'{r.k}/{r.n}', f'{r.rate:.1%}', f'{r.floor:.0%}'
+        lines.append(line(r.mark, r.name, cases, rate, interval, needs, before))
+    verdict = 'passed' if report.passed else 'NOT passed'
+    lines.append(f'gate of phase {report.phase}: {verdict}')
+    return '\n'.join(text.rstrip() for text in lines)
+
 # %% ../../nbs/18_gates.ipynb #8d9396dc
+def _count(
+    requirement: Requirement, results: dict[str, SuiteResult], responder: Responder
+) -> tuple[int, int]:  # (passed, all)
+    "The cases of a requirement, over all its suites."
+    if requirement.count:
+        return requirement.count(responder)
+    counts = [results[s].count(requirement.check, requirement.tag) for s in requirement.suites]
+    return sum(k for k, _ in counts), sum(n for _, n in counts)
+
+
 def judge(
     responder: Responder,
     gate: tuple[Requirement, ...],
@@ -168,27 +169,23 @@ def judge(
     before = {r['name']: r['rate'] for r in (previous or {}).get('suites', ())}
     rows = []
     for r in gate:
-        if r.count:
-            k, n = r.count(responder)
-        else:
-            counts = [results[s].count(r.check, r.tag) for s in r.suites]
-            k, n = map(sum, zip(*counts, strict=True))
+        k, n = _count(r, results, responder)
         rows.append(GateRow(r.name, k >= r.floor * n, k, n, r.floor, before.get(r.name), r.warns))
     return GateReport(phase, model, rows, suites=results)
 
 # %% ../../nbs/18_gates.ipynb #d2aa2ce5
-def _write(report: dict, path: str):
+def _write_report(report: dict, path: str) -> None:
     with atomic_write(path) as f:
         f.write(json.dumps(report, indent=1, ensure_ascii=False).encode() + b'\n')
 
 
-def _read(path: str) -> dict:
+def _read_report(path: str) -> dict:
     try:
         return json.loads(Path(path).read_text(encoding='utf-8'))
     except (OSError, ValueError) as e:
         raise UserError(f'{path}: no gate report ({e}); write one with --report') from None
 
-
+# %% ../../nbs/18_gates.ipynb #67cc0c3e
 def judge_model(
     model: str,  # A name under checkpoints/, or a directory
     gate: tuple[Requirement, ...],
@@ -198,41 +195,38 @@ def judge_model(
     device: str = 'cpu',
 ) -> GateReport:
     "Judge a checkpoint at a gate and print the table."
-    m, tok, meta = load_model(model)
-    out = judge(
-        responder(m.to(device), tok, meta['layout']),
-        gate,
-        phase,
-        Path(model).name,
-        previous=_read(previous) if previous else None,
-    )
+    gpt, tok, meta = load_model(model)
+    asked = responder(gpt.to(device), tok, meta['layout'])
+    earlier = _read_report(previous) if previous else None
+    out = judge(asked, gate, phase, Path(model).name, previous=earlier)
     out.weights_sha256 = meta.get('weights_sha256')
     if report:
-        _write(out.to_json(), report)
+        _write_report(out.to_json(), report)
     print(out)
     return out
 
-
+# %% ../../nbs/18_gates.ipynb #d860b774
 def eval_model(
     model: str,  # A name under checkpoints/, or a directory
-    suite: list = None,  # Suites by name, or JSONL files; all of phase 1 when None
-    report: str = None,  # Write the counts as JSON
+    suite: list | None = None,  # Suites by name, or JSONL files; all of phase 1 when None
+    report: str | None = None,  # Write the counts as JSON
     device: str = 'cpu',
     max_new_tokens: int = 64,
 ) -> dict[str, SuiteResult]:
     "Run suites on a model and print the rates, whole and by tag."
-    m, tok, meta = load_model(model)
-    say = responder(m.to(device), tok, meta['layout'])
+    gpt, tok, meta = load_model(model)
+    asked = responder(gpt.to(device), tok, meta['layout'])
     names = suite or ['format_en', 'format_de', 'echo', 'anti_echo', 'regression_basics']
-    out = {s: run_suite(say, s, max_new_tokens) for s in watched(names, 'ask', 'suite')}
-    for r in out.values():
-        print(r)
-        for tag, (k, n) in r.by_tag().items():
-            if n < len(r.cases):
+    out = {s: run_suite(asked, s, max_new_tokens) for s in watched(names, 'ask', 'suite')}
+    counts = {}
+    for name, result in out.items():
+        print(result)
+        tags = result.by_tag()
+        for tag, (k, n) in tags.items():
+            if n < len(result.cases):
                 print(f'    {tag:<18} {k}/{n}')
+        k, n = result.count()
+        counts[name] = dict(k=k, n=n, tags=tags)
     if report:
-        _write(
-            {s: dict(zip(('k', 'n'), r.count())) | dict(tags=r.by_tag()) for s, r in out.items()},
-            report,
-        )
+        _write_report(counts, report)
     return out

@@ -8,29 +8,32 @@ __all__ = ['Case', 'load_suite', 'Responder', 'responder', 'SuiteResult', 'run_s
 # %% ../../nbs/17_suite.ipynb #2b0537e6
 import html
 import json
-from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 from ..agent.agent import run_agents
 from ..agent.documents import Document
 from ..agent.tools import Workspace
 from ..data.episodes import check_episode
+from ..data.tokenizer import EOT, Tokenizer
 from ..errors import UserError
 from .metrics import CHECKS, Reply, wilson
-from ..files import iter_lines
+from ..files import iter_lines, too_long_error
 from ..inference.generate import generate, prompt_ids, stop_ids
+from ..model.gpt import GPT
 
 # %% ../../nbs/17_suite.ipynb #2557cb83
 @dataclass(frozen=True)
 class Case:
-    "One question: a history that ends where the model speaks, a check of `CHECKS`, what is expected, tags to count by."
+    "One question: a history that ends where the model speaks, and how its reply is judged."
 
     id: str
     episode: dict
-    check: str
-    expected: object  # a string or a dict, as the check wants it; a list of them, one per turn, where the case goes on
-    tags: tuple
+    check: str  # of `CHECKS`
+    expected: Any  # what the check wants, a string or a dict; with `then` a list, one per turn
+    tags: tuple  # to count by
     then: tuple = ()  # what the user says after each reply
     documents: dict | None = None  # doc_id → text: a workspace, and tools that run in it
     snippet: int = 300  # characters that a search shows of a document
@@ -44,210 +47,224 @@ class Case:
     def wants(self) -> list:
         return self.expected if self.then else [self.expected]
 
+# %% ../../nbs/17_suite.ipynb #542d03f9
+def _suite_path(name: str | Path) -> Path:
+    "The file of a suite; raises `UserError` when there is none."
+    if Path(name).exists():
+        return Path(name)
+    folder = files('mypt') / 'assets' / 'suites'
+    shipped = {p.name.removesuffix('.jsonl'): p for p in folder.iterdir()}
+    if str(name) not in shipped:
+        known = ', '.join(sorted(shipped))
+        raise UserError(f'suite {str(name)!r} is not there; there is {known}, or give a file')
+    return Path(str(shipped[str(name)]))
 
+# %% ../../nbs/17_suite.ipynb #b556bb83
+def _read_case(raw: bytes, where: str) -> Case:
+    "One line of a suite; raises `UserError` that begins with `where`."
+    try:
+        row = json.loads(raw)
+        case = Case(
+            row['id'],
+            check_episode(row['episode']),
+            row['check'],
+            row['expected'],
+            tuple(row['tags']),
+            tuple(row.get('then', ())),
+            row.get('documents'),
+            row.get('snippet', 300),
+            row.get('limit', 0),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f'{where}: not a case: {e}') from None
+    if case.check not in CHECKS:
+        raise UserError(f'{where}: unknown check {case.check!r}; known: {", ".join(CHECKS)}')
+    return case
+
+# %% ../../nbs/17_suite.ipynb #08314473
 def load_suite(
     name: str | Path,  # A shipped suite, or a JSONL file
 ) -> list[Case]:
     "Cases of a suite; raises `UserError` with the line of a bad one."
-    path = Path(name)
-    if not path.exists():
-        shipped = {
-            p.name.removesuffix('.jsonl'): p
-            for p in (files('mypt') / 'assets' / 'suites').iterdir()
-        }
-        if str(name) not in shipped:
-            raise UserError(
-                f'suite {str(name)!r} is not there; there is {", ".join(sorted(shipped))}, or give a file'
-            )
-        path = Path(str(shipped[str(name)]))
-    out = []
+    path = _suite_path(name)
+    cases = []
     for n, raw in iter_lines(path):
-        try:
-            c = json.loads(raw)
-            case = Case(
-                c['id'],
-                check_episode(c['episode']),
-                c['check'],
-                c['expected'],
-                tuple(c['tags']),
-                tuple(c.get('then', ())),
-                c.get('documents'),
-                c.get('snippet', 300),
-                c.get('limit', 0),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise UserError(f'{path}:{n}: not a case: {e}') from None
-        if case.check not in CHECKS:
-            raise UserError(f'{path}:{n}: unknown check {case.check!r}; known: {", ".join(CHECKS)}')
-        out.append(case)
-    return out
+        where = f'{path}:{n}'
+        if raw is None:
+            raise too_long_error(where)
+        cases.append(_read_case(raw, where))
+    return cases
 
 # %% ../../nbs/17_suite.ipynb #2cc230fa
 class Responder:
-    "Whoever can be asked: histories → `Reply`s."
+    "Histories → replies: a model, or a stand-in for one."
 
     def __init__(
         self,
-        say,  # (histories, max_new_tokens, to_turn_end) → ids of each
-        tok,
-        room: int | None = None,
+        respond: Callable[
+            [list[dict], int, bool], list
+        ],  # (histories, max_new_tokens, to_turn_end)
+        tok: Tokenizer,
+        block_size: int | None = None,  # Tokens of context; None knows no limit
         layout: str = 'compact',
-        model=None,
+        model: GPT | None = None,
     ):
-        self.say, self.tok, self.room, self.layout, self.model = (say, tok, room, layout, model)
+        self.respond, self.tok, self.model = respond, tok, model
+        self.block_size, self.layout = block_size, layout
 
     def __call__(self, histories: list[dict], max_new_tokens: int) -> list[Reply]:
         "One reply to each history, to the end of its turn."
-        return [Reply(tuple(ids), self.tok) for ids in self.say(histories, max_new_tokens, True)]
+        return [
+            Reply(tuple(ids), self.tok) for ids in self.respond(histories, max_new_tokens, True)
+        ]
 
     def work(self, cases: list[Case], max_new_tokens: int) -> list[Reply]:
         "The last reply of an agent that may use the tools of each case's own workspace."
-        spaces = [
-            Workspace.of(
-                [Document(i, _title(i, t), t) for i, t in c.documents.items()], snippet=c.snippet
-            )
-            for c in cases
-        ]
         runs = run_agents(
-            lambda hs: self.say(hs, max_new_tokens, False),
+            lambda histories: self.respond(histories, max_new_tokens, False),
             self.tok,
-            spaces,
-            [c.episode for c in cases],
-            room=self.room,
+            [_workspace(case) for case in cases],
+            [case.episode for case in cases],
+            room=self.block_size,
             reserve=max_new_tokens,
             layout=self.layout,
         )
         return [Reply(tuple(r.steps[-1].ids) if r.steps else (), self.tok, r) for r in runs]
 
+# %% ../../nbs/17_suite.ipynb #665a52c3
+def _workspace(case: Case) -> Workspace:
+    "The documents of a case; a first line `# Title` is the title."
+    documents = []
+    for doc_id, text in (case.documents or {}).items():
+        first = text.split('\n', 1)[0]
+        title = first[2:].strip() if first.startswith('# ') else doc_id
+        documents.append(Document(doc_id, title, text))
+    return Workspace.of(documents, snippet=case.snippet)
 
-def _title(doc_id: str, text: str) -> str:
-    return text.split('\n', 1)[0][2:].strip() if text.startswith('# ') else doc_id
+# %% ../../nbs/17_suite.ipynb #5bbeff22
+def responder(
+    model: GPT, tok: Tokenizer, layout: str = 'compact', batch_size: int = 64
+) -> Responder:
+    "A greedy `Responder` for a model. A history that leaves no space for a reply gets none."
 
-
-def responder(model, tok, layout: str = 'compact', batch_size: int = 64) -> Responder:
-    "A speaker for a model, greedy. A history that leaves no room gets no reply."
-
-    def say(histories, max_new_tokens, to_turn_end):
+    def respond(histories, max_new_tokens, to_turn_end):
+        stop = stop_ids(tok, (EOT,) if to_turn_end else ('</myPT_assistant>', EOT))
         prompts = [prompt_ids(h, tok, layout) for h in histories]
-        fits, out = (
-            [i for i, p in enumerate(prompts) if len(p) + max_new_tokens <= model.cfg.block_size],
-            [()] * len(prompts),
-        )
-        stop = stop_ids(
-            tok, ('<myPT_eot>',) if to_turn_end else ('</myPT_assistant>', '<myPT_eot>')
-        )
-        said = (
-            generate(
-                model,
-                tok,
-                [prompts[i] for i in fits],
-                max_new_tokens,
-                stop=stop,
-                batch_size=batch_size,
-            )
-            if fits
-            else []
-        )
-        for i, ids in zip(fits, said):
-            out[i] = ids
+        limit = model.cfg.block_size - max_new_tokens
+        fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= limit]
+        out: list = [()] * len(prompts)
+        if fits:
+            asked = [prompts[i] for i in fits]
+            replies = generate(model, tok, asked, max_new_tokens, stop=stop, batch_size=batch_size)
+            for i, ids in zip(fits, replies, strict=True):
+                out[i] = ids
         return out
 
-    return Responder(say, tok, model.cfg.block_size, layout, model)
+    return Responder(respond, tok, model.cfg.block_size, layout, model)
 
-
+# %% ../../nbs/17_suite.ipynb #c4c9720e
 @dataclass
 class SuiteResult:
-    "What came of a suite: a reply per case, and whether each passed its own check."
+    "What came of a suite: the replies of each case, and whether it passed."
 
     name: str
-    cases: list
-    replies: list
+    cases: list[Case]
+    replies: list[list[Reply]]  # one per turn
 
     def passes(self, i: int, check: str | None = None) -> bool:
         "Does case `i` pass its own check, or another one, in every turn?"
-        c, rs = self.cases[i], self.replies[i]
-        return len(rs) == len(c.wants) and all(
-            CHECKS[check or c.check](r, w) for r, w in zip(rs, c.wants)
-        )
+        case, replies = self.cases[i], self.replies[i]
+        judge = CHECKS[check or case.check]
+        if len(replies) != len(case.wants):
+            return False
+        return all(judge(r, want) for r, want in zip(replies, case.wants, strict=True))
 
     def count(
-        self, check: str | None = None, tag: str | None = None
+        self,
+        check: str | None = None,  # In place of each case's own
+        tag: str | None = None,  # Only cases with this tag
     ) -> tuple[int, int]:  # (passed, all)
-        "How many pass their own check, or another one; of those with a tag, or of all."
-        some = [i for i, c in enumerate(self.cases) if tag is None or tag in c.tags]
-        return sum(self.passes(i, check) for i in some), len(some)
+        "How many cases pass."
+        chosen = [i for i, c in enumerate(self.cases) if tag is None or tag in c.tags]
+        return sum(self.passes(i, check) for i in chosen), len(chosen)
 
     def by_tag(self) -> dict[str, tuple[int, int]]:  # tag → (passed, all)
         "Counts for every tag."
-        ok, n = Counter(), Counter()
-        for i, c in enumerate(self.cases):
-            n.update(c.tags)
-            if self.passes(i):
-                ok.update(c.tags)
-        return {t: (ok[t], n[t]) for t in n}
+        tags = dict.fromkeys(tag for c in self.cases for tag in c.tags)
+        return {tag: self.count(tag=tag) for tag in tags}
 
     @property
     def failed(self) -> list[tuple[Case, Reply]]:  # To look at: the last reply of each
-        return [
-            (c, rs[-1])
-            for i, (c, rs) in enumerate(zip(self.cases, self.replies))
-            if not self.passes(i)
-        ]
+        failing = [i for i in range(len(self.cases)) if not self.passes(i)]
+        return [(self.cases[i], self.replies[i][-1]) for i in failing]
 
     def __repr__(self):
         k, n = self.count()
-        return f'{self.name}: {k}/{n} = {k / n:.1%} [{wilson(k, n)[0]:.1%}, {wilson(k, n)[1]:.1%}]'
+        low, high = wilson(k, n)
+        return f'{self.name}: {k}/{n} = {k / n:.1%} [{low:.1%}, {high:.1%}]'
 
     def _repr_html_(self):
-        row = '<tr><td>{}</td><td>{}</td><td>{}</td></tr>'.format
-        bad = ''.join(
-            row(*map(html.escape, (c.question, str(c.wants[-1]), r.text[:80])))
-            for c, r in self.failed[:8]
-        )
-        table = (
-            f'<table><tr><th>question</th><th>expected</th><th>said</th></tr>{bad}</table>'
-            if bad
-            else ''
-        )
-        return f'<b>{html.escape(repr(self))}</b>{table}'
+        return f'<b>{html.escape(repr(self))}</b>{_failures_html(self.failed[:8])}'
 
+# %% ../../nbs/17_suite.ipynb #bad9a774
+def _failures_html(failed: list[tuple[Case, Reply]]) -> str:  # Empty when there are none
+    "A table of cases and what was said."
+    if not failed:
+        return ''
+    rows = ['<tr><th>question</th><th>expected</th><th>said</th></tr>']
+    for case, reply in failed:
+        cells = map(html.escape, (case.question, str(case.wants[-1]), reply.text[:80]))
+        rows.append('<tr><td>{}</td><td>{}</td><td>{}</td></tr>'.format(*cells))
+    return f'<table>{"".join(rows)}</table>'
 
-def run_suite(say, name: str | Path, max_new_tokens: int = 64) -> SuiteResult:
-    "Ask every case of a suite; cases of several turns go on with what the model itself said."
+# %% ../../nbs/17_suite.ipynb #1f5faac8
+def _ask_in_turns(
+    responder: Responder, cases: list[Case], max_new_tokens: int
+) -> list[list[Reply]]:  # Per case, one reply per turn
+    "Ask every case, turn by turn."
+    histories = [case.episode for case in cases]
+    replies: list[list[Reply]] = [[] for _ in cases]
+    live = list(range(len(cases)))
+    while live:
+        said = responder([histories[i] for i in live], max_new_tokens)
+        for i, reply in zip(live, said, strict=True):
+            replies[i].append(reply)
+        live = [i for i in live if len(replies[i]) <= len(cases[i].then) and replies[i][-1].answer]
+        for i in live:
+            follow_up = {'role': 'user', 'content': cases[i].then[len(replies[i]) - 1]}
+            messages = [*histories[i]['messages'], replies[i][-1].message, follow_up]
+            histories[i] = {**histories[i], 'messages': messages}
+    return replies
+
+# %% ../../nbs/17_suite.ipynb #232a1793
+def run_suite(
+    responder: Responder,
+    name: str | Path,  # A shipped suite, or a JSONL file
+    max_new_tokens: int = 64,  # At least; a case may ask for more
+) -> SuiteResult:
+    "Ask every case of a suite; cases with documents are worked on by the agent."
     cases = load_suite(name)
     max_new_tokens = max([max_new_tokens, *(c.limit for c in cases)])
     if cases and cases[0].documents is not None:
-        return SuiteResult(
-            Path(name).stem, cases, [[r] for r in say.work(cases, max(max_new_tokens, 160))]
-        )
-    histories, replies, live = (
-        [c.episode for c in cases],
-        [[] for _ in cases],
-        list(range(len(cases))),
-    )
-    while live:
-        for i, r in zip(live, say([histories[i] for i in live], max_new_tokens)):
-            replies[i].append(r)
-        live = [i for i in live if len(replies[i]) <= len(cases[i].then) and replies[i][-1].answer]
-        for i in live:
-            new = [
-                replies[i][-1].message,
-                {'role': 'user', 'content': cases[i].then[len(replies[i]) - 1]},
-            ]
-            histories[i] = {**histories[i], 'messages': [*histories[i]['messages'], *new]}
+        replies = [[reply] for reply in responder.work(cases, max(max_new_tokens, 160))]
+    else:
+        replies = _ask_in_turns(responder, cases, max_new_tokens)
     return SuiteResult(Path(name).stem, cases, replies)
 
 # %% ../../nbs/17_suite.ipynb #5d9f0b8c
-def _asked(ep: dict) -> list[str]:
-    return [
-        ' '.join(m['content'].lower().split())
-        for m in ep.get('messages', ())
-        if m['role'] == 'user'
-    ]
+def _questions(ep: dict) -> list[str]:
+    "What users say in an episode, less case and extra spaces."
+    users = [m for m in ep.get('messages', ()) if m['role'] == 'user']
+    return [' '.join(m['content'].lower().split()) for m in users]
 
 
-def leaks(episodes, suites) -> list[str]:  # Questions that stand in both
-    "First questions of the suites (names or lists of cases) that occur in the episodes."
-    cases = [c for s in suites for c in (load_suite(s) if isinstance(s, (str, Path)) else s)]
-    held = {_asked(c.episode)[0] for c in cases}
-    return sorted({q for ep in episodes for q in _asked(ep) if q in held})
+def leaks(
+    episodes: Iterable[dict],
+    suites: Iterable[str | Path | list[Case]],  # Names, files, or lists of cases
+) -> list[str]:  # Questions that occur in both
+    "First questions of the suites that occur in the episodes."
+    held = set()
+    for suite in suites:
+        cases = load_suite(suite) if isinstance(suite, (str, Path)) else suite
+        held |= {_questions(case.episode)[0] for case in cases}
+    return sorted({q for ep in episodes for q in _questions(ep) if q in held})

@@ -10,6 +10,47 @@ import torch
 from functools import cache
 from torch import Tensor
 
+# %% ../../nbs/10_loss.ipynb #d9b3e42c
+def _slice_loss(
+    z: Tensor,  # [n, V] logits
+    y: Tensor,  # [n, 1] targets
+    w: Tensor,  # [n, 1] weights
+) -> tuple[Tensor, Tensor]:  # Σ w·ce; its gradient with respect to the logits, in their dtype
+    "Loss and gradient of one slice; float32 logits are overwritten."
+    dtype = z.dtype
+    z = z if dtype == torch.float64 else z.float()
+    top, right = z.amax(1, keepdim=True), z.gather(1, y)
+    p = z.sub_(top).exp_()
+    total = p.sum(1, keepdim=True)
+    ce = total.log() + top - right
+    grad = p.mul_(w / total).scatter_add_(1, y, -w.to(p.dtype))
+    return (w * ce).sum(), grad.to(dtype)
+
+
+@cache
+def _fused_slice_loss():
+    "`_slice_loss` as one kernel: bfloat16 logits in, bfloat16 gradients out, no float32 copy."
+    return torch.compile(_slice_loss, dynamic=True)
+
+# %% ../../nbs/10_loss.ipynb #5a0fc2e0
+def _add_product(
+    out: Tensor,  # The sum, in its own precision
+    a: Tensor,  # Left factor
+    b: Tensor,  # Right factor
+    first: bool,  # Overwrite what is in `out`
+) -> None:
+    "`out += a @ b`, or `out = a @ b` at the first slice."
+    if out.dtype != a.dtype:
+        product = a @ b
+        if first:
+            out.copy_(product)
+        else:
+            out.add_(product)
+    elif first:
+        torch.mm(a, b, out=out)
+    else:
+        out.addmm_(a, b)
+
 # %% ../../nbs/10_loss.ipynb #7718e670
 LOGIT_CHUNK = dict(cpu=2**25, cuda=2**27)  # Logits held at once, at most
 
@@ -19,77 +60,46 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, h, W, targets, weights, dtype, chunk, grad):
-        M, Wd = max(1, h.shape[0]), W.to(dtype)
-        n = -(-M // -(-M // max(1, chunk // W.shape[0])))  # rows of a slice; all slices alike
-        z = torch.empty(n, W.shape[0], device=h.device, dtype=dtype)  # one buffer for all slices
-        loss = torch.zeros(
-            (), device=h.device, dtype=torch.float64 if dtype == torch.float64 else torch.float32
-        )
-        dh = torch.empty_like(h) if grad and ctx.needs_input_grad[0] else None
-        dW = (
-            (torch.empty_like if len(h) else torch.zeros_like)(W)
-            if grad and ctx.needs_input_grad[1]
-            else None
-        )
-        ce = _fused_ce() if h.is_cuda else _ce
-        for i in range(0, h.shape[0], n):
+        M, V = h.shape[0], W.shape[0]
+        n = _rows_per_slice(max(1, M), max(1, chunk // V))
+        W_low = W.to(dtype)
+        logits = torch.empty(n, V, device=h.device, dtype=dtype)  # one buffer for all slices
+        loss_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        loss = torch.zeros((), device=h.device, dtype=loss_dtype)
+        dh = dW = None
+        if grad and ctx.needs_input_grad[0]:
+            dh = torch.empty_like(h)
+        if grad and ctx.needs_input_grad[1]:
+            dW = torch.empty_like(W) if M else torch.zeros_like(W)
+        slice_loss = _fused_slice_loss() if h.is_cuda else _slice_loss
+        for i in range(0, M, n):
             x = h[i : i + n].to(dtype)
-            part, g = ce(
-                torch.mm(x, Wd.T, out=z[: len(x)]),
-                targets[i : i + n, None],
-                weights[i : i + n, None],
-            )
+            z = torch.mm(x, W_low.T, out=logits[: len(x)])
+            part, g = slice_loss(z, targets[i : i + n, None], weights[i : i + n, None])
             loss = loss + part
             if dh is not None:
-                dh[i : i + n] = g @ Wd
+                dh[i : i + n] = g @ W_low
             if dW is not None:
                 _add_product(dW, g.T, x, first=i == 0)
         ctx.save_for_backward(*(t for t in (dh, dW) if t is not None))
-        ctx.have = dh is not None, dW is not None
+        ctx.has_grad = dh is not None, dW is not None
         return loss
 
     @staticmethod
     def backward(ctx, g):
-        one = (
-            g.device.type == 'cpu' and g.item() == 1
-        )  # the rule in training; a GPU would have to wait for the answer
-        saved = iter(ctx.saved_tensors if one else [t * g for t in ctx.saved_tensors])
-        dh, dW = (next(saved) if have else None for have in ctx.have)
+        # 1 is the rule in training; on a GPU, asking for the value would wait for the device
+        is_one = g.device.type == 'cpu' and g.item() == 1
+        saved = iter(ctx.saved_tensors if is_one else [t * g for t in ctx.saved_tensors])
+        dh, dW = (next(saved) if has else None for has in ctx.has_grad)
         return dh, dW, None, None, None, None, None
 
 
-def _add_product(
-    out: Tensor,
-    a: Tensor,
-    b: Tensor,
-    first: bool,  # sums stay in the precision of `out`
-):
-    if out.dtype != a.dtype:
-        out.copy_(a @ b) if first else out.add_(a @ b)
-    elif first:
-        torch.mm(a, b, out=out)
-    else:
-        out.addmm_(a, b)
+def _rows_per_slice(M: int, most: int) -> int:
+    "Rows per slice, at most `most`, so that the slices of `M` rows are about equally long."
+    n_slices = -(-M // most)
+    return -(-M // n_slices)
 
-
-def _ce(
-    z: Tensor, y: Tensor, w: Tensor
-) -> tuple[Tensor, Tensor]:  # [n, V] logits, [n, 1] targets, [n, 1] weights
-    "Σ w·ce, and its gradient with respect to the logits in their dtype; float32 logits are overwritten by it."
-    dtype, z = z.dtype, z if z.dtype == torch.float64 else z.float()
-    top, right = z.amax(1, keepdim=True), z.gather(1, y)
-    p = z.sub_(top).exp_()
-    total = p.sum(1, keepdim=True)
-    ce = total.log() + top - right
-    return (w * ce).sum(), p.mul_(w / total).scatter_add_(1, y, -w.to(p.dtype)).to(dtype)
-
-
-@cache
-def _fused_ce():
-    "`_ce` as one kernel that reads bfloat16 logits and writes bfloat16 gradients, with no float32 copy between."
-    return torch.compile(_ce, dynamic=True)
-
-
+# %% ../../nbs/10_loss.ipynb #48d66ed4
 def head_loss(
     h: Tensor,  # [M, C] final hidden states of supervised positions
     W: Tensor,  # [V, C] the head
