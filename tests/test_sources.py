@@ -1,21 +1,27 @@
-"""Converters: rows of every set's true columns, good and bad, from memory, JSON and Parquet mirrors; real XQuAD and BFCL files."""
+"""Converters: rows of every set's true columns, good and bad, from memory, JSON and Parquet.
 
-import json, re
+Real XQuAD and BFCL files are read where `../shared/data` is there.
+"""
+
+import json
+import re
 from collections import Counter
 from itertools import count
 import pytest
 from mypt.cli import main
 from mypt.data.episodes import check_episode, read_episodes
-from mypt.sources.qa import QA_SETS
-from mypt.sources.questions import dataset_questions
-from mypt.data.serialize import check_order, parse, serialize, to_ids
 from mypt.data.language import guess_language
-from mypt.sources.chat import OPEN_TREES
-from mypt.sources.convert import HUB, SOURCE_FORMS, convert, form_for, sources_of
-from mypt.sources.rows import Skip, Tally, json_rows
+from mypt.data.serialize import check_order, parse, serialize, to_ids
 from mypt.data.tokenizer import TAGS, get_tokenizer
 from mypt.errors import UserError
-from mypt.sources.tools import json_schema_of, parse_calls, share, split_context, tools_of, typed
+from mypt.sources.chat import OPEN_TREES
+from mypt.sources.convert import HUB, SOURCE_FORMS, convert, form_for
+from mypt.sources.qa import QA_SETS, trivia_question
+from mypt.sources.questions import dataset_questions
+from mypt.sources.rows import Skip, Tally, json_rows
+from mypt.sources.tool_calls import parse_calls
+from mypt.sources.tool_schemas import json_schema_of, tools_of, typed
+from mypt.sources.tools import share, split_context
 
 
 def message(
@@ -89,14 +95,16 @@ DOLCI_TOOLS = [
         messages=[
             say(
                 'system',
-                'You are a function-calling assistant. Output any function calls within <function_calls></function_calls> XML tags.',
+                'You are a function-calling assistant. Output any function calls within '
+                '<function_calls></function_calls> XML tags.',
                 functions=json.dumps([WEATHER]),
             ),
             say('user', 'What will the weather be in Bonn and in Trier?'),
             say(
                 'assistant',
                 None,
-                'get_weather(city="Bonn", days=3)\nget_weather(city="Trier, (old) town", alerts=true)',
+                'get_weather(city="Bonn", days=3)\n'
+                'get_weather(city="Trier, (old) town", alerts=true)',
             ),
             say('environment', '[{"sky": "grey"}, {"sky": "blue"}]'),
             say('assistant', 'It is grey in Bonn and blue in Trier.'),
@@ -151,10 +159,11 @@ DOLCI_TOOLS = [
 
 GERMAN_TOOLS = [
     dict(
-        System='SYSTEM: Du bist ein hilfreicher Assistent mit Zugriff auf die folgenden Funktionen. Benutze sie bei Bedarf -\n'
-        + json.dumps(WEATHER),
+        System='SYSTEM: Du bist ein hilfreicher Assistent mit Zugriff auf die folgenden '
+        'Funktionen. Benutze sie bei Bedarf -\n' + json.dumps(WEATHER),
         Chat='USER: Wie wird das Wetter in Köln? Und was heißt ASSISTANT: hier?\n\n\n'
-        'ASSISTANT: <functioncall> {"name": "get_weather", "arguments": \'{"city": "Köln", "days": "2"}\'} <|endoftext|>\n\n\n'
+        'ASSISTANT: <functioncall> {"name": "get_weather", '
+        '"arguments": \'{"city": "Köln", "days": "2"}\'} <|endoftext|>\n\n\n'
         'FUNCTION RESPONSE: {"sky": "grau"}\n\n\nASSISTANT: Es wird grau. <|endoftext|>',
     ),
     dict(
@@ -175,7 +184,8 @@ RAG = [
         conversations=[
             {
                 'from': 'human',
-                'value': 'Kontext 1: Der Fuchs lebt im Wald.\nKontext 2: Die Eule ist wach.\n\nFrage: Wo lebt der Fuchs?',
+                'value': 'Kontext 1: Der Fuchs lebt im Wald.\nKontext 2: Die Eule ist wach.\n\n'
+                'Frage: Wo lebt der Fuchs?',
             },
             {'from': 'gpt', 'value': 'Er lebt im Wald.'},
         ],
@@ -412,8 +422,8 @@ def run(rows, form='', **kw):
     "Episodes and books of rows in memory; the books balance and every episode is legal."
     tally = Tally('t', **kw)
     eps = list(form_for(rows[0], form)(iter(rows), tally))
-    assert tally.read == len(rows) == tally.used + sum(tally.why.values())
-    return checked(eps), tally.why
+    assert tally.read == len(rows) == tally.used + sum(tally.reasons.values())
+    return checked(eps), tally.reasons
 
 
 def checked(eps):
@@ -446,7 +456,7 @@ def write_parquet(path, rows):
     datasets.Dataset.from_list(rows).to_parquet(str(path))
 
 
-# --- each set from a mirror -------------------------------------------------------------------------------------------------------------
+# --- each set from a mirror
 
 
 @pytest.mark.parametrize('kind', ['parquet', 'jsonl', 'json'])
@@ -478,7 +488,7 @@ def test_every_chat_set_from_a_mirror(name, kind, tmp_path, capsys, monkeypatch)
 @pytest.mark.parametrize('kind', ['parquet', 'jsonl'])
 @pytest.mark.parametrize('name', QA_SETS)
 def test_every_question_set_from_a_mirror(name, kind, tmp_path):
-    rows, config = QA_ROWS[name], HUB[name][2]
+    rows, config = QA_ROWS[name], HUB[name].config
     folder = tmp_path / 'mirror' / name / config
     if kind == 'parquet':
         write_parquet(folder / 'train-00000-of-00001.parquet', rows)
@@ -487,7 +497,7 @@ def test_every_question_set_from_a_mirror(name, kind, tmp_path):
         (folder / 'train.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
     tally = Tally(name)
     qs = list(dataset_questions(name, tally, mirror=str(tmp_path / 'mirror')))
-    assert tally.read == len(rows) == len(qs) + sum(tally.why.values()) and qs
+    assert tally.read == len(rows) == len(qs) + sum(tally.reasons.values()) and qs
     for q in qs:
         assert (
             q.question
@@ -502,7 +512,7 @@ def test_every_question_set_from_a_mirror(name, kind, tmp_path):
     assert n == len(eps) == len(qs) and all('context' in e['messages'][0] for e in eps)
 
 
-# --- what the episodes say --------------------------------------------------------------------------------------------------------------
+# --- what the episodes say
 
 
 def test_oasst_follows_the_best_ranked_branch():
@@ -532,7 +542,7 @@ def test_oasst_without_languages_takes_all():
 
 
 def test_oasst_rows_in_any_order_and_mixed_trees():
-    eps, why = run(OASST[::-1], languages=('en', 'de'))
+    eps, _ = run(OASST[::-1], languages=('en', 'de'))
     assert {e['id']: [m['content'] for m in e['messages']][-1] for e in eps} == {
         't1': 'The blue is gone by then.',
         't2': 'Wegen der Luft.',
@@ -681,7 +691,7 @@ def test_german_calls_are_mapped():
 
 
 def test_german_rag_context_becomes_context():
-    eps, why = run(RAG)
+    eps, _ = run(RAG)
     user = eps[0]['messages'][0]
     assert user['content'] == 'Wo lebt der Fuchs?'
     assert (
@@ -728,17 +738,11 @@ def test_tags_in_the_data_stay_text():
 
 
 def test_trivia_is_cut_around_the_answer():
-    q = next(questions_of('mandarjoshi/trivia_qa'))
+    q = trivia_question(QA_ROWS['mandarjoshi/trivia_qa'][0])
     assert len(q.passages[0][1]) <= 6000 and 'Guns of Navarone' in q.passages[0][1]
 
 
-def questions_of(name):
-    from mypt.sources.qa import trivia_question
-
-    return map(trivia_question, QA_ROWS[name])
-
-
-# --- notations --------------------------------------------------------------------------------------------------------------------------
+# --- notations
 
 
 @pytest.mark.parametrize(
@@ -769,7 +773,8 @@ def test_several_calls_in_every_notation():
         'f(a=1); g(a=2)',
         '[{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {"a": 2}}]',
         '{"name": "f", "arguments": {"a": 1}}\n{"name": "g", "arguments": {"a": 2}}',
-        '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>\n<tool_call>{"name": "g", "arguments": {"a": 2}}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>\n'
+        '<tool_call>{"name": "g", "arguments": {"a": 2}}</tool_call>',
         '<function_calls><invoke name="f"><parameter name="a">1</parameter></invoke>'
         '<invoke name="g"><parameter name="a">2</parameter></invoke></function_calls>',
     ):
@@ -860,7 +865,7 @@ def test_languages():
     ] == ['de', 'en', '', '', '']
 
 
-# --- files, mirrors, errors -------------------------------------------------------------------------------------------------------------
+# --- files, mirrors, errors
 
 
 def test_json_in_every_layout(tmp_path):
@@ -1047,10 +1052,10 @@ def test_without_the_library(monkeypatch, tmp_path):
 def test_every_form_can_be_loaded():
     for name, form in SOURCE_FORMS.items():
         assert form_for({c.split('|')[0]: '' for c in form.columns}, name).__doc__
-    assert all(form in SOURCE_FORMS or not form for form, _, _ in HUB.values())
+    assert all(known.form in SOURCE_FORMS or not known.form for known in HUB.values())
 
 
-# --- real files -------------------------------------------------------------------------------------------------------------------------
+# --- real files
 
 
 @pytest.mark.parametrize('lang', ['en', 'de'])
