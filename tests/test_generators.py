@@ -1,20 +1,26 @@
-"""Promises of the phase-1 generators and of the suites that judge it."""
+"Promises of the phase-1 generators and of the suites that judge it."
 
 import json
 from collections import Counter
 from importlib.resources import files
 from itertools import islice
+
 import pytest
+
+from mypt.curriculum.format_lock import format_lock_suites, make_echo, make_format_lock
+from mypt.curriculum.synthetic import held_out
 from mypt.data.episodes import check_episode
 from mypt.data.masks import encode
-from mypt.curriculum.synthetic import held_out
-from mypt.curriculum.format_lock import format_lock_suites, make_echo, make_format_lock
-from mypt.eval.suite import leaks, load_suite
 from mypt.data.tokenizer import get_tokenizer
 from mypt.errors import UserError
+from mypt.eval.suite import leaks, load_suite
 
 MAKERS = dict(format_lock=make_format_lock, echo=make_echo)
-pair = lambda e: (e['messages'][0]['content'], e['messages'][1]['content'])
+SUITES = files('mypt') / 'assets' / 'suites'
+
+
+def pair(e: dict) -> tuple[str, str]:
+    return e['messages'][0]['content'], e['messages'][1]['content']
 
 
 @pytest.mark.parametrize('kind', MAKERS)
@@ -22,7 +28,8 @@ def test_ten_thousand_are_different_legal_and_repeatable(kind):
     eps = list(MAKERS[kind](10_000))
     assert len(set(map(pair, eps))) == 10_000
     assert all(check_episode(e) == e for e in eps)
-    assert eps[:300] == list(MAKERS[kind](300)) and eps[:50] != list(MAKERS[kind](50, seed=43))
+    assert eps[:300] == list(MAKERS[kind](300))
+    assert eps[:50] != list(MAKERS[kind](50, seed=43))
 
 
 @pytest.mark.parametrize('kind', MAKERS)
@@ -34,8 +41,9 @@ def test_languages_are_as_asked(kind, language, share):
 
 def test_no_question_of_any_suite_is_ever_generated():
     "Thirty thousand of each kind, other seeds too, against every shipped case."
-    names = [p.name.removesuffix('.jsonl') for p in (files('mypt') / 'assets' / 'suites').iterdir()]
-    assert len(names) >= 5 and all(len(load_suite(n)) >= 100 for n in names)
+    names = [p.name.removesuffix('.jsonl') for p in SUITES.iterdir()]
+    assert len(names) >= 5
+    assert all(len(load_suite(n)) >= 100 for n in names)
     made = [
         *make_format_lock(14_000),
         *make_echo(30_000),
@@ -49,9 +57,7 @@ def test_no_question_of_any_suite_is_ever_generated():
 def test_shipped_suites_are_what_the_generator_makes():
     for name, cases in format_lock_suites().items():
         text = ''.join(json.dumps(c, ensure_ascii=False) + '\n' for c in cases)
-        assert (files('mypt') / 'assets' / 'suites' / f'{name}.jsonl').read_text(
-            encoding='utf-8'
-        ) == text
+        assert (SUITES / f'{name}.jsonl').read_text(encoding='utf-8') == text
 
 
 def test_payloads_of_the_echo_suite_are_held_out():
@@ -93,13 +99,13 @@ def test_modes(kw, only):
 @pytest.mark.parametrize('kw', [dict(gibberish='exclude'), dict(gibberish='only')])
 def test_gibberish(kw):
     kinds = Counter(e['_meta']['category'] for e in make_echo(400, anti_echo=False, **kw))
-    assert ('gibberish' in kinds) == (kw['gibberish'] == 'only') and (len(kinds) == 1) == (
-        kw['gibberish'] == 'only'
-    )
+    only = kw['gibberish'] == 'only'
+    assert ('gibberish' in kinds) == only
+    assert (len(kinds) == 1) == only
 
 
 def test_asking_for_too_many_says_how_many_there_are():
-    with pytest.raises(UserError, match='only .* different'):
+    with pytest.raises(UserError, match=r'only .* different'):
         list(make_format_lock(10**6, 'en', mode='minimal'))
 
 
