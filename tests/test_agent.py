@@ -6,7 +6,7 @@ import pytest
 import torch
 from mypt.agent.agent import STOPPED, fit_history, model_reply, read_reply, run_agents
 from mypt.agent.prompts import own_prompt
-from mypt.agent.rag_chat import Conversation, agent, rag_chat
+from mypt.agent.rag_chat import DocumentChat, agent, rag_chat
 from mypt.model.checkpoint import save_checkpoint
 from mypt.model.config import ModelConfig
 from mypt.inference.constrain import CallGrammar, call_schema
@@ -468,7 +468,7 @@ def test_a_conversation_remembers_and_forgets(there, monkeypatch):
             lambda hs: [tok.encode_with_tags(f'{len(h["messages"])}' + END) for h in hs]
         ),
     )
-    talk = Conversation(str(there / 'm'), OFFICE, None, 'cpu', 100, 5)
+    talk = DocumentChat(str(there / 'm'), OFFICE, max_new_tokens=100)
     assert [talk.ask(q).answer for q in ('a', 'b', 'c')] == ['1', '3', '5']
     assert talk.ask('x' * 2000).stopped == 'length' and talk.ask('d').answer == '7'
     assert talk.ask('y' * 880).answer == '1'  # no room beside what was said: begins anew

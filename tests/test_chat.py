@@ -17,7 +17,7 @@ from mypt.data.serialize import dump_call, parse
 from mypt.data.tokenizer import get_tokenizer
 from mypt.errors import UserError
 from mypt.agent.tools import Workspace
-import mypt.serve.terminal
+import mypt.serve.session
 
 tok = get_tokenizer('byte')
 OFFICE = Workspace.of([Document('leave.md', 'Leave', 'Parental leave is twelve weeks.')])
@@ -52,7 +52,7 @@ def screen(model, monkeypatch):
                 raise KeyboardInterrupt
             yield Step(0, i, 1.0)
 
-    monkeypatch.setattr(mypt.serve.terminal, 'steps', steps)
+    monkeypatch.setattr(mypt.serve.session, 'steps', steps)
     return Terminal(Session(model, OFFICE), io.StringIO())
 
 
@@ -70,7 +70,7 @@ def test_turns(screen):
     )
     assert len(screen.talk.past) == 4 and 'two\nlines' in typed(screen, '/history')
     assert typed(screen, '/undo') == 'taken back: two\nlines\n' and len(screen.talk.past) == 2
-    assert typed(screen, '/retry') == 'You said hello\n' and screen.talk.set.seed == 1
+    assert typed(screen, '/retry') == 'You said hello\n' and screen.talk.settings.seed == 1
     typed(screen, '/new')
     assert (
         screen.talk.past == []
@@ -152,16 +152,16 @@ def test_save_and_load(screen, tmp_path):
     ],
 )
 def test_wrong_commands_are_one_line(screen, line, why):
-    before = Settings(**vars(screen.talk.set))
+    before = Settings(**vars(screen.talk.settings))
     out = typed(screen, line)
-    assert why in out and out.count('\n') == 1 and screen.talk.set == before
+    assert why in out and out.count('\n') == 1 and screen.talk.settings == before
 
 
 def test_settings_reach_the_model(screen, monkeypatch):
     seen = []
-    steps = mypt.serve.terminal.steps
+    steps = mypt.serve.session.steps
     monkeypatch.setattr(
-        mypt.serve.terminal,
+        mypt.serve.session,
         'steps',
         lambda m, p, new, how, *a: seen.append((new, how)) or steps(m, p, new, how, *a),
     )
