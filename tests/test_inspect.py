@@ -1,6 +1,11 @@
-"The inspector in a real browser: hostile content stays text, nothing is lost, keys work, colour is never alone."
+"The inspector in a browser: hostile content stays text, nothing is lost, colour is never alone."
 
-import json, random, re, shutil, string
+import json
+import random
+import re
+import shutil
+import string
+
 import numpy as np
 import pytest
 from mypt.report.board import chat_html, facts_html, gate_board, loss_board, report_html, tree_html
@@ -14,7 +19,7 @@ from mypt.report.inspect import (
     inspector,
     item_text,
     items_of,
-    runs,
+    run_lengths,
     score,
     token_texts,
     write_inspect_html,
@@ -106,11 +111,11 @@ def embedded(page):
 
 
 def unrun(a):
-    return [v for v, n in zip(a[::2], a[1::2]) for _ in range(n)]
+    return [v for v, n in zip(a[::2], a[1::2], strict=True) for _ in range(n)]
 
 
 def test_data_round_trip_through_the_page():
-    items = hostile_items() + [packed_item(1024)]
+    items = [*hostile_items(), packed_item(1024)]
     [data] = embedded(inspect_html(items, HOSTILE[0]))
     assert data['title'] == HOSTILE[0] and data['roles'] == list(ROLES)
     for it, got in zip(items, data['items'], strict=True):
@@ -147,7 +152,7 @@ def test_runs():
     rng = np.random.default_rng(0)
     for n in (0, 1, 2, 50):
         a = rng.integers(0, 3, n)
-        assert unrun(runs(a)) == a.tolist()
+        assert unrun(run_lengths(a)) == a.tolist()
 
 
 def test_bad_input_is_one_line():
@@ -197,7 +202,7 @@ ALIEN = 'img, b, i:not(.chip i), script:not([type]), #owned, .inspector script, 
 
 def test_hostile_content_is_inert(browser, tmp_path):
     b = load(browser, tmp_path, hostile_items(), 'safe')
-    for k in range(len(HOSTILE)):
+    for _ in HOSTILE:
         assert b.js(f"document.querySelectorAll('{ALIEN}').length") == 0
         assert b.js('document.title') == 'safe'
         b.press('n')
@@ -219,7 +224,8 @@ def test_a_token_that_is_markup_stays_text(browser, tmp_path):
 
 
 def test_policy_lets_no_other_script_run(browser, tmp_path):
-    evil = '<script>document.title="owned"</script><img src="http://127.0.0.1:9/x" onerror="document.title=1">'
+    evil = '<script>document.title="owned"</script>'
+    evil += '<img src="http://127.0.0.1:9/x" onerror="document.title=1">'
     page = inspect_html(hostile_items()[:1], 'safe').replace('<main>', '<main>' + evil)
     (tmp_path / 'page.html').write_text(page)
     browser.open(tmp_path / 'page.html')
@@ -227,9 +233,9 @@ def test_policy_lets_no_other_script_run(browser, tmp_path):
 
 
 def test_every_token_is_shown_in_order(browser, tmp_path):
-    items = hostile_items()[:4] + [packed_item(1024)]
+    items = [*hostile_items()[:4], packed_item(1024)]
     b = load(browser, tmp_path, items)
-    for k, it in enumerate(items):
+    for it in items:
         assert (
             b.js("[...document.querySelectorAll('.text .tok')].map(t => +t.dataset.id)")
             == it.ids.tolist()
@@ -252,29 +258,38 @@ def test_trained_is_told_without_colour(browser, tmp_path):
     b = load(browser, tmp_path, hostile_items()[9:10])
     for layer in ('role', 'trained', 'weight'):
         b.js(f"document.querySelector('.layers input[value={layer}]').click()")
-        lines = b.js("""[...document.querySelectorAll('.text .tok')].map(t => {
-            const s = getComputedStyle(t), width = parseFloat(s.borderBottomWidth)
-            return [t.classList.contains('on'), s.borderBottomColor, width, s.getPropertyValue('--w')] })""")
-        assert {on for on, *_ in lines} == {True, False}
-        for on, color, width, w in lines:
+        tokens = b.js("""[...document.querySelectorAll('.text .tok')].map(t => {
+            const s = getComputedStyle(t)
+            return [t.classList.contains('on'), s.borderBottomColor,
+                    parseFloat(s.borderBottomWidth), s.getPropertyValue('--w')] })""")
+        assert {on for on, *_ in tokens} == {True, False}
+        for on, color, *_ in tokens:
             assert on == (color != 'rgba(0, 0, 0, 0)')
-        assert (
-            max(l[2] for l in lines if l[3] == '2') > max(l[2] for l in lines if l[3] == '1') >= 1
-        )
-    count = lambda what: b.js(f"document.querySelectorAll('{what}').length")
+        light, heavy = (max(t[2] for t in tokens if t[3] == w) for w in '12')
+        assert heavy > light >= 1
+
+    def count(what):
+        return b.js(f"document.querySelectorAll('{what}').length")
+
     assert count('.block .who') == count('.block') > 2
 
 
 def test_keys_walk_through_items_and_tokens(browser, tmp_path):
     items = hostile_items()[:3]
     b = load(browser, tmp_path, items)
-    where = lambda: b.js("document.querySelector('.where').textContent")
+
+    def where():
+        return b.js("document.querySelector('.where').textContent")
+
     assert where() == '1 of 3'
     for key, want in (('ArrowRight', 2), ('n', 3), ('n', 1), ('p', 3), ('ArrowLeft', 2)):
         b.press(key)
         assert where() == f'{want} of 3', key
     b.js("document.querySelector('.text').focus()")
-    active = lambda: b.js("+document.querySelector('.text [aria-selected=true]').dataset.i")
+
+    def active():
+        return b.js("+document.querySelector('.text [aria-selected=true]').dataset.i")
+
     assert active() == 0
     b.press('ArrowRight', 3)
     assert active() == 3 and where() == '2 of 3'
@@ -301,9 +316,15 @@ def test_search_finds_across_tokens_and_items(browser, tmp_path):
         chat('zwei', 'BRÜCKE und Brücke (.*)'),
     ]
     b = load(browser, tmp_path, items_of(episodes, get_tokenizer('byte')))
-    says = lambda what: b.js(f"document.querySelector('{what}').textContent")
+
+    def says(what):
+        return b.js(f"document.querySelector('{what}').textContent")
+
     texts = "[...document.querySelectorAll('.text .hit')].map(t => t.textContent).join('')"
-    hits = lambda: b.js(texts).replace('·', '')
+
+    def hits():
+        return b.js(texts).replace('·', '')
+
     b.press('/')
     b.type('brücke')
     assert says('.found') == '1 of 1' and hits() == 'Brücke'
@@ -343,7 +364,11 @@ def test_a_packed_row_shows_its_episodes_and_attention(browser, tmp_path):
     b, n = load(browser, tmp_path, [it, it]), int(it.segments.max())
     assert b.js("document.querySelectorAll('.divider').length") == n + (it.segments[-1] == 0)
     b.js("document.querySelector('.chip.f-toolcall').click()")
-    calls = {int(s) for s, r in zip(it.segments, it.roles) if ROLES[r].startswith('toolcall')}
+    calls = {
+        int(s)
+        for s, r in zip(it.segments, it.roles, strict=True)
+        if ROLES[r].startswith('toolcall')
+    }
     assert b.js("document.querySelectorAll('.divider:not([hidden])').length") == len(calls) > 0
     triangles = re.findall(
         r'M(\d+) \1L(\d+) \2H\1z', b.js("document.querySelector('.tri').getAttribute('d')")
@@ -360,7 +385,10 @@ def test_thousands_of_tokens_stay_quick(browser, tmp_path):
     clock = (
         '(async () => { const t = performance.now(); CODE; FRAME; return performance.now() - t })()'
     )
-    took = lambda code: b.js(clock.replace('CODE', code).replace('FRAME', frame))
+
+    def took(code):
+        return b.js(clock.replace('CODE', code).replace('FRAME', frame))
+
     assert took("document.querySelector('.layers input[value=weight]').click()") < 1500
     b.js("document.querySelector('.text').focus()")
     assert (
@@ -393,10 +421,12 @@ CONTRAST = """(() => {
     for (const c of layers) { ctx.fillStyle = c; ctx.fillRect(0, 0, 1, 1) }
     return [...ctx.getImageData(0, 0, 1, 1).data]
   }
-  const lum = p => p.slice(0, 3).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+  const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4
+  const lum = p => p.slice(0, 3).map(v => linear(v / 255))
     .reduce((s, v, i) => s + v * [.2126, .7152, .0722][i], 0)
   let worst = [99, '']
-  const what = '.tok, .who, .chip, .chip small, .summary p, .layers span, .detail .k, .where, .search input, figcaption'
+  const what = '.tok, .who, .chip, .chip small, .summary p, .layers span, .detail .k, .where, ' +
+    '.search input, figcaption'
   for (const e of document.querySelectorAll(what)) {
     const back = []
     for (let n = e; n; n = n.parentElement) back.unshift(getComputedStyle(n).backgroundColor)
@@ -487,12 +517,15 @@ def test_filters_by_weight_and_by_likelihood(browser, tmp_path):
     [it] = hostile_items()[9:10]
     it.probs = np.where(np.arange(len(it.ids)) % 7, 0.95, 0.02)
     b = load(browser, tmp_path, [it])
-    left = lambda: b.js(
-        "[...document.querySelectorAll('.text .tok:not(.off)')].map(t => +t.dataset.i)"
-    )
-    mark = lambda text: b.js(
-        f"[...document.querySelectorAll('.mark')].find(m => m.textContent === '{text}').click()"
-    )
+
+    def left():
+        return b.js("[...document.querySelectorAll('.text .tok:not(.off)')].map(t => +t.dataset.i)")
+
+    def mark(text):
+        return b.js(
+            f"[...document.querySelectorAll('.mark')].find(m => m.textContent === '{text}').click()"
+        )
+
     mark('× 2')
     assert left() == np.flatnonzero(it.weights == 2).tolist() != []
     b.js("document.querySelector('.chip.f-think').click()")
@@ -512,9 +545,12 @@ def test_filters_by_weight_and_by_likelihood(browser, tmp_path):
 def test_strips_speak_the_language_of_the_layer(browser, tmp_path):
     it = packed_item(1024)
     b, n = load(browser, tmp_path, [it]), int(it.segments.max())
-    bars = lambda name: b.js(
-        f"(document.querySelector('.map .{name}')?.getAttribute('d').match(/M/g) ?? []).length"
-    )
+
+    def bars(name):
+        return b.js(
+            f"(document.querySelector('.map .{name}')?.getAttribute('d').match(/M/g) ?? []).length"
+        )
+
     b.js("document.querySelector('.layers input[value=segment]').click()")
     assert (bars('odd'), bars('even')) == ((n + 1) // 2, n // 2)
     b.js("document.querySelector('.layers input[value=role]').click()")
@@ -626,7 +662,7 @@ def a_run():
 
 
 def test_inspector_is_accessible(seen, tmp_path):
-    items = hostile_items()[:3] + [packed_item(512, kind='byte')]
+    items = [*hostile_items()[:3], packed_item(512, kind='byte')]
     for it in items:
         it.probs = np.linspace(0, 1, len(it.ids))
     b = load(seen, tmp_path, items)
@@ -672,8 +708,9 @@ def site_folder(tmp_path_factory, root):
     for f in ('styles.css', 'favicon.svg'):
         shutil.copy(root / 'nbs' / f, out)
     shutil.copytree(root / 'nbs' / 'images', out / 'images')
-    for name in ('03_masks.ipynb', '70_inspect.ipynb', '71_board.ipynb'):
+    for name in ('03_masks.ipynb', 'report/inspect.ipynb', 'report/board.ipynb'):
         here = docs.page_name(name)
+        (out / here).parent.mkdir(exist_ok=True)
         page = docs.build_page(
             root / 'nbs' / name, root, docs.site(root), docs.sidebar_html(root, here), here
         )
@@ -682,13 +719,13 @@ def site_folder(tmp_path_factory, root):
 
 
 def test_site_pages_are_accessible(seen, site_folder):
-    for f in sorted(site_folder.glob('*.html')):
+    for f in sorted(site_folder.rglob('*.html')):
         seen.open(f)
         assert seen.axe() == [], f.name
 
 
 def test_the_site_shows_tokens_without_network_or_kernel(browser, site_folder):
-    b = browser.open(site_folder / 'inspect.html')
+    b = browser.open(site_folder / 'report/inspect.html')
     assert b.problems() == []
     with b.frame() as f:
         assert f.js("document.querySelectorAll('.text .tok').length") > 50

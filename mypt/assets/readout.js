@@ -1,18 +1,23 @@
-// A hair line over a plot and what each run says there, by mouse or with the arrow keys. It reads the picture itself: paths and axes.
+// A hair line over a plot and what each run says there, by mouse or with the arrow keys. It reads the picture itself: the paths that
+// matplotlib drew, the limits of the axes, and their box in the picture.
 export function readout(figure) {
   const plot = figure.querySelector('.plot'), pic = plot.querySelector('svg')
   const [x0, x1, y0, y1, log] = pic.dataset.axes.split(' ').map(Number)
-  const lines = [...pic.querySelectorAll('[data-name]')].map(p =>
-    [p.dataset.name, p.getAttribute('d').slice(1).split('L').map(xy => xy.split(' ').map(Number))])
+  const [left, top, width, height] = pic.dataset.box.split(' ').map(Number), whole = pic.viewBox.baseVal
+  const scale = log ? Math.log : v => v, unscale = log ? Math.exp : v => v
+  const point = text => { const [x, y] = text.trim().split(' ').map(Number); return [1000 * (x - left) / width, (y - top) / height] }
+  const lines = [...pic.querySelectorAll('[data-name]')].map(g =>
+    [g.dataset.name, g.querySelector('path').getAttribute('d').slice(1).split('L').map(point)])
   const said = document.createElement('span'), hair = document.createElement('i')
   said.className = 'readout'; said.setAttribute('role', 'status'); hair.className = 'hair'; hair.hidden = true
+  hair.style.top = 100 * top / whole.height + '%'; hair.style.height = 100 * height / whole.height + '%'
   figure.querySelector('figcaption').append(said); plot.append(hair)
-  const value = y => { const v = y1 - y / 1000 * (y1 - y0), t = log ? Math.exp(v) : v; return +t.toPrecision(3) }
-  let at = null
+  const value = y => +unscale(scale(y1) - y * (scale(y1) - scale(y0))).toPrecision(3)
+  let at = null                                                   // thousandths of the axis
   const show = x => {
     at = x === null ? null : Math.min(1000, Math.max(0, x)); hair.hidden = at === null
     if (at === null) return said.textContent = ''
-    hair.style.left = at / 10 + '%'
+    hair.style.left = 100 * (left + at / 1000 * width) / whole.width + '%'
     const step = Math.round(x0 + at / 1000 * (x1 - x0))
     const near = lines.map(([name, points]) => [name, points.reduce((a, b) => Math.abs(b[0] - at) < Math.abs(a[0] - at) ? b : a)])
       .filter(([, p]) => Math.abs(p[0] - at) < 25)
@@ -22,7 +27,7 @@ export function readout(figure) {
   plot.setAttribute('role', 'group')
   plot.setAttribute('aria-label', figure.querySelector('figcaption').firstChild.textContent + ': arrow keys read values')
   plot.dataset.lmSuppressShortcuts = 'true'                       // JupyterLab: these keys are ours
-  plot.addEventListener('pointermove', e => { const r = pic.getBoundingClientRect(); show(1000 * (e.clientX - r.left) / r.width) })
+  plot.addEventListener('pointermove', e => { const r = pic.getBoundingClientRect(); show(1000 * ((e.clientX - r.left) / r.width * whole.width - left) / width) })
   plot.addEventListener('pointerleave', () => show(null))
   plot.addEventListener('blur', () => show(null))
   plot.addEventListener('keydown', e => {
