@@ -141,7 +141,7 @@ def _index(x):
 def _answers(runs):
     return dict(
         answers=[
-            dict(question=r._asked(), answer=r.answer, calls=r.calls, stopped=r.stopped)
+            dict(question=r.question, answer=r.answer, calls=r.calls, stopped=r.stopped)
             for r in runs
         ]
     )

@@ -104,7 +104,7 @@ def topic(r: random.Random, lang: str, shelf: Shelf) -> Topic:
     "A topic of a passage, of common knowledge, or a sum."
     forms = _FORMS[lang]
     if r.random() < 0.6:
-        d, found = shelf.deal(r, lang, 1)[0]
+        d, found = shelf.sample(r, lang, 1)[0]
         f = r.choice(found)
         v, the = f.value, ask('{the}', f)
         short = (
@@ -258,7 +258,7 @@ def _unknown(r, lang, shelf) -> Topic:
     if way == 0:
         name = invent(r, shelf.held)
         return Topic(r.choice(_PRIVATE[lang]).format(name), (answer,), answer, name)
-    (d, found), (_, others) = shelf.deal(r, lang, 2)
+    (d, found), (_, others) = shelf.sample(r, lang, 2)
     f = r.choice(others)
     shown = context_block([(d.doc_id, passage(d, r.choice(found), 240))]) if way == 1 else None
     return Topic(
@@ -390,7 +390,7 @@ def _fields(
 
 def task_episode(r: random.Random, lang: str, kind: str, shelf: Shelf, system: str) -> dict | None:
     "One task; None where the documents do not allow it."
-    pages, t = (shelf.deal(r, lang, r.choice((2, 3)) if kind == 'query' else 1), _TASKS[lang])
+    pages, t = (shelf.sample(r, lang, r.choice((2, 3)) if kind == 'query' else 1), _TASKS[lang])
     texts = [(d.doc_id, passage(d, found[0], 600)) for d, found in pages]
     shown = [f for f in pages[0][1] if f.sentence in texts[0][1]]
     wanted, n, w, want = shown, len(shown), '', {}
@@ -561,7 +561,7 @@ def _plain(f: Fact) -> int | str:  # a number without its unit
 
 
 def _extract(r, lang, shelf):  # → (question, context, value, schema, payload)
-    ((d, found),) = shelf.deal(r, lang, 1)
+    ((d, found),) = shelf.sample(r, lang, 1)
     text = passage(d, found[0], 500)
     shown = [f for f in found if f.sentence in text]
     if not shown:

@@ -6,13 +6,14 @@
 __all__ = ['SIGNS', 'OPERATOR_FORMS', 'HELD_FORMS', 'OPERATORS', 'PHASE2', 'wrap', 'make_operators', 'operator_suites']
 
 # %% ../../nbs/21_operators.ipynb #c7a2ea20
-from typing import Iterator
-from .format_lock import SHORT_SYSTEM
-from .recipe import Phase, Source
-from ..eval.gates import FORMAT_SUITES, OOD_FLOOR, Requirement
-from .synthetic import distinct, payload, payload_words
+from collections.abc import Iterable, Iterator
+from random import Random
+from .recipe import Phase, Source, suite_case
+from .synthetic import distinct, payload, payload_words, phrasings
 from ..data.mix import REPLAY
+from ..data.prompts import CHAT_SYSTEM
 from ..errors import UserError
+from ..eval.gates import FORMAT_SUITES, OOD_FLOOR, Requirement
 
 # %% ../../nbs/21_operators.ipynb #fa21b78f
 SIGNS = dict(
@@ -26,57 +27,58 @@ SIGNS = dict(
     },
 )
 OPERATOR_FORMS = dict(
-    en=dict(
-        COPY=('Copy: {p}', 'Copy exactly: {p}', 'Repeat exactly: {p}', 'Output: {p}'),
-        WRAP=(
-            'Put in {sign}: {p}',
-            'Wrap in {sign}: {p}',
-            'Use {sign} around: {p}',
-            'Add {sign} to: {p}',
-        ),
-        EXTRACT=(
-            'Extract what is in {sign}: {t}',
-            'Get the text in {sign}: {t}',
-            'Find what is in {sign}: {t}',
-            'What is in {sign}? {t}',
-        ),
-    ),
-    de=dict(
-        COPY=('Kopiere: {p}', 'Kopiere genau: {p}', 'Wiederhole genau: {p}', 'Gib aus: {p}'),
-        WRAP=(
-            'Setze in {sign}: {p}',
-            'Schreibe in {sign}: {p}',
-            'Nimm {sign} um: {p}',
-            'Füge {sign} hinzu: {p}',
-        ),
-        EXTRACT=(
-            'Nimm heraus, was in {sign} steht: {t}',
-            'Hol den Text aus {sign}: {t}',
-            'Finde, was in {sign} steht: {t}',
-            'Was steht in {sign}? {t}',
-        ),
-    ),
+    en=phrasings("""
+COPY: Copy: {p} | Copy exactly: {p} | Repeat exactly: {p} | Output: {p}
+WRAP: Put in {sign}: {p} | Wrap in {sign}: {p} | Use {sign} around: {p} | Add {sign} to: {p}
+EXTRACT: Extract what is in {sign}: {t} | Get the text in {sign}: {t}
+| Find what is in {sign}: {t} | What is in {sign}? {t}
+"""),
+    de=phrasings("""
+COPY: Kopiere: {p} | Kopiere genau: {p} | Wiederhole genau: {p} | Gib aus: {p}
+WRAP: Setze in {sign}: {p} | Schreibe in {sign}: {p} | Nimm {sign} um: {p} | Füge {sign} hinzu: {p}
+EXTRACT: Nimm heraus, was in {sign} steht: {t} | Hol den Text aus {sign}: {t}
+| Finde, was in {sign} steht: {t} | Was steht in {sign}? {t}
+"""),
 )
-# Phrasings that are never trained: the validation file uses nothing else
+
+# %% ../../nbs/21_operators.ipynb #7e72014f
 HELD_FORMS = dict(
-    en=dict(
-        COPY=('Say this back: {p}',),
-        WRAP=('Enclose with {sign}: {p}',),
-        EXTRACT=('Take out of {sign}: {t}',),
-    ),
-    de=dict(
-        COPY=('Gib das zurück: {p}',),
-        WRAP=('Umgib mit {sign}: {p}',),
-        EXTRACT=('Entnimm aus {sign}: {t}',),
-    ),
+    en=phrasings("""
+COPY: Say this back: {p}
+WRAP: Enclose with {sign}: {p}
+EXTRACT: Take out of {sign}: {t}
+"""),
+    de=phrasings("""
+COPY: Gib das zurück: {p}
+WRAP: Umgib mit {sign}: {p}
+EXTRACT: Entnimm aus {sign}: {t}
+"""),
 )
+
+# %% ../../nbs/21_operators.ipynb #21a9ea75
 OPERATORS = ('COPY', 'WRAP', 'EXTRACT')
-_KINDS = ('word', 'phrase', 'phrase', 'number', 'code', 'gibberish')
 
 
-def wrap(p: str, sign: str) -> str:
+def wrap(payload: str, sign: str) -> str:
     "A payload between the two halves of a sign."
-    return f'{sign[0]}{p}{sign[1]}'
+    return f'{sign[0]}{payload}{sign[1]}'
+
+
+def _operator_episode(
+    rng: Random, lang: str, operator: str, kind: str, text: str, forms: dict, held: bool
+) -> dict:
+    name, sign = rng.choice(list(SIGNS[lang].items()))
+    form = rng.choice(forms[lang][operator])
+    words = [rng.choice(payload_words(lang, held)) for _ in range(rng.randint(1, 3))]
+    words.insert(rng.randint(0, len(words)), wrap(text, sign))
+    question = form.format(p=text, t=' '.join(words), sign=name)
+    answer = wrap(text, sign) if operator == 'WRAP' else text
+    meta = dict(operator=operator, category=operator, template=form, payload=text, kind=kind)
+    messages = [{'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}]
+    return {'system': CHAT_SYSTEM, 'messages': messages, '_meta': meta | dict(expected=answer)}
+
+# %% ../../nbs/21_operators.ipynb #30b6c5bd
+_KINDS = ('word', 'phrase', 'phrase', 'number', 'code', 'gibberish')
 
 
 def make_operators(
@@ -89,36 +91,16 @@ def make_operators(
     "Copy, wrap or extract; each payload under all three operators."
     if split not in ('train', 'val', 'all'):
         raise UserError(f"split {split!r}: use 'train', 'val' or 'all'")
-    todo = {}
+    forms = HELD_FORMS if split == 'val' else OPERATOR_FORMS
+    waiting = {'en': [], 'de': []}  # operators of the last payload that are still to come
 
-    def draw(r, lang):
-        side = held or split == 'val' or (split == 'all' and r.random() < 0.1)
-        if not todo.get(lang):
-            todo[lang] = [
-                (o, *p) for p in [payload(r, lang, _KINDS, side)] for o in r.sample(OPERATORS, 3)
-            ]
-        op, kind, p = todo[lang].pop()
-        name, sign = r.choice(list(SIGNS[lang].items()))
-        form = r.choice((HELD_FORMS if split == 'val' else OPERATOR_FORMS)[lang][op])
-        around = [r.choice(payload_words(lang, side)) for _ in range(r.randint(1, 3))]
-        at = r.randint(0, len(around))
-        t = ' '.join([*around[:at], wrap(p, sign), *around[at:]])
-        answer = wrap(p, sign) if op == 'WRAP' else p
-        return {
-            'system': SHORT_SYSTEM,
-            'messages': [
-                {'role': 'user', 'content': form.format(p=p, t=t, sign=name)},
-                {'role': 'assistant', 'content': answer},
-            ],
-            '_meta': {
-                'operator': op,
-                'category': op,
-                'template': form,
-                'payload': p,
-                'kind': kind,
-                'expected': answer,
-            },
-        }
+    def draw(rng, lang):
+        held_side = held or split == 'val' or (split == 'all' and rng.random() < 0.1)
+        if not waiting[lang]:
+            kind, text = payload(rng, lang, _KINDS, held_side)
+            waiting[lang] = [(operator, kind, text) for operator in rng.sample(OPERATORS, 3)]
+        operator, kind, text = waiting[lang].pop()
+        return _operator_episode(rng, lang, operator, kind, text, forms, held_side)
 
     return distinct(draw, n, language, seed)
 
@@ -133,7 +115,7 @@ PHASE2 = Phase(
     replay=REPLAY['2'],
     sources=(Source('operators', make_operators, 24_000, 1.0),),
     gate=(
-        *(Requirement(op, ('operators',), 0.80, tag=op) for op in ('COPY', 'WRAP', 'EXTRACT')),
+        *(Requirement(op, ('operators',), 0.80, tag=op) for op in OPERATORS),
         Requirement('anti-echo', ('anti_echo',), 0.75),
         Requirement('new phrasings', ('operators_ood',), OOD_FLOOR, warns=True),
         Requirement('format', FORMAT_SUITES, 0.95, 'well_formed'),
@@ -142,27 +124,20 @@ PHASE2 = Phase(
 )
 
 # %% ../../nbs/21_operators.ipynb #6a4dc484
+def _operator_cases(suite: str, eps: Iterable[dict]) -> list[dict]:
+    cases = []
+    for i, e in enumerate(eps):
+        meta = e['_meta']
+        tags = [meta['operator'], f'{len(meta["payload"].split())} words']
+        cases.append(suite_case(suite, i, e, 'exact', meta['expected'], tags))
+    return cases
+
+
 def operator_suites() -> dict[str, list[dict]]:  # name → cases as in `assets/suites/NAME.jsonl`
     "The suites of phase 2: every payload in them is held out."
-
-    def cases(eps, suite):
-        return [
-            dict(
-                id=f'{suite}-{i:03d}',
-                episode={'system': e['system'], 'messages': e['messages'][:1]},
-                check='exact',
-                expected=e['_meta']['expected'],
-                tags=[
-                    suite,
-                    e['language'],
-                    e['_meta']['operator'],
-                    f'{len(e["_meta"]["payload"].split())} words',
-                ],
-            )
-            for i, e in enumerate(eps)
-        ]
-
+    known = make_operators(360, 'mixed', 911, held=True)
+    new = make_operators(120, 'mixed', 912, split='val')
     return dict(
-        operators=cases(make_operators(360, 'mixed', 911, held=True), 'operators'),
-        operators_ood=cases(make_operators(120, 'mixed', 912, split='val'), 'operators_ood'),
+        operators=_operator_cases('operators', known),
+        operators_ood=_operator_cases('operators_ood', new),
     )

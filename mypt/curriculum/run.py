@@ -7,6 +7,7 @@ __all__ = ['GENERATORS', 'PHASES', 'find_by_name', 'make', 'replay_files', 'run'
 
 # %% ../../nbs/curriculum/run.ipynb #9be4bcfc
 import os
+from collections.abc import Callable
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
@@ -48,13 +49,10 @@ GENERATORS = dict(
     structured=make_structured,
     gold=make_gold,
 )
-PHASES = {
-    phase.number: phase
-    for phase in (
-        *(PRETRAIN, CONTEXT, PHASE1, PHASE2, PHASE3, PHASE4, PHASE5, PHASE6),
-        *GOLD.values(),
-    )
-}
+
+# %% ../../nbs/curriculum/run.ipynb #f672b4d2
+_IN_ORDER = (PRETRAIN, CONTEXT, PHASE1, PHASE2, PHASE3, PHASE4, PHASE5, PHASE6, *GOLD.values())
+PHASES = {phase.number: phase for phase in _IN_ORDER}
 
 
 def find_by_name(what: str, name: str, table: dict[str, Any]) -> Any:
@@ -66,132 +64,133 @@ def find_by_name(what: str, name: str, table: dict[str, Any]) -> Any:
         raise UserError(f'{what} {name!r} is not there; {hint}')
     return table[key]
 
+# %% ../../nbs/curriculum/run.ipynb #28d6b7eb
+def _check_options(kind: str, generator: Callable, options: dict):
+    "Raise `UserError` for an option that a generator does not take, or one that it lacks."
+    known = signature(generator).parameters
+    for name in options:
+        if name not in known:
+            raise UserError(f'--{name} is not for {kind}; leave it out')
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name != 'n' and name not in options:
+            raise UserError(f'{kind} needs --{name}')
 
+# %% ../../nbs/curriculum/run.ipynb #8789faa2
 def make(
-    kind: str,  # What: format_lock, echo, operators, rag_chat, multiturn, toolcall, agentic, replay, …
+    kind: str,  # format_lock, echo, operators, rag_chat, multiturn, toolcall, agentic, replay, …
     output: str,  # JSONL file to write
     num_examples: int = 10_000,  # Episodes to make
     language: str = 'mixed',  # `en`, `de` or `mixed`
-    docs_dir: str = None,  # Documents to ask about; invented ones when None
+    docs_dir: str | None = None,  # Documents to ask about; invented ones when None
     seed: int = 42,
-    mode: str = None,  # format_lock: `full` or `minimal`
-    math: str = None,  # format_lock: `include`, `exclude`, `only` or `minimal`
-    gibberish: str = None,  # echo: `include`, `exclude` or `only`
-    split: str = None,  # operators: `train`, `val` or `all`
-    dataset_dir: str = None,  # replay: a dataset of raw text
+    mode: str | None = None,  # format_lock: `full` or `minimal`
+    math: str | None = None,  # format_lock: `include`, `exclude`, `only` or `minimal`
+    gibberish: str | None = None,  # echo: `include`, `exclude` or `only`
+    split: str | None = None,  # operators: `train`, `val` or `all`
+    dataset_dir: str | None = None,  # replay: a dataset of raw text
 ) -> int:  # Episodes written
     "Generate episodes of one kind, deterministic in the seed and no two alike."
-    fn = find_by_name('kind', kind, GENERATORS)
-    given = {
-        k: v
-        for k, v in dict(
-            docs_dir=docs_dir,
-            mode=mode,
-            math=math,
-            gibberish=gibberish,
-            split=split,
-            dataset_dir=dataset_dir,
-        ).items()
-        if v is not None
-    }
-    knows = signature(fn).parameters
-    if strange := [k for k in given if k not in knows]:
-        raise UserError(f'--{strange[0]} is not for {kind}; leave it out')
-    if needs := [k for k, p in knows.items() if p.default is p.empty and k not in ('n', *given)]:
-        raise UserError(f'{kind} needs --{needs[0]}')
-    if 'language' in knows:
-        given['language'] = language
-    n = write_episodes(output, fn(num_examples, seed=seed, **given))
+    generator = find_by_name('kind', kind, GENERATORS)
+    flags = dict(docs_dir=docs_dir, mode=mode, math=math, gibberish=gibberish, split=split)
+    flags['dataset_dir'] = dataset_dir
+    options = {name: value for name, value in flags.items() if value is not None}
+    _check_options(kind, generator, options)
+    if 'language' in signature(generator).parameters:
+        options['language'] = language
+    n = write_episodes(output, generator(num_examples, seed=seed, **options))
     print(f'{output}: {n:,} episodes')
     return n
 
 # %% ../../nbs/curriculum/run.ipynb #f22d16f0
 def replay_files(
     recipe: Phase, output_dir: str | Path
-) -> dict:  # earlier phase → (its JSONL file, share)
-    "Where a phase's replay lies; raises `UserError` where it does not."
-    out, root = {}, Path(output_dir).parent
+) -> dict[str, tuple[str, float]]:  # earlier phase → (its JSONL file, share)
+    "Where a phase's replay is; raises `UserError` when it is missing."
+    found = {}
     for phase, share in recipe.replay.items():
-        f = root / f'phase{phase}' / 'mixed.jsonl'
-        if not f.exists():
+        file = Path(output_dir).parent / f'phase{phase}' / 'mixed.jsonl'
+        if not file.exists():
             raise UserError(
-                f'phase {recipe.number} replays {share:.0%} of phase {phase}, and {f} is not there; '
-                f'mypt run --phase {phase} makes it, --no_replay goes without'
+                f'phase {recipe.number} replays {share:.0%} of phase {phase}, and {file} is '
+                f'not there; mypt run --phase {phase} makes it, --no_replay goes without'
             )
-        out[phase] = str(f), share
-    return out
+        found[phase] = str(file), share
+    return found
+
+# %% ../../nbs/curriculum/run.ipynb #4ec2c0dd
+def _document_options(recipe: Phase, docs_dir: str | None) -> dict[str, dict]:
+    "The folder of documents, for each source whose generator asks about some."
+    options = {}
+    for s in recipe.sources:
+        if docs_dir and 'docs_dir' in signature(s.make).parameters:
+            options[s.kind] = dict(docs_dir=docs_dir)
+    return options
 
 
+def _base_model(recipe: Phase, init_from_model: str | None) -> str | None:
+    "The model to start from: the one that is named, or that of the phase before."
+    if init_from_model is None and recipe.base and resolve(f'phase{recipe.base}').exists():
+        return f'phase{recipe.base}'
+    return init_from_model
+
+
+def _refuse_torchrun():
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        raise UserError(
+            'mypt run makes data in one process; run it up to prepare without torchrun, '
+            'then start mypt train under torchrun'
+        )
+
+# %% ../../nbs/curriculum/run.ipynb #7c427bcd
 def run(
     phase: str,  # pretrain, 1b, 1 … 6, gold, or 3a-1 … 3a-4
-    model_name: str = None,  # Model to make; `phaseN` when None
-    output_dir: str = None,  # Where its data goes; data/phaseN when None
-    config: str = None,  # In place of the recipe's
-    init_from_model: str = None,  # Start from this model; the phase before when there is one
+    model_name: str | None = None,  # Model to make; `phaseN` when None
+    output_dir: str | None = None,  # Where its data goes; data/phaseN when None
+    config: str | None = None,  # In place of the recipe's
+    init_from_model: str | None = None,  # Start from this model; the phase before when there is one
     tokenization: str = 'gpt2',  # With fresh weights; a base brings its own
-    sets: list = None,  # Config overrides, key=value
+    sets: list | None = None,  # Config overrides, key=value
     seed: int = 42,
-    docs_dir: str = None,  # Documents for the generators that ask about some
-    num_examples: int = None,  # Episodes of each source, in place of the recipe's
-    pretrain_replay: str = None,  # JSONL of raw text (mypt make replay): five in a hundred episodes
+    docs_dir: str | None = None,  # Documents for the generators that ask about some
+    num_examples: int | None = None,  # Episodes of each source, in place of the recipe's
+    pretrain_replay: str
+    | None = None,  # JSONL of raw text (mypt make replay): five in a hundred episodes
     no_replay: bool = False,  # Leave out what earlier phases were trained on
     format_lock_mode: str = 'full',  # Phase 1: `full` or `minimal`
     format_lock_math: str = 'include',  # Phase 1: `include`, `exclude`, `only` or `minimal`
     echo_gibberish: str = 'include',  # Phase 1: `include`, `exclude` or `only`
-    format_lock_ratio: float = None,  # Phase 1: share of format-lock episodes
-    echo_ratio: float = None,  # Phase 1: share of echo episodes
+    format_lock_ratio: float | None = None,  # Phase 1: share of format-lock episodes
+    echo_ratio: float | None = None,  # Phase 1: share of echo episodes
     dry_run: bool = False,  # Only print the commands
     quiet: bool = False,  # No progress bar
-):  # The gate's report; None for a dry run
-    "A phase's whole pipeline: make data, mix, prepare, train, gate. What is done and unchanged is not done again."
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
-        raise UserError(
-            'mypt run makes data in one process; run it up to prepare without torchrun, then start mypt train under torchrun'
-        )
-    recipe, out = (find_by_name('phase', phase, PHASES), Path(output_dir or f'data/phase{phase}'))
-    options = {
-        s.kind: dict(docs_dir=docs_dir)
-        for s in recipe.sources
-        if docs_dir and 'docs_dir' in signature(s.make).parameters
-    }
-    shares = {
-        k: v for k, v in (('format_lock', format_lock_ratio), ('echo', echo_ratio)) if v is not None
-    }
-    if phase == '1':
-        options = dict(
-            format_lock=dict(mode=format_lock_mode, math=format_lock_math),
-            echo=dict(gibberish=echo_gibberish),
-        )
-    recipe = recipe.with_sources(
-        options, shares, {s.kind: num_examples for s in recipe.sources} if num_examples else {}
-    )
-    if init_from_model is None and recipe.base and resolve(f'phase{recipe.base}').exists():
-        init_from_model = f'phase{recipe.base}'
-    if init_from_model and resolve(init_from_model).is_dir():
-        tokenization = load_tokenizer(resolve(init_from_model)).kind
+) -> GateReport | None:  # None for a dry run
+    "A phase's whole pipeline, from data to gate. What is done and unchanged is not done again."
+    _refuse_torchrun()
+    recipe, out = find_by_name('phase', phase, PHASES), Path(output_dir or f'data/phase{phase}')
+    options = _document_options(recipe, docs_dir)
+    if recipe.number == '1':
+        lock = dict(mode=format_lock_mode, math=format_lock_math)
+        options = dict(format_lock=lock, echo=dict(gibberish=echo_gibberish))
+    ratios = dict(format_lock=format_lock_ratio, echo=echo_ratio)
+    shares = {kind: ratio for kind, ratio in ratios.items() if ratio is not None}
+    n = {s.kind: num_examples for s in recipe.sources} if num_examples else {}
+    recipe = recipe.with_sources(options, shares, n)
+    base, model = _base_model(recipe, init_from_model), model_name or f'phase{phase}'
+    if base and resolve(base).is_dir():
+        tokenization = load_tokenizer(resolve(base)).kind
     replay = {} if no_replay or dry_run else replay_files(recipe, out)
     if pretrain_replay:
         replay['pretrain'] = pretrain_replay, PRETRAIN_REPLAY
     return run_phase(
-        recipe,
-        model_name or f'phase{phase}',
-        out,
-        init_from_model,
-        config,
-        tokenization,
-        sets,
-        seed,
-        replay,
-        dry_run,
-        quiet=quiet,
+        recipe, model, out, base, config, tokenization, sets, seed, replay, dry_run, quiet=quiet
     )
 
 # %% ../../nbs/curriculum/run.ipynb #a1c90002
 def gate_model(
     model: str,  # A name under checkpoints/, or a directory
     phase: str,  # Number of the phase
-    report: str = None,  # Write the report as JSON
-    previous: str = None,  # An earlier report to compare with
+    report: str | None = None,  # Write the report as JSON
+    previous: str | None = None,  # An earlier report to compare with
     device: str = 'cpu',
 ) -> GateReport:
     "Judge a model at a phase's gate: a table, and exit code 0 or 1."

@@ -8,24 +8,27 @@ __all__ = ['MAX_PART', 'parts', 'Shelf', 'passage']
 # %% ../../nbs/curriculum/shelf.ipynb #12bd4ace
 import random
 from ..agent.documents import Document, chunks, read_documents
-from .invented import Fact, facts, flat, make_document
+from .invented import Fact, facts, make_document, unwrap_lines
 from ..errors import UserError
 
 # %% ../../nbs/curriculum/shelf.ipynb #c7d5b28e
 MAX_PART = 4000  # characters that a document of a folder has at most
 
 
-def parts(
-    d: Document, size: int = MAX_PART
-) -> list[Document]:  # `bgb.md#12` is the twelfth part of bgb.md
-    "A long document in parts: a statute of a million characters is nothing that a model could read at once."
-    if len(d.text) <= size:
-        return [d]
-    return [
-        Document(f'{d.doc_id}#{i}', d.title, c) for i, c in enumerate(chunks(d.text, size, 0), 1)
-    ]
+def parts(doc: Document, size: int = MAX_PART) -> list[Document]:
+    "A long document in parts; the twelfth part of `bgb.md` is named `bgb.md#12`."
+    if len(doc.text) <= size:
+        return [doc]
+    pieces = chunks(doc.text, size, 0)
+    return [Document(f'{doc.doc_id}#{i}', doc.title, text) for i, text in enumerate(pieces, 1)]
 
+# %% ../../nbs/curriculum/shelf.ipynb #fbd7b505
+def _askable(doc: Document) -> list[Fact]:
+    "The values that a document states, or all its facts where it states none."
+    found = facts(doc)
+    return [f for f in found if f.kind == 'value'] or found
 
+# %% ../../nbs/curriculum/shelf.ipynb #f1a2df01
 class Shelf:
     "Documents to ask about: a folder's, or invented afresh for every episode."
 
@@ -35,41 +38,51 @@ class Shelf:
         held: bool = False,  # Invent about held-out names, for suites
         facts: int = 3,  # Facts in an invented document
     ):
-        self.held, self.n_facts, self.real = held, facts, None
+        self.held, self.n_facts = held, facts
+        self.read: dict[str, list] = {}  # language → documents of the folder
         if docs_dir:
-            self.real = {'en': [], 'de': []}
-            for d in (p for d in read_documents(docs_dir) for p in parts(d)):
-                if found := _facts(d):
-                    self.real[found[0].lang].append((d, found))
+            self.read = {'en': [], 'de': []}
+            for doc in read_documents(docs_dir):
+                self._add(doc)
 
-    def deal(self, r: random.Random, lang: str, n: int) -> list[tuple[Document, list[Fact]]]:
-        "`n` different documents with at least one fact each."
-        if not self.real:
-            out = {}
-            while len(out) < n:
-                d = make_document(r, lang, self.n_facts, self.held)
-                out[d.doc_id] = d, _facts(d)
-            return list(out.values())
-        if len(self.real[lang]) < n:
+    def _add(self, doc: Document):
+        for part in parts(doc):
+            found = _askable(part)
+            if found:
+                self.read[found[0].lang].append((part, found))
+
+    def sample(
+        self, rng: random.Random, lang: str, n: int
+    ) -> list[tuple[Document, list[Fact]]]:  # each with what can be asked of it
+        "`n` different documents with at least one fact each; raises `UserError` without enough."
+        if self.read:
+            return self._sample_read(rng, lang, n)
+        invented = {}
+        while len(invented) < n:
+            doc = make_document(rng, lang, self.n_facts, self.held)
+            invented[doc.doc_id] = doc, _askable(doc)
+        return list(invented.values())
+
+    def _sample_read(self, rng, lang, n):
+        docs = self.read[lang]
+        if len(docs) < n:
             raise UserError(
-                f'the documents give {len(self.real[lang])} with facts in {lang!r}, {n} are needed; '
+                f'the documents give {len(docs)} with facts in {lang!r}, {n} are needed; '
                 f'add documents or ask for the other --language'
             )
-        return r.sample(self.real[lang], n)
+        return rng.sample(docs, n)
 
-
-def _facts(d: Document) -> list[Fact]:
-    found = facts(d)
-    return [
-        f for f in found if f.kind == 'value'
-    ] or found  # values first: their answers are the shortest
-
-
+# %% ../../nbs/curriculum/shelf.ipynb #9c1c4ded
 def passage(
-    d: Document, f: Fact | None, size: int = 400
-) -> str:  # About `size` characters of the document, the fact's sentence among them
+    doc: Document,
+    fact: Fact | None,  # Its sentence is in the passage; None: the first piece
+    size: int = 400,  # Characters, about
+) -> str:
     "The piece of a document that retrieval would show for a fact, on one line."
-    pieces = chunks(flat(d.text), size, 0)
-    text = next((c for c in pieces if f and f.sentence in c), f.sentence if f else pieces[0])
-    body = text.split('\n\n', 1)[1] if text.startswith('# ') and '\n\n' in text else text
-    return ' '.join(body.split())
+    pieces = chunks(unwrap_lines(doc.text), size, 0)
+    text = pieces[0]
+    if fact:
+        text = next((p for p in pieces if fact.sentence in p), fact.sentence)
+    if text.startswith('# ') and '\n\n' in text:
+        text = text.split('\n\n', 1)[1]  # without the title
+    return ' '.join(text.split())

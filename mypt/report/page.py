@@ -14,11 +14,11 @@ from ..files import text_assets
 
 # %% ../../nbs/report/page.ipynb #0a812fef
 def json_script(data) -> str:  # JSON that is safe inside a `<script>` element
-    "JSON in which no `<`, `>` or `&` appears, so that content can neither end the script nor begin a comment."
+    "JSON without `<`, `>` and `&`: content can neither end the script nor begin a comment."
     s = dumps(data, separators=(',', ':'), allow_nan=False)
     return s.replace('&', '\\u0026').replace('<', '\\u003c').replace('>', '\\u003e')
 
-
+# %% ../../nbs/report/page.ipynb #b716c150
 def html_page(
     body: str,  # HTML, already escaped where it holds content
     title: str,  # Plain text
@@ -26,21 +26,26 @@ def html_page(
     kind: str = '',  # Class of the page, for that style
     more: str = '',  # More script
 ) -> str:  # A whole document: no network, no kernel
-    "A self-contained page with the palette, the inspector and a policy that runs no script but its own."
+    "A page with the palette, the inspector and a policy that runs no script but its own."
     js = text_assets('inspector.js') + more + '\npage()\n'
     sha = base64.b64encode(hashlib.sha256(js.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; script-src 'sha256-{sha}'; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
+    viewport = 'width=device-width, initial-scale=1'
+    style = text_assets('palette.css', 'inspector.css') + css
+    script_off = (
+        'This page draws its tokens with a script that it carries inside; please allow it to run.'
+    )
     return f'''<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="{viewport}">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <title>{html.escape(title)}</title>
-<style>{text_assets('palette.css', 'inspector.css')}{css}</style></head>
+<style>{style}</style></head>
 <body class="mypt page {kind}">
 <main>{body}</main>
-<noscript><p>This page draws its tokens with a script that it carries inside; please allow it to run.</p></noscript>
+<noscript><p>{script_off}</p></noscript>
 <script type="module">{js}</script>
 </body></html>
 '''
