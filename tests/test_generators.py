@@ -14,7 +14,10 @@ from mypt.data.tokenizer import get_tokenizer
 from mypt.errors import UserError
 
 MAKERS = dict(format_lock=make_format_lock, echo=make_echo)
-pair = lambda e: (e['messages'][0]['content'], e['messages'][1]['content'])
+
+
+def pair(e):
+    return e['messages'][0]['content'], e['messages'][1]['content']
 
 
 @pytest.mark.parametrize('kind', MAKERS)
@@ -99,7 +102,7 @@ def test_gibberish(kw):
 
 
 def test_asking_for_too_many_says_how_many_there_are():
-    with pytest.raises(UserError, match='only .* different'):
+    with pytest.raises(UserError, match=r'only .* different'):
         list(make_format_lock(10**6, 'en', mode='minimal'))
 
 
