@@ -1,7 +1,10 @@
-"""Properties of the data path: round trips, adversarial content, checker and schema agreeing, masks, bad files."""
+"""Properties of the data path: round trips, hostile text, checker and schema agreeing, masks."""
 
-import json, random
-import numpy as np, pytest
+import json
+import random
+import resource
+import numpy as np
+import pytest
 from hypothesis import given, settings, strategies as st
 from jsonschema import Draft202012Validator
 from mypt.data.tokenizer import TAGS, get_tokenizer
@@ -55,7 +58,7 @@ def hostile_text(rng):
 
 @pytest.mark.parametrize('seed', range(10))
 def test_ten_thousand_round_trips(seed):
-    "parse(serialize(e)) == e over 10,000 episodes that try to speak in tags, all layouts and tokenizers."
+    "parse(serialize(e)) == e over 10,000 episodes that spell tags, all layouts and tokenizers."
     rng = random.Random(seed)
     text = hostile_text(rng)
     for _ in range(1000):
@@ -72,7 +75,12 @@ def test_ten_thousand_round_trips(seed):
 anything = st.text(
     st.characters(exclude_categories=['Cs'], exclude_characters='\0'), min_size=1
 ).filter(str.strip)
-maybe = lambda s: st.one_of(st.none(), s)
+
+
+def maybe(strategy):
+    return st.one_of(st.none(), strategy)
+
+
 answers = st.tuples(anything, maybe(anything), maybe(anything)).map(
     lambda t: (
         {'role': 'assistant', 'content': t[0]}
@@ -146,11 +154,11 @@ def test_prompt_is_the_episode_stopped_early(layout):
 # ---------------------------------------------------------------- every order of §3, written out
 
 U, A = {'role': 'user', 'content': 'Q'}, {'role': 'assistant', 'content': 'A'}
-CALL, RES = (
-    {'role': 'assistant_toolcall', 'name': 'f', 'arguments': {'x': 1}},
-    {'role': 'toolresult', 'name': 'f', 'content': {'y': 2}},
-)
-ORDERS = {  # name: (episode, tokens in blocks, what is trained in capitals of the mask: one digit per span)
+CALL = {'role': 'assistant_toolcall', 'name': 'f', 'arguments': {'x': 1}}
+RES = {'role': 'toolresult', 'name': 'f', 'content': {'y': 2}}
+CALL_BLOCK = '<assistant><toolcall>{"name": "f", "x": 1}</toolcall></assistant>'
+RES_BLOCK = '<toolresult>{"y": 2}</toolresult>'
+ORDERS = {  # name: (episode, tokens in blocks, the mask with one digit per span)
     'plain': ({'messages': [U, A]}, '<user>Q</user><assistant>A</assistant><eot>', '0000111'),
     'system': (
         {'system': 'S', 'messages': [U, A]},
@@ -189,24 +197,22 @@ ORDERS = {  # name: (episode, tokens in blocks, what is trained in capitals of t
     ),
     'tool': (
         {'messages': [U, {**CALL, 'think': 'T'}, RES, A]},
-        '<user>Q</user><assistant><think>T</think><toolcall>{"name": "f", "x": 1}</toolcall></assistant>'
-        '<toolresult>{"y": 2}</toolresult><assistant>A</assistant><eot>',
+        f'<user>Q</user>{CALL_BLOCK.replace("<toolcall>", "<think>T</think><toolcall>")}'
+        f'{RES_BLOCK}<assistant>A</assistant><eot>',
         '000011111110000111',
     ),
     'chain': (
         {'messages': [U, CALL, RES, CALL, RES, A]},
-        '<user>Q</user><assistant><toolcall>{"name": "f", "x": 1}</toolcall></assistant><toolresult>{"y": 2}</toolresult>'
-        '<assistant><toolcall>{"name": "f", "x": 1}</toolcall></assistant><toolresult>{"y": 2}</toolresult>'
-        '<assistant>A</assistant><eot>',
+        f'<user>Q</user>{CALL_BLOCK}{RES_BLOCK}{CALL_BLOCK}{RES_BLOCK}<assistant>A</assistant><eot>',
         '00001111000011110000111',
     ),
-    'call at the end': (
-        {'messages': [U, CALL]},
-        '<user>Q</user><assistant><toolcall>{"name": "f", "x": 1}</toolcall></assistant><eot>',
-        '000011111',
-    ),
+    'call at the end': ({'messages': [U, CALL]}, f'<user>Q</user>{CALL_BLOCK}<eot>', '000011111'),
     'replay': ({'_replay': True, 'text': 'once'}, 'once', '1'),
 }
+
+
+def zip_spans(spans, tok):
+    return zip(spans, span_ids(spans, tok), strict=True)
 
 
 @pytest.mark.parametrize('name', ORDERS)
@@ -220,46 +226,24 @@ def test_every_order_exactly(name):
     assert [int(s.trained) for s in spans] == list(map(int, mask))
     enc = encode(ep, tok)
     assert enc.ids.tolist() == want == to_ids(spans, tok)
-    assert enc.mask.tolist() == [
-        int(s.trained) for s, ids in zip(spans, span_ids(spans, tok)) for _ in ids
-    ]
+    trained = [int(s.trained) for s, ids in zip_spans(spans, tok) for _ in ids]
+    assert enc.mask.tolist() == trained
     lines = encode(ep, tok, layout='lines')
     newline = lines.roles == ROLES.index('newline')
     assert lines.ids[~newline].tolist() == want and not lines.mask[newline].any()
     ends = ('system', 'user', 'assistant_context', 'toolresult', 'assistant_close')
-    assert newline.sum() == sum(
-        s.text.startswith('</') and s.role in ends or s.role == 'eot' for s in spans
-    )
+    closers = [s for s in spans if s.text.startswith('</') and s.role in ends]
+    assert newline.sum() == len(closers) + sum(s.role == 'eot' for s in spans)
 
 
 def test_the_worked_example_of_the_contract():
-    ep = {
-        'system': 'You are MyPT.',
-        'messages': [
-            {'role': 'user', 'content': 'Say hello.'},
-            {'role': 'assistant', 'content': 'Hello.'},
-        ],
-    }
+    question = {'role': 'user', 'content': 'Say hello.'}
+    answer = {'role': 'assistant', 'content': 'Hello.'}
+    ep = {'system': 'You are MyPT.', 'messages': [question, answer]}
     enc = encode(ep, get_tokenizer('gpt2'))
-    assert enc.ids.tolist() == [
-        50257,
-        1639,
-        389,
-        2011,
-        11571,
-        13,
-        50258,
-        50259,
-        25515,
-        23748,
-        13,
-        50260,
-        50261,
-        15496,
-        13,
-        50262,
-        50275,
-    ]
+    system = [50257, 1639, 389, 2011, 11571, 13, 50258]
+    user, assistant = [50259, 25515, 23748, 13, 50260], [50261, 15496, 13, 50262, 50275]
+    assert enc.ids.tolist() == system + user + assistant
     assert enc.mask.tolist() == [0] * 13 + [1] * 4
 
 
@@ -270,17 +254,12 @@ def test_the_worked_example_of_the_contract():
 @pytest.mark.parametrize('weighted', [False, True])
 def test_weights_follow_the_span_that_made_the_token(policy, weighted):
     rng = random.Random(7)
-    text, tok, table = (
-        hostile_text(rng),
-        get_tokenizer('gpt2:2048'),
-        role_weights(policy, weighted),
-    )
+    text, tok = hostile_text(rng), get_tokenizer('gpt2:2048')
+    table = role_weights(policy, weighted)
     for _ in range(200):
         ep, layout = random_episode(rng, text), rng.choice(LAYOUTS)
         spans = serialize(ep, layout)
-        want = [
-            table[ROLES.index(s.role)] for s, ids in zip(spans, span_ids(spans, tok)) for _ in ids
-        ]
+        want = [table[ROLES.index(s.role)] for s, ids in zip_spans(spans, tok) for _ in ids]
         enc = encode(ep, tok, policy, layout, weighted)
         assert enc.weights.tolist() == want
         assert (roles_of(enc.ids, tok) == enc.roles).all()
@@ -292,23 +271,19 @@ def test_weights_follow_the_span_that_made_the_token(policy, weighted):
     [('pipeline', [0, 1, 1, 1]), ('phase3a', [1, 1, 1, 0]), ('rag_chat', [0, 1, 1, 0])],
 )
 def test_policies_on_open_content_close_eot(policy, want):
-    enc = encode(
-        {'messages': [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'A'}]},
-        get_tokenizer('byte'),
-        policy,
-    )
+    enc = encode({'messages': [U, A]}, get_tokenizer('byte'), policy)
     assert enc.mask[-4:].tolist() == want
 
 
 def test_batch_encoding_equals_one_by_one():
     rng = random.Random(3)
-    eps, tok = ([random_episode(rng, hostile_text(rng)) for _ in range(50)], get_tokenizer('gpt2'))
-    ids, roles, msgs, lens = encode_batch(eps, tok)
+    eps = [random_episode(rng, hostile_text(rng)) for _ in range(50)]
+    tok = get_tokenizer('gpt2')
+    batch = encode_batch(eps, tok)
     singles = [encode(e, tok) for e in eps]
-    assert lens.tolist() == [len(e) for e in singles]
-    assert (ids == np.concatenate([e.ids for e in singles])).all() and (
-        roles == np.concatenate([e.roles for e in singles])
-    ).all()
+    assert batch.lengths.tolist() == [len(e) for e in singles]
+    for name in ('ids', 'roles', 'msgs'):
+        assert (getattr(batch, name) == np.concatenate([getattr(e, name) for e in singles])).all()
 
 
 # ---------------------------------------------------------------- checker and schema
@@ -371,7 +346,7 @@ JUNK = [
 def places(v, path=()):
     yield path
     for k in v if isinstance(v, dict) else range(len(v)) if isinstance(v, list) else ():
-        yield from places(v[k], path + (k,))
+        yield from places(v[k], (*path, k))
 
 
 def mutate(ep, rng):
@@ -380,15 +355,14 @@ def mutate(ep, rng):
     box = ep
     for k in path[:-1]:
         box = box[k]
-    how, junk = rng.randrange(4), json.loads(json.dumps(rng.choice(JUNK)))
-    if how == 0:
+    kind, junk = rng.randrange(4), json.loads(json.dumps(rng.choice(JUNK)))
+    if kind == 0:
         del box[path[-1]]
-    elif how == 1:
+    elif kind == 1:
         box[path[-1]] = junk
-    elif how == 2 and isinstance(box, dict):
-        box[
-            rng.choice(['contents', 'output', 'name', 'cite', 'context', 'zzz', 'text', 'think'])
-        ] = junk
+    elif kind == 2 and isinstance(box, dict):
+        keys = ['contents', 'output', 'name', 'cite', 'context', 'zzz', 'text', 'think']
+        box[rng.choice(keys)] = junk
     else:
         box[path[-1]] = rng.choice(GOOD[:3])['messages'] if rng.random() < 0.3 else junk
     return ep
@@ -405,7 +379,7 @@ BEYOND_SCHEMA = (
 
 
 def test_checker_and_schema_agree_on_thousands_of_broken_episodes():
-    "Wherever the schema can express a rule, both verdicts are the same; what it cannot express is a listed kind of error."
+    "Both verdicts are the same where the schema can express a rule; other errors are listed."
     rng, valid = random.Random(0), Draft202012Validator(json_schema()).is_valid
     verdicts = {True: 0, False: 0}
     for _ in range(6000):
@@ -496,8 +470,6 @@ def test_bom_crlf_blank_lines_and_a_missing_newline(tmp_path):
 
 
 def test_a_line_of_fifty_megabytes_is_one_error_and_little_memory(tmp_path):
-    import resource
-
     f = tmp_path / 'x.jsonl'
     with open(f, 'wb') as out:
         out.write(LINE + b'{"_replay": true, "text": "')
@@ -512,7 +484,7 @@ def test_a_line_of_fifty_megabytes_is_one_error_and_little_memory(tmp_path):
 
 @pytest.mark.parametrize('name', ['nowhere.jsonl', '.'])
 def test_missing_file_and_folder(tmp_path, name):
-    with pytest.raises(UserError, match='no such file|folder'):
+    with pytest.raises(UserError, match=r'no such file|folder'):
         read_episodes(tmp_path / name)
 
 
@@ -527,10 +499,5 @@ def test_older_forms(tmp_path):
 
 
 def test_every_role_of_the_schema_is_serialized():
-    assert set(ROLE_FIELDS) == {
-        'user',
-        'assistant',
-        'assistant_toolcall',
-        'toolresult',
-        'assistant_context',
-    }
+    roles = 'user assistant assistant_toolcall toolresult assistant_context'
+    assert set(ROLE_FIELDS) == set(roles.split())

@@ -431,20 +431,13 @@ def test_key_facts_round_trip(facts, summary):
 
 
 def test_invented_repeated_and_unasked_facts_are_caught():
-    want = dict(
-        text='Zor has the colour red. Zor has the age 3 years.',
-        facts=['Zor has the colour red.'],
-        n=1,
-        values=['red'],
-    )
-    make = lambda *facts: said(write_key_facts(list(facts), 'Zor has the colour red.'))
-    ok = GOLD_CHECKS['facts_grounded']
-    assert ok(make('Zor has the colour red.'), want)
-    for facts in (
-        ('Zor has the colour blue.',),
-        ('Zor has the colour red.',) * 2,
-        ('Zor has the age 3 years.',),
-        ('Zor has the colour red.', 'Zor has the age 3 years.'),
-    ):
-        assert not ok(make(*facts), want)
+    red, age = 'Zor has the colour red.', 'Zor has the age 3 years.'
+    want = dict(text=f'{red} {age}', facts=[red], n=1, values=['red'])
+
+    def grounded(*facts):
+        return GOLD_CHECKS['facts_grounded'](said(write_key_facts(list(facts), red)), want)
+
+    assert grounded(red)
+    for facts in (('Zor has the colour blue.',), (red, red), (age,), (red, age)):
+        assert not grounded(*facts)
     assert not GOLD_CHECKS['summarizes'](said(write_key_facts(['x.'], 'It is red. Really.')), want)

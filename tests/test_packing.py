@@ -1,7 +1,9 @@
-"Packing: every episode once, no row over its capacity, as full as a plain best-fit decreasing, a function of its seed."
+"Packing: every episode once, no row over its capacity, as full as a plain best-fit decreasing."
 
-from bisect import bisect_left, insort
 import time
+import xml.etree.ElementTree as ET
+from bisect import bisect_left, insort
+from itertools import pairwise
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -18,12 +20,13 @@ from mypt.errors import UserError
 
 
 def bfd_totals(lens, cap):
-    "Oracle: one episode at a time, a bisection in the sorted room that is left."
-    room = []
+    "Oracle: one episode at a time, a bisection in the sorted space that rows have left."
+    space = []
     for n in sorted(lens, reverse=True):
-        i = bisect_left(room, n)
-        insort(room, (room.pop(i) if i < len(room) else cap) - n)
-    return sorted(cap - r for r in room)
+        i = bisect_left(space, n)
+        left = space.pop(i) if i < len(space) else cap
+        insort(space, left - n)
+    return sorted(cap - left for left in space)
 
 
 @st.composite
@@ -38,9 +41,8 @@ def test_rows_are_as_full_as_a_plain_best_fit_decreasing(case):
     lens, cap = case
     row = pack_lengths(lens, cap)
     assert row.shape == lens.shape and row.dtype == np.int64
-    assert sorted(np.bincount(row, weights=lens).astype(int).tolist()) == bfd_totals(
-        lens.tolist(), cap
-    )
+    totals = np.bincount(row, weights=lens).astype(int)
+    assert sorted(totals.tolist()) == bfd_totals(lens.tolist(), cap)
 
 
 @pytest.mark.parametrize(
@@ -61,24 +63,23 @@ def test_plan_holds_every_episode_once_and_groups_apart(case, seed, window, n_gr
     order, row_start = plan_rows(lens, cap, seed, groups, window)
     assert sorted(order.tolist()) == list(range(len(lens)))
     assert row_start[0] == 0 and row_start[-1] == len(lens) and (np.diff(row_start) > 0).all()
-    for a, b in zip(row_start, row_start[1:]):
-        assert lens[order[a:b]].sum() <= cap and len(set(groups[order[a:b]])) == 1
+    for a, b in pairwise(row_start):
+        row = order[a:b]
+        assert lens[row].sum() <= cap and len(set(groups[row])) == 1
 
 
 @settings(max_examples=100, deadline=None)
 @given(cases(), st.integers(0, 2**32))
 def test_plan_is_a_function_of_its_arguments(case, seed):
     lens, cap = case
-    once, twice = (
-        plan_rows(lens, cap, (seed, 1)),
-        plan_rows(lens.astype(np.uint16), cap, (seed, 1)),
-    )
-    assert (once[0] == twice[0]).all() and (once[1] == twice[1]).all()
+    once = plan_rows(lens, cap, (seed, 1))
+    twice = plan_rows(lens.astype(np.uint16), cap, (seed, 1))
+    assert (once.order == twice.order).all() and (once.row_start == twice.row_start).all()
 
 
 def test_another_seed_and_another_epoch_give_other_rows():
     lens = np.random.default_rng(0).integers(20, 100, 500)
-    orders = [plan_rows(lens, 256, s)[0].tolist() for s in (1, 2, (1, 0), (1, 1))]
+    orders = [plan_rows(lens, 256, s).order.tolist() for s in (1, 2, (1, 0), (1, 1))]
     assert len(set(map(tuple, orders))) >= 3 and orders[0] != orders[1] and orders[2] != orders[3]
 
 
@@ -100,23 +101,21 @@ def test_built_rows_hold_each_episode_bit_for_bit(case, seed, weighted):
     starts = np.cumsum(lens + gaps) - lens
     n = int((lens + gaps).sum())
     ids = rng.integers(0, 50_000, n).astype(np.uint32)
-    weights = (
-        rng.random(n).astype(np.float32) if weighted else rng.integers(0, 2, n).astype(np.uint8)
-    )
+    weights = rng.integers(0, 2, n).astype(np.uint8)
+    if weighted:
+        weights = rng.random(n).astype(np.float32)
     order, row_start = plan_rows(lens, cap, seed)
     rows = pack_arrays(ids, weights, starts, lens, order, row_start, cap, 50_256)
-    assert (
-        rows.tokens.shape == rows.weights.shape == rows.segments.shape == (len(row_start) - 1, cap)
-    )
+    shape = (len(row_start) - 1, cap)
+    assert rows.tokens.shape == rows.weights.shape == rows.segments.shape == shape
     assert rows.weights.dtype == weights.dtype and rows.tokens.dtype == np.uint32
-    flat = [a.ravel() for a in rows[:3]]
-    for number, (at, length) in zip(order, rows.episodes.astype(int)):
-        s = slice(starts[number], starts[number] + length)
-        assert (flat[0][at : at + length] == ids[s]).all() and (
-            flat[1][at : at + length] == weights[s]
-        ).all()
-        assert len(set(flat[2][at : at + length])) == 1
-    for i, (a, b) in enumerate(zip(row_start, row_start[1:])):
+    for number, (at, length) in zip(order, rows.episodes.astype(int), strict=True):
+        source = slice(starts[number], starts[number] + length)
+        target = slice(at, at + length)
+        assert (rows.tokens.ravel()[target] == ids[source]).all()
+        assert (rows.weights.ravel()[target] == weights[source]).all()
+        assert len(set(rows.segments.ravel()[target])) == 1
+    for i, (a, b) in enumerate(pairwise(row_start)):
         runs = np.repeat(np.arange(1, b - a + 1), lens[order[a:b]])
         assert rows.segments[i].tolist() == runs.tolist() + [0] * (cap - len(runs))
     pad = rows.segments == 0
@@ -156,8 +155,7 @@ def test_segments_are_bytes_up_to_255_and_two_past_that():
 def test_fill_is_99_percent(low, high):
     for n in (4_000, 50_000):
         lens = np.random.default_rng(n).integers(low, high, n)
-        order, row_start = plan_rows(lens, 1024)
-        assert fill(row_start, lens, 1024) >= 0.99
+        assert fill(plan_rows(lens, 1024).row_start, lens, 1024) >= 0.99
 
 
 def test_a_million_lengths_are_quick():
@@ -193,8 +191,6 @@ def test_nothing_to_pack():
 
 
 def test_pictures_are_well_formed():
-    import xml.etree.ElementTree as ET
-
     bars = ET.fromstring(rows_svg([[3, 4], [8]], 8))
     assert len(bars.findall('{*}rect')) == 2 + 3 and '93.8% filled' in bars.find('{*}text').text
     assert len(ET.fromstring(attention_svg([1, 1, 2, 2, 2, 0])).findall('{*}path')) == 1 + 2

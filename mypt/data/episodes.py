@@ -78,7 +78,7 @@ def _check_text(value: Any, path: str, non_empty: bool = False) -> str:
         raise EpisodeError(path, 'is empty; write what should stand there or drop the episode')
     return value
 
-# %% ../../nbs/01_episodes.ipynb #4a75551b
+# %% ../../nbs/01_episodes.ipynb #e2c41310
 def _check_json(value: Any, path: str, depth: int = 0) -> None:
     "Raise `EpisodeError` at the first value that a round trip through JSON would change."
     if depth > MAX_DEPTH:
@@ -150,7 +150,7 @@ def _role_of(m: Any, path: str) -> str:
         raise EpisodeError(f'{path}.role', f'unknown role {role!r}{nearest(role, ROLE_FIELDS)}')
     return role
 
-# %% ../../nbs/01_episodes.ipynb #2963a0d0
+# %% ../../nbs/01_episodes.ipynb #87a888dc
 def _check_field(role: str, field: str, value: Any, content: str, path: str) -> Any:
     "The value of one field in canonical form; raises `EpisodeError`."
     if field == 'cite':
@@ -167,7 +167,7 @@ def _check_field(role: str, field: str, value: Any, content: str, path: str) -> 
         _check_text(value, path, (role, field) in _NON_EMPTY)
     return value
 
-# %% ../../nbs/01_episodes.ipynb #adb3efb0
+# %% ../../nbs/01_episodes.ipynb #ca455d76
 def check_message(
     m: Any,  # What JSON gave for one message
     path: str = 'messages[0]',  # Named in errors
@@ -217,7 +217,7 @@ def _place_context(ep: dict, meta: dict) -> None:
         )
     first['context'] = context
 
-# %% ../../nbs/01_episodes.ipynb #95df7240
+# %% ../../nbs/01_episodes.ipynb #94ee0db8
 def _split_system(obj: dict) -> tuple[Any, list]:  # (system prompt or None, the other messages)
     "Take a leading system message out of the messages."
     if 'messages' not in obj:
@@ -265,7 +265,7 @@ def _check_replay(obj: dict) -> dict:
     meta = _check_meta(obj, ep)
     return ep | {'_meta': meta} if meta else ep
 
-# %% ../../nbs/01_episodes.ipynb #1f1c3f4a
+# %% ../../nbs/01_episodes.ipynb #0bba8fba
 def check_episode(
     obj: Any,  # What JSON gave: an object of the table above
 ) -> dict:  # The canonical episode, a plain dict
@@ -307,7 +307,7 @@ def _not_json(text: str, e: ValueError) -> str:
             what = f'a comma too many before column {e.colno}'
     return f'not JSON: {what}; one whole object must stand on each line'
 
-# %% ../../nbs/01_episodes.ipynb #bd32bdd2
+# %% ../../nbs/01_episodes.ipynb #0659b922
 def parse_line(raw: bytes, where: str = 'line 1') -> dict:
     "The canonical episode on one line of JSONL; raises `UserError` that begins with `where`."
     try:
@@ -396,7 +396,7 @@ def _field_schema(role: str, field: str) -> dict:
         return _OR_NULL
     return _NON_BLANK if (role, field) in _NON_EMPTY else _CLEAN
 
-# %% ../../nbs/01_episodes.ipynb #54745b33
+# %% ../../nbs/01_episodes.ipynb #318ec499
 def _message_schema(role: str) -> dict:
     "The schema of a message of one role."
     required, optional = ROLE_FIELDS[role]

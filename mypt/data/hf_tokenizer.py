@@ -71,7 +71,7 @@ def _bpe_model(tok: Tokenizer, special: dict[str, int]) -> dict:
         vocab=vocab | special,
     )
 
-# %% ../../nbs/data/hf_tokenizer.ipynb #733e1f00
+# %% ../../nbs/data/hf_tokenizer.ipynb #badc9de8
 def tokenizer_json(tok: Tokenizer) -> dict:  # As `tokenizers` reads it
     "The fast tokenizer with our ids."
     if tok.vocabulary:
@@ -116,7 +116,7 @@ _CITES_MACRO = (
     '{%- endfor -%}{{- m.content[ns.at:] -}}{%- endmacro -%}'
 )
 
-# %% ../../nbs/data/hf_tokenizer.ipynb #5ed98d86
+# %% ../../nbs/data/hf_tokenizer.ipynb #81adfa91
 _USER = (
     "{%- elif m.role == 'user' -%}{{- '<user>' -}}"
     '{%- if m.context is defined and m.context -%}'
@@ -150,7 +150,7 @@ _MESSAGES = (
     "{%- if add_generation_prompt -%}{{- '<assistant>' -}}{%- endif -%}"
 )
 
-# %% ../../nbs/data/hf_tokenizer.ipynb #cc955def
+# %% ../../nbs/data/hf_tokenizer.ipynb #bc089102
 def chat_template(layout: str = 'compact') -> str:  # Jinja
     "A template under which `apply_chat_template` equals `serialize`, newlines included."
     end = r'\n' if layout == 'lines' else ''
@@ -207,7 +207,7 @@ def _normalizer(steps: list[dict], where: str) -> dict | None:
             )
     return keep[0] if keep else None
 
-# %% ../../nbs/data/hf_tokenizer.ipynb #e5507bfd
+# %% ../../nbs/data/hf_tokenizer.ipynb #4a03f843
 def _pre_tokenizer(steps: list[dict]) -> dict | None:
     "The same cuts, without a space before the first word."
     out = []
@@ -227,7 +227,7 @@ def _decoder(spaces: bool) -> dict:  # spaces: does the vocabulary write a space
     space = dict(type='Replace', pattern={'String': _SPACE}, content=' ')
     return dict(type='Sequence', decoders=[space, dict(type='ByteFallback'), dict(type='Fuse')])
 
-# %% ../../nbs/data/hf_tokenizer.ipynb #14b1a539
+# %% ../../nbs/data/hf_tokenizer.ipynb #ceb220bc
 def _check_bpe(model: dict, where: str) -> None:
     "Raise `UserError` when the model is no byte-pair encoding that we can take over."
     if model.get('type', 'BPE') != 'BPE' or 'merges' not in model:
@@ -287,7 +287,7 @@ def extend_tokenizer(
         model=model | dict(type='BPE', dropout=None, vocab=vocab | new, merges=merges),
     )
 
-# %% ../../nbs/data/hf_tokenizer.ipynb #74318bc8
+# %% ../../nbs/data/hf_tokenizer.ipynb #2ead7887
 def _plain_encoder(spec: dict, control: set[str]) -> Any:  # A `tokenizers.Tokenizer`
     "The library's tokenizer of a vocabulary without control tokens."
     try:
@@ -362,7 +362,7 @@ class ForeignTokenizer(Tokenizer):
         "Byte string → id of every ordinary token."
         return _foreign_ranks(self)
 
-# %% ../../nbs/data/hf_tokenizer.ipynb #6f8d7090
+# %% ../../nbs/data/hf_tokenizer.ipynb #c5744601
 def _bytes_by_id(tok: ForeignTokenizer) -> list[bytes]:
     "The bytes of every id below our own; a control token gives its name, an unused id nothing."
     out = [b''] * tok.n_base
@@ -411,7 +411,7 @@ def _read_tokenizer(path: Path, kind: str, mtime: int, size: int) -> ForeignToke
     _check_round_trip(tok, path)
     return tok
 
-# %% ../../nbs/data/hf_tokenizer.ipynb #62ff3e67
+# %% ../../nbs/data/hf_tokenizer.ipynb #0b13ef04
 def foreign_tokenizer(
     folder: str | Path,  # With `tokenizer.json`; or the file, or a name under checkpoints/
 ) -> ForeignTokenizer:

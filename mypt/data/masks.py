@@ -47,7 +47,7 @@ class EncodedBatch(NamedTuple):
     msgs: np.ndarray  # int16[N], message number in its episode, -1 for the system prompt
     lengths: np.ndarray  # int64[n], tokens per episode
 
-# %% ../../nbs/03_masks.ipynb #029df901
+# %% ../../nbs/03_masks.ipynb #d823fe76
 def encode_batch(
     episodes: Iterable[dict],  # Canonical episodes
     tok: Tokenizer,
@@ -104,7 +104,7 @@ class Encoded:
     def _repr_html_(self):
         return token_html(self)
 
-# %% ../../nbs/03_masks.ipynb #289a8b7e
+# %% ../../nbs/03_masks.ipynb #5cae00ba
 def encode(
     episode: dict,  # A canonical episode
     tok: Tokenizer,
@@ -169,7 +169,7 @@ _TAG_ROLES = _tag_roles()
 _OF_TAG = np.array([_ROLE_ID[_TAG_ROLES[tag][0]] for tag in TAGS], np.uint8)
 _AFTER_TAG = np.array([_ROLE_ID[_TAG_ROLES[tag][1]] for tag in TAGS], np.uint8)
 
-# %% ../../nbs/03_masks.ipynb #fc2b878a
+# %% ../../nbs/03_masks.ipynb #726cd7db
 def roles_of(
     ids: np.ndarray,  # One episode's ids, [n]
     tok: Tokenizer,

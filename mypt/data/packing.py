@@ -96,7 +96,7 @@ def _check_lens(lens, cap: int) -> np.ndarray:  # int64[n]
         'use a larger --pack_block_size, or --overlong shrink_context or skip'
     )
 
-# %% ../../nbs/04_packing.ipynb #f3fb09a5
+# %% ../../nbs/04_packing.ipynb #93b90c24
 def _fill_rows(
     rows: _OpenRows,
     space: int,  # Tokens left in the rows that are taken
@@ -218,7 +218,7 @@ def segment_dtype(most: int) -> type:  # `np.uint8`, or `np.uint16` past 255
         raise UserError(f'{most} episodes in a row, at most 65535; use a smaller --pack_block_size')
     return np.uint8 if most < 256 else np.uint16
 
-# %% ../../nbs/04_packing.ipynb #8de4d176
+# %% ../../nbs/04_packing.ipynb #ab2afcf5
 def pack_arrays(
     ids: np.ndarray,  # Flat tokens, uint32[N]; a memory map will do
     weights: np.ndarray,  # Flat weights, [N]

@@ -56,7 +56,7 @@ _PREDECESSORS = dict(  # role of a message: (what may come before it, the rule i
     toolresult=(('assistant_toolcall',), 'a tool result answers a tool call'),
 )
 
-# %% ../../nbs/02_serialize.ipynb #7ea8f6a8
+# %% ../../nbs/02_serialize.ipynb #a8a113a3
 def check_order(
     msgs: list[dict],  # Canonical messages
     prompt: bool = False,  # A history that ends where the model would speak
@@ -125,7 +125,7 @@ def _user_spans(m: dict, msg: int) -> list[Span]:
         Span(close_tag('user'), 'user', msg, True),
     ]
 
-# %% ../../nbs/02_serialize.ipynb #97e25626
+# %% ../../nbs/02_serialize.ipynb #8e89548a
 def _citations(m: dict) -> list[tuple[int, str]]:  # (character offset, source) in text order
     "Where the citations of a canonical answer belong."
     cite, end = m.get('cite', []), len(m['content'])
@@ -145,7 +145,7 @@ def _answer_spans(m: dict, msg: int) -> list[Span]:
         out.append(Span(text[done:], 'text', msg))
     return out
 
-# %% ../../nbs/02_serialize.ipynb #4bf2dc9c
+# %% ../../nbs/02_serialize.ipynb #60f57ce4
 def _assistant_spans(m: dict, msg: int) -> list[Span]:
     "A block of the model: perhaps a thought, then a call or an answer."
     out = [Span(open_tag('assistant'), 'assistant_open', msg, True)]
@@ -158,7 +158,7 @@ def _assistant_spans(m: dict, msg: int) -> list[Span]:
     out.append(Span(close_tag('assistant'), 'assistant_close', msg, True))
     return out
 
-# %% ../../nbs/02_serialize.ipynb #8299dbed
+# %% ../../nbs/02_serialize.ipynb #27c781fb
 def _message_spans(m: dict, msg: int) -> list[Span]:
     role = m['role']
     if role == 'user':
@@ -222,7 +222,7 @@ def runs_of_ids(
             out.append((False, text.decode(errors='replace')))
     return out
 
-# %% ../../nbs/02_serialize.ipynb #21d445d4
+# %% ../../nbs/02_serialize.ipynb #cbb6dceb
 class _RunReader:
     "A cursor over runs; knows where it is for error messages."
 
@@ -293,7 +293,7 @@ def _read_user(r: _RunReader, context: str | None) -> dict:
     _read_close(r, 'user')
     return m
 
-# %% ../../nbs/02_serialize.ipynb #7ea61085
+# %% ../../nbs/02_serialize.ipynb #16e93b1f
 def _read_answer(r: _RunReader) -> dict:
     "Text and citations, in canonical form."
     text, cites = r.text(), []
@@ -323,7 +323,7 @@ def _read_assistant(r: _RunReader) -> dict:
         r.fail(close_tag('assistant'))
     return m
 
-# %% ../../nbs/02_serialize.ipynb #4e394e58
+# %% ../../nbs/02_serialize.ipynb #ece1fc52
 def _tool_result(text: str, msgs: list[dict]) -> dict:
     "A result, with the name of the call that it answers."
     if not msgs or msgs[-1]['role'] != 'assistant_toolcall':
@@ -364,7 +364,7 @@ def parse_runs(
             r.fail('the start of a block')
     return {**ep, 'messages': msgs}
 
-# %% ../../nbs/02_serialize.ipynb #f06acbde
+# %% ../../nbs/02_serialize.ipynb #bda99b1a
 def parse(ids: Iterable[int], tok: Tokenizer) -> dict:  # A canonical episode, without metadata
     "The episode that these ids serialize: the inverse of `serialize`."
     return parse_runs(runs_of_ids(ids, tok))
@@ -408,7 +408,7 @@ def _random_answer(rng: random.Random, text: Callable[[], str]) -> dict:
     answer = {'role': 'assistant', 'content': content}
     return _sometimes(rng, answer, think=text, cite=cite)
 
-# %% ../../nbs/02_serialize.ipynb #edcdb99a
+# %% ../../nbs/02_serialize.ipynb #429c02bf
 def random_episode(
     rng: random.Random,
     text: Callable[[], str],  # Makes one string, not empty

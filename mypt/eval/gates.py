@@ -93,7 +93,7 @@ class GateRow:
         limits = dict(low=low, high=high, floor=self.floor, before=self.before, warns=self.warns)
         return counts | limits
 
-# %% ../../nbs/18_gates.ipynb #1df6b6a3
+# %% ../../nbs/18_gates.ipynb #00aec74b
 @dataclass
 class GateReport:
     "The verdict of a gate; a notebook shows it as a table."
@@ -127,7 +127,7 @@ class GateReport:
     def _repr_html_(self):
         return f'<pre>{html.escape(str(self))}</pre>'
 
-
+# %% ../../nbs/18_gates.ipynb #4c0777c7
 def _report_table(report: GateReport) -> str:
     "A report as lines of text."
     line = '{:<2} {:<22} {:>9} {:>7}   {:<16} {:>6} {}'.format
@@ -185,7 +185,7 @@ def _read_report(path: str) -> dict:
     except (OSError, ValueError) as e:
         raise UserError(f'{path}: no gate report ({e}); write one with --report') from None
 
-# %% ../../nbs/18_gates.ipynb #67cc0c3e
+# %% ../../nbs/18_gates.ipynb #04660b3f
 def judge_model(
     model: str,  # A name under checkpoints/, or a directory
     gate: tuple[Requirement, ...],
@@ -205,7 +205,7 @@ def judge_model(
     print(out)
     return out
 
-# %% ../../nbs/18_gates.ipynb #d860b774
+# %% ../../nbs/18_gates.ipynb #739cb838
 def eval_model(
     model: str,  # A name under checkpoints/, or a directory
     suite: list | None = None,  # Suites by name, or JSONL files; all of phase 1 when None

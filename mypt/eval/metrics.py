@@ -8,7 +8,10 @@ __all__ = ['CLOSE_WITHIN', 'CHECKS', 'wilson', 'Reply', 'squash']
 # %% ../../nbs/eval/metrics.ipynb #05c6af07
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+from ..agent.agent import AgentRun
 from ..agent.tools import check_call
 from ..data.language import language_of
 from ..data.serialize import parse_reply
@@ -26,10 +29,8 @@ def wilson(
     if not n:
         return 0.0, 1.0
     p, z2 = k / n, z * z
-    mid, half = (
-        (p + z2 / (2 * n)) / (1 + z2 / n),
-        z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n),
-    )
+    mid = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     return max(0.0, mid - half), min(1.0, mid + half)
 
 # %% ../../nbs/eval/metrics.ipynb #7a14ca7d
@@ -39,22 +40,22 @@ class Reply:
 
     ids: tuple
     tok: Tokenizer
-    run: object = None  # the agent's run that ended in it, where tools were at hand
+    run: AgentRun | None = None  # the agent's run that ended in it, where tools were at hand
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> list[str]:  # Of its tags
         return [self.tok.token_str(i) for i in self.ids if self.tok.is_tag(i)]
 
     @property
     def stopped(self) -> bool:
-        return EOT in self.names or self.run is not None and self.run.stopped == 'answer'
+        return EOT in self.names or (self.run is not None and self.run.stopped == 'answer')
 
     @property
     def closed(self) -> bool:
         if self.run is not None:
             return self.run.stopped == 'answer'
-        tail = tuple(self.tok.tag_ids[t] for t in ('</myPT_assistant>', EOT))
-        return tuple(self.ids[-2:]) == tail and self.names.count('</myPT_assistant>') == 1
+        end = (self.tok.tag_ids['</myPT_assistant>'], self.tok.tag_ids[EOT])
+        return tuple(self.ids[-2:]) == end and self.names.count('</myPT_assistant>') == 1
 
     @property
     def text(self) -> str:  # All that is no tag
@@ -76,10 +77,9 @@ class Reply:
 
     @property
     def cites(self) -> list[str]:
-        c = self.message.get('cite', [])
-        return [
-            x['text'] if isinstance(x, dict) else x for x in (c if isinstance(c, list) else [c])
-        ]
+        cite = self.message.get('cite', [])
+        entries = cite if isinstance(cite, list) else [cite]
+        return [c['text'] if isinstance(c, dict) else c for c in entries]
 
 # %% ../../nbs/eval/metrics.ipynb #bc9c87ca
 CLOSE_WITHIN = 20  # tokens, for simple questions
@@ -90,7 +90,7 @@ def squash(s: str) -> str:
     return ' '.join(re.sub(r'[^\w\s]', ' ', s.lower()).split())
 
 
-CHECKS = dict(  # name → (reply, expected) → bool
+CHECKS: dict[str, Callable[[Any, Any], bool]] = dict(  # name → (reply, expected) → bool
     stops=lambda r, want: r.stopped,
     clean=lambda r, want: r.closed,
     closes=lambda r, want: r.closed and len(r.ids) <= CLOSE_WITHIN,
@@ -101,7 +101,7 @@ CHECKS = dict(  # name → (reply, expected) → bool
 )
 
 # %% ../../nbs/eval/metrics.ipynb #797a4620
-_ABSTAINS = (
+_ABSTAINS = (  # words of "I do not know", squashed
     'does not say',
     'not in the context',
     'nicht im kontext',
@@ -113,43 +113,63 @@ _ABSTAINS = (
 )
 
 
+def _says(r: Reply, wanted: str) -> bool:
+    "The answer holds the wanted words."
+    return bool(r.answer) and squash(wanted) in squash(r.answer)
+
+
+def _abstains(r: Reply, want: dict) -> bool:
+    "It says that it does not know, and cites nothing."
+    text = squash(r.answer)
+    return any(words in text for words in _ABSTAINS) and not r.cites
+
+# %% ../../nbs/eval/metrics.ipynb #813695ee
+def _thinks(r: Reply, want: dict) -> bool:
+    "There is a thought in the reply, or in any step of a run."
+    if r.run:
+        return any('think' in (step.message or {}) for step in r.run.steps)
+    return 'think' in r.message
+
+
 def _calls(r: Reply, want: dict) -> bool:
     "The right tool with valid arguments that hold what was asked for."
     m = r.message
-    return (
-        m.get('role') == 'assistant_toolcall'
-        and m['name'] == want['call']
-        and check_call(m['name'], m['arguments']) is None
-        and all(
-            squash(str(v)) in squash(str(m['arguments'].get(k, '')))
-            for k, v in want.get('arguments', {}).items()
-        )
-    )
+    if m.get('role') != 'assistant_toolcall' or m['name'] != want['call']:
+        return False
+    given, wanted = m['arguments'], want.get('arguments', {})
+    if check_call(m['name'], given) is not None:
+        return False
+    return all(squash(str(v)) in squash(str(given.get(k, ''))) for k, v in wanted.items())
+
+# %% ../../nbs/eval/metrics.ipynb #d41d98bb
+def _completes(r: Reply, want: dict) -> bool:
+    "The right answer with its source, after at least as many calls as it takes."
+    calls = len(r.run.calls) if r.run else 0
+    return _says(r, want['answer']) and want['cite'] in r.cites and calls >= want['steps']
 
 
-def _results(r: Reply) -> str:
-    "Everything that the tools returned in a run, words only."
-    return squash(' '.join(str(s.result) for s in r.run.steps if s.result is not None))
+def _no_loop(r: Reply, want: dict) -> bool:
+    "The run did not stop because of repeated or too many calls."
+    return r.run is not None and r.run.stopped not in ('repeat', 'calls')
 
 
-CHECKS |= GOLD_CHECKS | dict(  # and those that count words, sentences and JSON
-    answers=lambda r, want: bool(r.answer) and squash(want['answer']) in squash(r.answer),
+def _grounded_in_results(r: Reply, want: dict) -> bool:
+    "The answer occurs in what the tools returned."
+    steps = r.run.steps if r.run else []
+    results = ' '.join(str(step.result) for step in steps if step.result is not None)
+    return bool(r.answer) and squash(r.answer) in squash(results)
+
+# %% ../../nbs/eval/metrics.ipynb #b2aa8bb3
+CHECKS |= GOLD_CHECKS | dict(
+    answers=lambda r, want: _says(r, want['answer']),
     cites=lambda r, want: want['cite'] in r.cites,
     language=lambda r, want: want['language'] in (None, language_of(r.answer)),
-    topic=lambda r, want: bool(r.answer) and squash(want['topic']) in squash(r.answer),
-    abstains=lambda r, want: any(a in squash(r.answer) for a in _ABSTAINS) and not r.cites,
-    thinks=lambda r, want: (
-        any('think' in (s.message or {}) for s in r.run.steps) if r.run else 'think' in r.message
-    ),
+    topic=lambda r, want: _says(r, want['topic']),
+    abstains=_abstains,
+    thinks=_thinks,
     calls=_calls,
     no_call=lambda r, want: r.closed and r.message.get('role') == 'assistant',
-    # … of a run with tools
-    completes=lambda r, want: (
-        bool(r.answer)
-        and squash(want['answer']) in squash(r.answer)
-        and want['cite'] in r.cites
-        and len(r.run.calls) >= want['steps']
-    ),
-    no_loop=lambda r, want: r.run.stopped not in ('repeat', 'calls'),
-    grounded=lambda r, want: bool(r.answer) and squash(r.answer) in _results(r),
+    completes=_completes,
+    no_loop=_no_loop,
+    grounded=_grounded_in_results,
 )

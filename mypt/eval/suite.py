@@ -47,7 +47,7 @@ class Case:
     def wants(self) -> list:
         return self.expected if self.then else [self.expected]
 
-# %% ../../nbs/17_suite.ipynb #542d03f9
+# %% ../../nbs/17_suite.ipynb #fc589cd0
 def _suite_path(name: str | Path) -> Path:
     "The file of a suite; raises `UserError` when there is none."
     if Path(name).exists():
@@ -59,7 +59,7 @@ def _suite_path(name: str | Path) -> Path:
         raise UserError(f'suite {str(name)!r} is not there; there is {known}, or give a file')
     return Path(str(shipped[str(name)]))
 
-# %% ../../nbs/17_suite.ipynb #b556bb83
+# %% ../../nbs/17_suite.ipynb #1ecef7a7
 def _read_case(raw: bytes, where: str) -> Case:
     "One line of a suite; raises `UserError` that begins with `where`."
     try:
@@ -81,7 +81,7 @@ def _read_case(raw: bytes, where: str) -> Case:
         raise UserError(f'{where}: unknown check {case.check!r}; known: {", ".join(CHECKS)}')
     return case
 
-# %% ../../nbs/17_suite.ipynb #08314473
+# %% ../../nbs/17_suite.ipynb #78560c07
 def load_suite(
     name: str | Path,  # A shipped suite, or a JSONL file
 ) -> list[Case]:
@@ -131,7 +131,7 @@ class Responder:
         )
         return [Reply(tuple(r.steps[-1].ids) if r.steps else (), self.tok, r) for r in runs]
 
-# %% ../../nbs/17_suite.ipynb #665a52c3
+# %% ../../nbs/17_suite.ipynb #efa10322
 def _workspace(case: Case) -> Workspace:
     "The documents of a case; a first line `# Title` is the title."
     documents = []
@@ -141,7 +141,7 @@ def _workspace(case: Case) -> Workspace:
         documents.append(Document(doc_id, title, text))
     return Workspace.of(documents, snippet=case.snippet)
 
-# %% ../../nbs/17_suite.ipynb #5bbeff22
+# %% ../../nbs/17_suite.ipynb #7c97e947
 def responder(
     model: GPT, tok: Tokenizer, layout: str = 'compact', batch_size: int = 64
 ) -> Responder:
@@ -162,7 +162,7 @@ def responder(
 
     return Responder(respond, tok, model.cfg.block_size, layout, model)
 
-# %% ../../nbs/17_suite.ipynb #c4c9720e
+# %% ../../nbs/17_suite.ipynb #ee470420
 @dataclass
 class SuiteResult:
     "What came of a suite: the replies of each case, and whether it passed."
@@ -206,7 +206,7 @@ class SuiteResult:
     def _repr_html_(self):
         return f'<b>{html.escape(repr(self))}</b>{_failures_html(self.failed[:8])}'
 
-# %% ../../nbs/17_suite.ipynb #bad9a774
+# %% ../../nbs/17_suite.ipynb #afa63f1c
 def _failures_html(failed: list[tuple[Case, Reply]]) -> str:  # Empty when there are none
     "A table of cases and what was said."
     if not failed:
@@ -217,7 +217,7 @@ def _failures_html(failed: list[tuple[Case, Reply]]) -> str:  # Empty when there
         rows.append('<tr><td>{}</td><td>{}</td><td>{}</td></tr>'.format(*cells))
     return f'<table>{"".join(rows)}</table>'
 
-# %% ../../nbs/17_suite.ipynb #1f5faac8
+# %% ../../nbs/17_suite.ipynb #59bee1b8
 def _ask_in_turns(
     responder: Responder, cases: list[Case], max_new_tokens: int
 ) -> list[list[Reply]]:  # Per case, one reply per turn
@@ -236,7 +236,7 @@ def _ask_in_turns(
             histories[i] = {**histories[i], 'messages': messages}
     return replies
 
-# %% ../../nbs/17_suite.ipynb #232a1793
+# %% ../../nbs/17_suite.ipynb #be8e2630
 def run_suite(
     responder: Responder,
     name: str | Path,  # A shipped suite, or a JSONL file
