@@ -16,16 +16,10 @@ from mypt.errors import UserError
 from mypt.eval.suite import leaks, load_suite
 
 MAKERS = dict(format_lock=make_format_lock, echo=make_echo)
-<<<<<<< HEAD
 SUITES = files('mypt') / 'assets' / 'suites'
 
 
 def pair(e: dict) -> tuple[str, str]:
-=======
-
-
-def pair(e):
->>>>>>> 51ebdd2f8577d0ccd8fbd7c739745c63ca6d4853
     return e['messages'][0]['content'], e['messages'][1]['content']
 
 
