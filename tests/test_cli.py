@@ -5,7 +5,7 @@ import pytest
 from mypt.cli import find_verb, main, overview, verb_parser
 from mypt.commands.table import VERBS, signature_of
 from mypt.data.episodes import dump_line, write_episodes
-from mypt.commands.shell_completion import completions as complete
+from mypt.commands.shell_completion import PHASE_NUMBERS, completions
 from mypt.commands.examples import EXAMPLES, REPORTS, examples_of
 
 LINE = {'messages': [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a'}]}
@@ -41,14 +41,12 @@ def test_every_verb_has_help_with_a_word_for_every_flag_and_an_example(verb, cap
     assert re.search(rf'^  {verb} ', overview(), re.M) and examples_of(verb)
 
 
-@pytest.mark.parametrize('line', EXAMPLES)
-def test_every_example_is_a_call_that_parses(line):
-    words = shlex.split(line, comments=True)
-    verb, rest = find_verb(
-        words[
-            1 : words.index('>') if '>' in words else words.index('>>') if '>>' in words else None
-        ]
-    )
+@pytest.mark.parametrize('example', EXAMPLES, ids=lambda e: e.call)
+def test_every_example_is_a_call_that_parses(example):
+    words = shlex.split(example.call)
+    redirected = [i for i, w in enumerate(words) if w in ('>', '>>')]
+    end = redirected[0] if redirected else len(words)
+    verb, rest = find_verb(words[1:end])
     given = vars(verb_parser(verb).parse_args(rest))
     assert all(p.name in given for p in signature_of(VERBS[verb].target)[1] if p.required)
 
@@ -574,7 +572,13 @@ def test_json_of_the_model_verbs(dataset, tmp_path, monkeypatch, capsys):
 
 
 def candidates(*words):
-    return [w for w, _ in complete(list(words))]
+    return [c.word for c in completions(list(words))]
+
+
+def test_completion_lists_all_phases():
+    from mypt.curriculum.run import PHASES
+
+    assert [*PHASES] == PHASE_NUMBERS
 
 
 def test_completion_knows_verbs_flags_and_names(tmp_path, monkeypatch):
