@@ -1,6 +1,13 @@
-"""The command line as a person meets it: help, aliases of the documents, one line per mistake, exit codes."""
+"The command line: help, aliases of the documents, one line per mistake, exit codes."
 
-import json, os, re, shlex, shutil, signal, subprocess, sys
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
 import pytest
 from mypt.cli import find_verb, main, overview, verb_parser
 from mypt.commands.table import VERBS, signature_of
@@ -18,7 +25,7 @@ def run(capsys, *argv):
 
 
 def one_line(err):
-    lines = [l for l in err.strip().splitlines() if 'it/s' not in l]
+    lines = [line for line in err.strip().splitlines() if 'it/s' not in line]
     assert len(lines) == 1 and lines[0].startswith('mypt: '), err
     return lines[0]
 
@@ -162,7 +169,8 @@ def test_skip_sets_bad_lines_aside_and_the_books_balance(kind, tmp_path, capsys)
         == meta['num_train_episodes'] + meta['num_val_episodes'] + meta['rows_rejected']
         == 3
     )
-    rejects = [json.loads(l) for l in (tmp_path / 'd' / 'rejects.jsonl').read_text().splitlines()]
+    lines = (tmp_path / 'd' / 'rejects.jsonl').read_text().splitlines()
+    rejects = [json.loads(line) for line in lines]
     assert [r['where'] for r in rejects] == [f'{f}:2'] and rejects[0]['error']
 
 
@@ -248,7 +256,7 @@ SMALL = [
 
 
 def test_the_documents_own_commands(dataset, tmp_path, monkeypatch, capsys):
-    "train, its older aliases, generate with typed prompts, inspect and validate, as the five documents write them."
+    "Training, its older aliases, typed prompts, inspect and validate, as the documents write them."
     monkeypatch.chdir(tmp_path)
     code, out, err = run(
         capsys,
@@ -295,7 +303,8 @@ def test_the_documents_own_commands(dataset, tmp_path, monkeypatch, capsys):
         == 'base'
     )
     for prompt in (
-        '<myPT_system>You are helpful.</myPT_system><myPT_user>What is 2+2?</myPT_user><myPT_assistant>',
+        '<myPT_system>You are helpful.</myPT_system>'
+        '<myPT_user>What is 2+2?</myPT_user><myPT_assistant>',
         '<myPT_system>You are MyPT.<myPT_eot>\n<myPT_user>YOUR_TEST<myPT_eot>\n<myPT_assistant>',
     ):
         code, *_ = run(
@@ -384,7 +393,7 @@ def test_overlong_episodes_shrink_their_context_or_are_skipped(overlong, rows, t
         json.loads((tmp_path / 'd' / 'dataset_metadata.json').read_text())['num_train_episodes']
         == rows
     )
-    code, _, err = run(
+    code, *_ = run(
         capsys,
         'prepare',
         '--input',
@@ -603,13 +612,15 @@ def test_completion_knows_verbs_flags_and_names(tmp_path, monkeypatch):
 
 
 def test_completion_is_light():
-    code = "import sys; from mypt.cli import main; main(['__complete', 'train', '--']); assert not {'torch', 'numpy'} & {*sys.modules}"
+    calls = "import sys; from mypt.cli import main; main(['__complete', 'train', '--']); "
+    code = calls + "assert not {'torch', 'numpy'} & {*sys.modules}"
     p = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert p.returncode == 0 and '--dataset_dir\t' in p.stdout, p.stderr
 
 
 ASK = dict(
-    bash='eval "$(mypt completion bash)"; COMP_WORDS=(mypt prepare --on_error ""); COMP_CWORD=3; _mypt mypt; '
+    bash='eval "$(mypt completion bash)"; COMP_WORDS=(mypt prepare --on_error ""); COMP_CWORD=3; '
+    '_mypt mypt; '
     'printf "%s\\n" "${COMPREPLY[@]}"',
     zsh='compdef() { :; }; _describe() { print -l ${(P)2}; }; source <(mypt completion zsh); '
     'words=(mypt prepare --on_error ""); CURRENT=4; _mypt',
@@ -624,7 +635,7 @@ def test_the_shells_complete(shell):
     env = os.environ | {'PATH': f'{os.path.dirname(sys.executable)}:{os.environ["PATH"]}'}
     flags = dict(bash=['--norc'], zsh=['-f'], fish=['--no-config'])[shell]
     p = subprocess.run([shell, *flags, '-c', ASK[shell]], capture_output=True, text=True, env=env)
-    assert [re.split(r'[\t:]', l)[0] for l in p.stdout.split()] == ['fail', 'skip'], p.stderr
+    assert [re.split(r'[\t:]', line)[0] for line in p.stdout.split()] == ['fail', 'skip'], p.stderr
 
 
 # The process: Ctrl-C, a closed pipe, a full disk
