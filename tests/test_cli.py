@@ -1,11 +1,18 @@
-"""The command line as a person meets it: help, aliases of the documents, one line per mistake, exit codes."""
+"The command line: help, aliases of the documents, one line per mistake, exit codes."
 
-import json, os, re, shlex, shutil, signal, subprocess, sys
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
 import pytest
 from mypt.cli import find_verb, main, overview, verb_parser
 from mypt.commands.table import VERBS, signature_of
 from mypt.data.episodes import dump_line, write_episodes
-from mypt.commands.shell_completion import completions as complete
+from mypt.commands.shell_completion import PHASE_NUMBERS, completions
 from mypt.commands.examples import EXAMPLES, REPORTS, examples_of
 
 LINE = {'messages': [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a'}]}
@@ -18,7 +25,7 @@ def run(capsys, *argv):
 
 
 def one_line(err):
-    lines = [l for l in err.strip().splitlines() if 'it/s' not in l]
+    lines = [line for line in err.strip().splitlines() if 'it/s' not in line]
     assert len(lines) == 1 and lines[0].startswith('mypt: '), err
     return lines[0]
 
@@ -41,14 +48,12 @@ def test_every_verb_has_help_with_a_word_for_every_flag_and_an_example(verb, cap
     assert re.search(rf'^  {verb} ', overview(), re.M) and examples_of(verb)
 
 
-@pytest.mark.parametrize('line', EXAMPLES)
-def test_every_example_is_a_call_that_parses(line):
-    words = shlex.split(line, comments=True)
-    verb, rest = find_verb(
-        words[
-            1 : words.index('>') if '>' in words else words.index('>>') if '>>' in words else None
-        ]
-    )
+@pytest.mark.parametrize('example', EXAMPLES, ids=lambda e: e.call)
+def test_every_example_is_a_call_that_parses(example):
+    words = shlex.split(example.call)
+    redirected = [i for i, w in enumerate(words) if w in ('>', '>>')]
+    end = redirected[0] if redirected else len(words)
+    verb, rest = find_verb(words[1:end])
     given = vars(verb_parser(verb).parse_args(rest))
     assert all(p.name in given for p in signature_of(VERBS[verb].target)[1] if p.required)
 
@@ -164,7 +169,8 @@ def test_skip_sets_bad_lines_aside_and_the_books_balance(kind, tmp_path, capsys)
         == meta['num_train_episodes'] + meta['num_val_episodes'] + meta['rows_rejected']
         == 3
     )
-    rejects = [json.loads(l) for l in (tmp_path / 'd' / 'rejects.jsonl').read_text().splitlines()]
+    lines = (tmp_path / 'd' / 'rejects.jsonl').read_text().splitlines()
+    rejects = [json.loads(line) for line in lines]
     assert [r['where'] for r in rejects] == [f'{f}:2'] and rejects[0]['error']
 
 
@@ -250,7 +256,7 @@ SMALL = [
 
 
 def test_the_documents_own_commands(dataset, tmp_path, monkeypatch, capsys):
-    "train, its older aliases, generate with typed prompts, inspect and validate, as the five documents write them."
+    "Training, its older aliases, typed prompts, inspect and validate, as the documents write them."
     monkeypatch.chdir(tmp_path)
     code, out, err = run(
         capsys,
@@ -297,7 +303,8 @@ def test_the_documents_own_commands(dataset, tmp_path, monkeypatch, capsys):
         == 'base'
     )
     for prompt in (
-        '<myPT_system>You are helpful.</myPT_system><myPT_user>What is 2+2?</myPT_user><myPT_assistant>',
+        '<myPT_system>You are helpful.</myPT_system>'
+        '<myPT_user>What is 2+2?</myPT_user><myPT_assistant>',
         '<myPT_system>You are MyPT.<myPT_eot>\n<myPT_user>YOUR_TEST<myPT_eot>\n<myPT_assistant>',
     ):
         code, *_ = run(
@@ -386,7 +393,7 @@ def test_overlong_episodes_shrink_their_context_or_are_skipped(overlong, rows, t
         json.loads((tmp_path / 'd' / 'dataset_metadata.json').read_text())['num_train_episodes']
         == rows
     )
-    code, _, err = run(
+    code, *_ = run(
         capsys,
         'prepare',
         '--input',
@@ -574,7 +581,13 @@ def test_json_of_the_model_verbs(dataset, tmp_path, monkeypatch, capsys):
 
 
 def candidates(*words):
-    return [w for w, _ in complete(list(words))]
+    return [c.word for c in completions(list(words))]
+
+
+def test_completion_lists_all_phases():
+    from mypt.curriculum.run import PHASES
+
+    assert [*PHASES] == PHASE_NUMBERS
 
 
 def test_completion_knows_verbs_flags_and_names(tmp_path, monkeypatch):
@@ -599,13 +612,15 @@ def test_completion_knows_verbs_flags_and_names(tmp_path, monkeypatch):
 
 
 def test_completion_is_light():
-    code = "import sys; from mypt.cli import main; main(['__complete', 'train', '--']); assert not {'torch', 'numpy'} & {*sys.modules}"
+    calls = "import sys; from mypt.cli import main; main(['__complete', 'train', '--']); "
+    code = calls + "assert not {'torch', 'numpy'} & {*sys.modules}"
     p = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert p.returncode == 0 and '--dataset_dir\t' in p.stdout, p.stderr
 
 
 ASK = dict(
-    bash='eval "$(mypt completion bash)"; COMP_WORDS=(mypt prepare --on_error ""); COMP_CWORD=3; _mypt mypt; '
+    bash='eval "$(mypt completion bash)"; COMP_WORDS=(mypt prepare --on_error ""); COMP_CWORD=3; '
+    '_mypt mypt; '
     'printf "%s\\n" "${COMPREPLY[@]}"',
     zsh='compdef() { :; }; _describe() { print -l ${(P)2}; }; source <(mypt completion zsh); '
     'words=(mypt prepare --on_error ""); CURRENT=4; _mypt',
@@ -620,7 +635,7 @@ def test_the_shells_complete(shell):
     env = os.environ | {'PATH': f'{os.path.dirname(sys.executable)}:{os.environ["PATH"]}'}
     flags = dict(bash=['--norc'], zsh=['-f'], fish=['--no-config'])[shell]
     p = subprocess.run([shell, *flags, '-c', ASK[shell]], capture_output=True, text=True, env=env)
-    assert [re.split(r'[\t:]', l)[0] for l in p.stdout.split()] == ['fail', 'skip'], p.stderr
+    assert [re.split(r'[\t:]', line)[0] for line in p.stdout.split()] == ['fail', 'skip'], p.stderr
 
 
 # The process: Ctrl-C, a closed pipe, a full disk

@@ -1,8 +1,17 @@
 "Preparation that is killed, disturbed, cut into jobs and put together again."
 
-import hashlib, json, os, random, re, signal, stat, subprocess, sys, time
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from functools import partial
 from pathlib import Path
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from mypt.data import encode as E, prepare as P
@@ -146,7 +155,7 @@ def test_every_flipped_byte_of_a_part_is_noticed(src, tmp_path):
 
 @pytest.mark.parametrize('days', [-3, 3])
 def test_a_clock_that_jumps_spoils_nothing(src, days):
-    "Overwriting is killed, then the clock is set: finished parts seem older or younger than all else, the end is the same."
+    "An overwrite is killed and the clock is set: finished parts seem old or young."
     want = digest(prepare(src, 'out', **HOW).dir)
     killed_after(20, src, 'out', overwrite=True)
     when = time.time() + days * 86400
@@ -176,7 +185,7 @@ def test_another_input_or_recipe_starts_afresh(src, counted):
 def test_a_bad_line_in_the_middle_keeps_what_came_before(src, counted):
     lines = Path(src).read_bytes().splitlines(keepends=True)
     Path(src).write_bytes(b''.join([*lines[:1020], b'{broken\n', *lines[1021:]]))
-    with pytest.raises(UserError, match='rivers.jsonl:1021'):
+    with pytest.raises(UserError, match=r'rivers\.jsonl:1021'):
         prepare(src, 'out', **HOW)
     assert not Path('out').exists() and len(left(Path('.out.work'))) == 20
     counted.clear()
@@ -229,14 +238,15 @@ SCRIPT = """
 import sys
 from mypt.data import encode as E, prepare as P
 P.PART_LINES, P.PART_BYTES = 50, 4000
-{guard}P.prepare('rivers.jsonl', 'out', tokenization='byte', enable_packing=True, pack_block_size=128, workers=2)
+{guard}P.prepare('rivers.jsonl', 'out', 'byte', enable_packing=True, pack_block_size=128, workers=2)
 """
 
 
 def test_an_unguarded_script_is_one_line(src, tmp_path):
     Path('script.py').write_text(SCRIPT.format(guard=''))
     out = subprocess.run([sys.executable, 'script.py'], capture_output=True, text=True, timeout=60)
-    errors = [l for l in out.stderr.splitlines() if re.match(r'\S*(Error|Exception|Pool)\b', l)]
+    lines = out.stderr.splitlines()
+    errors = [line for line in lines if re.match(r'\S*(Error|Exception|Pool)\b', line)]
     assert (
         len(errors) == 1
         and errors[0].startswith('mypt.errors.UserError')
@@ -291,7 +301,7 @@ SETS = ['tokenization=byte', 'enable_packing=true', 'pack_block_size=128', 'val_
 )
 def test_slices_read_what_whole_files_read(tmp_path, texts, size, bom, last):
     paths = [tmp_path / f'{i}.jsonl' for i in range(len(texts))]
-    for p, lines in zip(paths, texts):
+    for p, lines in zip(paths, texts, strict=True):
         p.write_bytes(b'\xef\xbb\xbf' * bom + b'\n'.join(lines) + b'\n' * last)
     cuts = list(J.cut_slices(paths, size))
     got = [x for ranges in cuts for x in J.InputSlice(ranges).lines([])]
@@ -363,7 +373,7 @@ def test_a_killed_job_is_done_again(src):
     subprocess.run(['rm', '-r', 'jobs'], check=True)
     m, rng = J.plan_jobs(src, 'jobs', 5, SETS), random.Random(3)
     for k in range(5):
-        pid = forked(lambda: J.run_split('jobs', k))
+        pid = forked(partial(J.run_split, 'jobs', k))
         time.sleep(rng.uniform(0, 0.05))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -399,7 +409,7 @@ def test_what_is_wrong_with_jobs_is_one_line(src, tmp_path):
     raw = bytearray(tokens.read_bytes())
     raw[40] ^= 1
     tokens.write_bytes(raw)
-    with pytest.raises(UserError, match='00002.*train/tokens.bin.*run its split again'):
+    with pytest.raises(UserError, match=r'00002.*train/tokens\.bin.*run its split again'):
         J.merge_jobs('jobs', 'out', overwrite=True)
     manifest = tmp_path / 'jobs' / 'manifest.json'
     manifest.write_text(manifest.read_text().replace('"val_split": 0.2', '"val_split": 0.3'))
@@ -422,8 +432,9 @@ def test_a_changed_input_is_noticed_by_its_job_alone(src):
 def test_bad_lines_are_named_by_their_line_in_the_file_and_empty_pieces_are_fine(src):
     lines = Path(src).read_bytes().splitlines(keepends=True)
     Path(src).write_bytes(b''.join([*lines[:1000], *[b'{broken\n'] * 400, *lines[1400:]]))
-    ds, m = merged(range(9), splits=9, sets=SETS + ['on_error=skip'])
-    wrong = [json.loads(l)['where'] for l in (ds.dir / 'rejects.jsonl').read_text().splitlines()]
+    ds, _ = merged(range(9), splits=9, sets=[*SETS, 'on_error=skip'])
+    rejects = (ds.dir / 'rejects.jsonl').read_text().splitlines()
+    wrong = [json.loads(line)['where'] for line in rejects]
     assert (
         wrong == [f'rivers.jsonl:{n}' for n in range(1001, 1401)] and ds.meta['rows_read'] == 2000
     )
@@ -437,8 +448,9 @@ def test_bad_lines_are_named_by_their_line_in_the_file_and_empty_pieces_are_fine
 def test_pieces_without_anything_to_train(src):
     write_episodes('a.jsonl', rivers(300))
     Path('b.jsonl').write_bytes(b'{broken\n' * 3000)
-    ds, m = merged(range(4), splits=4, sets=SETS + ['on_error=skip'], inputs='[ab].jsonl')
-    assert 0 in [open_dataset(J.piece_folder('jobs', m, k)).meta['num_train_episodes'] for k in range(4)]
+    ds, m = merged(range(4), splits=4, sets=[*SETS, 'on_error=skip'], inputs='[ab].jsonl')
+    pieces = [open_dataset(J.piece_folder('jobs', m, k)) for k in range(4)]
+    assert 0 in [p.meta['num_train_episodes'] for p in pieces]
     assert (
         ds.meta['num_train_episodes'] + ds.meta['num_val_episodes'] == 300
         and validate_dataset(ds.dir) == []
@@ -465,9 +477,8 @@ def test_text_as_shards_in_jobs(src):
 def test_a_job_that_dies_is_started_again(src, tmp_path, monkeypatch):
     m = J.plan_jobs(src, 'jobs', 2, SETS)
     wrapper = tmp_path / 'python'
-    wrapper.write_text(
-        f'#!/bin/sh\nif [ ! -e once ]; then touch once; kill -9 $$; fi\nexec {sys.executable} "$@"\n'
-    )
+    dies_once = 'if [ ! -e once ]; then touch once; kill -9 $$; fi'
+    wrapper.write_text(f'#!/bin/sh\n{dies_once}\nexec {sys.executable} "$@"\n')
     wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(sys, 'executable', str(wrapper))
     J._SplitStep('jobs', 2)(None, 1)
@@ -482,12 +493,11 @@ def test_two_local_workers_by_datatrove(src):
     want = digest(merged(range(4), splits=4)[0].dir)
     subprocess.run(['rm', '-r', 'jobs'], check=True)
     J.plan_jobs(src, 'jobs', 4, SETS)
-    run = lambda *a: subprocess.run(
-        [sys.executable, '-m', 'mypt.cli', 'prepare-jobs', *a],
-        capture_output=True,
-        text=True,
-        timeout=80,
-    )
+
+    def run(*words):
+        command = [sys.executable, '-m', 'mypt.cli', 'prepare-jobs', *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=80)
+
     out = run('local', '--jobs_dir', 'jobs', '--workers', '2')
     assert out.returncode == 0, out.stderr[-2000:]
     assert (

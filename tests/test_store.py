@@ -1,6 +1,14 @@
-"The store: what goes in comes out bit for bit; it appears whole or not at all; damage is found at open or by validate."
+"Datasets on disk: bit for bit what went in, whole or not there, and damage is found."
 
-import errno, os, random, resource, shutil, signal, subprocess, sys, time
+import errno
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 import numpy as np
 import pytest
@@ -131,9 +139,11 @@ def test_any_legal_episode_validates(
     "Chat, tool and replay episodes of the serializer's own generator, every policy and layout."
     folder = tmp_path_factory.mktemp('any') / 'd'
     rngs = [random.Random(s) for s in seeds]
-    episodes = [random_episode(r, lambda: f'{r.choice(STRINGS)}{r.random():.2f}') for r in rngs] + [
-        say(6)
-    ]
+
+    def text_from(r):
+        return lambda: f'{r.choice(STRINGS)}{r.random():.2f}'
+
+    episodes = [*(random_episode(r, text_from(r)) for r in rngs), say(6)]
     ids, roles, _, lens = encode_batch(episodes, TOK, layout)
     w, starts = role_weights(policy, weighted)[roles], np.cumsum(lens) - lens
     block = int(lens.max()) + 40 if packed else 0
@@ -370,7 +380,10 @@ def test_overwrite_only_when_asked_and_only_a_dataset(tmp_path):
 
 
 WRITER = """
-import os, sys, time, numpy as np
+import os
+import sys
+import time
+import numpy as np
 from mypt.data.writer import DatasetWriter
 from mypt.data.tokenizer import get_tokenizer
 ids = np.full(1000, 65, np.uint32)
@@ -460,7 +473,7 @@ def test_no_space_left(tmp_path, monkeypatch, at):
     monkeypatch.setattr(
         'mypt.data.writer.' + ('_SummedFile.write' if at == 'add' else 'sync'), full
     )
-    with pytest.raises(UserError, match='No space left on device.*free space') as e:
+    with pytest.raises(UserError, match=r'No space left on device.*free space') as e:
         write(tmp_path / 'd')
     assert '\n' not in str(e.value) and left(tmp_path) == []
 
