@@ -1,12 +1,14 @@
-"""The GPU's way through the model, walked on a CPU: the variable-length kernel is stood in for by the plain reference,
-everything around it (cumulative lengths, dynamic shapes, one graph for all layers and batches) is the real thing."""
+"""The GPU's path on a CPU: the variable-length kernel is replaced by the plain reference,
+all around it (cumulative lengths, dynamic shapes, one graph for all batches) is the real code."""
 
-import pytest, torch
+import itertools
+import pytest
+import torch
 from torch._dynamo.utils import counters
 from torch.nn.attention import varlen
 from mypt.data.batches import collate
 from mypt.model.config import ModelConfig
-from mypt.model.attention import Segments, attention
+from mypt.model.attention import Segments
 from mypt.model.gpt import GPT
 
 SHAPE = dict(n_layer=3, n_head=4, n_embd=32, block_size=64, vocab_size=320)
@@ -16,7 +18,7 @@ def _runs(
     q, k, v, cu
 ):  # [N, H, D] → slice, probabilities [H, n, n], keys and values [n, H, D] of each run
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    for a, b in zip(cu.tolist(), cu[1:].tolist()):
+    for a, b in itertools.pairwise(cu.tolist()):
         hidden = torch.ones(b - a, b - a, dtype=torch.bool).triu(1)
         scores = torch.einsum('ihd,jhd->hij', q[a:b], k[a:b]) * q.shape[-1] ** -0.5
         yield (slice(a, b), scores.masked_fill(hidden, -torch.inf).softmax(-1), k[a:b], v[a:b])
@@ -33,7 +35,7 @@ def _backward(g, q, k, v, cu):  # a kernel sits below autograd, so by hand
         ds = p * (dp - (dp * p).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
         dk, dv = (torch.einsum('hij,ihd->jhd', a, b[at]) for a, b in ((ds, q), (p, g)))
         parts.append([torch.einsum('hij,jhd->ihd', ds, k_), dk, dv])
-    dq, dk, dv = map(torch.cat, zip(*parts))
+    dq, dk, dv = map(torch.cat, zip(*parts, strict=True))
     return dq, *(x.unflatten(1, (k.shape[1], -1)).sum(2) for x in (dk, dv))
 
 
@@ -102,7 +104,7 @@ def test_cumulative_lengths_equal_sorted_episodes(kv):
         found = {}
         for model.attention in ('sorted', 'varlen'):
             found[model.attention] = loss_and_grads(model, b)
-        for x, y in zip(found['varlen'], found['sorted']):
+        for x, y in zip(found['varlen'], found['sorted'], strict=True):
             close(x, y)
 
 
@@ -119,7 +121,7 @@ def test_tables_of_a_batch_say_what_its_segments_say():
 
 @pytest.mark.parametrize('recompute', [False, True])
 def test_one_graph_for_all_batches(recompute):
-    "Whatever the number of episodes and targets: no graph break, and nothing is compiled again after the first batch."
+    "Any number of episodes and targets: no graph break, and no compiling after the first batch."
     torch.manual_seed(0)
     plain, fast = (GPT(ModelConfig(**SHAPE)).train() for _ in range(2))
     fast.load_state_dict(plain.state_dict())
@@ -132,7 +134,7 @@ def test_one_graph_for_all_batches(recompute):
     loss_and_grads(fast, BATCHES[0])
     with torch._dynamo.config.patch(error_on_recompile=True):
         for b in BATCHES:
-            for x, y in zip(loss_and_grads(fast, b), loss_and_grads(plain, b)):
+            for x, y in zip(loss_and_grads(fast, b), loss_and_grads(plain, b), strict=True):
                 close(x, y)
     assert not counters['graph_break'], dict(counters['graph_break'])
     assert (

@@ -1,12 +1,14 @@
-"""The engine: nobody hears a neighbour, nothing is read twice, and the shortlist finds the best score."""
+"The engine: requests are independent, nothing is read twice, the shortlist finds the best."
 
-import random, threading
-import pytest, torch
+import random
+import threading
+import pytest
+import torch
 from mypt.model.config import ModelConfig
 from mypt.inference.engine import Engine
 from mypt.inference.cpu import Columns, Shortlist, shortlist
 from mypt.inference.generate import feed, generate
-from mypt.inference.sampling import Sampling
+from mypt.inference.sampling import GREEDY, Sampling
 from mypt.model.cache import KVCache
 from mypt.model.gpt import GPT
 from mypt.errors import UserError
@@ -41,28 +43,18 @@ def draw(rng, n):
     "Requests of all kinds; many share a beginning."
     for i in range(n):
         ids = [7] * rng.choice((0, 20)) + [rng.randrange(320) for _ in range(rng.randint(1, 30))]
-        how = (
-            Sampling()
-            if rng.random() < 0.4
-            else Sampling(
-                rng.choice((0.7, 1.5)),
-                rng.choice((0, 20)),
-                rng.choice((1.0, 0.9)),
-                rng.choice((1.0, 1.3)),
-                seed=i,
-            )
-        )
-        yield (
-            ids,
-            rng.randint(1, 30),
-            how,
-            frozenset(rng.sample(range(320), 12)),
-            rng.choice((None, None, Even())),
-        )
+        sampling = Sampling()
+        if rng.random() >= 0.4:
+            choices = ((0.7, 1.5), (0, 20), (1.0, 0.9), (1.0, 1.3))
+            sampling = Sampling(*(rng.choice(c) for c in choices), seed=i)
+        new = rng.randint(1, 30)
+        stop = frozenset(rng.sample(range(320), 12))
+        yield ids, new, sampling, stop, rng.choice((None, None, Even()))
 
 
-def alone(model, ids, new, how, stop, allow):
-    return generate(model, None, [ids], new, stop, allow=allow and [allow], **how._asdict())[0]
+def alone(model, ids, new, sampling=GREEDY, stop=frozenset(), allow=None):
+    rules, settings = allow and [allow], sampling._asdict()
+    return generate(model, None, [ids], new, stop, allow=rules, **settings)[0]
 
 
 def drain(e):
@@ -72,7 +64,7 @@ def drain(e):
 
 @pytest.mark.parametrize('fixed', [False, True])
 @pytest.mark.parametrize('arch', ARCHS)
-def test_a_request_says_what_it_says_alone(arch, fixed):
+def test_a_request_gets_what_it_gets_alone(arch, fixed):
     model, rng = model_of(arch), random.Random(0)
     e, todo, live = Engine(model, slots=5, fixed=fixed), list(draw(rng, 40)), []
     heard = {}
@@ -94,27 +86,27 @@ def test_second_turn_reads_only_what_is_new():
     first = e.submit(list(range(40)), 6)
     drain(e)
     before = e.prefilled
-    second = e.submit(first.tokens + [1, 2, 3], 6)
+    second = e.submit([*first.tokens, 1, 2, 3], 6)
     drain(e)
     assert e.prefilled - before == 4 and second.reused == 45  # the last token said had not been fed
-    assert second.generated == alone(e.model, second.ids, 6, Sampling(), frozenset(), None)
+    assert second.generated == alone(e.model, second.ids, 6)
     before = e.prefilled
     again = e.submit(first.ids, 6)  # 'say it again': all but the last token is known
     drain(e)
     assert e.prefilled - before == 1 and again.generated == first.generated
-    third = e.submit(second.tokens + [5], 3)  # and the longer conversation was not lost by it
+    third = e.submit([*second.tokens, 5], 3)  # and the longer conversation was not lost by it
     drain(e)
     assert third.reused == len(second.tokens) - 1 and all(len(r.generated) == 5 for r in others)
 
 
 def test_a_shared_beginning_is_copied_from_a_running_row():
     e, system = Engine(model_of(), slots=4), list(range(50))
-    rs = [e.submit(system + [200 + n, n], 9) for n in range(4)]
+    rs = [e.submit([*system, 200 + n, n], 9) for n in range(4)]
     e.step()
     assert [r.reused for r in rs] == [0, 50, 50, 50] and e.prefilled == 52 + 3 * 2
     drain(e)
     for r in rs:
-        assert r.generated == alone(e.model, r.ids, 9, Sampling(), frozenset(), None)
+        assert r.generated == alone(e.model, r.ids, 9)
 
 
 def test_cancel():
@@ -125,11 +117,7 @@ def test_cancel():
     e.cancel(c)
     assert (a.done, c.done, len(a.generated), c.generated) == ('cancelled', 'cancelled', 1, [])
     drain(e)
-    assert (
-        len(a.generated) == 1
-        and b.done == 'length'
-        and b.generated == alone(e.model, b.ids, 20, Sampling(), frozenset(), None)
-    )
+    assert len(a.generated) == 1 and b.done == 'length' and b.generated == alone(e.model, b.ids, 20)
     e.cancel(b)
     assert b.done == 'length' and len({a, b, c}) == 3
 
@@ -162,7 +150,7 @@ def test_memory_is_allocated_once():
     assert before == (e.slots.cache.k.data_ptr(), e.slots.cache.v.data_ptr(), e.slots.cache.k.shape)
 
 
-def test_a_rule_that_fails_harms_nobody():
+def test_a_rule_that_fails_harms_no_other_request():
     class Bad:
         on = True
 
@@ -177,7 +165,7 @@ def test_a_rule_that_fails_harms_nobody():
     bad.on = False
     drain(e)
     for x in (r, s):
-        assert x.generated == alone(e.model, x.ids, x.max_new_tokens, Sampling(), frozenset(), None)
+        assert x.generated == alone(e.model, x.ids, x.max_new_tokens)
 
 
 def test_threads():
@@ -220,7 +208,7 @@ def test_columns_equal_the_model(arch, B):
     with torch.inference_mode():
         for k in range(6, 0, -1):
             starts = [0] * B if k == 6 else [len(t) - k for t in texts]
-            new = [t[s : len(t) - k + 1] for t, s in zip(texts, starts)]
+            new = [t[s : len(t) - k + 1] for t, s in zip(texts, starts, strict=True)]
             h = feed(model, cache, new, starts, one)
             for b, t in enumerate(texts):
                 torch.testing.assert_close(

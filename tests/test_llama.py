@@ -1,6 +1,7 @@
-"""What training wrote, read by transformers: the same logits, the same greedy tokens, the same prompt."""
+"What training wrote, read by transformers: the same logits, greedy tokens and prompt."
 
-import pytest, torch
+import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from mypt.model.checkpoint import load_model
 from mypt.data.episodes import write_episodes

@@ -1,4 +1,4 @@
-"The model's promises as properties: packed equals alone, isolation to the bit, cache, loss; Llama is the oracle."
+"The model's promises as properties; transformers' Llama is the oracle."
 
 import itertools
 from dataclasses import fields, replace
@@ -92,7 +92,7 @@ def test_packed_equals_alone(arch, alpha):
     ours = grads(model, loss)
     alone = sum(model.loss(cut(pack, a, b), total, noise[:, a:b]) for a, b in bounds(lens))
     close(loss, alone)
-    for x, y in zip(ours, grads(model, alone)):
+    for x, y in zip(ours, grads(model, alone), strict=True):
         close(x, y)
     model.eval()
     logits = model(pack.ids, pack.segments)
@@ -114,14 +114,14 @@ def test_every_layout_equals_the_reference(lens, pad):
         out = layout.put(attention(*map(layout.take, xs), layout)) * real
         return out, *torch.autograd.grad((out * up).sum(), xs)
 
-    for ours, plain in zip(run('sorted'), run('reference')):
+    for ours, plain in zip(run('sorted'), run('reference'), strict=True):
         close(ours, plain)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(lengths, min_size=1, max_size=3), st.data())
-def test_leaving_out_what_nobody_needs_changes_nothing(rows, data):
-    "Targets anywhere, several rows: loss and every gradient are those of the masked reference, which leaves nothing out."
+def test_leaving_out_unneeded_tokens_changes_nothing(rows, data):
+    "Targets anywhere, several rows: loss and every gradient are those of the masked reference."
     model, T = model_of('grouped').train(), max(map(sum, rows)) + 2
     weights = torch.tensor(
         data.draw(
@@ -139,7 +139,7 @@ def test_leaving_out_what_nobody_needs_changes_nothing(rows, data):
     for model.attention in ('reference', 'sorted'):
         loss = model.loss(pack)
         found[model.attention] = loss, *grads(model, loss)
-    for x, y in zip(found['sorted'], found['reference']):
+    for x, y in zip(found['sorted'], found['reference'], strict=True):
         close(x, y)
     keep = pack.weights.flatten().nonzero().flatten()
     n = sum(
@@ -259,7 +259,7 @@ def test_head_loss_is_cross_entropy(M, V, chunk, need_h, need_W, size):
         pair = (
             torch.autograd.grad(2.5 * x, wanted) for x in (ours, plain)
         )  # what comes from above counts too
-        for a, b in zip(*pair):
+        for a, b in zip(*pair, strict=True):
             close(a, b, 1e-10)
 
 
@@ -314,7 +314,7 @@ def test_recomputing_changes_nothing(arch):
         torch.manual_seed(3)
         return grads(model, model.loss(pack))
 
-    for a, b in zip(run(False), run(True)):
+    for a, b in zip(run(False), run(True), strict=True):
         assert torch.equal(a, b)
 
 
@@ -365,7 +365,7 @@ def test_llama_agrees(arch):
 
 
 def test_position_interpolation():
-    "With scale 4, position 4p is the old position p; a scaled model on 4096 tokens uses no angle beyond the old ones."
+    "With scale 4, position 4p is the old position p."
     (c1, s1), (c4, s4) = rope_tables(64, 1024), rope_tables(64, 4096, scale=4.0)
     close(c4[::4], c1)
     close(s4[::4], s1)
@@ -544,7 +544,7 @@ def test_base_decides_the_architecture():
 
 
 def test_generation_first_training_after():
-    "Angle tables made in inference mode are shared with training, which must still be able to go backward."
+    "Angle tables made in inference mode are shared with training, which must still go backward."
     rope_tables.cache_clear()
     model, pack = model_of().train(), row_of([5, 9], 16)
     with torch.inference_mode():

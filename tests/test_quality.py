@@ -73,7 +73,7 @@ def test_near_duplicates_against_all_pairs(tmp_path, threshold):
             true.add(i + 1)
         else:
             kept.append(i)
-    rejects = [json.loads(l) for l in open(tmp_path / 'out.jsonl.rejects.jsonl')]
+    rejects = [json.loads(line) for line in open(tmp_path / 'out.jsonl.rejects.jsonl')]
     found = {int(r['where'].rsplit(':', 1)[1]) for r in rejects}
     assert len(found & true) >= 0.95 * len(true) and len(found - true) <= 0.02 * len(lines)
     for r in rejects:  # every removed line really is like a kept one
@@ -84,17 +84,15 @@ def test_near_duplicates_against_all_pairs(tmp_path, threshold):
 def test_rows_in_are_rows_out_plus_rejects_byte_for_byte(tmp_path):
     rng = random.Random(3)
     eps = [random_episode(rng, lambda: ' '.join(texts(rng, 1)[0].split()[:5])) for _ in range(60)]
-    eps += eps[::7] + [
-        {'_replay': True, 'text': 'Ein Text.'},
-        {'_replay': True, 'text': 'ein  text'},
-    ]
+    replay = [{'_replay': True, 'text': text} for text in ('Ein Text.', 'ein  text')]
+    eps += [*eps[::7], *replay]
     raw = [json.dumps(e, ensure_ascii=bool(i % 2)) for i, e in enumerate(eps)]
     (tmp_path / 'in.jsonl').write_bytes(b'\xef\xbb\xbf' + '\n\n'.join(raw).encode())
     r = dedup(tmp_path / 'in.jsonl', tmp_path / 'out.jsonl')
     out = (tmp_path / 'out.jsonl').read_text(encoding='utf-8').splitlines()
     gone = [
-        json.loads(l)['line']
-        for l in (tmp_path / 'out.jsonl.rejects.jsonl').read_text(encoding='utf-8').splitlines()
+        json.loads(line)['line']
+        for line in (tmp_path / 'out.jsonl.rejects.jsonl').read_text(encoding='utf-8').splitlines()
     ]
     assert Counter(out + gone) == Counter(raw) and r['kept'] == len(out) == 61
     dedup(tmp_path / 'out.jsonl', tmp_path / 'again.jsonl')
