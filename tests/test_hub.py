@@ -17,7 +17,7 @@ from mypt.model.checkpoint import load_model
 from mypt.cli import main
 from mypt.inference.constrain import CallGrammar
 from mypt.data.episodes import write_episodes
-from mypt.interop.export import STAYS, export, find_reports, model_card, plain_template, push
+from mypt.interop.export import NOT_UPLOADED, export, find_reports, model_card, plain_template, push
 from mypt.data.hf_tokenizer import extend_tokenizer
 from mypt.interop.import_model import OLD_TAGS, import_model
 from mypt.model.gpt import GPT
