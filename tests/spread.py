@@ -1,17 +1,16 @@
 """Training runs for tests/test_distributed.py, one after the other, under torchrun or alone.
 
-torchrun --standalone --nproc_per_node 2 tests/spread.py DATASET MODEL key=value … [-- MODEL
-key=value …]
+    torchrun --standalone --nproc_per_node 2 tests/spread.py DATASET MODEL key=value … [-- MODEL …]
 
-Words of its own among the settings: `mute=1` takes the loss from every other row,
-`die=rank:step:signal` ends a process, once.
+Two settings are its own: `mute=1` takes the loss from every other row, and `die=rank:step:signal`
+ends a process, once.
 """
 
 import os
 import sys
+import torch
 from itertools import groupby
 from pathlib import Path
-import torch
 from mypt.train.loop import Callback
 from mypt.train.train import train
 
@@ -48,7 +47,8 @@ class Die(Callback):
     "Send a signal to this process after a step, unless that was done before (a mark remembers)."
 
     def __init__(self, rank, step, signal, mark):
-        self.rank, self.step, self.signal, self.mark = (int(rank), int(step), int(signal), mark)
+        self.rank, self.step = int(rank), int(step)
+        self.signal, self.mark = int(signal), mark
 
     def after_step(self, t):
         if (t.rank, t.step) == (self.rank, self.step) and not self.mark.exists():
@@ -59,16 +59,11 @@ class Die(Callback):
 def one(dataset, model, *sets):
     words = dict(s.split('=', 1) for s in sets)
     cbs = [Mute()] if words.pop('mute', None) else []
-    if die := words.pop('die', None):
+    die = words.pop('die', None)
+    if die:
         cbs.append(Die(*die.split(':'), Path(f'{model}.mark')))
-    return train(
-        model,
-        dataset,
-        sets=SETS + [f'{k}={v}' for k, v in words.items()],
-        device='cpu',
-        quiet=True,
-        cbs=cbs,
-    )
+    sets = SETS + [f'{k}={v}' for k, v in words.items()]
+    return train(model, dataset, sets=sets, device='cpu', quiet=True, cbs=cbs)
 
 
 if __name__ == '__main__':

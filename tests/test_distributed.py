@@ -1,15 +1,21 @@
 """Several processes compute what one does; they stop, die, and come back together."""
 
-import json, os, shutil, signal, subprocess, sys
+import json
+import os
+import pytest
+import shutil
+import signal
+import subprocess
+import sys
+import torch
 from pathlib import Path
-import pytest, torch
 from safetensors.torch import load_file
-from mypt.model.checkpoint import load_model, load_state
-from mypt.train.distributed import consolidate, join, newest
+from spread import one
 from mypt.data.episodes import write_episodes
 from mypt.data.prepare import prepare
 from mypt.errors import UserError
-from spread import one
+from mypt.model.checkpoint import load_model, load_state
+from mypt.train.distributed import consolidate, join, newest
 
 HERE = Path(__file__).parent
 ENV = os.environ | {'OMP_NUM_THREADS': '1', 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1'}
@@ -29,42 +35,28 @@ VARIANTS = dict(
 )
 
 
-def launch(
-    world, dataset, *runs, restarts=0
-) -> subprocess.CompletedProcess:  # runs: (model directory, settings …)
-    "Training runs one after the other in `world` processes."
+def launch(world, dataset, *runs, restarts=0) -> subprocess.CompletedProcess:
+    "Training runs, each (model directory, settings …), one after the other in `world` processes."
     words = [str(w) for r in runs for w in ('--', *r)][1:]
-    return subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'torch.distributed.run',
-            '--standalone',
-            f'--nproc_per_node={world}',
-            f'--max-restarts={restarts}',
-            '--monitor-interval=0.1',
-            HERE / 'spread.py',
-            dataset,
-            *words,
-        ],
-        env=ENV,
-        capture_output=True,
-        text=True,
-        timeout=80,
-    )
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
+    torchrun += [f'--nproc_per_node={world}', f'--max-restarts={restarts}']
+    torchrun += ['--monitor-interval=0.1', HERE / 'spread.py', dataset, *words]
+    return subprocess.run(torchrun, env=ENV, capture_output=True, text=True, timeout=80)
 
 
-def log(model):
-    return [json.loads(l) for l in (model / 'log.jsonl').read_text().splitlines()]
+def read_jsonl(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def counts(log):
+    return [(r['step'], r.get('tokens'), r.get('supervised')) for r in log]
 
 
 def same_run(a, b, eps=1e-5):
     "Losses, norms, evaluations and weights of two runs agree to float32 rounding; counts exactly."
-    A, B = log(a), log(b)
-    assert [(r['step'], r.get('tokens'), r.get('supervised')) for r in A] == [
-        (r['step'], r.get('tokens'), r.get('supervised')) for r in B
-    ]
-    for x, y in zip(A, B):
+    A, B = read_jsonl(a / 'log.jsonl'), read_jsonl(b / 'log.jsonl')
+    assert counts(A) == counts(B)
+    for x, y in zip(A, B, strict=True):
         assert x.keys() == y.keys()
         for k in x.keys() & {'loss', 'grad_norm', 'val_loss'}:
             assert abs(x[k] - y[k]) < eps, (x['step'], k, x[k], y[k])
@@ -82,29 +74,20 @@ def same_bits(a, b):
     assert load_state(a)[0] == load_state(b)[0]
 
 
+def addition(i):
+    question = {'role': 'user', 'content': f'{i}+{i + 3}'}
+    answer = {'role': 'assistant', 'content': str(2 * i + 3)}
+    return {'messages': [question, answer]}
+
+
 @pytest.fixture(scope='module')
 def dataset(tmp_path_factory):
     d = tmp_path_factory.mktemp('data')
-    write_episodes(
-        d / 'sums.jsonl',
-        [
-            {
-                'messages': [
-                    {'role': 'user', 'content': f'{i}+{i + 3}'},
-                    {'role': 'assistant', 'content': str(2 * i + 3)},
-                ]
-            }
-            for i in range(90)
-        ],
-    )
-    prepare(
-        str(d / 'sums.jsonl'),
-        str(d / 'sums'),
-        tokenization='byte',
-        enable_packing=True,
-        pack_block_size=64,
-    )
-    return d / 'sums'
+    episodes, out = d / 'sums.jsonl', d / 'sums'
+    write_episodes(episodes, [addition(i) for i in range(90)])
+    packed = dict(enable_packing=True, pack_block_size=64)
+    prepare(str(episodes), str(out), tokenization='byte', **packed)
+    return out
 
 
 @pytest.fixture(scope='module')
@@ -118,15 +101,15 @@ def alone(dataset, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def two(dataset, tmp_path_factory):
-    "Every variant by two processes with a batch of 2 each, and two calm runs with noise."
+    "Every variant by two processes with a batch of 2 each, and two uninterrupted runs with noise."
     d = tmp_path_factory.mktemp('two')
-    calm = [(d / f'calm_{p}', f'parallel={p}', *NOISE, 'batch_size=2') for p in ('ddp', 'fsdp')]
-    out = launch(
-        2, dataset, *((d / name, *sets, 'batch_size=2') for name, sets in VARIANTS.items()), *calm
-    )
+    runs = [(d / name, *sets, 'batch_size=2') for name, sets in VARIANTS.items()]
+    for p in ('ddp', 'fsdp'):
+        runs.append((d / f'calm_{p}', f'parallel={p}', *NOISE, 'batch_size=2'))
+    out = launch(2, dataset, *runs)
     assert out.returncode == 0, out.stderr
     assert '2 processes × 2 micro-batches × batch_size 2 = 8 rows a step' in out.stdout
-    assert out.stdout.count('step 12: val') == len(VARIANTS) + 2  # one voice
+    assert out.stdout.count('step 12: val') == len(VARIANTS) + 2  # one process prints
     return d
 
 
@@ -137,9 +120,8 @@ def test_two_processes_compute_what_one_does(alone, two):
 
 def test_four_processes_compute_what_one_does(dataset, alone, tmp_path):
     names = 'mute', 'muon'
-    out = launch(
-        4, dataset, *((tmp_path / name, *VARIANTS[name], 'batch_size=1') for name in names)
-    )
+    runs = [(tmp_path / name, *VARIANTS[name], 'batch_size=1') for name in names]
+    out = launch(4, dataset, *runs)
     assert out.returncode == 0, out.stderr
     for name in names:
         same_run(alone / name, tmp_path / name)
@@ -147,14 +129,10 @@ def test_four_processes_compute_what_one_does(dataset, alone, tmp_path):
 
 @pytest.mark.parametrize('parallel', [pytest.param('ddp', marks=pytest.mark.slow), 'fsdp'])
 def test_a_killed_process_comes_back(dataset, two, tmp_path, parallel):
-    "SIGKILL of the second process after step 6; torchrun starts both again, from step 4, and no bit differs in the end."
-    model = tmp_path / 'm'
-    out = launch(
-        2,
-        dataset,
-        (model, f'parallel={parallel}', *NOISE, 'batch_size=2', f'die=1:6:{signal.SIGKILL:d}'),
-        restarts=1,
-    )
+    "SIGKILL of one after step 6; torchrun starts both again from step 4, and no bit differs."
+    model, die = tmp_path / 'm', f'die=1:6:{signal.SIGKILL:d}'
+    run = (model, f'parallel={parallel}', *NOISE, 'batch_size=2', die)
+    out = launch(2, dataset, run, restarts=1)
     assert out.returncode == 0, out.stderr
     assert 'resumed at step 4' in out.stdout and 'exitcode: -9' in out.stderr
     same_bits(two / f'calm_{parallel}', model)
@@ -163,14 +141,10 @@ def test_a_killed_process_comes_back(dataset, two, tmp_path, parallel):
 @pytest.mark.slow
 def test_another_number_of_processes_goes_on(dataset, alone, tmp_path):
     "Shards of four processes that died go on in two and in one, and become the ordinary directory."
-    out = launch(
-        4,
-        dataset,
-        (tmp_path / 'm', *VARIANTS['muon'], 'batch_size=1', f'die=2:6:{signal.SIGKILL:d}'),
-    )
-    assert out.returncode and [p.name for p in (tmp_path / 'm' / 'sharded').iterdir()] == [
-        'step-00000004'
-    ]
+    die = f'die=2:6:{signal.SIGKILL:d}'
+    out = launch(4, dataset, (tmp_path / 'm', *VARIANTS['muon'], 'batch_size=1', die))
+    shards = [p.name for p in (tmp_path / 'm' / 'sharded').iterdir()]
+    assert out.returncode and shards == ['step-00000004']
     assert not (tmp_path / 'm' / 'model.safetensors').exists()
     shutil.copytree(tmp_path / 'm', tmp_path / 'n')
     one(dataset, tmp_path / 'n', *VARIANTS['muon'], 'batch_size=4')
@@ -184,50 +158,35 @@ def test_another_number_of_processes_goes_on(dataset, alone, tmp_path):
 
 @pytest.mark.slow
 def test_one_signal_stops_all_at_the_same_step(dataset, alone, tmp_path):
-    "SIGTERM to one process: all stop after that step, the directory is an ordinary one, and the other engine goes on with it."
-    out = launch(
-        2,
-        dataset,
-        *(
-            (tmp_path / p, f'parallel={p}', 'batch_size=2', f'die=1:7:{signal.SIGTERM:d}')
-            for p in ('ddp', 'fsdp')
-        ),
-    )
+    "SIGTERM to one process: all stop after that step, and the other engine goes on from there."
+    parallels, die = ('ddp', 'fsdp'), f'die=1:7:{signal.SIGTERM:d}'
+    runs = [(tmp_path / p, f'parallel={p}', 'batch_size=2', die) for p in parallels]
+    out = launch(2, dataset, *runs)
     assert out.returncode == 0 and out.stdout.count('stopped at step 7: SIGTERM') == 2, out
-    for p in ('ddp', 'fsdp'):
-        assert (
-            load_state(tmp_path / p)[0]['step']
-            == load_model(tmp_path / p, verify=True)[2]['step']
-            == 7
-        )
-    out = launch(
-        2,
-        dataset,
-        *(
-            (tmp_path / p, f'parallel={q}', 'batch_size=2')
-            for p, q in (('ddp', 'fsdp'), ('fsdp', 'ddp'))
-        ),
-    )
+    for p in parallels:
+        _, _, meta = load_model(tmp_path / p, verify=True)
+        assert load_state(tmp_path / p)[0]['step'] == meta['step'] == 7
+    others = dict(ddp='fsdp', fsdp='ddp')
+    runs = [(tmp_path / p, f'parallel={others[p]}', 'batch_size=2') for p in parallels]
+    out = launch(2, dataset, *runs)
     assert out.returncode == 0, out.stderr
     for p in ('ddp', 'fsdp'):
         same_run(alone / 'ddp', tmp_path / p)
 
 
 def test_a_flipped_bit_in_a_shard_is_found(dataset, tmp_path):
-    "Whoever goes on with damaged shards is told which file, alone and in several processes; whole again, the run goes on."
-    args = tmp_path / 'm', *VARIANTS['fsdp'], 'batch_size=2'
+    "Damaged shards are refused, alone and in several processes, naming the file; whole ones go on."
+    args = (tmp_path / 'm', *VARIANTS['fsdp'], 'batch_size=2')
     out = launch(2, dataset, (*args, f'die=1:6:{signal.SIGKILL:d}'))
     shards = tmp_path / 'm' / 'sharded' / 'step-00000004'
-    assert out.returncode and {p.name for p in shards.iterdir()} > {
-        'mypt.json',
-        'training_state.json',
-    }
+    state, names = shards / 'training_state.json', {p.name for p in shards.iterdir()}
+    assert out.returncode and names > {'mypt.json', 'training_state.json'}
     last = sorted(shards.glob('*.safetensors'))[-1]
     for victim, spoil in (
         (last, lambda b: b[:-1] + bytes([b[-1] ^ 1])),
-        (shards / 'training_state.json', lambda b: b.replace(b'4', b'5', 1)),
-        (shards / 'training_state.json', lambda b: b'{torn'),
-        (last, None),
+        (state, lambda b: b.replace(b'4', b'5', 1)),
+        (state, lambda b: b'{torn'),
+        (last, None),  # removed
     ):
         whole = victim.read_bytes()
         if spoil:
@@ -252,7 +211,7 @@ def test_restarts_that_would_hang_are_refused(monkeypatch):
 
 
 def test_leftovers_of_a_killed_save_are_not_taken(tmp_path):
-    "Unfinished shards have no name; of finished ones the last step counts, unless the ordinary checkpoint is later."
+    "Unfinished shards have no name; the last finished ones count, unless the whole one is later."
 
     def put(folder, step):
         folder.mkdir(parents=True, exist_ok=True)
