@@ -1,6 +1,17 @@
-"""Translation against a server that speaks DeepL's API and fails in every documented way; kills, reviews, odd texts."""
+"""Translation against a server that speaks DeepL's API; kills, reviews, odd texts.
 
-import codecs, json, random, re, signal, subprocess, sys, threading, time
+The server fails in every way that DeepL documents.
+"""
+
+import codecs
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -9,20 +20,12 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from mypt.curate import deepl as deepl_module
 from mypt.curate.deepl import BYTES, TEXTS, batches, setting
+from mypt.curate.message_lines import escape, unescape
+from mypt.curate.placeholders import Unit, rebuild, restore, shield, shields, split
+from mypt.curate.translate import extract, merge, recombine, run_translation
 from mypt.data.episodes import check_episode, read_episodes, write_episodes
 from mypt.data.serialize import random_episode, serialize
-from mypt.curate.placeholders import (
-    Unit,
-    escape,
-    rebuild,
-    restore,
-    shield,
-    shields,
-    split,
-    unescape,
-)
 from mypt.errors import UserError
-from mypt.curate.translate import extract, merge, recombine, run_translation
 
 KEY = 'sesame-open-1234:fx'
 
@@ -37,7 +40,10 @@ def rot(xml):
 
 
 class Server(ThreadingHTTPServer):
-    "DeepL's /v2/translate and /v2/usage. `plan` holds what happens to each translate request: a status, a word, or None for a good answer."
+    """DeepL's /v2/translate and /v2/usage.
+
+    `plan` holds what happens to each request: a status, a word, or None for a good answer.
+    """
 
     daemon_threads, allow_reuse_address = True, True
 
@@ -134,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    "A server, its address and key in the environment, an empty working directory, and no real waiting."
+    "A server, its address and key in the environment, an empty folder, and no real waiting."
     pytest.importorskip('deepl', reason='pip install mypt[translate]')
     s = Server()
     for k in ('NO_PROXY', 'no_proxy'):
@@ -159,7 +165,10 @@ def chat(q, a):
 
 def gold(n, seed=1):
     rng = random.Random(seed)
-    some = lambda: ' '.join(rng.choices(WORDS, k=6))
+
+    def some():
+        return ' '.join(rng.choices(WORDS, k=6))
+
     return [
         {
             'system': 'You are MyPT.',
@@ -237,7 +246,8 @@ def test_each_text_is_sent_once_even_when_it_stands_often(server):
 
 def test_what_is_sent(server):
     "Code blocks, code, links and the rest never leave the machine."
-    code = 'Try this (guide.md):\n```python\nsecret = 5\n```\nSee https://x.example/a?b=1&c=2 or `rm -rf /`, <myPT_user> and {name} [2].'
+    code = 'Try this (guide.md):\n```python\nsecret = 5\n```\n'
+    code += 'See https://x.example/a?b=1&c=2 or `rm -rf /`, <myPT_user> and {name} [2].'
     write_episodes('en.jsonl', [chat('Please & thanks < always', code)])
     extract('en.jsonl', 'temp')
     run_translation('temp', formality='prefer_less')
@@ -416,7 +426,7 @@ def start():
 
 
 def test_kills_between_answers_cost_nothing(server):
-    "SIGKILL while the next request waits at the server: what was answered before is never sent again."
+    "SIGKILL while the next request waits: what was answered before is never sent again."
     ready(200)
     for at in (1, 2, 1, 3):
         server.plan = [None] * at + ['die']
@@ -485,7 +495,7 @@ def test_a_torn_journal(server):
     with pytest.raises(UserError, match=':2: is damaged'):
         run_translation('temp')
     path.write_bytes(b'7\n')
-    with pytest.raises(UserError, match='is damaged|was made with'):
+    with pytest.raises(UserError, match=r'is damaged|was made with'):
         run_translation('temp')
     path.write_bytes(raw)
     with pytest.raises(UserError, match='formality default'):
@@ -566,7 +576,7 @@ def test_edited_files_are_never_written_over(server, capsys):
     assert out.read_text() == edited and 'edited by hand, kept' in capsys.readouterr().out
     write_episodes('en.jsonl', gold(4, seed=5))
     extract('en.jsonl', 'temp')
-    with pytest.raises(UserError, match='user_messages_de.txt: was edited'):
+    with pytest.raises(UserError, match=r'user_messages_de\.txt: was edited'):
         run_translation('temp')
     assert out.read_text() == edited
     run_translation('temp', overwrite=True)
@@ -655,7 +665,7 @@ def test_words_to_keep(server):
 
 
 def test_every_part_of_an_episode(server):
-    "Thoughts, contexts, citations inside a sentence and `expected` follow; tools, cites and system prompts stay."
+    "Thoughts, contexts, inner citations and `expected` follow; tools, cites and prompts stay."
     ep = {
         'system': 'You are kind.',
         'id': 'a',
@@ -793,7 +803,10 @@ def test_an_identity_gives_the_episodes_back(tmp_path, monkeypatch, seed):
     "Random legal episodes of nasty text, all through the files."
     monkeypatch.chdir(tmp_path)
     rng = random.Random(seed)
-    text = lambda: ''.join(rng.choices(NASTY, k=rng.randint(1, 8))) + 'end'
+
+    def text():
+        return ''.join(rng.choices(NASTY, k=rng.randint(1, 8))) + 'end'
+
     eps = [check_episode(random_episode(rng, text)) for _ in range(150)]
     write_episodes('en.jsonl', eps)
     extract('en.jsonl', 'temp', system=True)
