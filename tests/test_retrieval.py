@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from mypt.agent import index_file, retrieval, words
+from mypt.agent import index_file, words
 from mypt.agent.documents import Document, chunks, read_documents
 from mypt.data.episodes import check_episode, read_episodes
 from mypt.agent.index_file import INDEX_FILE
@@ -50,7 +50,7 @@ def pdf(text):
 
 
 def test_every_file_is_read_or_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr('mypt.documents.MAX_FILE', 1000)
+    monkeypatch.setattr('mypt.agent.documents.MAX_FILE', 1000)
     outside = put(tmp_path / 'outside', {'secret.md': 'secret'})
     docs = put(
         tmp_path / 'docs',
@@ -232,14 +232,14 @@ def test_an_update_touches_only_what_changed(tmp_path):
     put(docs, {'3.md': 'other', '9.md': 'more'})
     (docs / '5.md').unlink()
     parsed = []
-    parse, retrieval.parse_document = (
-        retrieval.parse_document,
+    parse, index_file.parse_document = (
+        index_file.parse_document,
         lambda *a: parsed.append(a[0]) or parse(*a),
     )
     try:
         assert ix.update(docs) == dict(new=1, changed=1, deleted=1, same=7)
     finally:
-        retrieval.parse_document = parse
+        index_file.parse_document = parse
     assert parsed == ['3.md', '9.md']
     assert {
         d: n for d, n in ix.store.ids.items() if n != '9.md'
@@ -254,7 +254,7 @@ def test_an_interrupted_build_leaves_the_old_index(tmp_path, monkeypatch):
     Index.build(docs, tmp_path / 'ix')
     put(docs, {'a.md': 'new anchor'})
     for target, error in (
-        ('mypt.agent.index_file._group', KeyboardInterrupt),
+        ('mypt.agent.index_file._note_groups', KeyboardInterrupt),
         ('mypt.agent.index_file.os.replace', OSError(28, 'No space left on device')),
     ):
         with monkeypatch.context() as m:
@@ -268,7 +268,7 @@ def test_an_interrupted_build_leaves_the_old_index(tmp_path, monkeypatch):
         assert [p.name for p in (tmp_path / 'ix').iterdir()] == [INDEX_FILE]
         assert Index.open(tmp_path / 'ix').search('anchor')[0].text == 'old anchor'
     code = (
-        'import os, mypt.agent.index_file as r; r._group = lambda db: os.kill(os.getpid(), 9)\n'
+        'import os, mypt.agent.index_file as r; r._note_groups = lambda db: os.kill(os.getpid(), 9)\n'
         'from mypt.agent.retrieval import Index\n'
         f'Index.build({str(docs)!r}, {str(tmp_path / "ix")!r})'
     )
@@ -372,11 +372,13 @@ def test_both_ways_to_similar_words_agree():
         | set(index_words(' '.join(VOCABULARY)))
     )
     table, line = (
-        words._table(some),
+        words.words_by_group(some),
         f' {" ".join(w for w in some if len(w) > 3 and w.isalpha())} ',
     )
     for w in some[::7]:
-        assert words._scan(line, w) == Counter(v for g in words._grams(w) for v in table[g])
+        assert words.scan_words(line, w) == Counter(
+            v for g in words.letter_groups(w) for v in table[g]
+        )
 
 
 def test_words_of_two_languages():
