@@ -32,8 +32,14 @@ DOCS = [
 ]
 OFFICE = Workspace.of(DOCS)
 END = '</myPT_assistant>'
-history = lambda q, **kw: {'messages': [{'role': 'user', 'content': q, **kw}]}
-call = lambda name, **kw: f'<myPT_toolcall>{dump_call("workspace." + name, kw)}</myPT_toolcall>'
+
+
+def history(question, **more):
+    return {'messages': [{'role': 'user', 'content': question, **more}]}
+
+
+def call(name, **arguments):
+    return f'<myPT_toolcall>{dump_call("workspace." + name, arguments)}</myPT_toolcall>'
 
 
 def scripted(replies, tok=tok, seen=None):
@@ -184,7 +190,10 @@ def test_wrong_tools_and_arguments_get_an_error_result(call):
 
 
 def test_empty_replies_and_missing_ends():
-    speak = lambda said: lambda hs: [said for _ in hs]
+
+    def speak(said):
+        return lambda histories: [said for _ in histories]
+
     for said, why in (
         ([], 'length'),
         (tok.encode('Hi'), 'length'),
@@ -327,7 +336,7 @@ def test_forced_calls_are_always_legal(kind):
 def test_random_walks_through_the_grammar_always_come_home():
     "Uniform choices leave no corner unseen: escapes, halves of characters, numbers."
     rng, g = random.Random(0), CallGrammar(tok, TOOLS)
-    for n in range(300):
+    for _ in range(300):
         ids, rule, limit = [g.open], g.watch(), rng.randrange(50, 120)
         for left in range(limit, 0, -1):
             ids.append(rng.choice(rule.mask(ids, left).nonzero()[:, 0].tolist()))

@@ -1,6 +1,8 @@
-"The terminal chat: turns, commands, several lines, interruptions, and output that cannot move the cursor."
+"The terminal chat: turns, commands, several lines, interruptions, output without controls."
 
-import io, subprocess, sys
+import io
+import subprocess
+import sys
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -21,7 +23,8 @@ import mypt.serve.session
 
 tok = get_tokenizer('byte')
 OFFICE = Workspace.of([Document('leave.md', 'Leave', 'Parental leave is twelve weeks.')])
-SEARCH = f'<myPT_think>Look.</myPT_think><myPT_toolcall>{dump_call("workspace.search", dict(query="leave"))}</myPT_toolcall>'
+FIND_LEAVE = dump_call('workspace.search', dict(query='leave'))
+SEARCH = f'<myPT_think>Look.</myPT_think><myPT_toolcall>{FIND_LEAVE}</myPT_toolcall>'
 
 
 @pytest.fixture(scope='module')

@@ -1,11 +1,19 @@
-"""Documents, index and workspace: what they promise on any folder and any call, and how well they find on real data."""
+"Documents, index and workspace: their promises on any input, and what they find in real data."
 
-import json, os, random, shutil, string, subprocess, sys, threading, time
+import json
+import os
+import random
+import shutil
+import string
+import subprocess
+import sys
+import threading
+import time
 from collections import Counter
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from mypt.agent import index_file, retrieval, words
+from mypt.agent import index_file, words
 from mypt.agent.documents import Document, chunks, read_documents
 from mypt.data.episodes import check_episode, read_episodes
 from mypt.agent.index_file import INDEX_FILE
@@ -15,7 +23,7 @@ from mypt.agent.words import index_words, query_words
 from mypt.errors import UserError
 from mypt.agent.tools import TOOLS, Workspace, check_call, describe_tools, summarize
 
-# --- documents -------------------------------------------------------------------------------------------------
+# documents
 
 
 def put(folder, files):
@@ -32,7 +40,8 @@ def pdf(text):
     objects = [
         b'<</Type/Catalog/Pages 2 0 R>>',
         b'<</Type/Pages/Kids[3 0 R]/Count 1>>',
-        b'<</Type/Page/Parent 2 0 R/MediaBox[0 0 99 99]/Contents 4 0 R/Resources<</Font<</F 5 0 R>>>>>>',
+        b'<</Type/Page/Parent 2 0 R/MediaBox[0 0 99 99]/Contents 4 0 R'
+        b'/Resources<</Font<</F 5 0 R>>>>>>',
         b'<</Length %d>>stream\n%s\nendstream' % (len(page), page),
         b'<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>',
     ]
@@ -50,7 +59,7 @@ def pdf(text):
 
 
 def test_every_file_is_read_or_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr('mypt.documents.MAX_FILE', 1000)
+    monkeypatch.setattr('mypt.agent.documents.MAX_FILE', 1000)
     outside = put(tmp_path / 'outside', {'secret.md': 'secret'})
     docs = put(
         tmp_path / 'docs',
@@ -126,7 +135,7 @@ def test_no_document_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match='the folder is empty'):
         rag_index(tmp_path, tmp_path / 'ix')
     put(tmp_path, {'x.exe': 'x'})
-    with pytest.raises(UserError, match='1 × .exe'):
+    with pytest.raises(UserError, match=r'1 × \.exe'):
         Workspace.open(tmp_path)
     with pytest.raises(UserError, match='no such folder'):
         rag_index(tmp_path / 'nowhere', tmp_path / 'ix')
@@ -145,7 +154,8 @@ def test_pdf_with_and_without_its_library(tmp_path, monkeypatch):
 
 def test_html_of_any_kind(tmp_path):
     page = (
-        '<head><title> A  b </title><style>p{}</style></head><body><h2>One</h2><p>x&lt;y <b>bold</b><script>no</script>'
+        '<head><title> A  b </title><style>p{}</style></head><body>'
+        '<h2>One</h2><p>x&lt;y <b>bold</b><script>no</script>'
         '<br>z<ul><li>i</ul>'
     )
     put(tmp_path, {'a.html': page, 'b.htm': '<p>open <![bad[', 'c.html': '<td> ' * 50_000 + 'end'})
@@ -187,10 +197,10 @@ def test_chunks_end_at_borders():
     assert time.perf_counter() - start < 20
 
 
-# --- index -----------------------------------------------------------------------------------------------------
+# index
 
-VOCABULARY = """Haftung Produkthaftung haften Hafen Schiff Schiffe ships ship harbour harbours Straße Strasse café cafe a the 42 4711
-x""".split()
+VOCABULARY = """Haftung Produkthaftung haften Hafen Schiff Schiffe ships ship harbour harbours
+Straße Strasse café cafe a the 42 4711 x""".split()
 
 
 def random_files(r, n):
@@ -232,14 +242,14 @@ def test_an_update_touches_only_what_changed(tmp_path):
     put(docs, {'3.md': 'other', '9.md': 'more'})
     (docs / '5.md').unlink()
     parsed = []
-    parse, retrieval.parse_document = (
-        retrieval.parse_document,
+    parse, index_file.parse_document = (
+        index_file.parse_document,
         lambda *a: parsed.append(a[0]) or parse(*a),
     )
     try:
         assert ix.update(docs) == dict(new=1, changed=1, deleted=1, same=7)
     finally:
-        retrieval.parse_document = parse
+        index_file.parse_document = parse
     assert parsed == ['3.md', '9.md']
     assert {
         d: n for d, n in ix.store.ids.items() if n != '9.md'
@@ -254,12 +264,12 @@ def test_an_interrupted_build_leaves_the_old_index(tmp_path, monkeypatch):
     Index.build(docs, tmp_path / 'ix')
     put(docs, {'a.md': 'new anchor'})
     for target, error in (
-        ('mypt.agent.index_file._group', KeyboardInterrupt),
+        ('mypt.agent.index_file._note_groups', KeyboardInterrupt),
         ('mypt.agent.index_file.os.replace', OSError(28, 'No space left on device')),
     ):
         with monkeypatch.context() as m:
 
-            def fail(*a):
+            def fail(*a, error=error):
                 raise error
 
             m.setattr(target, fail)
@@ -268,7 +278,8 @@ def test_an_interrupted_build_leaves_the_old_index(tmp_path, monkeypatch):
         assert [p.name for p in (tmp_path / 'ix').iterdir()] == [INDEX_FILE]
         assert Index.open(tmp_path / 'ix').search('anchor')[0].text == 'old anchor'
     code = (
-        'import os, mypt.agent.index_file as r; r._group = lambda db: os.kill(os.getpid(), 9)\n'
+        'import os, mypt.agent.index_file as r\n'
+        'r._note_groups = lambda db: os.kill(os.getpid(), 9)\n'
         'from mypt.agent.retrieval import Index\n'
         f'Index.build({str(docs)!r}, {str(tmp_path / "ix")!r})'
     )
@@ -372,11 +383,13 @@ def test_both_ways_to_similar_words_agree():
         | set(index_words(' '.join(VOCABULARY)))
     )
     table, line = (
-        words._table(some),
+        words.words_by_group(some),
         f' {" ".join(w for w in some if len(w) > 3 and w.isalpha())} ',
     )
     for w in some[::7]:
-        assert words._scan(line, w) == Counter(v for g in words._grams(w) for v in table[g])
+        assert words.scan_words(line, w) == Counter(
+            v for g in words.letter_groups(w) for v in table[g]
+        )
 
 
 def test_words_of_two_languages():
@@ -426,7 +439,7 @@ def test_dense_vectors_are_kept_fused_and_updated(tmp_path):
 
 
 def test_two_documents_of_one_name():
-    with pytest.raises(UserError, match='x.md'):
+    with pytest.raises(UserError, match=r'x\.md'):
         Index.of([Document('x.md', '', 'a'), Document('x.md', '', 'b')])
 
 
@@ -435,15 +448,19 @@ def test_log_for_sft_lines_of_many_writers_stay_whole(tmp_path):
     path.write_bytes(b'{"messages": [')  # a line that a crash cut off
     code = (
         'import sys; from mypt.agent.log import log_for_sft\n'
-        f'for i in range(50): log_for_sft(f"Who {{sys.argv[1]}} {{i}}?", [("a.md", "word " * 2000)], "It is me.", {str(path)!r})'
+        'for i in range(50):\n'
+        '    question, passages = f"Who {sys.argv[1]} {i}?", [("a.md", "word " * 2000)]\n'
+        f'    log_for_sft(question, passages, "It is me.", {str(path)!r})'
     )
     ps = [subprocess.Popen([sys.executable, '-c', code, str(n)]) for n in range(3)]
     assert [p.wait() for p in ps] == [0] * 3
-    lines = [
-        l for l in path.read_bytes().split(b'\n') if l
-    ]  # the cut line may be closed by two at once
+    # the cut line may be closed by two at once
+    lines = [line for line in path.read_bytes().split(b'\n') if line]
     assert len(lines) == 151
-    assert len({check_episode(json.loads(l))['messages'][0]['content'] for l in lines[1:]}) == 150
+    assert (
+        len({check_episode(json.loads(line))['messages'][0]['content'] for line in lines[1:]})
+        == 150
+    )
 
 
 def test_log_for_sft_says_what_the_model_saw(tmp_path):
@@ -471,7 +488,7 @@ def test_log_for_sft_says_what_the_model_saw(tmp_path):
     assert not (tmp_path / 'log.jsonl').exists()
 
 
-# --- workspace -------------------------------------------------------------------------------------------------
+# workspace
 
 OFFICE = Workspace.of(
     [
@@ -604,23 +621,24 @@ def test_many_small_workspaces():
     start = time.perf_counter()
     spaces = [Workspace.of(d) for d in docs]
     middle = time.perf_counter()
-    for s, d in zip(spaces, docs):
+    for s, d in zip(spaces, docs, strict=True):
         assert (
             s.call('workspace.search', {'query': d[2].text[:20]})['documents'][0]['doc_id']
             == '2.md'
         )
     end = time.perf_counter()
     print(
-        f'\nworkspace of 5 documents {(middle - start) / 0.3:.2f} ms, first search {(end - middle) / 0.3:.2f} ms'
+        f'\nworkspace of 5 documents {(middle - start) / 0.3:.2f} ms, '
+        f'first search {(end - middle) / 0.3:.2f} ms'
     )
 
 
-# --- real data -------------------------------------------------------------------------------------------------
+# real data
 
 
 @pytest.mark.parametrize('lang', ['en', 'de'])
 def test_recall_on_xquad(shared_data, lang):
-    "Every question of XQuAD: does its passage come first, or among five? Beside bm25s on the same passages, where that is installed."
+    "Every question of XQuAD: does its passage come first, or among five? And with bm25s?"
     texts, asked = [], []
     for article in json.loads(
         (shared_data / f'xquad/xquad.{lang}.json').read_text(encoding='utf-8')
@@ -644,7 +662,8 @@ def test_recall_on_xquad(shared_data, lang):
     peer.index(bm25s.tokenize(texts, **kw), show_progress=False)
     top, _ = peer.retrieve(bm25s.tokenize([q for q, _ in asked], **kw), k=5, show_progress=False)
     theirs = [
-        100 * sum(int(d) in row[:k] for row, (_, d) in zip(top, asked)) / len(asked) for k in (1, 5)
+        100 * sum(int(d) in row[:k] for row, (_, d) in zip(top, asked, strict=True)) / len(asked)
+        for k in (1, 5)
     ]
     print(f'bm25s: recall@1 {theirs[0]:.1f} %, @5 {theirs[1]:.1f} %')
     assert ours[0] >= theirs[0] and ours[1] >= theirs[1]
@@ -685,5 +704,6 @@ def test_a_real_workspace(shared_data, tmp_path, capsys):
         assert 100 < out['length'] <= 300
     a, b, c, d = times
     print(
-        f'\nbuilt in {b - a:.1f} s, one document updated in {c - b:.2f} s, {1e3 * (d - c) / 2 / len(ask):.1f} ms a query'
+        f'\nbuilt in {b - a:.1f} s, one document updated in {c - b:.2f} s, '
+        f'{1e3 * (d - c) / 2 / len(ask):.1f} ms a query'
     )

@@ -1,13 +1,20 @@
-"The server: OpenAI's client, many at once, clients that leave, everything hostile that fits into a request, the page in a browser."
+"The server: OpenAI's client, many at once, clients that leave, hostile requests, the page."
 
-import asyncio, contextlib, json, random, socket, subprocess, sys, threading, time
+import asyncio
+import contextlib
+import json
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
 from collections import deque
-from pathlib import Path
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from browser import AXE, CHROMIUM, Browser
-from mypt.serve.session import NoCalls, Reading
+from mypt.serve.session import NoCalls
 from mypt.model.checkpoint import save_checkpoint
 from mypt.model.config import ModelConfig
 from mypt.agent.documents import Document
@@ -33,11 +40,17 @@ DOCS = [
     Document('leave.md', 'Leave', 'Parental leave is twelve weeks.'),
     Document('<b>x</b>.md', 'Evil', EVIL),
 ]
-call = lambda name, **kw: f'<myPT_toolcall>{dump_call("workspace." + name, kw)}</myPT_toolcall>'
 POST = (
     f'POST {CHAT_PAGE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n'.encode()
 )
-ask = lambda text: [dict(role='user', content=text)]
+
+
+def call(name, **arguments):
+    return f'<myPT_toolcall>{dump_call("workspace." + name, arguments)}</myPT_toolcall>'
+
+
+def ask(text):
+    return [dict(role='user', content=text)]
 
 
 class Scripted:
@@ -128,10 +141,11 @@ def checkpoint(folder, name='rambler', block=1024):
 
 
 @contextlib.contextmanager
-def running(folder, limits=Limits(), workspace=None, token=None, slots=16, engine=Engine):
+def running(folder, limits=None, workspace=None, token=None, slots=16, engine=Engine):
     patch = pytest.MonkeyPatch()
     patch.setattr(mypt.serve.runner, 'Engine', engine)
     hosts = Runners({p.name: p for p in sorted(folder.iterdir())}, slots)
+    limits = limits or Limits()
     app = make_app(hosts, limits, workspace, token)
     server, sock = make_server(app, limits), _listen('127.0.0.1', 0)
     thread = threading.Thread(target=server.run, kwargs=dict(sockets=[sock]))
@@ -359,9 +373,11 @@ def test_the_models_own_prompt_and_the_clients(there):
 
 def test_seeds(folder):
     with running(folder) as place:
-        said = lambda **kw: (
-            place.say('Hello', temperature=1.0, max_tokens=20, **kw).choices[0].message.content
-        )
+
+        def said(**kw):
+            reply = place.say('Hello', temperature=1.0, max_tokens=20, **kw)
+            return reply.choices[0].message.content
+
         assert (
             said(seed=5) == said(seed=5)
             and len({said(seed=n) for n in range(4)}) > 1
@@ -426,7 +442,10 @@ def wait(true, seconds=8):
 @settings(max_examples=60, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_messages_round_trip(rng):
-    letters = lambda: ''.join(rng.choice('ab <>"é\n') for _ in range(rng.randint(0, 9))) + 'x'
+
+    def letters():
+        return ''.join(rng.choice('ab <>"é\n') for _ in range(rng.randint(0, 9))) + 'x'
+
     ep = random_episode(rng, letters)
     ep['messages'] = [m for m in ep['messages'] if m['role'] != 'assistant_context']
     while ep['messages'][-1]['role'] != 'user':
@@ -434,8 +453,8 @@ def test_messages_round_trip(rng):
     assert to_episode(json.loads(json.dumps(to_messages(ep)))) == check_episode(ep)
 
 
-KEYS = """role content tool_calls function name arguments id type text tool_call_id annotations url_citation start_index title
-parameters properties mode context reasoning_content""".split()
+KEYS = """role content tool_calls function name arguments id type text tool_call_id annotations
+url_citation start_index title parameters properties mode context reasoning_content""".split()
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(KEYS), x, max_size=5),
@@ -668,7 +687,8 @@ GARBAGE = [
     b'POST '
     + CHAT_PAGE.encode()
     + b' HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n',
-    b'POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n',
+    b'POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n'
+    b'Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n',
     b'GET /\xff\xfe HTTP/1.1\r\nHost: \xff\r\n\r\n',
     b'GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n',
     b'\r\n' * 50_000,
@@ -722,7 +742,10 @@ def test_too_slow(there):
 def test_who_may_ask(there):
     ok = dict(model='rambler', messages=ask('hi'))
     body, me = json.dumps(ok).encode(), f'http://127.0.0.1:{there.port}'
-    post = lambda **h: there.http('POST', CHAT_PAGE, body, **h)[0]
+
+    def post(**headers):
+        return there.http('POST', CHAT_PAGE, body, **headers)[0]
+
     assert post() == post(Origin=me) == 200
     for host in (
         'evil.example',
@@ -786,7 +809,7 @@ def test_a_token(folder):
             'Bearer \xff',
         ):
             for path in ('/v1/models', '/v1/documents', '/v1/documents/leave.md', '/nothing'):
-                status, said, head = place.http(path=path, Authorization=given)
+                status, said, _ = place.http(path=path, Authorization=given)
                 assert (
                     status == 401
                     and said['error']['code'] == 'invalid_api_key'
@@ -859,12 +882,16 @@ def browser(there):
 def load(b, there):
     b.open(f'{there.url}/')
     b.wait(
-        "document.querySelectorAll('#model option').length == 2 && !document.querySelector('[value=agent]').disabled"
+        "document.querySelectorAll('#model option').length == 2 && "
+        "!document.querySelector('[value=agent]').disabled"
     )
     return b
 
 
-DONE = "document.getElementById('send').textContent == 'Send' && document.querySelector('article:last-child')?.ariaBusy == 'false'"
+DONE = (
+    "document.getElementById('send').textContent == 'Send' && "
+    "document.querySelector('article:last-child')?.ariaBusy == 'false'"
+)
 
 
 def chat(b, text, mode='chat'):
@@ -894,7 +921,8 @@ def test_page_talks(browser, there):
     assert b.js("document.querySelector('.think .inside').textContent") == 'Read.'
     b.js("document.querySelector('.sources a').click()")
     b.wait(
-        "document.getElementById('paper').open && document.getElementById('paper-text').textContent != ''"
+        "document.getElementById('paper').open && "
+        "document.getElementById('paper-text').textContent != ''"
     )
     assert b.js("document.getElementById('paper-text').textContent") == DOCS[0].text
     b.press('Escape')
@@ -914,13 +942,15 @@ def test_page_shows_no_html_of_others(browser, there):
     b.wait("document.getElementById('paper-text').textContent.includes('<script>')")
     assert (
         b.js(
-            "document.querySelectorAll('main img, main script, dialog img, dialog script, main b > *').length"
+            "document.querySelectorAll('main img, main script, dialog img, dialog script, "
+            "main b > *').length"
         )
         == 0
     )
     assert b.js('document.title') == 'mypt chat'
     b.js(
-        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'document.title = 3'}))"
+        "document.body.append(Object.assign(document.createElement('script'), "
+        "{textContent: 'document.title = 3'}))"
     )
     assert b.js('document.title') == 'mypt chat'  # the policy holds
 
@@ -934,7 +964,8 @@ def test_page_stops_and_tells_errors(browser, there):
         b.type('long')
         b.press('Enter')
         b.wait(
-            "document.getElementById('send').textContent == 'Stop' && document.querySelector('.model .said').textContent.length > 5"
+            "document.getElementById('send').textContent == 'Stop' && "
+            "document.querySelector('.model .said').textContent.length > 5"
         )
         b.press('Escape')
         b.wait("document.querySelector('article:last-child .note')?.textContent == 'Stopped.'")
@@ -954,7 +985,8 @@ def test_page_asks_for_the_token(folder):
         b.open(f'{place.url}/')
         for given in ('wrong', 'a very long secret'):
             b.wait(
-                "document.getElementById('door').open && document.activeElement.id == 'token' && document.activeElement.value == ''"
+                "document.getElementById('door').open && document.activeElement.id == 'token' && "
+                "document.activeElement.value == ''"
             )
             b.type(given)
             b.press('Enter')
@@ -973,7 +1005,8 @@ def test_page_is_accessible(there, dark):
         assert b.axe() == []
         chat(b, 'How long is leave?', 'agent')
         b.js(
-            "document.querySelectorAll('details').forEach(d => d.open = true); document.getElementById('more').click()"
+            "document.querySelectorAll('details').forEach(d => d.open = true); "
+            "document.getElementById('more').click()"
         )
         assert b.axe() == []
         b.js("document.querySelector('.sources a').click()")
