@@ -1,4 +1,4 @@
-"Promises of every generator: legal, distinct, repeatable, bilingual, grounded, no prompt of a suite."
+"Promises of every generator: legal, distinct, repeatable, bilingual, grounded, no suite's prompt."
 
 import json
 import os
