@@ -137,26 +137,22 @@ def pages() -> dict[str, str]:  # Name under nbs/ → text, in the order of the 
 
 def check(root: Path = ROOT) -> list[str]:
     "Pages that are out of step, missing, or of no command."
-    want, there = (
-        pages(),
-        {p.relative_to(root / 'nbs').as_posix() for p in (root / 'nbs' / FOLDER).glob('*')},
-    )
+    want, nbs = pages(), root / 'nbs'
+    there = {p.relative_to(nbs).as_posix() for p in (nbs / FOLDER).glob('*.md')}
     wrong = [
-        n
-        for n, text in want.items()
-        if n not in there or (root / 'nbs' / n).read_text(encoding='utf-8') != text
+        name
+        for name, text in want.items()
+        if name not in there or (nbs / name).read_text(encoding='utf-8') != text
     ]
-    return [
-        f'nbs/{n}: out of step with the command; run `make export`'
-        for n in [*wrong, *sorted(there - want.keys())]
-    ]
+    left = sorted(there - want.keys())
+    return [f'nbs/{n}: out of step with the command; run `make export`' for n in wrong + left]
 
 
 def write(root: Path = ROOT):
     "Write every page and remove those of no command."
     folder, want = root / 'nbs' / FOLDER, pages()
     folder.mkdir(exist_ok=True)
-    for old in folder.glob('*'):
+    for old in folder.glob('*.md'):
         if f'{FOLDER}/{old.name}' not in want:
             old.unlink()
     for n, text in want.items():

@@ -38,7 +38,7 @@ def _message_rows(message: dict) -> list[tuple[str, str]]:  # (label, text)
         rows.append(('answer', message['content']))
     return rows + [('cite', text) for text in cite_texts(message)]
 
-# %% ../../nbs/26_agent.ipynb #8a6c245f
+# %% ../../nbs/26_agent.ipynb #a6325cc9
 @dataclass
 class AgentStep:
     "One reply of the model, and what came of it."
@@ -58,7 +58,7 @@ class AgentStep:
             rows.append(('note', self.note))
         return rows
 
-# %% ../../nbs/26_agent.ipynb #e3b18515
+# %% ../../nbs/26_agent.ipynb #f3957ef4
 STOPPED = dict(
     answer='answered',
     calls='stopped: too many calls',
@@ -67,14 +67,14 @@ STOPPED = dict(
     length='stopped: out of tokens',
 )
 
-
+# %% ../../nbs/26_agent.ipynb #c7a7ca94
 @dataclass
 class AgentRun:
     "A conversation that the agent worked on: its episode so far, its steps, and why it stopped."
 
     episode: dict
     steps: list[AgentStep] = field(default_factory=list)
-    stopped: str = ''  # a key of `STOPPED`
+    stopped: str = ''  # a key of STOPPED
     tok: Tokenizer | None = None  # to show tokens one by one
     faults: int = 0  # illegal replies that were answered with an error
     shortened: int = 0  # times that retrieved texts were cut to fit
@@ -105,7 +105,7 @@ class AgentRun:
     def _repr_html_(self):
         return _trace_html(self)
 
-# %% ../../nbs/26_agent.ipynb #e0c05eb4
+# %% ../../nbs/26_agent.ipynb #f0e45723
 def _summary(run: AgentRun) -> str:
     cut = ', retrieved texts were shortened to fit' if run.shortened else ''
     n = len(run.calls)
@@ -178,20 +178,22 @@ def read_reply(
 def fit_history(
     history: dict,  # Ends where the model would speak
     tok: Tokenizer,
-    room: int | None,  # Tokens that a prompt may have; None for any number
+    limit: int | None,  # Tokens that a prompt may have; None for any number
     layout: str = 'compact',
 ) -> dict | None:  # The history itself, a shorter copy, or None when nothing helps
     "Shorten retrieved texts until the prompt fits."
-    if room is None:
+    if limit is None:
         return history
     n = len(prompt_ids(history, tok, layout))
-    if n <= room:
+    if n <= limit:
         return history
     answered = [*history['messages'], {'role': 'assistant', 'content': '.'}]
     whole = json.loads(json.dumps({**history, 'messages': answered}))
-    limit = room + len(to_ids(serialize(whole, layout), tok)) - n  # of the prompt and that answer
+    answer = (
+        len(to_ids(serialize(whole, layout), tok)) - n
+    )  # tokens that an answer of one letter adds
     while True:
-        short = shrink_context(whole, tok, limit, layout)
+        short = shrink_context(whole, tok, limit + answer, layout)
         if short:
             return {**short, 'messages': short['messages'][:-1]}
         lists = _result_lists(whole['messages'])
@@ -210,14 +212,14 @@ def _result_lists(messages: list[dict]) -> list[list]:
 # %% ../../nbs/26_agent.ipynb #42c34ac6
 ReplyFn = Callable[[list[dict]], Sequence[list[int]]]  # histories → ids of one reply each
 
-
+# %% ../../nbs/26_agent.ipynb #5acec91a
 def run_agents(
-    reply: ReplyFn,  # `model_reply` makes one from a model
+    reply: ReplyFn,  # model_reply makes one from a model
     tok: Tokenizer,
     workspaces: Sequence[Workspace | None],  # One per history; None only where no call is allowed
     histories: list[dict],  # Episodes that end with a user's message
     max_calls: int = 5,
-    room: int | None = None,  # The model's context in tokens; None knows no limit
+    room: int | None = None,  # The model's context in tokens; None for any number
     reserve: int = 200,  # How many of these are kept for its reply
     layout: str = 'compact',
 ) -> list[AgentRun]:
@@ -235,7 +237,7 @@ def run_agents(
         live = [i for i in live if not runs[i].stopped]
     return runs
 
-
+# %% ../../nbs/26_agent.ipynb #5bca2831
 def _fit(run: AgentRun, tok: Tokenizer, limit: int | None, layout: str) -> None:
     "Shorten a run's episode to the limit, or end the run."
     fitted = fit_history(run.episode, tok, limit, layout)
@@ -270,7 +272,7 @@ def _advance(
         assert workspace is not None
         _add_result(run, step, message, workspace.call(message['name'], message['arguments']))
 
-# %% ../../nbs/26_agent.ipynb #7628a101
+# %% ../../nbs/26_agent.ipynb #9a9ed1b3
 def _extended(episode: dict, *messages: dict) -> dict:
     return {**episode, 'messages': [*episode['messages'], *messages]}
 
@@ -286,7 +288,7 @@ def _was_made(call: dict, episode: dict) -> bool:
 def _call_key(call: dict) -> str:
     return json.dumps([call['name'], call['arguments']], sort_keys=True)
 
-
+# %% ../../nbs/26_agent.ipynb #2a4acfb8
 def _add_result(run: AgentRun, step: AgentStep, call: dict, result: dict) -> None:
     "Put a call and its result into the episode."
     message = {'role': 'toolresult', 'name': call['name'], 'content': result}
@@ -297,7 +299,7 @@ def _add_result(run: AgentRun, step: AgentStep, call: dict, result: dict) -> Non
     step.result = message['content']
     run.episode = _extended(run.episode, call, message)
 
-
+# %% ../../nbs/26_agent.ipynb #622c2a92
 def _fault(run: AgentRun, step: AgentStep, wrong: str, called: bool) -> None:
     "An illegal reply: the first bad call gets an error to learn from, all else ends the run."
     step.note = wrong
@@ -318,7 +320,7 @@ def model_reply(
     max_new_tokens: int = 200,
     constrain: CallGrammar | None = None,  # Rule for what stands inside a call
     batch_size: int = 64,
-    **sampling,  # Fields of `Sampling`; greedy when none
+    **sampling,  # Fields of Sampling; greedy when none
 ) -> ReplyFn:
     "A function histories → replies for `run_agents`."
     limit = model.cfg.block_size - max_new_tokens

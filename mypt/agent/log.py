@@ -45,7 +45,7 @@ def _append(path: Path, line: bytes) -> None:
 # %% ../../nbs/agent/log.ipynb #36f675cc
 def log_for_sft(
     query: str,
-    docs: Sequence,  # `Hit`s, or (doc_id, text)
+    docs: Sequence,  # Hits, or (doc_id, text)
     answer: str,
     path: str | Path,  # JSONL file; made when it is not there
 ) -> dict:  # The episode

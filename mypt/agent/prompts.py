@@ -11,7 +11,7 @@ from ..data.prompts import RAG_SYSTEM
 
 # %% ../../nbs/agent/prompts.ipynb #099950d8
 def own_prompt(
-    meta: dict,  # The model's, from `load_model`
+    meta: dict,  # The model's, from load_model
     tools: bool = True,  # The workspace tools are there
 ) -> str:
     "The system prompt that a model was trained with, the first of several; else a plain one."
@@ -24,7 +24,7 @@ def own_prompt(
 
 # %% ../../nbs/agent/prompts.ipynb #2da01792
 def system_for(
-    meta: dict,  # The model's, from `load_model`
+    meta: dict,  # The model's, from load_model
     tools: bool,  # The workspace tools are there
     context: bool = False,  # Passages are put before the model
 ) -> str:
@@ -40,7 +40,7 @@ def system_for(
 def with_system(
     episode: dict,
     tools: dict[str, Tool],  # By name
-    meta: dict,  # The model's, from `load_model`
+    meta: dict,  # The model's, from load_model
 ) -> dict:
     "An episode with the system prompt that the model knows, and its tools named in it."
     system = episode.get('system')

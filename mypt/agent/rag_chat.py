@@ -58,7 +58,7 @@ class DocumentChat(Conversation):
         self.keep(run)
         return run
 
-# %% ../../nbs/agent/rag_chat.ipynb #36ce5c81
+# %% ../../nbs/agent/rag_chat.ipynb #7af836c8
 def read_questions(
     question: str | None,  # The only one; None reads the lines of standard input
 ) -> Iterator[str]:
@@ -74,7 +74,7 @@ def read_questions(
         if line:
             yield line
 
-
+# %% ../../nbs/agent/rag_chat.ipynb #620e26f4
 def print_answer(run: AgentRun, think: bool = False) -> None:
     "Print an answer and its sources, or why there is none."
     if run.answer is None:
@@ -87,6 +87,14 @@ def print_answer(run: AgentRun, think: bool = False) -> None:
     cites = dict.fromkeys(cite_texts(message))
     if cites:
         print('cites:', ', '.join(cites))
+
+# %% ../../nbs/agent/rag_chat.ipynb #bc8860d2
+def _open_index(docs_dir: str | None, index_dir: str | None) -> Index:
+    if docs_dir is not None and index_dir is None:
+        return Index.build(docs_dir)
+    if index_dir is not None and docs_dir is None:
+        return Index.open(index_dir)
+    raise UserError('give --docs_dir or --index_dir')
 
 # %% ../../nbs/agent/rag_chat.ipynb #450fc211
 def agent(
@@ -127,15 +135,7 @@ def agent(
             log_episode(run.episode, log_sft)
     return runs
 
-
-def _open_index(docs_dir: str | None, index_dir: str | None) -> Index:
-    if docs_dir is not None and index_dir is None:
-        return Index.build(docs_dir)
-    if index_dir is not None and docs_dir is None:
-        return Index.open(index_dir)
-    raise UserError('give --docs_dir or --index_dir')
-
-# %% ../../nbs/agent/rag_chat.ipynb #d291b6a0
+# %% ../../nbs/agent/rag_chat.ipynb #c02b2436
 def rag_chat(
     model_name: str,  # Model: a name under checkpoints/, or a directory
     index_dir: str,  # Index from `mypt rag-index`

@@ -42,6 +42,8 @@ _THOUGHTS = dict(
         retry='{} gibt es nicht. Ich lese {}.',
     ),
 )
+
+# %% ../../nbs/28_agentic.ipynb #d0e81328
 _ABOUT = phrasings("""
 en: Which document is about {s}? Summarize it.
 | Find the document on {s} in the list and summarize it.
@@ -83,7 +85,7 @@ def _list_summarize(script: ToolScript) -> bool:
     script.answer(result['summary'], name, _thought(script, 'says', name))
     return True
 
-
+# %% ../../nbs/28_agentic.ipynb #1ad21be5
 def _recovery(script: ToolScript) -> bool:
     rng, name = script.rng, script.doc.doc_id
     stem, _, ending = name.rpartition('.')

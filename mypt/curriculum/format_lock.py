@@ -75,7 +75,7 @@ def _facts(lang: str, kind: str) -> list:
 def _sentence(word: str) -> str:
     return word[0].upper() + word[1:] + '.'
 
-
+# %% ../../nbs/20_format_lock.ipynb #85d434ca
 def _say_word(rng: Random, lang: str) -> ShortQuestion:
     form, word = rng.choice(_FORMS[lang]['say']), rng.choice(_facts(lang, 'say'))
     return ShortQuestion(form, form.format(word), _sentence(word))
@@ -159,7 +159,7 @@ def _episode(category, template, payload, question, answer) -> dict:
     meta = dict(category=category, template=template, payload=payload, expected=answer)
     return {'system': CHAT_SYSTEM, 'messages': [user, reply], '_meta': meta}
 
-
+# %% ../../nbs/20_format_lock.ipynb #48ecaff1
 def _categories(mode: str, math: str) -> list[str]:
     if mode not in ('full', 'minimal'):
         raise UserError(f"mode {mode!r}: use 'full' or 'minimal'")
@@ -218,7 +218,7 @@ en: hello | yes | no | okay | thanks | sure
 de: hallo | ja | nein | okay | danke | klar
 """)
 
-
+# %% ../../nbs/20_format_lock.ipynb #7434f7ea
 def _echo_kinds(gibberish: str) -> tuple[str, ...]:
     "Kinds of payload to draw from; words twice, and gibberish as often."
     if gibberish not in ('include', 'exclude', 'only'):
@@ -287,7 +287,7 @@ def _cases(suite: str, eps: Iterable[dict], check: str) -> list[dict]:
         out.append(suite_case(suite, i, e, check, meta['expected'], [meta['category']]))
     return out
 
-
+# %% ../../nbs/20_format_lock.ipynb #763d8480
 def format_lock_suites() -> dict[str, list[dict]]:  # name → cases as in `assets/suites/NAME.jsonl`
     "The suites of phase 1: every question and payload in them is held out."
     english = make_format_lock(120, 'en', 901, held=True)

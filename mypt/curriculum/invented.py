@@ -21,7 +21,7 @@ PLACES = dict(
     en='harbour bridge tower ship station farm school mill garden museum castle mine'.split(),
     de='Hafen Turm Bahnhof Hof Garten Steinbruch Speicher Markt Park Kanal Brunnen Palast'.split(),
 )
-_ATTRIBUTE_TABLE = dict(
+_ATTRIBUTE_TABLE = dict(  # attribute:kind of its value, and in German :gender
     en="""colour:colour code:code owner:name founder:name age:years material:material
     symbol:word price:price password:word keeper:name number:number height:metres""",
     de="""Farbe:colour:f Code:code:m Besitzer:name:m Gründer:name:m Alter:years:n
@@ -32,7 +32,9 @@ _ENTRIES = {
     lang: [entry.split(':') for entry in text.split()] for lang, text in _ATTRIBUTE_TABLE.items()
 }
 # language → attribute → kind of its value
-ATTRIBUTES = {lang: {e[0]: e[1] for e in entries} for lang, entries in _ENTRIES.items()}
+ATTRIBUTES = {
+    lang: {name: kind for name, kind, *_ in entries} for lang, entries in _ENTRIES.items()
+}
 GENDER = {name: gender for name, _, gender in _ENTRIES['de']}
 
 # %% ../../nbs/curriculum/invented.ipynb #ca7bf055
@@ -49,7 +51,7 @@ _QUANTITIES = dict(
     de=dict(years='{} Jahre', metres='{} Meter', price='{} Euro'),
 )
 
-
+# %% ../../nbs/curriculum/invented.ipynb #1b78f962
 def value(rng: random.Random, lang: str, kind: str, held: bool = False) -> str:
     "A value for an attribute of this kind."
     if kind == 'name':
@@ -82,7 +84,7 @@ def articles(lang: str, attribute: str) -> Articles:
     "The articles of an attribute; English has one."
     return _ARTICLES[GENDER.get(attribute, 'n')] if lang == 'de' else Articles()
 
-
+# %% ../../nbs/curriculum/invented.ipynb #e4c4046c
 def statement(lang: str, subject: str, attribute: str, value: str) -> str:
     "One fact as a sentence."
     has = 'has' if lang == 'en' else 'hat'
@@ -103,7 +105,7 @@ def make_document(
         sentences.append(statement(lang, name, attribute, drawn))
     return Document(f'{name.lower()}.md', name, f'# {name}\n\n{" ".join(sentences)}\n')
 
-
+# %% ../../nbs/curriculum/invented.ipynb #21dac783
 def make_documents(
     n: int, lang: str, seed: int = 42, facts: int = 4, held: bool = False
 ) -> list[Document]:
@@ -195,7 +197,7 @@ def unwrap_lines(text: str) -> str:
     "A text with each paragraph on one line."
     return re.sub(r'[ \t]+', ' ', _LINE_BREAK.sub(' ', text))
 
-
+# %% ../../nbs/curriculum/invented.ipynb #ddf7a70b
 def facts(doc: Document) -> list[Fact]:  # In the order of the document
     "What a document says that can be asked for; each sentence is in it, word for word."
     lang = language_of(doc.text[:4000])
@@ -228,7 +230,7 @@ section: Was sagt {t} über {s}? | Was steht in {t} zu {s}? | Zitiere {t} zu {s}
 )
 _HELD_ASK = dict(en='I would like to know the {a} of {s}.', de='Ich wüsste gern {acc} {a} von {s}.')
 
-
+# %% ../../nbs/curriculum/invented.ipynb #bb4ca43c
 def ask(form: str, f: Fact) -> str:
     "Fill a phrasing: `{s}` subject, `{a}` attribute, `{t}` title, `{the}`, `{acc}`, `{which}`."
     the, accusative, which = articles(f.lang, f.attribute)

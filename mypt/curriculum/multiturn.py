@@ -97,7 +97,7 @@ def _followup(talk: _Talk) -> bool:
     _ask_fact(talk, text, fact)
     return True
 
-
+# %% ../../nbs/24_multiturn.ipynb #b2f17b7e
 def _change_topic(talk: _Talk) -> bool:
     if talk.rng.random() < 0.5 and talk.doc is talk.pages[0][0]:
         talk.turn_to(*talk.pages[1])
@@ -152,7 +152,7 @@ def _clarification(talk: _Talk) -> bool:
             break
     return True
 
-
+# %% ../../nbs/24_multiturn.ipynb #22f6620f
 def _begin(talk: _Talk) -> bool:
     fact = talk.next_fact()
     if fact is None:
@@ -256,7 +256,7 @@ def _expected(e: dict) -> list[dict]:
         out.append(wanted)
     return out
 
-
+# %% ../../nbs/24_multiturn.ipynb #1818b999
 def _played_case(suite: str, i: int, e: dict) -> dict:
     asked = [m for m in e['messages'] if m['role'] == 'user']
     kinds = sorted(set(e['_meta']['kinds']))

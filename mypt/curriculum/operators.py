@@ -26,6 +26,8 @@ SIGNS = dict(
         'geschweifte Klammern': '{}',
     },
 )
+
+# %% ../../nbs/21_operators.ipynb #7a893a9f
 OPERATOR_FORMS = dict(
     en=phrasings("""
 COPY: Copy: {p} | Copy exactly: {p} | Repeat exactly: {p} | Output: {p}

@@ -50,7 +50,7 @@ class _Scene:
         "A user's question for a fact, without passages."
         return {'role': 'user', 'content': question(self.rng, fact, self.unseen)}
 
-
+# %% ../../nbs/23_rag_chat.ipynb #bc08acdb
 def _reply(text: str, cite: str | list | None = None, think: str | None = None) -> dict:
     message: dict = {'role': 'assistant', 'content': text}
     if cite:
@@ -71,7 +71,7 @@ def _add_twin(rng, lang: str, shelf: Shelf, pages: list) -> tuple[Fact, list]:
     twin_fact = replace(fact, doc_id=twin.doc_id, sentence=text, value=other)
     return fact, [pages[0], (twin, [twin_fact]), *pages[2:]]
 
-
+# %% ../../nbs/23_rag_chat.ipynb #3ebbafb6
 def _inject(rng, lang: str, shelf: Shelf, texts: list):
     "Append an instruction to one of the passages."
     i = rng.randrange(len(texts))
@@ -107,7 +107,7 @@ def _think(s: _Scene, user: dict) -> list[dict]:
     thought = _THINK[s.lang].format(s.fact.doc_id)
     return [user, _reply(s.fact.sentence, s.fact.doc_id, thought)]
 
-
+# %% ../../nbs/23_rag_chat.ipynb #3181ab41
 def _multi(s: _Scene, user: dict) -> list[dict]:
     "A thoughtful answer, and a second question that the same passages answer."
     others = []
@@ -139,7 +139,7 @@ def _missing(s: _Scene, new_subject: bool) -> Fact:
     lacking = [a for a in ATTRIBUTES[s.lang] if a not in stated]
     return replace(found[0], attribute=s.rng.choice(lacking))
 
-
+# %% ../../nbs/23_rag_chat.ipynb #1362519d
 def _insufficient(s: _Scene, user: dict) -> list[dict]:
     s.fact = _missing(s, new_subject=True)
     user |= s.ask(s.fact)
@@ -156,7 +156,7 @@ def _no_context(s: _Scene, user: dict) -> list[dict]:
     del user['context']
     return [user, _reply(UNKNOWN[s.lang])]
 
-
+# %% ../../nbs/23_rag_chat.ipynb #99d58545
 def _conflict(s: _Scene, user: dict) -> list[dict]:
     "Both values, each with its source behind it."
     ours, theirs = s.fact, s.pages[1][1][0]
@@ -165,7 +165,7 @@ def _conflict(s: _Scene, user: dict) -> list[dict]:
     first = {'at': len(start + ours.value), 'text': ours.doc_id}
     return [user, _reply(text, [first, {'at': len(text) - 1, 'text': theirs.doc_id}])]
 
-
+# %% ../../nbs/23_rag_chat.ipynb #2ff0902d
 _KINDS: dict[str, Callable[[_Scene, dict], list[dict] | None]] = dict(
     answer=_answer,
     think=_think,
@@ -211,7 +211,7 @@ CHAT_SYSTEMS = (
     'You are MyPT. Help the user with facts from the context; never make anything up.',
 )
 
-
+# %% ../../nbs/23_rag_chat.ipynb #d14ed34b
 def make_rag_chat(
     n: int,  # Episodes
     language: str = 'mixed',  # `en`, `de`, or half and half
@@ -267,7 +267,7 @@ def _chat_cases(suite: str, eps: Iterable[dict], check: str) -> list[dict]:
         cases.append(suite_case(suite, i, e, check, expected, [meta['category']], asked))
     return cases
 
-
+# %% ../../nbs/23_rag_chat.ipynb #6f48b521
 def rag_chat_suites() -> dict[str, list[dict]]:  # name → cases as in `assets/suites/NAME.jsonl`
     "The suites of phase 3: every name in them is held out."
 

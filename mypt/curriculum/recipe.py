@@ -43,8 +43,9 @@ def gate_table(gate: Iterable[Requirement]) -> str:  # Markdown
     rows = ['| requirement | suites | check | at least |', '|--|--|--|--|']
     for r in gate:
         suites = ', '.join(r.suites) + (f', cases of {r.tag}' if r.tag else '')
-        floor = f'{r.floor:.0%}' + (', else a warning' if r.warns else '')
-        rows.append(f'| {r.name} | {suites} | {r.check or "the check of each case"} | {floor} |')
+        check = r.check or ('its own count' if r.count else 'the check of each case')
+        least = f'{r.floor:.0%}' + (', else a warning' if r.warns else '')
+        rows.append(f'| {r.name} | {suites} | {check} | {least} |')
     return '\n'.join(rows)
 
 # %% ../../nbs/19_recipe.ipynb #800bd54d

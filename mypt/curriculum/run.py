@@ -126,14 +126,14 @@ def _document_options(recipe: Phase, docs_dir: str | None) -> dict[str, dict]:
             options[s.kind] = dict(docs_dir=docs_dir)
     return options
 
-
+# %% ../../nbs/curriculum/run.ipynb #b3c4cec8
 def _base_model(recipe: Phase, init_from_model: str | None) -> str | None:
     "The model to start from: the one that is named, or that of the phase before."
     if init_from_model is None and recipe.base and resolve(f'phase{recipe.base}').exists():
         return f'phase{recipe.base}'
     return init_from_model
 
-
+# %% ../../nbs/curriculum/run.ipynb #de36ccf9
 def _refuse_torchrun():
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         raise UserError(

@@ -42,7 +42,7 @@ def _random_string(rng: random.Random, kind: str) -> str:
         return f'{letters}-{rng.randrange(100, 10_000)}'
     return ''.join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 9)))
 
-
+# %% ../../nbs/curriculum/synthetic.ipynb #e0240f27
 def payload(
     rng: random.Random,
     lang: str,
@@ -98,7 +98,7 @@ def first_question(ep: dict) -> str:
     "A key for `distinct`: what the user asks first."
     return next(m['content'] for m in ep['messages'] if m['role'] == 'user')
 
-
+# %% ../../nbs/curriculum/synthetic.ipynb #08d1fa97
 def _draw_new(draw: Callable, rng, lang: str, seen: set, key: Callable) -> dict | None:
     "An episode whose key is not in `seen`, and its key added; None when there seems to be none."
     for _ in range(MAX_DRAWS):

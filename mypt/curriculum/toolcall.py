@@ -136,7 +136,7 @@ def _search(script: ToolScript) -> bool:
     answer_fact(script)
     return True
 
-
+# %% ../../nbs/27_toolcall.ipynb #387370b2
 def _list(script: ToolScript) -> bool:
     _ask_about(script, 'which', script.doc.doc_id)
     result = script.call('list_docs', script.texts['list'])
@@ -153,7 +153,7 @@ def _first_sentence(text: str) -> str:
     prose = [p for p in paragraphs if not p.startswith(('#', '!', '[', '|'))]
     return prose[0].strip().split('. ')[0].rstrip('.') + '.' if prose else '.'
 
-
+# %% ../../nbs/27_toolcall.ipynb #6abc611c
 def _get(script: ToolScript) -> bool:
     name = script.doc.doc_id
     _ask_about(script, 'open', name)
@@ -186,7 +186,7 @@ def search_then_read(script: ToolScript) -> bool:
     answer_fact(script)
     return True
 
-
+# %% ../../nbs/27_toolcall.ipynb #b64ba6f3
 def _no_results(script: ToolScript) -> bool:
     name = invent(script.rng, script.held)
     _ask_about(script, 'unknown', name)
@@ -195,7 +195,7 @@ def _no_results(script: ToolScript) -> bool:
     script.answer(script.texts['none'].format(name))
     return True
 
-
+# %% ../../nbs/27_toolcall.ipynb #e2c5428d
 def _wrong_tool(script: ToolScript) -> bool:
     script.ask(question(script.rng, script.fact))
     script.call('list_docs', script.texts['list'])
@@ -217,6 +217,8 @@ TOOL_KINDS: dict[str, Play] = dict(
     no_results=_no_results,
     wrong_tool=_wrong_tool,
 )
+
+# %% ../../nbs/27_toolcall.ipynb #15cc6bca
 TOOL_SHARES = dict(
     search=0.30,
     list=0.10,
@@ -239,7 +241,7 @@ def _plain_questions(lang: str, n: int, seed: int, held: bool) -> Iterator[dict]
     for pair in zip(short, echo, strict=True):
         yield from pair
 
-
+# %% ../../nbs/27_toolcall.ipynb #fa50779d
 def _script_meta(script: ToolScript, held: bool) -> dict:
     "What a suite needs to know about a script that was played."
     last = script.messages[-1]

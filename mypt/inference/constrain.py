@@ -22,7 +22,7 @@ def _argument_schema(schema: dict) -> dict:
     is_free = schema.get('type') == 'string' and not schema.keys() & {'enum', 'const', 'pattern'}
     return {'type': 'string', 'pattern': _TEXT} if is_free else schema
 
-
+# %% ../../nbs/inference/constrain.ipynb #c9711bd7
 def _alternatives(name: str, parameters: dict) -> list[dict]:
     "One schema per way of calling a tool."
     choices = parameters.get('anyOf', parameters.get('oneOf', ()))
@@ -40,14 +40,14 @@ def _alternatives(name: str, parameters: dict) -> list[dict]:
         out.append(shape | dict(additionalProperties=False))
     return out
 
-
+# %% ../../nbs/inference/constrain.ipynb #d1268bdc
 def call_schema(
     tools: dict,  # name → `Tool`
 ) -> dict:  # JSON schema of the text inside `<myPT_toolcall>`
     "One alternative per tool and per way of calling it; keys come in this order."
     return {'anyOf': [s for name, t in tools.items() for s in _alternatives(name, t.parameters)]}
 
-# %% ../../nbs/inference/constrain.ipynb #f4b5e1ff
+# %% ../../nbs/inference/constrain.ipynb #93f18115
 def _llguidance():
     try:
         import llguidance
@@ -56,7 +56,7 @@ def _llguidance():
         raise UserError(f'constrained calls need llguidance; run: {install}') from None
     return llguidance
 
-
+# %% ../../nbs/inference/constrain.ipynb #27859199
 def _call_matcher(tok: Tokenizer, schema: dict):
     "A matcher at the beginning of a call; raises `UserError` on a schema it cannot follow."
     ll = _llguidance()
@@ -123,7 +123,7 @@ class CallGrammar:
         "The rule for one row."
         return CallWatch(self)
 
-
+# %% ../../nbs/inference/constrain.ipynb #f0c3524d
 def _longest_pieces(schema: dict) -> list[str]:
     out = []
     for s in schema['anyOf']:
@@ -166,12 +166,7 @@ class CallWatch:
     def _unread(self, ids: list[int]) -> list[int]:
         "New ids; of a prompt only the call that it leaves open matters."
         start, self.seen = self.seen, len(ids)
-        if start:
-            return ids[start:]
-        for k in reversed(range(len(ids))):
-            if ids[k] == self.grammar.open:
-                return ids[k:]
-        return []
+        return ids[start:] if start else _open_call(ids, self.grammar.open)
 
     def _read(self, i: int) -> None:
         if i == self.grammar.open:
@@ -181,3 +176,11 @@ class CallWatch:
         elif self.call and not self.call.consume_token(i):
             self.call = None  # the prompt left a call open that can no longer be completed
         self.ending = self.ending[1:]
+
+# %% ../../nbs/inference/constrain.ipynb #bd2aabba
+def _open_call(ids: list[int], tag: int) -> list[int]:
+    "The ids from the last `tag` on; none without one."
+    for k in reversed(range(len(ids))):
+        if ids[k] == tag:
+            return ids[k:]
+    return []

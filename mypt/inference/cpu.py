@@ -16,7 +16,7 @@ from ..model.gpt import GPT
 from ..model.layers import joined
 from ..model.rope import rotate
 
-# %% ../../nbs/inference/cpu.ipynb #9eafc5d4
+# %% ../../nbs/inference/cpu.ipynb #964fe5b8
 class Quantized(NamedTuple):
     "A head in 8 bits."
 
@@ -24,7 +24,7 @@ class Quantized(NamedTuple):
     size: Tensor  # Largest norm of a row
     error: Tensor  # Largest norm of a row's rounding error
 
-
+# %% ../../nbs/inference/cpu.ipynb #6cdba477
 def quantize_head(
     W: Tensor,  # [V, C] float32, on a CPU
 ) -> Quantized:
@@ -84,19 +84,19 @@ class Shortlist:
         error = self.error * h.norm(dim=1, keepdim=True) + self.size * rounding
         return z, step, error / step
 
-# %% ../../nbs/inference/cpu.ipynb #0c937541
+# %% ../../nbs/inference/cpu.ipynb #a14b9ff1
 def _best_of_all(W: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:  # As `Shortlist.__call__`
     "Best ids and their log-probabilities from the whole head."
     z = nn.functional.linear(h, W)
     top, best = z.max(1)
     return best, top - z.logsumexp(1)
 
-
+# %% ../../nbs/inference/cpu.ipynb #8c96a526
 def _identity(W: Tensor) -> tuple[int, int]:
     "Changes when the weights move or are written to."
     return W.data_ptr(), W._version
 
-# %% ../../nbs/inference/cpu.ipynb #a90bb496
+# %% ../../nbs/inference/cpu.ipynb #1a1f62b4
 _SHORTLISTS = WeakKeyDictionary()  # model → its shortlist
 
 
@@ -111,7 +111,7 @@ def shortlist(model: GPT) -> Shortlist | None:
         found = _SHORTLISTS[model] = Shortlist(W.detach())
     return found
 
-# %% ../../nbs/inference/cpu.ipynb #3c117f03
+# %% ../../nbs/inference/cpu.ipynb #eb0777ee
 class ColumnBlock(NamedTuple):
     "The weights of a block, for tokens as columns."
 
@@ -135,7 +135,7 @@ class ColumnBlock(NamedTuple):
             m.down_proj.weight,
         )
 
-
+# %% ../../nbs/inference/cpu.ipynb #e7347f5f
 def _contiguous_columns(x: Tensor) -> Tensor:  # [C, columns]
     "Each of a few columns in one piece."
     return x.T.contiguous().T if x.shape[1] < 12 else x

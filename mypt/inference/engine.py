@@ -52,12 +52,15 @@ class Request:
         elif len(self.generated) == self.max_new_tokens:
             self.done = 'length'
 
-# %% ../../nbs/inference/engine.ipynb #a7296bde
+# %% ../../nbs/inference/engine.ipynb #1c8a563f
 class RequestQueue:
     "Requests that wait. `submit` and `cancel` from any thread."
 
-    def __init__(self, max_tokens: int):  # Longest prompt and answer together
-        self.max_tokens = max_tokens
+    def __init__(self, max_tokens: int, block_size: int):
+        if max_tokens > block_size:
+            problem = f'max_tokens {max_tokens} exceeds block_size {block_size}'
+            raise UserError(f'{problem}; ask for less')
+        self.max_tokens = max_tokens  # Longest prompt and answer together
         self.waiting: deque[Request] = deque()
         self.lock = Lock()
 
@@ -70,15 +73,7 @@ class RequestQueue:
         allow: TokenRule | None = None,  # Limits what may come next
     ) -> Request:
         "Queue a prompt; raises `UserError` at once when it can never run."
-        if not ids:
-            raise UserError('an empty prompt; give at least one token')
-        if max_new_tokens < 1:
-            raise UserError(f'max_new_tokens is {max_new_tokens}; ask for at least one')
-        if len(ids) + max_new_tokens > self.max_tokens:
-            raise UserError(
-                f'prompt of {len(ids)} tokens and {max_new_tokens} new ones exceed the '
-                f'{self.max_tokens} tokens of a slot; shorten the prompt or lower max_new_tokens'
-            )
+        _check_request(len(ids), max_new_tokens, self.max_tokens)
         request = Request(list(ids), max_new_tokens, sampling.check(), frozenset(stop), allow)
         with self.lock:
             self.waiting.append(request)
@@ -96,7 +91,29 @@ class RequestQueue:
         with self.lock:
             return self.waiting.popleft() if self.waiting else None
 
-# %% ../../nbs/inference/engine.ipynb #94b83df4
+    def record(self, running: list[Request], picked: list[Picked]) -> list[tuple[Request, Step]]:
+        "Give each running request its token, unless it was cancelled meanwhile."
+        out = []
+        with self.lock:
+            for i, (request, p) in enumerate(zip(running, picked, strict=True)):
+                if not request.done:
+                    request.append(p.id)
+                    out.append((request, Step(i, p.id, p.prob)))
+        return out
+
+# %% ../../nbs/inference/engine.ipynb #46ab0eff
+def _check_request(n: int, new: int, max_tokens: int) -> None:
+    if not n:
+        raise UserError('an empty prompt; give at least one token')
+    if new < 1:
+        raise UserError(f'max_new_tokens is {new}; ask for at least one')
+    if n + new > max_tokens:
+        raise UserError(
+            f'prompt of {n} tokens and {new} new ones exceed the {max_tokens} tokens of a slot; '
+            'shorten the prompt or lower max_new_tokens'
+        )
+
+# %% ../../nbs/inference/engine.ipynb #cdcb4381
 def shared_length(a: list[int], b: list[int]) -> int:
     "How many ids two lists have in common from the beginning."
     n = min(len(a), len(b))
@@ -104,7 +121,7 @@ def shared_length(a: list[int], b: list[int]) -> int:
         return n
     return next(i for i in range(n) if a[i] != b[i])
 
-# %% ../../nbs/inference/engine.ipynb #3b0e1ace
+# %% ../../nbs/inference/engine.ipynb #445ef055
 class Slots:
     "The rows of a cache, and the ids whose keys and values are in each."
 
@@ -196,7 +213,7 @@ class FixedDecode:
             self.out = self.run()
         return graph
 
-# %% ../../nbs/inference/engine.ipynb #358d8374
+# %% ../../nbs/inference/engine.ipynb #6b728308
 class Decode:
     "The next hidden state of the running rows, in fixed shapes or in as many rows as there are."
 
@@ -225,15 +242,10 @@ class Engine(RequestQueue):
         self,
         model: GPT,
         slots: int = 16,  # Requests that run side by side
-        max_tokens: int
-        | None = None,  # Per slot, prompt and answer; None: the model's `block_size`
+        max_tokens: int | None = None,  # Per slot, prompt and answer; None: `block_size`
         fixed: bool | None = None,  # Decode in fixed shapes, as `FixedDecode` does; None: on CUDA
     ):
-        super().__init__(max_tokens or model.cfg.block_size)
-        longest = model.cfg.block_size
-        if self.max_tokens > longest:
-            problem = f'max_tokens {self.max_tokens} exceeds block_size {longest}'
-            raise UserError(f'{problem}; ask for less')
+        super().__init__(max_tokens or model.cfg.block_size, model.cfg.block_size)
         self.model = model.eval()
         self.slots = Slots(model, slots, self.max_tokens)
         self.decode = Decode(model, self.slots, model.head.is_cuda if fixed is None else fixed)
@@ -257,7 +269,7 @@ class Engine(RequestQueue):
             return []
         rows = [r.row() for r in running]
         picked = pick_all(self.model, torch.cat(hs), rows, probs=False)
-        out = self._append(picked)
+        out = self.record(running, picked)
         slots.release_done()
         return out
 
@@ -266,12 +278,3 @@ class Engine(RequestQueue):
         h = feed(self.model, self.slots.cache[slot : slot + 1], [new], [request.reused])
         self.prefilled += len(new)
         return h
-
-    def _append(self, picked: list[Picked]) -> list[tuple[Request, Step]]:
-        out = []
-        with self.lock:
-            for i, (request, p) in enumerate(zip(self.slots.running, picked, strict=True)):
-                if not request.done:  # cancelled meanwhile
-                    request.append(p.id)
-                    out.append((request, Step(i, p.id, p.prob)))
-        return out

@@ -46,14 +46,14 @@ class DecodeRow(NamedTuple):
     rule: TokenRule | None = None
     left: int = 0  # Tokens that may still come
 
-
+# %% ../../nbs/12_generate.ipynb #06e8a683
 class Picked(NamedTuple):
     "A picked token."
 
     id: int
     prob: float  # Before any filter; nan if not wanted
 
-# %% ../../nbs/12_generate.ipynb #79dd17fb
+# %% ../../nbs/12_generate.ipynb #ab418856
 def pick_all(
     model: GPT,
     h: Tensor,  # [B, C] final hidden states
@@ -77,12 +77,12 @@ def pick_all(
     values = logp.exp().tolist() if probs and logp is not None else no_probs
     return [Picked(*pair) for pair in zip(best.tolist(), values, strict=True)]
 
-
+# %% ../../nbs/12_generate.ipynb #1ce4db66
 def _is_plain(sampling: Sampling) -> bool:
     "Greedy, without a penalty: the best score wins."
     return sampling.temperature == 0 and sampling.repetition_penalty == 1
 
-# %% ../../nbs/12_generate.ipynb #1a011b93
+# %% ../../nbs/12_generate.ipynb #8bfdfd13
 def feed(
     model: GPT,
     cache: KVCache,  # A window with one row per text
@@ -107,7 +107,7 @@ def feed(
         last = torch.tensor([b * T + n - 1 for b, n in enumerate(lens)], device=device)
     return model.hidden(ids, positions=positions, cache=cache, keep=last).view(len(new), -1)
 
-
+# %% ../../nbs/12_generate.ipynb #80b503f2
 def _feed_packed(model: GPT, cache: KVCache, prompts: list[list[int]]) -> Tensor:  # [B, C]
     "Read whole prompts, one behind the other in a single row."
     n = torch.tensor([len(p) for p in prompts])
@@ -115,7 +115,7 @@ def _feed_packed(model: GPT, cache: KVCache, prompts: list[list[int]]) -> Tensor
     ids = torch.tensor([list(chain.from_iterable(prompts))])
     return model.hidden(ids, rows, cache=cache, keep=n.cumsum(0) - 1)
 
-# %% ../../nbs/12_generate.ipynb #848ebf90
+# %% ../../nbs/12_generate.ipynb #1498971c
 def check_room(
     model: GPT,
     prompts: list[list[int]],  # Ids
@@ -146,7 +146,7 @@ class Step(NamedTuple):
     id: int
     prob: float  # That the model gave to it, to about a percent; nan if not wanted
 
-
+# %% ../../nbs/12_generate.ipynb #02a8aab5
 @torch.inference_mode()
 def steps(
     model: GPT,
@@ -165,7 +165,7 @@ def steps(
     finally:
         model.train(was_training)
 
-# %% ../../nbs/12_generate.ipynb #9b22ee98
+# %% ../../nbs/12_generate.ipynb #86d13b0b
 def _steps(model, prompts, max_new_tokens, sampling, stop, allow, probs) -> Iterator[Step]:
     device, dtype = model.head.device, model.head.dtype
     n_slots = max(map(len, prompts)) + max_new_tokens
@@ -201,7 +201,7 @@ def stop_ids(
     "Ids at which generation ends; the end of text is always one of them."
     return frozenset(tok.tag_ids[t] for t in tags) | {tok.endoftext}
 
-
+# %% ../../nbs/12_generate.ipynb #cd8e6c6b
 def generate(
     model: GPT,
     tok: Tokenizer,
@@ -233,7 +233,7 @@ def prompt_ids(history: dict, tok: Tokenizer, layout: str = 'compact') -> list[i
     "Ids of a conversation up to `<myPT_assistant>`, just as training showed them."
     return to_ids(serialize(check_episode(history), layout, prompt=True), tok)
 
-
+# %% ../../nbs/12_generate.ipynb #0eb21bb2
 def reply(
     model: GPT,
     tok: Tokenizer,
@@ -276,7 +276,7 @@ def typed_prompt(text: str, tok: Tokenizer, layout: str = 'compact') -> list[int
         return tok.encode(text)
     return prompt_ids(parse_text(text), tok, layout)
 
-
+# %% ../../nbs/12_generate.ipynb #76106acf
 def _asked_prompt(
     user: str | None, system: str | None, context: str | None, tok: Tokenizer, layout: str
 ) -> list[int]:

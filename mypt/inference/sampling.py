@@ -11,7 +11,7 @@ from torch import Tensor
 from typing import NamedTuple
 from ..errors import UserError
 
-# %% ../../nbs/inference/sampling.ipynb #b5ee9f61
+# %% ../../nbs/inference/sampling.ipynb #aabdf26d
 class Sampling(NamedTuple):
     "How a token is picked. The defaults are greedy."
 
@@ -34,7 +34,7 @@ class Sampling(NamedTuple):
                 raise UserError(rule)
         return self
 
-
+# %% ../../nbs/inference/sampling.ipynb #470c7dea
 GREEDY = Sampling()
 
 # %% ../../nbs/inference/sampling.ipynb #ef886edf
@@ -62,7 +62,7 @@ def pick(
     drawn = torch.multinomial((p * keep).cpu(), 1, generator=generator)
     return int(order.indices[drawn.to(p.device)])
 
-
+# %% ../../nbs/inference/sampling.ipynb #008c4164
 def _penalized(logits: Tensor, ids: list[int], penalty: float) -> Tensor:
     "Lower scores for the ids that occurred."
     seen = torch.tensor(sorted(set(ids)), device=logits.device)

@@ -30,7 +30,7 @@ def reference_attention(
     p = scores.masked_fill(~see[:, None], -torch.inf).float().softmax(-1).to(v.dtype)
     return torch.einsum('bhij,bjhd->bihd', p, v)
 
-# %% ../../nbs/09_attention.ipynb #b674d669
+# %% ../../nbs/09_attention.ipynb #5e75eca4
 def find_runs(
     segments: Tensor,  # [B, T] int
 ) -> Tensor:  # [R+1]: start of each run in the flat batch, then its end
@@ -39,7 +39,7 @@ def find_runs(
     new[:, 1:] = segments[:, 1:] != segments[:, :-1]
     return F.pad(new.flatten().nonzero().flatten(), (0, 1), value=segments.numel())
 
-# %% ../../nbs/09_attention.ipynb #9c2eb9b8
+# %% ../../nbs/09_attention.ipynb #1e9b509b
 def needed_lengths(
     runs: Tensor,  # [R+1] starts of the runs, and the end
     real: Tensor,  # [R] bool: False where a run is padding
@@ -53,7 +53,7 @@ def needed_lengths(
     needed = lens * real
     return needed if needed.any() else runs.diff()
 
-# %% ../../nbs/09_attention.ipynb #d1f776e2
+# %% ../../nbs/09_attention.ipynb #913e5e63
 @dataclass(kw_only=True)
 class EpisodeOrder:
     "The tokens of a batch, sorted by the length of their episode where `order` says so."
@@ -136,7 +136,7 @@ class Segments(EpisodeOrder):
             layout.sort(starts, needed_lengths(runs, real, keep))
         return layout
 
-# %% ../../nbs/09_attention.ipynb #e97c3885
+# %% ../../nbs/09_attention.ipynb #085ddac3
 def _lens_and_positions(runs: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     "Length of each token's own run, and its place in it: both [B, T]."
     n_tokens = shape[0] * shape[1]
@@ -146,7 +146,7 @@ def _lens_and_positions(runs: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, T
     positions = torch.arange(n_tokens, device=runs.device) - own_start
     return own_len.view(shape), positions.view(shape)
 
-# %% ../../nbs/09_attention.ipynb #a5e298c9
+# %% ../../nbs/09_attention.ipynb #a6f1ce4e
 def causal_attention(
     q: Tensor,  # [n, L, H, D]
     k: Tensor,  # [n, L, Hkv, D]
@@ -158,7 +158,7 @@ def causal_attention(
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
     return out.transpose(1, 2)
 
-
+# %% ../../nbs/09_attention.ipynb #2f8f2c64
 def _attention_by_length(q: Tensor, k: Tensor, v: Tensor, layout: Segments) -> Tensor:
     "One call for all episodes of a length."
     sizes = [n * L for n, L in layout.shapes]
@@ -169,7 +169,7 @@ def _attention_by_length(q: Tensor, k: Tensor, v: Tensor, layout: Segments) -> T
         outs.append(causal_attention(*tables).flatten(0, 1))
     return torch.cat(outs)[None]
 
-# %% ../../nbs/09_attention.ipynb #2fd4601e
+# %% ../../nbs/09_attention.ipynb #0b6cf1d6
 # torch 2.10 knows `is_causal` and no grouped heads; later ones `window_size` and `enable_gqa`
 _VARLEN_PARAMETERS = inspect.signature(varlen_attn).parameters
 _HAS_WINDOW = 'window_size' in _VARLEN_PARAMETERS

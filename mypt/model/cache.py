@@ -14,7 +14,7 @@ from ..errors import UserError
 from .attention import Segments, attention
 from .config import ModelConfig
 
-# %% ../../nbs/model/cache.ipynb #a4876c49
+# %% ../../nbs/model/cache.ipynb #8119655a
 class KVMemory:
     "Keys and values of `B` running texts, `n_slots` tokens each."
 
@@ -46,7 +46,7 @@ class KVMemory:
         for m in (self.k, self.v):
             m[:, b, :, :n] = m[:, a, :, :n]
 
-# %% ../../nbs/model/cache.ipynb #a677c36c
+# %% ../../nbs/model/cache.ipynb #8fc2d1d3
 class KVPass(KVMemory):
     "Which slots the coming pass writes and sees, the same for all layers."
 
@@ -93,7 +93,7 @@ class KVPass(KVMemory):
         layers = ((self.k[i], self.v[i]) for i in range(len(self.k)))
         self.seen = [(k, v, k[:, :, :end], v[:, :, :end]) for k, v in layers]
 
-# %% ../../nbs/model/cache.ipynb #71ee4f00
+# %% ../../nbs/model/cache.ipynb #28b0ae29
 def _mask(positions: Tensor, end: int, dtype: torch.dtype) -> Tensor:  # [B or 1, 1, T, end]
     "0 for the slots up to each token's own position, -inf behind it."
     hidden = torch.arange(end, device=positions.device) > positions[..., None]

@@ -39,7 +39,7 @@ def recover(folder: Path) -> None:
     sync(folder)
     commit.rmdir()
 
-
+# %% ../../nbs/13_checkpoint.ipynb #bea5bf53
 def write_all(
     folder: str | Path,  # Made where it is missing
     write: Callable[[Path], object],  # Writes its files into the folder that it is given
@@ -99,13 +99,13 @@ def llama_config(cfg: ModelConfig, tok: Tokenizer) -> dict:  # config.json
         out['rope_scaling'] = dict(type='linear') | linear
     return out
 
-
+# %% ../../nbs/13_checkpoint.ipynb #bc682961
 def generation_config(tok: Tokenizer) -> dict:  # generation_config.json
     "Generation stops at the end of the assistant's block or of the turn."
     stop = [tok.tag_ids[t] for t in ('<myPT_eot>', '</myPT_assistant>')]
     return dict(eos_token_id=stop, pad_token_id=tok.endoftext, do_sample=False)
 
-# %% ../../nbs/13_checkpoint.ipynb #f8f58d70
+# %% ../../nbs/13_checkpoint.ipynb #b3d6e777
 def _write_tensors(path: Path, tensors: dict, **options) -> None:
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     save_file(contiguous, path, **options)
@@ -121,7 +121,7 @@ def _write_llama(folder: Path, model: GPT, tok: Tokenizer, layout: str) -> None:
     tokenizer = json.dumps(tokenizer_json(tok), ensure_ascii=False)
     (folder / 'tokenizer.json').write_text(tokenizer, encoding='utf-8')
 
-
+# %% ../../nbs/13_checkpoint.ipynb #86f11f56
 def _write_meta(folder: Path, cfg: ModelConfig, step: int | None, meta: dict) -> None:
     "`mypt.json`, last of all, since it vouches for every other file."
     about = dict(
@@ -144,7 +144,7 @@ def resolve(name: str | Path) -> Path:
         return p
     return Path('checkpoints') / p
 
-
+# %% ../../nbs/13_checkpoint.ipynb #e4eae711
 def save_checkpoint(
     name: str | Path,  # Directory, or a name under checkpoints/
     model: GPT,
@@ -190,21 +190,21 @@ def load_meta(name: str | Path) -> dict:  # `mypt.json`
         raise UserError(f'{problem}, or take out its sha256 if the change was meant')
     return meta
 
-
+# %% ../../nbs/13_checkpoint.ipynb #fe085f55
 def _models_there() -> str:
     "A hint: the names under checkpoints/."
     folder = Path('checkpoints')
     names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     return f'there are {", ".join(names)}' if names else 'train one, or check the path'
 
-# %% ../../nbs/13_checkpoint.ipynb #2df88561
+# %% ../../nbs/13_checkpoint.ipynb #d173230b
 def noted_sums(meta: dict) -> dict[str, str]:  # Name → sha256
     "The files that `mypt.json` vouches for."
     weights = meta.get('weights_sha256')
     own = {} if weights is None else {'model.safetensors': weights}
     return own | meta.get('files_sha256', {})
 
-
+# %% ../../nbs/13_checkpoint.ipynb #7d671176
 def check_sums(
     folder: Path,
     meta: dict,  # `mypt.json`
@@ -220,7 +220,7 @@ def check_sums(
                 f'{folder / name}: {problem}; the file was changed, restore it from a copy'
             )
 
-
+# %% ../../nbs/13_checkpoint.ipynb #21d19065
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     "The tensors of a safetensors file; raises `UserError` when it is missing or damaged."
     try:
@@ -231,7 +231,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, OSError) as e:
         raise UserError(f'{path}: damaged ({e}); restore it from a copy') from None
 
-# %% ../../nbs/13_checkpoint.ipynb #a9721e4e
+# %% ../../nbs/13_checkpoint.ipynb #920d1fa6
 class LoadedModel(NamedTuple):
     "A model as it was saved."
 
@@ -239,7 +239,7 @@ class LoadedModel(NamedTuple):
     tok: Tokenizer
     meta: dict  # `mypt.json`
 
-
+# %% ../../nbs/13_checkpoint.ipynb #2910b446
 def load_model(
     name: str | Path,  # Directory, or a name under checkpoints/
     verify: bool = False,  # Compare every file with its noted hash
@@ -255,7 +255,7 @@ def load_model(
     model.load_state_dict(weights)
     return LoadedModel(model, tok, meta)
 
-
+# %% ../../nbs/13_checkpoint.ipynb #17b1244f
 def _check_shapes(path: Path, weights: dict, model: GPT) -> None:
     expected = {k: _shape_text(v) for k, v in model.state_dict().items()}
     found = {k: _shape_text(v) for k, v in weights.items()}
@@ -271,14 +271,14 @@ def _check_shapes(path: Path, weights: dict, model: GPT) -> None:
 def _shape_text(t: torch.Tensor) -> str:
     return '×'.join(map(str, t.shape))
 
-# %% ../../nbs/13_checkpoint.ipynb #526d2711
+# %% ../../nbs/13_checkpoint.ipynb #1d28a05c
 class SavedState(NamedTuple):
     "What a resumed run needs."
 
     numbers: dict
     tensors: dict[str, torch.Tensor]  # The optimizer's
 
-
+# %% ../../nbs/13_checkpoint.ipynb #ab24082e
 def load_state(name: str | Path) -> SavedState:
     "What `save_checkpoint` got as `state` and `tensors`."
     folder = resolve(name)

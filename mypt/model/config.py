@@ -57,7 +57,7 @@ class ModelConfig:
     def n_params(self) -> int:
         return count_params(self)
 
-# %% ../../nbs/model/config.ipynb #b90bd4fc
+# %% ../../nbs/model/config.ipynb #7b79ab8a
 def mlp_width(
     n_embd: int,  # C
     mlp_type: str,  # 'swiglu' or 'gelu'
@@ -74,7 +74,7 @@ def matmul_params(cfg: ModelConfig) -> int:
     n_matrices = 3 if cfg.mlp_type == 'swiglu' else 2
     return cfg.n_layer * (attention + n_matrices * C * cfg.mlp_hidden)
 
-# %% ../../nbs/model/config.ipynb #89a4db98
+# %% ../../nbs/model/config.ipynb #106d71bb
 def count_params(cfg: ModelConfig) -> int:  # Trainable numbers, a tied head counted once
     "Number of weights of the model that `cfg` describes."
     C, K = cfg.n_embd, cfg.kv_heads * cfg.head_dim
@@ -98,7 +98,7 @@ def flops_per_token(
     head = supervised * cfg.n_embd * cfg.vocab_size
     return 6 * (matmul_params(cfg) + head + cfg.n_layer * cfg.n_embd * (T + 1) / 2 * 2)
 
-# %% ../../nbs/model/config.ipynb #0a86a2a6
+# %% ../../nbs/model/config.ipynb #87803592
 @dataclass
 class OptimConfig:
     "Batches, steps and the optimizer."
@@ -171,7 +171,7 @@ _AT_LEAST_1 = (
 _ABOVE_0 = 'rope_theta norm_eps learning_rate muon_lr adam_eps early_stop_gap'.split()
 _BELOW_1 = 'dropout beta1 beta2'.split()
 
-# %% ../../nbs/model/config.ipynb #75b61dcd
+# %% ../../nbs/model/config.ipynb #d46efba1
 def _range_problem(name: str, value: float) -> str:
     "What is wrong with a number; '' when it is in range."
     if name in _ABOVE_0:
@@ -185,7 +185,7 @@ def _range_problem(name: str, value: float) -> str:
         return 'it must be at most 1'
     return ''
 
-# %% ../../nbs/model/config.ipynb #bf1de333
+# %% ../../nbs/model/config.ipynb #2bd14f05
 _TYPE_NAMES = {
     int: 'a whole number',
     float: 'a number',
@@ -196,7 +196,7 @@ _TYPE_NAMES = {
     type(None): 'null',
 }
 
-
+# %% ../../nbs/model/config.ipynb #441250de
 def _check_value(f, value, where: str):
     "The value in the type of field `f`; raises `UserError` on a wrong type or range."
     types = getattr(f.type, '__args__', (f.type,))
@@ -235,7 +235,7 @@ def list_configs() -> list[str]:  # Bare names
     names = (p.name for p in (files('mypt') / 'configs').iterdir())
     return sorted(name[:-5] for name in names if name.endswith('.json'))
 
-
+# %% ../../nbs/model/config.ipynb #8c9f979a
 def find_config(
     name: str | Path,  # Bare name, with or without .json, or a path
     beside: Path | None = None,  # A folder that is searched first
@@ -275,7 +275,7 @@ def _read_json(path: Path) -> dict:
         raise UserError(f'{path}: a config is a JSON object, this is {_TYPE_NAMES[type(d)]}')
     return d
 
-
+# %% ../../nbs/model/config.ipynb #f71496be
 def _with_extended(path: Path, seen: tuple = ()) -> dict:
     "The keys of a config file on top of those it extends."
     if path.resolve() in seen:
@@ -306,7 +306,7 @@ def parse_sets(sets: dict | list | str | None) -> dict:  # Key → value
             out[key.strip()] = value
     return out
 
-# %% ../../nbs/model/config.ipynb #187c5298
+# %% ../../nbs/model/config.ipynb #2b87eaf9
 @dataclass
 class Config:
     "A phase's settings."
@@ -323,7 +323,7 @@ class Config:
 
 _FIELDS = {f.name: f for cls in (ModelConfig, TrainConfig) for f in fields(cls)}
 
-
+# %% ../../nbs/model/config.ipynb #f8aa1060
 def make_config(
     d: dict,  # Flat keys
     where: str = 'config',  # Named in errors
@@ -339,7 +339,7 @@ def make_config(
     train = TrainConfig(**{f.name: d[f.name] for f in fields(TrainConfig) if f.name in d})
     return Config(_check_model(model, where), train, d, where)
 
-# %% ../../nbs/model/config.ipynb #b01d15bc
+# %% ../../nbs/model/config.ipynb #c578e5cb
 def load_config(
     name: str | Path,  # A bare name ("phase1_format_lock") or a path
     sets: dict | list | None = None,  # Changes on top: a dict, or ["learning_rate=1e-4", …]
@@ -367,7 +367,7 @@ def _contradictions(base: ModelConfig, given: dict) -> list[str]:
             out.append(f'{key} {value} (base: {expected})')
     return out
 
-
+# %% ../../nbs/model/config.ipynb #7a326e91
 def check_same_arch(
     base: ModelConfig,  # The checkpoint's
     cfg: Config,  # The new phase's

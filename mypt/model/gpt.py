@@ -104,6 +104,9 @@ class Decoder(nn.Module):
         "Scores of every next token."
         return nn.functional.linear(h, self.head)
 
+    def extra_repr(self) -> str:
+        return f'{sum(p.numel() for p in self.parameters()) / 1e6:.2f}M weights'
+
     def compile_blocks(self, **options) -> None:  # As `torch.compile` takes them
         "Compile every block in place, each as one graph; weights keep their names."
         self.compiled = True
@@ -120,18 +123,15 @@ class Decoder(nn.Module):
         half = dtype in (torch.bfloat16, torch.float16) and self.cfg.head_dim % 8 == 0
         return Segments.of(segments, shape, self.attention, self.head.device, half, runs, keep)
 
-# %% ../../nbs/11_gpt.ipynb #672de261
+# %% ../../nbs/11_gpt.ipynb #1e4ffecf
 class HiddenStates(Decoder):
     "A decoder that runs its trunk on packed rows, with or without a cache."
 
     def hidden(
         self,
         ids: Tensor,  # [B, T]
-        segments: Tensor
-        | Segments
-        | None = None,  # [B, T] int, 0 is padding; or a layout; None: rows
-        positions: Tensor
-        | None = None,  # [B, T]; None: from 0 in each episode, or after the cache's
+        segments: Tensor | Segments | None = None,  # [B, T], 0: padding; or a layout; None: rows
+        positions: Tensor | None = None,  # [B, T]; None: from 0 in each episode or after the cache
         cache: KVCache | None = None,  # Generation; segment b + 1 is then the prompt of row b
         keep: Tensor | None = None,  # [M] numbers of tokens in the flat batch that are wanted
         noise: Tensor | None = None,  # [B, T, C] uniform in [-1, 1) for NEFTune; None: drawn
@@ -179,9 +179,7 @@ class GPT(HiddenStates):
     def loss(
         self,
         batch,  # A `Batch`: ids, targets, weights, segments, positions, each [B, T]
-        denom: float
-        | Tensor
-        | None = None,  # Divides the sum: a whole step's Σ weights; None: its own
+        denom: float | Tensor | None = None,  # Divides the sum: a step's Σ weights; None: its own
         noise: Tensor | None = None,  # As in `hidden`
     ) -> Tensor:  # Scalar
         "Σ weight · CE / denom over supervised positions; 0 (never NaN) if there are none."
@@ -213,10 +211,7 @@ class GPT(HiddenStates):
         h = self.hidden(batch.ids, layout, batch.positions, keep=keep, noise=noise)
         return h, keep, weights[keep]
 
-    def extra_repr(self) -> str:
-        return f'{sum(p.numel() for p in self.parameters()) / 1e6:.2f}M weights'
-
-# %% ../../nbs/11_gpt.ipynb #c80d55a4
+# %% ../../nbs/11_gpt.ipynb #6b8dca99
 def _mark_dynamic(*sizes: Tensor | None) -> None:
     "One compiled graph for every length of these tensors."
     for x in sizes:

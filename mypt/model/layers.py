@@ -27,7 +27,7 @@ class RMSNorm(nn.Module):
         weight = self.weight.to(x.dtype)  # FSDP gathers weights in bfloat16
         return F.rms_norm(x, self.weight.shape, weight, self.eps)
 
-
+# %% ../../nbs/model/layers.ipynb #81a1f6c4
 def make_norm(cfg: ModelConfig) -> nn.Module:
     "The norm that `cfg` asks for."
     if cfg.norm_type == 'rmsnorm':
@@ -42,7 +42,7 @@ def lay_together(*linears: nn.Linear) -> None:
     for p, part in zip(linears, parts, strict=True):
         p.weight.data = part
 
-
+# %% ../../nbs/model/layers.ipynb #2376ff6a
 def joined(*linears: nn.Linear) -> Tensor:  # [Σ n, C]
     "The weights of linears as one matrix: their own memory if they lie together, or a copy."
     Ws = [p.weight.detach() for p in linears]
@@ -69,7 +69,7 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [..., C] → same
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
-
+# %% ../../nbs/model/layers.ipynb #88fd186f
 class GeluMLP(nn.Module):
     "`down(gelu(up(x)))`"
 
@@ -81,7 +81,7 @@ class GeluMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [..., C] → same
         return self.down_proj(F.gelu(self.up_proj(x)))
 
-
+# %% ../../nbs/model/layers.ipynb #1b58ce2c
 def make_mlp(cfg: ModelConfig) -> nn.Module:
     "The MLP that `cfg` asks for."
     return SwiGLU(cfg) if cfg.mlp_type == 'swiglu' else GeluMLP(cfg)
@@ -143,7 +143,7 @@ class Attention(nn.Module):
         o = o.flatten(2)
         return self.o_proj(o if keep is None else take_rows(o.flatten(0, 1), keep))
 
-# %% ../../nbs/model/layers.ipynb #2889407e
+# %% ../../nbs/model/layers.ipynb #01dc0204
 class Block(nn.Module):
     "`x + attn(norm(x))`, then `x + mlp(norm(x))`, with dropout on both branches."
 

@@ -10,7 +10,7 @@ import torch
 from functools import cache
 from torch import Tensor
 
-# %% ../../nbs/10_loss.ipynb #d9b3e42c
+# %% ../../nbs/10_loss.ipynb #f560893c
 def _slice_loss(
     z: Tensor,  # [n, V] logits
     y: Tensor,  # [n, 1] targets
@@ -26,13 +26,13 @@ def _slice_loss(
     grad = p.mul_(w / total).scatter_add_(1, y, -w.to(p.dtype))
     return (w * ce).sum(), grad.to(dtype)
 
-
+# %% ../../nbs/10_loss.ipynb #d0c9d203
 @cache
 def _fused_slice_loss():
     "`_slice_loss` as one kernel: bfloat16 logits in, bfloat16 gradients out, no float32 copy."
     return torch.compile(_slice_loss, dynamic=True)
 
-# %% ../../nbs/10_loss.ipynb #5a0fc2e0
+# %% ../../nbs/10_loss.ipynb #7de283ac
 def _add_product(
     out: Tensor,  # The sum, in its own precision
     a: Tensor,  # Left factor
@@ -93,13 +93,13 @@ class _HeadLoss(torch.autograd.Function):
         dh, dW = (next(saved) if has else None for has in ctx.has_grad)
         return dh, dW, None, None, None, None, None
 
-
+# %% ../../nbs/10_loss.ipynb #fe0264c9
 def _rows_per_slice(M: int, most: int) -> int:
     "Rows per slice, at most `most`, so that the slices of `M` rows are about equally long."
     n_slices = -(-M // most)
     return -(-M // n_slices)
 
-# %% ../../nbs/10_loss.ipynb #48d66ed4
+# %% ../../nbs/10_loss.ipynb #8412495f
 def head_loss(
     h: Tensor,  # [M, C] final hidden states of supervised positions
     W: Tensor,  # [V, C] the head

@@ -36,7 +36,7 @@ from mypt.serve.openai import (
 from .runner import Answer, Limits, Runner, Runners
 from .session import open_documents
 
-# %% ../../nbs/serve/app.ipynb #3af7fda7
+# %% ../../nbs/serve/app.ipynb #ca7490aa
 def is_loopback(host: str) -> bool:
     "Does this address reach this machine only?"
     if host.lower() == 'localhost':
@@ -73,7 +73,7 @@ def check_sender(
         problem = 'give the token of this server as Authorization: Bearer …'
         raise ApiError(problem, 401, code='invalid_api_key')
 
-# %% ../../nbs/serve/app.ipynb #41d2e347
+# %% ../../nbs/serve/app.ipynb #5a2ac8c3
 def _public_error(e: Exception) -> ApiError:
     "What a client is told of an exception."
     if isinstance(e, asyncio.TimeoutError):
@@ -81,10 +81,14 @@ def _public_error(e: Exception) -> ApiError:
     return e if isinstance(e, ApiError) else _internal_error()
 
 
+def _log_error(e: Exception, where: str = '') -> None:
+    print(f'mypt serve: {where}{type(e).__name__}: {str(e)[:200]!r}', file=sys.stderr)
+
+
 def _internal_error() -> ApiError:
     return ApiError('something went wrong in the server', 500, code='internal')
 
-
+# %% ../../nbs/serve/app.ipynb #89cb6de9
 async def _send_error(send: Callable, e: ApiError) -> None:
     "An error as a whole response; the connection ends with it."
     body = dump_json(e.body()).encode(errors='replace')
@@ -121,7 +125,7 @@ HEADERS = {
     'cache-control': 'no-store',
 }
 
-# %% ../../nbs/serve/app.ipynb #93c25912
+# %% ../../nbs/serve/app.ipynb #aecf54d1
 class Guard:
     "An ASGI application around another."
 
@@ -165,11 +169,7 @@ class Guard:
         if busy and self.at_work > self.limits.at_once:
             raise ApiError('too many requests at once; try again soon', 429, code='busy')
 
-
-def _log_error(e: Exception, where: str = '') -> None:
-    print(f'mypt serve: {where}{type(e).__name__}: {str(e)[:200]!r}', file=sys.stderr)
-
-# %% ../../nbs/serve/app.ipynb #81c0044d
+# %% ../../nbs/serve/app.ipynb #706478cf
 async def read_request(request: Any, limits: Limits) -> Any:
     "The JSON of a request's body; raises `ApiError` when it is too big, too slow, or no JSON."
     from starlette.requests import ClientDisconnect
@@ -189,7 +189,7 @@ async def read_request(request: Any, limits: Limits) -> Any:
     except (ValueError, RecursionError) as e:
         raise ApiError(f'the body is not JSON: {str(e)[:100]}', code='invalid_json') from None
 
-
+# %% ../../nbs/serve/app.ipynb #9aab869b
 async def _read_bytes(request: Any, most: int) -> bytes:
     too_big = ApiError(f'the body exceeds {most:,} bytes', 413, code='request_too_large')
     n = request.headers.get('content-length', '0')
@@ -219,13 +219,17 @@ async def whole(answer: Answer, request: Any, pool: Executor) -> dict:
         work.cancel()
         left.cancel()
 
-
+# %% ../../nbs/serve/app.ipynb #4129a2fc
 async def _gone(request: Any) -> None:
     "Ends when the client does."
     while (await request.receive())['type'] != 'http.disconnect':
         pass
 
-# %% ../../nbs/serve/app.ipynb #b82d59f3
+# %% ../../nbs/serve/app.ipynb #1ea27939
+def _event(value: dict) -> bytes:
+    return b'data: ' + json.dumps(value).encode() + b'\n\n'
+
+# %% ../../nbs/serve/app.ipynb #d5d8068c
 async def stream_chunks(answer: Answer, pool: Executor) -> AsyncIterator[bytes]:
     "The answer as server-sent events."
     queue: asyncio.Queue[dict | None] = asyncio.Queue()  # None at the end
@@ -259,11 +263,7 @@ async def stream_chunks(answer: Answer, pool: Executor) -> AsyncIterator[bytes]:
         work.cancel()
     yield b'data: [DONE]\n\n'
 
-
-def _event(value: dict) -> bytes:
-    return b'data: ' + json.dumps(value).encode() + b'\n\n'
-
-# %% ../../nbs/serve/app.ipynb #f4899abc
+# %% ../../nbs/serve/app.ipynb #a16a54a1
 class Endpoints:
     "What the server answers to each path, as JSON-ready values."
 
@@ -343,7 +343,7 @@ def make_app(
     _answer_errors(app)
     return guard
 
-# %% ../../nbs/serve/app.ipynb #301a320d
+# %% ../../nbs/serve/app.ipynb #16616059
 def _static(kind: str, *names: str) -> Callable:
     _, responses = _fastapi()
 
@@ -352,7 +352,7 @@ def _static(kind: str, *names: str) -> Callable:
 
     return get
 
-
+# %% ../../nbs/serve/app.ipynb #77e7702c
 def _event_stream(chunks: AsyncIterator[bytes]) -> Any:
     "A response that closes its iterator at once, not when the garbage is collected."
     _, responses = _fastapi()
@@ -368,7 +368,7 @@ def _event_stream(chunks: AsyncIterator[bytes]) -> Any:
 
     return EventStream(chunks)
 
-
+# %% ../../nbs/serve/app.ipynb #2552787d
 def _fastapi() -> tuple[Any, Any]:
     try:
         import fastapi
@@ -379,7 +379,7 @@ def _fastapi() -> tuple[Any, Any]:
         ) from None
     return fastapi, fastapi.responses
 
-# %% ../../nbs/serve/app.ipynb #f770c369
+# %% ../../nbs/serve/app.ipynb #1e27debc
 def _answer_errors(app: Any) -> None:
     "Let every error be one of OpenAI's shape."
     _, responses = _fastapi()
@@ -436,7 +436,7 @@ def _impatient_protocol(patience: float) -> type:
 
     return Impatient
 
-# %% ../../nbs/serve/app.ipynb #12f38f03
+# %% ../../nbs/serve/app.ipynb #30af49d7
 def make_server(app: Guard, limits: Limits) -> Any:  # a `uvicorn.Server`; `run(sockets=[…])` blocks
     "A server for the application, with everything off that it does not need."
     try:
@@ -458,7 +458,7 @@ def make_server(app: Guard, limits: Limits) -> Any:  # a `uvicorn.Server`; `run(
     )
     return uvicorn.Server(config)
 
-
+# %% ../../nbs/serve/app.ipynb #b06fd14a
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
     try:
@@ -468,7 +468,7 @@ def _listen(host: str, port: int) -> socket.socket:
             f'{host}:{port}: cannot listen there ({e}); choose another --port'
         ) from None
 
-# %% ../../nbs/serve/app.ipynb #cfb0034f
+# %% ../../nbs/serve/app.ipynb #9e1565b9
 def find_models(names: list[str] | None) -> dict[str, Path]:  # None: all under checkpoints/
     "Names and folders of models."
     if not names:
@@ -481,7 +481,7 @@ def find_models(names: list[str] | None) -> dict[str, Path]:  # None: all under 
             raise UserError(f'{path}: no such model; mypt serve --models NAME …, or a folder')
     return paths
 
-
+# %% ../../nbs/serve/app.ipynb #4a193ca1
 def _checked_token(host: str, token: str | None) -> str | None:
     token = token or os.environ.get('MYPT_TOKEN') or None
     if not is_loopback(host) and not token:
@@ -496,7 +496,7 @@ def _checked_token(host: str, token: str | None) -> str | None:
         )
     return token
 
-# %% ../../nbs/serve/app.ipynb #52205772
+# %% ../../nbs/serve/app.ipynb #f98bb330
 def serve(
     models: list | None = None,  # Names under checkpoints/, or directories; all when left out
     docs_dir: str | None = None,  # Folder of documents, for answers from them
@@ -532,7 +532,7 @@ def serve(
     finally:
         runners.close()
 
-
+# %% ../../nbs/serve/app.ipynb #df25d556
 def _ask_once(runner: Runner) -> str:
     "One short answer, to see that a model works."
     hello = {'messages': [{'role': 'user', 'content': 'Say hello.'}]}

@@ -84,7 +84,7 @@ def _citations(notes: Any, path: str) -> list[dict]:
         out.append({'at': cite.get('start_index'), 'text': cite.get('title')})
     return out
 
-# %% ../../nbs/serve/openai.ipynb #0709a36c
+# %% ../../nbs/serve/openai.ipynb #bbc1db0e
 def _tool_call(call: Any, path: str) -> dict:
     "One of a message's `tool_calls` as an episode's message."
     function = call.get('function') if isinstance(call, dict) else None
@@ -150,27 +150,34 @@ class EpisodeBuilder:
         think = {'think': m['reasoning_content']} if m.get('reasoning_content') else {}
         if m.get('tool_calls'):
             self.calls |= _pending_calls(m, path, think)
-            return
-        cite = {}
-        if m.get('annotations'):
-            cite['cite'] = _citations(m['annotations'], f'{path}.annotations')
-        text = _text(m.get('content'), f'{path}.content')
-        self.out.append({'role': 'assistant', 'content': text} | think | cite)
+        else:
+            self.out.append(_answer_message(m, path, think))
 
     def _tool(self, m: dict, path: str) -> None:
         call_id = m.get('tool_call_id')
         call = self.calls.pop(call_id, None) if isinstance(call_id, str) else None
         if call is None:
             refuse(f'{path}.tool_call_id', f'{call_id!r} answers no tool call that is open')
-        text = _text(m.get('content'), f'{path}.content')
-        try:
-            value = strict_json(text)
-        except (ValueError, RecursionError):
-            value = text
-        content = value if isinstance(value, dict) else text
+        content = _result_content(_text(m.get('content'), f'{path}.content'))
         self.out += [call, {'role': 'toolresult', 'name': call['name'], 'content': content}]
 
-# %% ../../nbs/serve/openai.ipynb #4b02e9c3
+# %% ../../nbs/serve/openai.ipynb #f17750e9
+def _answer_message(m: dict, path: str, think: dict) -> dict:
+    cite = {}
+    if m.get('annotations'):
+        cite['cite'] = _citations(m['annotations'], f'{path}.annotations')
+    text = _text(m.get('content'), f'{path}.content')
+    return {'role': 'assistant', 'content': text} | think | cite
+
+
+def _result_content(text: str) -> dict | str:
+    try:
+        value = strict_json(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, dict) else text
+
+# %% ../../nbs/serve/openai.ipynb #0ae278c7
 def _pending_calls(m: dict, path: str, think: dict) -> dict[str, dict]:
     "The calls of a message by their ids; the thought goes to the first of them."
     if m.get('content'):
@@ -186,7 +193,7 @@ def _pending_calls(m: dict, path: str, think: dict) -> dict[str, dict]:
         calls[c['id']] = call if calls else call | think
     return calls
 
-
+# %% ../../nbs/serve/openai.ipynb #a636c630
 def to_episode(messages: Any) -> dict:  # A canonical episode that ends where the model would speak
     "OpenAI's messages as an episode; raises `ApiError` naming the message that cannot be one."
     if not isinstance(messages, list) or not messages:
@@ -232,7 +239,7 @@ def to_message(
         out['annotations'] = notes
     return out
 
-
+# %% ../../nbs/serve/openai.ipynb #c47bec84
 def _annotations(m: dict) -> list[dict]:
     cites = m.get('cite', [])
     if isinstance(cites, str):
@@ -246,7 +253,7 @@ def _annotations(m: dict) -> list[dict]:
         notes.append(dict(type='url_citation', url_citation=place | source))
     return notes
 
-# %% ../../nbs/serve/openai.ipynb #a086a0a1
+# %% ../../nbs/serve/openai.ipynb #8dd4f9d6
 def to_messages(episode: dict) -> list[dict]:
     "All messages of an episode: the inverse of `to_episode`."
     out = [dict(role='system', content=episode['system'])] if 'system' in episode else []
@@ -278,6 +285,8 @@ _NUMBERS = dict(
     frequency_penalty=NumberRange(float, 0, 0),
     presence_penalty=NumberRange(float, 0, 0),
 )
+
+# %% ../../nbs/serve/openai.ipynb #678476b1
 _SWITCHES = ('stream', 'parallel_tool_calls', 'store')
 _NEUTRAL = dict(  # the only values that change nothing
     logprobs=(False,), response_format=({'type': 'text'},), logit_bias=({},), modalities=(['text'],)
@@ -294,7 +303,7 @@ _WITHOUT_EFFECT = (
 )
 _KEYS = (*_READ, *_NUMBERS, *_SWITCHES, *_WITHOUT_EFFECT, *_NEUTRAL)
 
-# %% ../../nbs/serve/openai.ipynb #a724d385
+# %% ../../nbs/serve/openai.ipynb #0b79f330
 def _check_number(body: dict, key: str) -> None:
     kind, least, most = _NUMBERS[key]
     value = body.get(key)
@@ -309,7 +318,7 @@ def _check_number(body: dict, key: str) -> None:
     what = 'a whole number' if kind is int else 'a number'
     raise ApiError(f'{key} must be {what} from {least:g} to {most:g}', param=key)
 
-
+# %% ../../nbs/serve/openai.ipynb #b04a0746
 def _check_keys(body: dict) -> None:
     "Raise `ApiError` for what is not known, or cannot be done."
     for k in body:
@@ -325,7 +334,7 @@ def _check_keys(body: dict) -> None:
     for k in _NUMBERS:
         _check_number(body, k)
 
-# %% ../../nbs/serve/openai.ipynb #868b28ab
+# %% ../../nbs/serve/openai.ipynb #9ebde354
 def read_tools(body: dict) -> dict[str, Tool]:
     "The tools that a request offers; none when `tool_choice` says so."
     tools = body.get('tools') or []
@@ -337,7 +346,7 @@ def read_tools(body: dict) -> dict[str, Tool]:
     read = [_read_tool(t, f'tools[{i}]') for i, t in enumerate(tools)]
     return {} if choice == 'none' else {t.name: t for t in read}
 
-
+# %% ../../nbs/serve/openai.ipynb #06be2213
 def _read_tool(tool: Any, path: str) -> Tool:
     is_function = isinstance(tool, dict) and tool.get('type') == 'function'
     f = tool.get('function') if is_function else None
@@ -375,9 +384,9 @@ class ChatRequest:
     stop: tuple = ()  # texts that end the answer
     stream: bool = False
     usage: bool = False  # end a stream with the count of tokens
-    mode: str = 'chat'  # `rag` looks passages up, `agent` runs the workspace tools here
+    mode: str = 'chat'  # rag looks passages up, agent runs the workspace tools here
 
-
+# %% ../../nbs/serve/openai.ipynb #26918664
 def read_body(body: Any) -> ChatRequest:
     "Check a request for `/v1/chat/completions`; raises `ApiError`."
     if not isinstance(body, dict):
@@ -403,8 +412,8 @@ def read_body(body: Any) -> ChatRequest:
         more.get('mode', 'chat'),
     )
 
-# %% ../../nbs/serve/openai.ipynb #a8c7f30a
-def _value(body: dict, key: str, default: Any) -> Any:  # `null` is as good as no key
+# %% ../../nbs/serve/openai.ipynb #23bde5f1
+def _value(body: dict, key: str, default: Any) -> Any:
     value = body.get(key)
     return default if value is None else value
 
@@ -439,14 +448,14 @@ def chat_completion(
     head: dict,  # id, created, model
     message: dict,
     finish: str,
-    used: dict,  # from `usage`
+    used: dict,  # from usage
     **more,
 ) -> dict:
     "A whole answer."
     choice = dict(index=0, message=message, logprobs=None, finish_reason=finish)
     return head | dict(object='chat.completion', choices=[choice], usage=used) | more
 
-
+# %% ../../nbs/serve/openai.ipynb #4f2fccc8
 def chat_chunk(
     head: dict,  # id, created, model
     delta: dict | None,  # None: no choice, only what is in `more`

@@ -22,7 +22,7 @@ from ..errors import UserError, nearest
 from ..files import atomic_write
 from .session import Session, Settings, open_documents
 
-# %% ../../nbs/serve/terminal.ipynb #355973be
+# %% ../../nbs/serve/terminal.ipynb #d98131a9
 def safe(text: str) -> str:
     "Text for a terminal: control characters become `�`."
     return ''.join(c if c.isprintable() or c in '\n\t' else '�' for c in text)
@@ -105,7 +105,7 @@ class Terminal:
         if sources:
             self.line('sources: ' + ', '.join(sources))
 
-# %% ../../nbs/serve/terminal.ipynb #485ff8aa
+# %% ../../nbs/serve/terminal.ipynb #a8500588
 LABELS = dict(text='', toolcall='call: ', cite='cites: ')  # of the parts of a reply
 
 
@@ -125,7 +125,7 @@ class ReplyPrinter:
         self.terminal.put(text, dim=kind != 'text')
         self.kind = kind
 
-# %% ../../nbs/serve/terminal.ipynb #c352882a
+# %% ../../nbs/serve/terminal.ipynb #ce0c9261
 COMMANDS: dict[str, Callable[[Terminal, str], None]] = {}  # the rest of the line is the argument
 
 
@@ -134,7 +134,7 @@ def command(fn: Callable[[Terminal, str], None]) -> Callable[[Terminal, str], No
     COMMANDS[fn.__name__.removeprefix('do_')] = fn
     return fn
 
-
+# %% ../../nbs/serve/terminal.ipynb #b8288868
 def number_settings() -> dict[str, type]:
     "The settings that are numbers, with their type."
     found = {name: type(value) for name, value in vars(Settings()).items()}
@@ -151,7 +151,7 @@ def run_command(terminal: Terminal, name: str, rest: str) -> None:
     else:
         raise UserError(f'/{name}: no such command{nearest(name, [*sorted(COMMANDS), *numbers])}')
 
-
+# %% ../../nbs/serve/terminal.ipynb #647dc514
 def set_number(terminal: Terminal, name: str, kind: type, rest: str) -> None:
     "Set a number; raises `UserError` on what is none, or out of range."
     settings = terminal.talk.settings
@@ -166,7 +166,7 @@ def set_number(terminal: Terminal, name: str, kind: type, rest: str) -> None:
     setattr(settings, name, value)
     terminal.line(f'{name} {value}')
 
-# %% ../../nbs/serve/terminal.ipynb #36410fb3
+# %% ../../nbs/serve/terminal.ipynb #ee6608b7
 @command
 def do_mode(terminal: Terminal, rest: str) -> None:
     "chat, rag or agent"
@@ -203,7 +203,7 @@ def do_think(terminal: Terminal, rest: str) -> None:
     settings.think = not settings.think
     terminal.line(f'thoughts are {"shown" if settings.think else "hidden"}')
 
-# %% ../../nbs/serve/terminal.ipynb #8e909e4a
+# %% ../../nbs/serve/terminal.ipynb #71decd25
 @command
 def do_new(terminal: Terminal, rest: str) -> None:
     "forget the conversation"
@@ -227,7 +227,7 @@ def do_retry(terminal: Terminal, rest: str) -> None:
     terminal.talk.settings.seed += 1
     terminal.answer(question)
 
-# %% ../../nbs/serve/terminal.ipynb #bd56c83e
+# %% ../../nbs/serve/terminal.ipynb #19ed58b5
 @command
 def do_history(terminal: Terminal, rest: str) -> None:
     "show the conversation"
@@ -242,7 +242,7 @@ def do_trace(terminal: Terminal, rest: str) -> None:
     "show every step of the last turn"
     terminal.line(str(terminal.last) if terminal.last else 'nothing was asked yet')
 
-
+# %% ../../nbs/serve/terminal.ipynb #71b3dbf8
 @command
 def do_save(terminal: Terminal, rest: str) -> None:
     "write the conversation to a JSONL file, as a training line"
@@ -266,7 +266,7 @@ def do_load(terminal: Terminal, rest: str) -> None:
     talk.settings.system = episode.get('system')
     terminal.line(f'{rest}: {len(talk.past)} messages')
 
-# %% ../../nbs/serve/terminal.ipynb #dee97c36
+# %% ../../nbs/serve/terminal.ipynb #db6b2ee7
 @command
 def do_help(terminal: Terminal, rest: str) -> None:
     "what can be typed"
@@ -312,7 +312,7 @@ def _line_reader() -> ReadFn:
     atexit.register(keep)
     return input
 
-# %% ../../nbs/serve/terminal.ipynb #0d923f5d
+# %% ../../nbs/serve/terminal.ipynb #8ff6bbda
 def chat(
     model_name: str,  # Model: a name under checkpoints/, or a directory
     docs_dir: str | None = None,  # Folder of documents, for the modes `rag` and `agent`
@@ -338,7 +338,7 @@ def chat(
         do_load(screen, load)
     _talk(screen, _line_reader())
 
-
+# %% ../../nbs/serve/terminal.ipynb #e4a02541
 def _talk(screen: Terminal, read: ReadFn) -> None:
     "Questions and answers until the end of the input, or /quit."
     if sys.stdin.isatty():

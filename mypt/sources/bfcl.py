@@ -25,7 +25,7 @@ def _first_accepted(value: Any) -> Any:
     choices = {k: v if isinstance(v, list) else [v] for k, v in value.items()}
     return {k: _first_accepted(v[0]) for k, v in choices.items() if v and '' not in v}
 
-
+# %% ../../nbs/sources/bfcl.ipynb #d59705ae
 def _accepted_calls(
     call: str | dict,  # In any notation, or `{name: {argument: accepted values}}`
     tools: dict,
@@ -81,7 +81,7 @@ def _bfcl_episode(row: dict, answers: dict, language: str) -> dict:
         'language': language,
     }
 
-
+# %% ../../nbs/sources/bfcl.ipynb #da2d7a03
 def bfcl(rows: Iterable, tally: Tally) -> Iterator[dict]:
     "Function-calling prompts with tool schemas, in the form of the Berkeley leaderboard."
     answers = bfcl_answers(tally.where)

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from ..data.prompts import context_block
-from .rows import Skip, Tally, by_row, counted_rows, text_of, to_episode
+from .rows import Skip, Tally, by_row, counted_rows, text_of, finished_episode
 
 # %% ../../nbs/sources/chat.ipynb #a16565f4
 def _dialogue(*texts: str) -> list[dict]:  # Question, answer, question, answer …
     roles = ('user', 'assistant')
     return [{'role': roles[i % 2], 'content': text} for i, text in enumerate(texts)]
 
-
+# %% ../../nbs/sources/chat.ipynb #8e7ac223
 @by_row
 def alpaca(row: dict, tally: Tally) -> dict:
     "Instruction, input, output; German columns come first where a row has both languages."
@@ -31,7 +31,7 @@ def alpaca(row: dict, tally: Tally) -> dict:
     earlier = chain.from_iterable(row.get('history') or ())
     return {'messages': _dialogue(*earlier, question, answer), 'id': row.get('id')}
 
-
+# %% ../../nbs/sources/chat.ipynb #8efb7ae8
 @by_row
 def dolly(row: dict, tally: Tally) -> dict:
     "Instruction, context, response; with a context the answer rests on it, so it names it."
@@ -55,7 +55,7 @@ OASST_COLUMNS = {
 }
 
 # %% ../../nbs/sources/chat.ipynb #9f1b1c3c
-def _fault(m: dict, ids: set, language: str) -> str:  # A reason, or ''
+def _unusable(m: dict, ids: set, language: str) -> str:  # A reason, or ''
     if m['deleted']:
         return 'deleted'
     if m.get('review_result') is False:
@@ -68,7 +68,7 @@ def _fault(m: dict, ids: set, language: str) -> str:  # A reason, or ''
         return 'its parent is missing'
     return ''
 
-
+# %% ../../nbs/sources/chat.ipynb #b6f2c31e
 def _rank(m: dict) -> float:  # Best is 0; replies without a rank come last
     rank = m['rank']
     return float('inf') if rank is None or rank != rank else rank
@@ -81,7 +81,7 @@ class Branch:
     path: list[int]  # positions in the tree, in reading order
     reasons: list[str]  # for each message; '' on the path
 
-
+# %% ../../nbs/sources/chat.ipynb #13e6f397
 def best_branch(
     tree: list[dict],  # The messages of one tree, in any order
 ) -> Branch:
@@ -93,7 +93,7 @@ def best_branch(
         return Branch([], ['its tree has no first prompt'] * len(tree))
     ids = {m['message_id'] for m in tree}
     language = tree[children[None][0]]['lang']
-    faults = [_fault(m, ids, language) for m in tree]
+    faults = [_unusable(m, ids, language) for m in tree]
     path, parent = [], None
     while True:
         role = ('prompter', 'assistant')[len(path) % 2]
@@ -121,7 +121,7 @@ def _close_tree(tree: list[dict], tally: Tally) -> list[dict]:  # Its episode, o
             raise Skip('no answered prompt')
         messages = _dialogue(*(tree[i]['text'].strip() for i in branch.path))
         ep = {'messages': messages, 'language': language, 'id': tree[0]['message_tree_id']}
-        eps = [to_episode(ep, tally)]
+        eps = [finished_episode(ep, tally)]
     except Skip as e:
         keep = not branch.path  # each message knows better why it is left out
         reasons = [r if r and keep else str(e) for r in reasons]

@@ -39,7 +39,7 @@ class SourceForm(NamedTuple):
     read: Form
     columns: tuple[str, ...]  # `a|b` is either of two
 
-
+# %% ../../nbs/sources/convert.ipynb #16e53ba9
 SOURCE_FORMS = dict(
     oasst=SourceForm(oasst, tuple(sorted(OASST_COLUMNS))),
     sharegpt=SourceForm(sharegpt, ('conversations|conversation',)),
@@ -63,7 +63,7 @@ class HubSet(NamedTuple):
     language: str = ''  # of all its rows; empty: each row tells
     config: str = ''
 
-
+# %% ../../nbs/sources/convert.ipynb #bba416d0
 HUB = {
     'OpenAssistant/oasst2': HubSet('oasst'),
     'OpenAssistant/oasst1': HubSet('oasst'),
@@ -98,7 +98,7 @@ def form_name(
     row: Any,  # The first of its file
     name: str = '',  # As given with --format
     where: str = '',  # File or set, for the message
-) -> str:  # One of `SOURCE_FORMS`
+) -> str:  # One of SOURCE_FORMS
     "The form of that name, or the first whose columns a row has; raises `UserError` if none."
     columns = sorted(row) if isinstance(row, dict) else []
     if not name:
@@ -119,7 +119,7 @@ def form_name(
         raise UserError(f'{where}: {fault}; found {found}; {way}')
     return name
 
-
+# %% ../../nbs/sources/convert.ipynb #6ea33236
 def form_for(row: Any, name: str = '', where: str = '') -> Form:
     "The form with the name that `form_name` finds."
     return SOURCE_FORMS[form_name(row, name, where)].read
@@ -141,7 +141,7 @@ def _mirrored(dataset: str, mirror: str) -> Path:
         raise UserError(f'{dataset}: not in the mirror {mirror}; there is {known}')
     return folder
 
-
+# %% ../../nbs/sources/convert.ipynb #24a88acd
 def _unknown_dataset(dataset: str) -> UserError:
     if '/' in dataset and Path(dataset).suffix not in ROW_FILES:
         way = nearest(dataset, HUB)
@@ -241,7 +241,7 @@ def _report(output: str, n: int, tally: Tally) -> None:
     for reason, k in tally.reasons.most_common():
         print(f'  {k:,} rows: {reason}')
 
-
+# %% ../../nbs/sources/convert.ipynb #c3c2618b
 def convert(
     dataset: str,  # File, folder, or name on the hub
     output: str,  # JSONL file of episodes

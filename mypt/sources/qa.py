@@ -27,7 +27,7 @@ class Question(NamedTuple):
 def _one_line(text: str | None) -> str:
     return ' '.join((text or '').split())
 
-
+# %% ../../nbs/sources/qa.ipynb #7b755139
 def _question(
     question: Any,
     passages: Iterable[tuple],  # (title, text), either may be empty
@@ -35,7 +35,7 @@ def _question(
     gold: Iterable[int],  # Positions in `passages`
     language: str,
     id: Any = '',
-) -> Question:  # Else `Skip`
+) -> Question:  # Else Skip
     "A question in one form: text on one line, no answer twice."
     named = tuple((_one_line(title) or 'passage', _one_line(text)) for title, text in passages)
     if not any(text for _, text in named):
@@ -78,7 +78,7 @@ def hotpot_question(row: dict, language: str = 'en') -> Question:
     answers = [text_of(row, 'answer')]
     return _question(row['question'], pages, answers, gold, language, row.get('id', ''))
 
-
+# %% ../../nbs/sources/qa.ipynb #be4e7088
 def musique_question(row: dict, language: str = 'en') -> Question:
     "MuSiQue: twenty paragraphs, two to four needed; the full set also has unanswerable questions."
     paragraphs = records(row['paragraphs'])
@@ -87,8 +87,9 @@ def musique_question(row: dict, language: str = 'en') -> Question:
         answers = [row['answer'], *(row.get('answer_aliases') or ())]
     if answers:
         gold = [i for i, p in enumerate(paragraphs) if p.get('is_supporting')]
+    question = row['question']
     pages = [(p['title'], p['paragraph_text']) for p in paragraphs]
-    return _question(row['question'], pages, answers, gold, language, row.get('id', ''))
+    return _question(question, pages, answers, gold, language, row.get('id', ''))
 
 # %% ../../nbs/sources/qa.ipynb #89803fe1
 def marco_question(row: dict, language: str = 'en') -> Question:
@@ -120,7 +121,7 @@ def _around(text: str, answers: list[str]) -> str:
         return text[start:]
     return text[start : start + MAX_PASSAGE].rsplit(' ', 1)[0]
 
-
+# %% ../../nbs/sources/qa.ipynb #6affe394
 def _trivia_pages(row: dict) -> list[tuple[str, str]]:
     pages = []
     for column, key in (('entity_pages', 'wiki_context'), ('search_results', 'search_context')):
@@ -129,7 +130,7 @@ def _trivia_pages(row: dict) -> list[tuple[str, str]]:
                 pages.append((p['title'], _one_line(p.get(key))))
     return pages
 
-
+# %% ../../nbs/sources/qa.ipynb #2da01d4d
 def trivia_question(row: dict, language: str = 'en') -> Question:
     "TriviaQA, reading comprehension: pages of an encyclopedia and of the web, cut at the answer."
     answers = [row['answer']['value'], *(row['answer'].get('aliases') or ())]
@@ -160,10 +161,10 @@ QA_SETS = (
     'mandarjoshi/trivia_qa',
 )
 
-
+# %% ../../nbs/sources/qa.ipynb #9d2966cc
 def question_of(
     row: dict,
-    form: str,  # One of `QA`
+    form: str,  # One of QA
     tally: Tally,
 ) -> Question:
     "One row as a `Question`; `Skip` says why not."
@@ -189,7 +190,7 @@ def _retrieval_episode(q: Question) -> dict:
         'id': q.id,
     }
 
-
+# %% ../../nbs/sources/qa.ipynb #7ab8de4f
 @by_row
 def hotpot(row: dict, tally: Tally) -> dict:
     "HotpotQA as retrieval episodes."

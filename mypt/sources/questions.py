@@ -14,9 +14,9 @@ from .rows import Skip, Tally, counted_rows
 
 # %% ../../nbs/sources/questions.ipynb #e8e25d94
 def dataset_questions(
-    dataset: str,  # One of `QA_SETS`, or a file or folder with the columns of one
+    dataset: str,  # One of QA_SETS, or a file or folder with the columns of one
     tally: Tally,  # Counts what becomes of the rows
-    form: str = '',  # One of `QA`; left out: by the name
+    form: str = '',  # One of QA; left out: by the name
     split: str = 'train',
     mirror: str = '',
     config: str = '',

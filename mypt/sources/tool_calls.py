@@ -55,7 +55,7 @@ class _JsonConstants(ast.NodeTransformer):
     def visit_Name(self, node):
         return ast.Constant(_CONSTANTS[node.id]) if node.id in _CONSTANTS else node
 
-
+# %% ../../nbs/sources/tool_calls.ipynb #2ff2502f
 def _literal(text: str) -> Any:
     "A Python or JSON value, else `Skip`."
     try:
@@ -70,7 +70,7 @@ def _literal(text: str) -> Any:
 
 # %% ../../nbs/sources/tool_calls.ipynb #5d61e126
 _SEPARATOR = re.compile(r'[\s,;\[\]]+')
-_NAME = re.compile(r'([\w.:/-]+)\s*\(')
+_CALL_HEAD = re.compile(r'([\w.:/-]+)\s*\(')
 _PAIR = re.compile(r'\s*["\']?([\w.$@-]+)["\']?\s*=(?!=)(.*)', re.S)
 
 
@@ -83,11 +83,11 @@ def _python_arguments(pieces: list[str]) -> dict | list:
         return [_literal(p.strip()) for p in pieces]
     raise Skip('arguments with and without names')
 
-
+# %% ../../nbs/sources/tool_calls.ipynb #8c4d7693
 def _python_calls(text: str) -> list[tuple[str, Any]]:
     calls, at = [], skip_over(_SEPARATOR, text, 0)
     while at < len(text):
-        m = _NAME.match(text, at)
+        m = _CALL_HEAD.match(text, at)
         if not m:
             raise Skip('a call in a notation that is not known')
         pieces, at = _split_arguments(text, m.end())
@@ -122,7 +122,7 @@ _PARAMETER = re.compile(
 )
 _ELEMENT = re.compile(r'<([\w.-]+)>(.*?)</\1>', re.S)
 
-
+# %% ../../nbs/sources/tool_calls.ipynb #49d35bc9
 def _xml_arguments(pairs: list[tuple[str, str]]) -> dict[str, Text]:
     return {name.strip(): Text(html.unescape(value.strip())) for name, value in pairs}
 
@@ -159,19 +159,19 @@ def _calls_in(text: str) -> list[tuple[str, Any]]:
     return calls
 
 # %% ../../nbs/sources/tool_calls.ipynb #38f814cb
-_WRAPPED = re.compile(r'<(function_calls?|tool_calls?|functioncall)>(.*?)(?:</\1>)?', re.S)
-_WRAPPED_EACH = re.compile(r'<(tool_call|function_call|functioncall)>(.*?)</\1>', re.S)
+_TAGGED = re.compile(r'<(function_calls?|tool_calls?|functioncall)>(.*?)(?:</\1>)?', re.S)
+_TAGGED_EACH = re.compile(r'<(tool_call|function_call|functioncall)>(.*?)</\1>', re.S)
 
 
 def _unwrap(text: str) -> str:
     "The text inside of the tags around all of it."
-    m = _WRAPPED.fullmatch(text)
+    m = _TAGGED.fullmatch(text)
     while m and f'</{m[1]}>' not in m[2]:
         text = m[2].strip()
-        m = _WRAPPED.fullmatch(text)
+        m = _TAGGED.fullmatch(text)
     return text
 
-
+# %% ../../nbs/sources/tool_calls.ipynb #db2c9c94
 def parse_calls(
     text: Any,  # Calls as JSON, Python or XML; or the objects themselves
     tools: dict | None = None,  # What they may call; left out where the data does not say
@@ -179,7 +179,7 @@ def parse_calls(
     "Read every call; `Skip` says what cannot be read."
     if isinstance(text, str):
         text = _unwrap(text.strip())
-        wrapped = _WRAPPED_EACH.findall(text)
+        wrapped = _TAGGED_EACH.findall(text)
         if wrapped:
             return [call for _, body in wrapped for call in parse_calls(body, tools)]
         calls = _calls_in(text)

@@ -31,7 +31,7 @@ _JSON_TYPES = {
 def _json_type(name: str) -> str:  # '' where it is not known
     return _JSON_TYPES.get(re.split(r'\W', name.strip().lower(), maxsplit=1)[0], '')
 
-
+# %% ../../nbs/sources/tool_schemas.ipynb #b46e58e8
 def json_types(schema: Any) -> list[str]:  # Empty where anything is allowed
     "The JSON types that a schema allows."
     stated = schema.get('type') if isinstance(schema, dict) else None
@@ -59,7 +59,7 @@ def _clean_schema(schema: Any) -> Any:
             out[key] = value
     return out
 
-
+# %% ../../nbs/sources/tool_schemas.ipynb #9656a84a
 def json_schema_of(params: Any) -> dict:  # {type, properties, required}
     "Parameters in JSON Schema: types by their JSON names, bare properties put where they belong."
     empty = {'type': 'object', 'properties': {}}
@@ -90,7 +90,7 @@ def json_values(text: str) -> list:
         at = skip_over(_BETWEEN, text, at)
     return values
 
-
+# %% ../../nbs/sources/tool_schemas.ipynb #c7c6f75c
 def tools_of(value: Any) -> dict[str, dict]:  # Name → {name, description, parameters}
     "The tools in a list, in JSON text, or in JSON objects one after the other."
     found = json_values(value.strip()) if isinstance(value, str) else value
@@ -113,7 +113,7 @@ def tools_of(value: Any) -> dict[str, dict]:  # Name → {name, description, par
 # %% ../../nbs/sources/tool_schemas.ipynb #5785c2aa
 def tool_prompt(
     system: str,  # The row's own system prompt
-    tools: dict,  # As `tools_of` gives them
+    tools: dict,  # As tools_of gives them
 ) -> str:
     "A system prompt that lists the tools, one a line."
     if not tools:
@@ -133,18 +133,18 @@ _PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {
     'null': type(None),
 }
 
-
-def _is(value: Any, kind: str) -> bool:
-    "Is it a value of this JSON type? In Python `True` is an integer as well, in JSON it is not."
+# %% ../../nbs/sources/tool_schemas.ipynb #17c38fc7
+def _has_type(value: Any, kind: str) -> bool:
+    "Is it a value of this JSON type?"
     if isinstance(value, bool):
         return kind == 'boolean'
     return isinstance(value, _PYTHON_TYPES[kind])
 
 
 def _fits(value: Any, types: list[str]) -> bool:
-    return not types or value is None or any(_is(value, kind) for kind in types)
+    return not types or value is None or any(_has_type(value, kind) for kind in types)
 
-
+# %% ../../nbs/sources/tool_schemas.ipynb #0a5311ee
 class Text(str):
     "A value that came without a type, as everything in XML does."
 
@@ -155,11 +155,11 @@ def _convert(value: Any, types: list[str]) -> Any:
         return int(value)
     if isinstance(value, str):
         found = json_values(value.strip())
-        if len(found) == 1 and any(_is(found[0], kind) for kind in types):
+        if len(found) == 1 and any(_has_type(found[0], kind) for kind in types):
             return found[0]
         if 'boolean' in types and value.strip().lower() in ('true', 'false'):
             return value.strip().lower() == 'true'
-    if _is(value, 'number') and 'string' in types:
+    if _has_type(value, 'number') and 'string' in types:
         return json.dumps(value)
     raise Skip('an argument that is not of its type')
 
@@ -167,7 +167,7 @@ def _convert(value: Any, types: list[str]) -> Any:
 def typed(
     value: Any,
     schema: Any,  # JSON Schema, or anything else where the data has none
-) -> Any:  # Of the schema's type, else `Skip`
+) -> Any:  # Of the schema's type, else Skip
     "Give a value the type that its schema asks for."
     types = json_types(schema)
     if isinstance(value, Text):
@@ -187,7 +187,7 @@ def typed(
 def fit_schema(
     name: str,
     arguments: Any,  # By name, or a list by position
-    tools: dict,  # As `tools_of` gives them; empty where the data has none
+    tools: dict,  # As tools_of gives them; empty where the data has none
 ) -> tuple[str, dict]:
     "A call that its tool would take, else `Skip`. Arguments by position get their names."
     schema = tools.get(name, {}).get('parameters', {})

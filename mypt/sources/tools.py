@@ -32,7 +32,7 @@ def _parts_of(result: Any) -> tuple[list, list]:
         values = values[0]
     return [json.dumps(v) for v in values], [x for x in result.splitlines() if x.strip()]
 
-
+# %% ../../nbs/sources/tools.ipynb #c2c4a54b
 def share(
     results: list,  # In the data
     n: int,  # Calls that they answer
@@ -57,7 +57,7 @@ class Turn(NamedTuple):
     text: Any  # a result may be any JSON value
     calls: Sequence[tuple[str, dict]] = ()
 
-
+# %% ../../nbs/sources/tools.ipynb #04176616
 def _call_messages(
     calls: Sequence[tuple[str, dict]],
     results: list,
@@ -109,7 +109,7 @@ _ROLES = {
     for name in names.split()
 }
 
-
+# %% ../../nbs/sources/tools.ipynb #29b321ce
 def _role_of(m: dict) -> str | None:
     name = m.get('role') or m.get('from')
     return None if name is None else _ROLES.get(name)
@@ -184,21 +184,21 @@ def read_messages(
             turns.append(Turn(role, text or ''))
     return {'system': tool_prompt(system, tools), 'messages': assemble(turns), 'id': row.get('id')}
 
-
+# %% ../../nbs/sources/tools.ipynb #5f700eeb
 @by_row
 def messages(row: dict, tally: Tally) -> dict:
     "Messages with roles: Dolci, with or without tools, and OpenAI's form."
     return read_messages(row, row['messages'])
 
 # %% ../../nbs/sources/tools.ipynb #a23714fb
-_HEADING = r'^[\W_]*(?:{})(?:\s*\d+)?[\W_]*:[*_ \t]*'
+_HEAD_PATTERN = r'^[\W_]*(?:{})(?:\s*\d+)?[\W_]*:[*_ \t]*'
 _CONTEXT_WORDS = (
     'kontexte?|contexts?|referenz(?:en)?|references?|dokumente?|documents?|quellen?|textpassagen?'
 )
-_CONTEXT = re.compile(_HEADING.format(_CONTEXT_WORDS), re.M | re.I)
-_QUESTION = re.compile(_HEADING.format('frage|question|aufgabe|anfrage|query'), re.M | re.I)
+_CONTEXT = re.compile(_HEAD_PATTERN.format(_CONTEXT_WORDS), re.M | re.I)
+_QUESTION = re.compile(_HEAD_PATTERN.format('frage|question|aufgabe|anfrage|query'), re.M | re.I)
 
-
+# %% ../../nbs/sources/tools.ipynb #9c41f5b4
 def split_context(
     text: str,
 ) -> tuple[str, list[str]]:  # (question, passages); no passages where there are no headings
@@ -234,7 +234,7 @@ def sharegpt(row: dict, tally: Tally) -> dict:
     return ep
 
 # %% ../../nbs/sources/tools.ipynb #e118f1ca
-_SPEAKERS = {
+_ROLE_OF_SPEAKER = {
     'user': 'user',
     'nutzer': 'user',
     'benutzer': 'user',
@@ -243,22 +243,22 @@ _SPEAKERS = {
     'function response': 'result',
     'funktionsantwort': 'result',
 }
-_SPEAKER = re.compile(
+_SPEAKER_LINE = re.compile(
     r'(?:^|<\|endoftext\|>)[#\s]*'
     r'(USER|User|NUTZER|Nutzer|BENUTZER|Benutzer|ASSISTANT|Assistant|ASSISTENT|Assistent|'
     r'FUNCTION RESPONSE|Function Response|FUNKTIONSANTWORT|Funktionsantwort)\s*:',
     re.M,
 )
 
-
+# %% ../../nbs/sources/tools.ipynb #243c539e
 def _dialogue_turns(chat: str, tools: dict) -> list[Turn]:
     "The turns of a dialogue in one string."
-    before, *parts = _SPEAKER.split(chat)
+    before, *parts = _SPEAKER_LINE.split(chat)
     if before.strip():
         raise Skip('a dialogue that begins with no speaker')
     turns = []
     for speaker, part in zip(parts[::2], parts[1::2], strict=True):
-        role, text = _SPEAKERS[speaker.lower()], part.replace('<|endoftext|>', '').strip()
+        role, text = _ROLE_OF_SPEAKER[speaker.lower()], part.replace('<|endoftext|>', '').strip()
         thought, tag, call = text.partition('<functioncall>')
         if role == 'assistant' and tag:
             calls = parse_calls(call.removesuffix('</functioncall>'), tools)
@@ -278,7 +278,7 @@ def _system_and_tools(text: str) -> tuple[str, dict]:
         raise Skip('tools that are not JSON')
     return f'{text[:start].rstrip(" -" + chr(10))} {text[end:].strip()}', tools
 
-
+# %% ../../nbs/sources/tools.ipynb #269aae6d
 @by_row
 def german_tools(row: dict, tally: Tally) -> dict:
     "Columns System and Chat, in the manner of Glaive; calls are mapped, not left as text."

@@ -34,7 +34,7 @@ class Console(Callback):
         if t.stop:
             tqdm.write(f'stopped at step {t.step}: {t.stop}')
 
-# %% ../../nbs/train/callbacks.ipynb #318b546b
+# %% ../../nbs/train/callbacks.ipynb #8ae56ea4
 PEAK_BF16 = {
     'H100': 989e12,
     'H200': 989e12,
@@ -53,7 +53,7 @@ def peak_flops(device: torch.device) -> float | None:  # FLOP/s; None when unkno
     name = torch.cuda.get_device_name(device)
     return next((peak for part, peak in PEAK_BF16.items() if part in name), None)
 
-
+# %% ../../nbs/train/callbacks.ipynb #f7486efc
 def speed_text(
     record: dict,  # Of a step
     flops: float | None = None,  # Operations per token
@@ -154,7 +154,7 @@ class JSONLog(Callback):
                 tqdm.write(f'warning: {self.path}: {why}')
             self.warned = True
 
-# %% ../../nbs/train/callbacks.ipynb #a910061d
+# %% ../../nbs/train/callbacks.ipynb #509efd75
 def cut_log(
     path: Path,
     step: int,  # Of the checkpoint that a run goes on from; 0: a new run
@@ -165,7 +165,7 @@ def cut_log(
     with atomic_write(path) as f:
         f.writelines(json.dumps(r).encode() + b'\n' for r in records if r['step'] <= step)
 
-
+# %% ../../nbs/train/callbacks.ipynb #7691a0fb
 def log_line(record: dict) -> dict:
     "What the log keeps of a step's record, with its speed and the time."
     names = ('step', 'loss', 'lr', 'grad_norm', 'tokens', 'supervised')
@@ -177,7 +177,7 @@ def log_line(record: dict) -> dict:
         line['skipped'] = True
     return line
 
-# %% ../../nbs/train/callbacks.ipynb #0173d459
+# %% ../../nbs/train/callbacks.ipynb #76325208
 def read_log(
     path: str | Path,  # JSONL written by training
 ) -> list[dict]:  # Records in order, each with `step`
@@ -293,7 +293,7 @@ class Samples(Callback):
             tqdm.write(f'  {line}')
         t.model.train(was_training)
 
-
+# %% ../../nbs/train/callbacks.ipynb #378e07ac
 class TensorBoard(Callback):
     "Curves for TensorBoard in `folder`; raises `UserError` where it is not installed."
 

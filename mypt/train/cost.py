@@ -65,7 +65,7 @@ class StepPart(NamedTuple):
         "The least time it takes: what the slower of arithmetic and memory needs."
         return max(self.flops / m.flops, self.bytes / m.bandwidth)
 
-
+# %% ../../nbs/train/cost.ipynb #fa618249
 def step_parts(
     cfg: ModelConfig,
     lens: Sequence[int] | np.ndarray,  # Length of every episode in a micro-batch, without padding
@@ -113,7 +113,7 @@ def roofline(parts: list[StepPart], m: Machine) -> list[PartTime]:
         times.append(PartTime(p.name, 1e3 * p.seconds(m), p.seconds(m) / total, limit))
     return times
 
-
+# %% ../../nbs/train/cost.ipynb #2f16bc83
 def utilization(
     parts: list[StepPart],
     m: Machine,
@@ -139,7 +139,7 @@ def block_params(cfg: ModelConfig) -> int:
     "Weights inside the blocks: all but embedding, head and the last norm."
     return cfg.n_params - replace(cfg, n_layer=0).n_params
 
-
+# %% ../../nbs/train/cost.ipynb #571eaf6e
 def step_bytes(
     cfg: ModelConfig,
     world: int,  # Processes
@@ -187,7 +187,7 @@ class Cluster(NamedTuple):
 
 H200_CLUSTER = Cluster()  # by datasheet, with NVLink and a 400 Gb/s port per GPU
 
-
+# %% ../../nbs/train/cost.ipynb #e984ebe1
 def predict(
     cfg: ModelConfig,
     train: TrainConfig,

@@ -58,7 +58,7 @@ def join(
         atexit.register(dist.destroy_process_group)
     return dist.get_rank(), dist.get_world_size(), own
 
-
+# %% ../../nbs/train/distributed.ipynb #3955428c
 def _check_restarts():
     "Refuse a setting of torchrun under which a restart hangs."
     agent_store = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
@@ -69,7 +69,7 @@ def _check_restarts():
             'set it, or leave --max-restarts out'
         )
 
-
+# %% ../../nbs/train/distributed.ipynb #9cd6b195
 def gather_objects(value: Any) -> list:
     "The value of every process, by rank; all processes must call it."
     if not dist.is_initialized():
@@ -111,7 +111,7 @@ class LossModule(nn.Module):
     def forward(self, batch, denom):
         return self.loss(batch, denom=denom)
 
-
+# %% ../../nbs/train/distributed.ipynb #5ec4622f
 class DDPTrainer(ParallelTrainer):
     "Every process holds the whole model; gradients are summed in a step's last micro-batch."
 
@@ -143,7 +143,7 @@ def shard(
     register_fsdp_forward_method(model, 'loss')
     return model
 
-# %% ../../nbs/train/distributed.ipynb #5d0a1780
+# %% ../../nbs/train/distributed.ipynb #c70c11cb
 def own_share(
     whole: Tensor,  # All processes hold it
     like: DTensor,  # Cut the same way
@@ -162,7 +162,7 @@ def gathered(
 
     return sharded_direction
 
-
+# %% ../../nbs/train/distributed.ipynb #f1b6e6c6
 class FSDPTrainer(ParallelTrainer):
     "Every process holds a share of weights, gradients and optimizer state."
 
@@ -193,7 +193,7 @@ def newest(
         return shards
     return folder
 
-# %% ../../nbs/train/distributed.ipynb #4372628a
+# %% ../../nbs/train/distributed.ipynb #4ca204e8
 def _rank_share(names: Iterable[str]) -> list[str]:
     "Every n-th name, from this process's number on."
     ordered = sorted(names)
@@ -212,7 +212,7 @@ def _sync_and_hash(folder: Path) -> dict[str, str]:  # Name → sha256
         sums |= part
     return sums
 
-
+# %% ../../nbs/train/distributed.ipynb #d26b578f
 def _check_files(
     folder: Path,
     meta: dict,  # `mypt.json`, which notes the hashes
@@ -238,7 +238,7 @@ def _check_files(
         if message:
             raise UserError(message + remedy)
 
-# %% ../../nbs/train/distributed.ipynb #27fc063a
+# %% ../../nbs/train/distributed.ipynb #2fb3121a
 def save_shards(
     folder: Path,  # The model's directory
     t: Trainer,
@@ -267,7 +267,7 @@ def save_shards(
         _publish(next_, done)
     dist.barrier()
 
-
+# %% ../../nbs/train/distributed.ipynb #cca02228
 def _publish(next_: Path, done: Path):
     "Give a complete directory its name, then remove the older ones."
     sync(next_ / 'mypt.json')
@@ -279,7 +279,7 @@ def _publish(next_: Path, done: Path):
         if d != done:
             shutil.rmtree(d)
 
-# %% ../../nbs/train/distributed.ipynb #081e743b
+# %% ../../nbs/train/distributed.ipynb #94d8dcf0
 class ShardedCheckpoint(NamedTuple):
     "A checkpoint that is opened but whose tensors are not read yet."
 
@@ -289,7 +289,7 @@ class ShardedCheckpoint(NamedTuple):
     state: dict  # Numbers of the run
     read_tensors: Callable[[Trainer], dict[str, Tensor]]  # Fills the weights, returns the rest
 
-
+# %% ../../nbs/train/distributed.ipynb #b0769bd1
 def open_shards(
     folder: Path,  # A checkpoint, sharded or ordinary
     alone: bool = False,  # Only this process calls it
@@ -303,7 +303,7 @@ def open_shards(
         model, load_tokenizer(folder), meta, state, lambda t: read_training_shards(t.model, folder)
     )
 
-
+# %% ../../nbs/train/distributed.ipynb #71efcecd
 def read_training_shards(
     model: GPT,  # Gets the weights
     folder: Path,  # A checkpoint, sharded or ordinary
@@ -324,7 +324,7 @@ def read_training_shards(
     dcp.load(weights | rest, storage_reader=reader, no_dist=alone)  # pyright: ignore
     return rest
 
-# %% ../../nbs/train/distributed.ipynb #e77ac3c3
+# %% ../../nbs/train/distributed.ipynb #6918d5e3
 def consolidate(
     model_name: str | Path,  # A model whose training stopped in shards
 ) -> Path:  # Its directory, now the ordinary one
@@ -340,7 +340,7 @@ def consolidate(
     shutil.rmtree(folder / 'sharded', ignore_errors=True)
     return folder
 
-
+# %% ../../nbs/train/distributed.ipynb #156f3e6f
 def finish_shards(folder: Path, t: Trainer):
     "After training, let the first process consolidate; all processes must call it."
     if t.rank == 0:

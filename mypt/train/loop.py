@@ -63,7 +63,7 @@ class Callback:
 
     def after_fit(self, t: 'Trainer') -> None: ...
 
-# %% ../../nbs/15_loop.ipynb #da66a9a0
+# %% ../../nbs/15_loop.ipynb #f3e4881e
 @dataclass(eq=False, kw_only=True)
 class RunState:
     "The numbers of a run that a checkpoint keeps."
@@ -74,7 +74,7 @@ class RunState:
     skipped: int = 0  # Steps whose loss or gradient was not finite
     best: float = math.inf  # Lowest validation loss so far
 
-# %% ../../nbs/15_loop.ipynb #9e4e55a4
+# %% ../../nbs/15_loop.ipynb #6058d797
 class BatchSource(Protocol):
     "What a run trains on: `Batches`, or anything else that makes a step's batches."
 
@@ -83,7 +83,7 @@ class BatchSource(Protocol):
 
 EvalSets = dict[str, Callable[[], Iterable[Batch]]]  # Name → function that makes the batches
 
-
+# %% ../../nbs/15_loop.ipynb #ebfbbe7b
 def autocast(cfg: TrainConfig, device: torch.device):
     "bfloat16 autocast on GPUs; weights and their update stay float32."
     on = cfg.use_amp and cfg.amp_dtype == 'bf16' and device.type == 'cuda'
@@ -189,7 +189,7 @@ def assign_batches(
         else:
             yield replace(group[0], weights=torch.zeros_like(group[0].weights))
 
-
+# %% ../../nbs/15_loop.ipynb #fdb92ee3
 @torch.no_grad()
 def evaluate(t: Trainer) -> dict[str, float]:  # Name of the set → mean loss per supervised token
     "Loss on every evaluation set, kept in `t.evaluated`."
@@ -209,7 +209,7 @@ def evaluate(t: Trainer) -> dict[str, float]:  # Name of the set → mean loss p
     t.best = min(t.best, t.evaluated.get('val', math.inf))
     return t.evaluated
 
-
+# %% ../../nbs/15_loop.ipynb #d063aebc
 def run_callbacks(
     t: Trainer,
     hook: str,  # Name of a method of `Callback`
@@ -290,7 +290,7 @@ def fit(
         run_callbacks(t, 'after_fit')
     return t
 
-# %% ../../nbs/15_loop.ipynb #c64e4290
+# %% ../../nbs/15_loop.ipynb #d53bbd50
 def count_step(t: Trainer, record: dict):
     "Add a step's record to the numbers of the run."
     t.step = record['step']
@@ -308,7 +308,7 @@ def check_finite(t: Trainer):
             'good checkpoint is kept. Lower learning_rate, or look at the data with mypt inspect'
         )
 
-
+# %% ../../nbs/15_loop.ipynb #41f6aa5a
 def save(t: Trainer):
     "Write a checkpoint, unless the last steps were bad."
     if t.save and not t.bad_in_a_row:
@@ -322,7 +322,7 @@ def trainer_state(t: Trainer) -> tuple[dict, dict[str, Tensor]]:  # Numbers, opt
     numbers = {f.name: getattr(t, f.name) for f in fields(RunState)}
     return numbers, optimizer_tensors(t.model, t.opts)
 
-
+# %% ../../nbs/15_loop.ipynb #cbee4a2b
 def restore_trainer(
     t: Trainer,  # Its weights are those of the checkpoint
     state: dict,  # Numbers, from `trainer_state`

@@ -45,7 +45,7 @@ def freeze(
         model.get_parameter(name).requires_grad_(False)
     return frozen
 
-# %% ../../nbs/14_optim.ipynb #9596d74f
+# %% ../../nbs/14_optim.ipynb #0e72137a
 def split_params(
     model: nn.Module,
 ) -> tuple[list[tuple[str, nn.Parameter]], list[tuple[str, nn.Parameter]]]:  # Matrices, others
@@ -127,7 +127,7 @@ def make_optimizers(model: nn.Module, cfg: TrainConfig) -> list[Optimizer]:
         group['peak_lr'] = group['lr']
     return opts
 
-
+# %% ../../nbs/14_optim.ipynb #61c24dea
 def set_lr(
     opts: Iterable[Optimizer],  # From `make_optimizers`
     scale: float,  # From `lr_scale`
@@ -154,7 +154,7 @@ def optimizer_tensors(
                 tensors[f'{names[p]}/{key}'] = torch.as_tensor(value)
     return tensors
 
-
+# %% ../../nbs/14_optim.ipynb #44bf48ab
 def load_optimizer_tensors(
     model: nn.Module,
     opts: Iterable[Optimizer],

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Write', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'M_MMAP_MAX', 'Start', 'start_model', 'make_batches', 'eval_sets',
-           'Stage', 'StagedBatches', 'coverage', 'describe_run', 'Process', 'pick_device', 'this_process', 'Engine',
+           'Stage', 'StagedBatches', 'coverage', 'describe_run', 'Process', 'pick_device', 'this_process', 'Strategy',
            'should_recompute', 'kept_memory', 'train']
 
 # %% ../../nbs/16_train.ipynb #99c94309
@@ -44,7 +44,7 @@ class Start(NamedTuple):
         None  # Its optimizer tensors
     )
 
-
+# %% ../../nbs/16_train.ipynb #dfa44d62
 def start_model(
     folder: Path,  # The model's own directory
     cfg: Config,
@@ -67,7 +67,7 @@ def start_model(
     torch.manual_seed(cfg.train.seed)
     return Start(GPT(cfg.model))
 
-# %% ../../nbs/16_train.ipynb #ca358092
+# %% ../../nbs/16_train.ipynb #8dc4e604
 def _resume(folder: Path, cfg: Config, ds: Dataset, sharded: bool) -> Start:
     "The model's own checkpoint, whole or in shards."
     if sharded:
@@ -78,7 +78,7 @@ def _resume(folder: Path, cfg: Config, ds: Dataset, sharded: bool) -> Start:
         model, tok, meta = load_model(folder, verify=True)
         state, tensors = load_state(folder)
 
-        def read_tensors(t: Trainer) -> dict[str, torch.Tensor]:
+        def read_tensors(t: Trainer, /) -> dict[str, torch.Tensor]:
             return tensors
 
     _check_tokenizer(tok, ds, folder)
@@ -86,7 +86,7 @@ def _resume(folder: Path, cfg: Config, ds: Dataset, sharded: bool) -> Start:
     lineage = meta.get('lineage', {})
     return Start(model, lineage.get('base'), lineage, state, read_tensors)
 
-
+# %% ../../nbs/16_train.ipynb #2ae099be
 def _start_from_base(base: str, cfg: Config, ds: Dataset) -> Start:
     "The weights of another model, under this config."
     model, tok, meta = load_model(base, verify=True)
@@ -97,7 +97,7 @@ def _start_from_base(base: str, cfg: Config, ds: Dataset) -> Start:
     sha, lineage = meta.get('weights_sha256'), meta.get('lineage')
     return Start(model, dict(name=str(base), sha256=sha, lineage=lineage))
 
-# %% ../../nbs/16_train.ipynb #d437574a
+# %% ../../nbs/16_train.ipynb #69759284
 def _check_tokenizer(tok: Tokenizer, ds: Dataset, where: str | Path):
     if tok != ds.tok:
         raise UserError(
@@ -105,7 +105,7 @@ def _check_tokenizer(tok: Tokenizer, ds: Dataset, where: str | Path):
             f'--tokenization {tok.kind}'
         )
 
-
+# %% ../../nbs/16_train.ipynb #cd998df1
 def _with_config(model: GPT, cfg: ModelConfig) -> GPT:
     "The same weights under another block size, dropout or rope scale."
     if model.cfg == cfg:
@@ -114,7 +114,7 @@ def _with_config(model: GPT, cfg: ModelConfig) -> GPT:
     new.load_state_dict(model.state_dict())
     return new
 
-# %% ../../nbs/16_train.ipynb #c9107002
+# %% ../../nbs/16_train.ipynb #9ffa1cd6
 def make_batches(ds: Dataset, cfg: Config, rank: int = 0, world: int = 1) -> Batches:
     "The training batches of a dataset under a config."
     t = cfg.train
@@ -134,7 +134,7 @@ def make_batches(ds: Dataset, cfg: Config, rank: int = 0, world: int = 1) -> Bat
         replace=t.batch_sampling_mode == 'random',
     )
 
-
+# %% ../../nbs/16_train.ipynb #70da5f30
 def eval_sets(
     ds: Dataset,
     data: Batches,  # Its settings hold for evaluation too
@@ -174,7 +174,7 @@ class StagedBatches:
             first = until
         return self.stages[-1].data.step_batches(step - first)
 
-
+# %% ../../nbs/16_train.ipynb #fd5ca172
 def _staged_batches(cfg: Config, own: Batches, steps: int) -> StagedBatches:
     "The stages of `cfg.train.curriculum`; the run's own dataset is the last one."
     stages = []
@@ -208,7 +208,7 @@ def _coverage_advice(data: Batches, passes: float) -> str:
     steps = f'{enough:,} step' + ('s' if enough > 1 else '')
     return f'; many passes: more data, or epochs=3 ({steps})'
 
-# %% ../../nbs/16_train.ipynb #40bafda7
+# %% ../../nbs/16_train.ipynb #a86c9b88
 def describe_run(ds: Dataset, cfg: Config) -> str:
     "The lines of the documents: what was loaded and how it will be sampled."
     m, t = ds.meta, cfg.train
@@ -232,7 +232,7 @@ class Process(NamedTuple):
     world: int  # How many there are
     device: torch.device
 
-
+# %% ../../nbs/16_train.ipynb #6f78425c
 def pick_device(name: str = 'auto') -> torch.device:
     "`auto` takes a GPU when there is one."
     if name == 'auto':
@@ -251,7 +251,7 @@ def this_process(device: str = 'auto') -> Process:
 
     return Process(*join(picked))
 
-# %% ../../nbs/16_train.ipynb #f4de8e22
+# %% ../../nbs/16_train.ipynb #af73a2d4
 def _folder_to_resume(
     folder: Path,  # The model's own directory
     base: str | None,
@@ -274,11 +274,11 @@ def _folder_to_resume(
 
     return newest(folder)
 
-# %% ../../nbs/16_train.ipynb #c1b21b4c
+# %% ../../nbs/16_train.ipynb #6feacb6a
 Write = Callable[[Trainer], object]
 
 
-class Engine(NamedTuple):
+class Strategy(NamedTuple):
     "How a run trains and writes."
 
     trainer: Callable[..., Trainer]  # The class
@@ -286,8 +286,10 @@ class Engine(NamedTuple):
     save_best: Write  # Write the weights that are best by validation
     finish: Write | None = None  # Called after training
 
-
-def _engine(folder: Path, tok: Tokenizer, about: dict, process: Process, sharded: bool) -> Engine:
+# %% ../../nbs/16_train.ipynb #59811d6b
+def _choose_strategy(
+    folder: Path, tok: Tokenizer, about: dict, process: Process, sharded: bool
+) -> Strategy:
     "`Trainer` alone, else `DDPTrainer` or `FSDPTrainer`; `about` goes into every `mypt.json`."
 
     def about_best(t: Trainer) -> dict:
@@ -296,7 +298,7 @@ def _engine(folder: Path, tok: Tokenizer, about: dict, process: Process, sharded
     if sharded:
         from mypt.train.distributed import FSDPTrainer, finish_shards, save_shards, save_whole
 
-        return Engine(
+        return Strategy(
             FSDPTrainer,
             save=lambda t: save_shards(folder, t, tok, about),
             save_best=lambda t: save_whole(folder / 'best', t, tok, about_best(t)),
@@ -310,14 +312,14 @@ def _engine(folder: Path, tok: Tokenizer, about: dict, process: Process, sharded
         save_checkpoint(folder / 'best', t.model, tok, meta=about_best(t))
 
     if process.world == 1:
-        return Engine(Trainer, save, save_best)
+        return Strategy(Trainer, save, save_best)
     from mypt.train.distributed import DDPTrainer
 
     if process.rank == 0:
-        return Engine(DDPTrainer, save, save_best)
-    return Engine(DDPTrainer, save=None, save_best=lambda t: None)
+        return Strategy(DDPTrainer, save, save_best)
+    return Strategy(DDPTrainer, save=None, save_best=lambda t: None)
 
-# %% ../../nbs/16_train.ipynb #a1a598c5
+# %% ../../nbs/16_train.ipynb #27bde0b2
 def _default_callbacks(
     cfg: Config,
     folder: Path,
@@ -343,7 +345,7 @@ def _default_callbacks(
         cbs.append(TensorBoard(folder / 'tensorboard'))
     return cbs
 
-# %% ../../nbs/16_train.ipynb #74ec0217
+# %% ../../nbs/16_train.ipynb #06278fcc
 def should_recompute(cfg: Config, ds: Dataset, process: Process) -> bool:
     "Whether to recompute activations: as the config says, or when the GPU could not keep them."
     t = cfg.train
@@ -403,7 +405,7 @@ def _check_same_data(folder: Path, before: dict, now: dict):  # Two lineages
             f'dataset to resume, or another --model_name with --init_from_model {folder.name}'
         )
 
-
+# %% ../../nbs/16_train.ipynb #a4e590b7
 def _config_changes(before: dict, cfg: Config) -> list[str]:  # As in 'batch_size 4 → 8'
     "What the config says otherwise than when the run was last saved."
     now = json.loads(json.dumps(cfg.to_dict()))
@@ -424,7 +426,7 @@ def _start_line(t: Trainer, data: Batches, folder: Path, base: str | None) -> st
     rows = f'{t.world} processes × {data.grad_accum} micro-batches × batch_size {data.batch_size}'
     return f'{line}, {t.cfg.parallel}\n{rows} = {data.per_step} rows a step'
 
-# %% ../../nbs/16_train.ipynb #d95e51c3
+# %% ../../nbs/16_train.ipynb #ecf223bc
 def _set_up_model(model: GPT, cfg: Config, ds: Dataset, process: Process):
     "Give the config the model's shape, and the model the config's settings."
     cfg.model = model.cfg
@@ -432,9 +434,9 @@ def _set_up_model(model: GPT, cfg: Config, ds: Dataset, process: Process):
     model.neftune_alpha = cfg.train.neftune_alpha
     model.use_checkpoint = should_recompute(cfg, ds, process)
 
-
+# %% ../../nbs/16_train.ipynb #aece3dc7
 def _make_trainer(
-    engine: Engine,
+    strategy: Strategy,
     start: Start,
     ds: Dataset,
     cfg: Config,
@@ -447,12 +449,12 @@ def _make_trainer(
     source = _staged_batches(cfg, data, steps) if cfg.train.curriculum else data
     model = start.model.to(device)
     evals = eval_sets(ds, data, cfg)
-    t = engine.trainer(model, source, cfg.train, steps, evals, cbs, engine.save)
+    t = strategy.trainer(model, source, cfg.train, steps, evals, cbs, strategy.save)
     if start.state and start.read_tensors:
         restore_trainer(t, start.state, start.read_tensors(t))
     return t
 
-# %% ../../nbs/16_train.ipynb #26ddfca3
+# %% ../../nbs/16_train.ipynb #996fcba5
 def _steps_of_run(cfg: Config, data: Batches) -> int:
     if cfg.train.epochs:
         return math.ceil(cfg.train.epochs * data.steps_per_epoch)
@@ -506,17 +508,17 @@ def train(
     if start.lineage:
         _check_same_data(folder, start.lineage, lineage)
     about = dict(lineage=lineage, layout=ds.meta['layout'], mask_policy=ds.meta['mask_policy'])
-    engine = _engine(folder, ds.tok, about, process, sharded)
+    strategy = _choose_strategy(folder, ds.tok, about, process, sharded)
     from_base = bool(init_from_model) and not start.state
     own = _default_callbacks(
-        cfg, folder, engine.save_best, process.rank, quiet, tensorboard, from_base
+        cfg, folder, strategy.save_best, process.rank, quiet, tensorboard, from_base
     )
-    t = _make_trainer(engine, start, ds, cfg, data, steps, process.device, [*own, *cbs])
+    t = _make_trainer(strategy, start, ds, cfg, data, steps, process.device, [*own, *cbs])
     if process.rank == 0:
         _print_start(t, start, ds, cfg, data, folder, init_from_model)
     if t.step < steps:
         with kept_memory() if process.device.type == 'cpu' else nullcontext():
             fit(t)
-    if engine.finish:
-        engine.finish(t)
+    if strategy.finish:
+        strategy.finish(t)
     return t
