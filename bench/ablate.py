@@ -35,7 +35,7 @@ ROWS, BLOCK = 4, 1024
 
 
 class Row:
-    "One packed row, as `mypt.store` gives it."
+    "One packed row, as `mypt.data.dataset` gives it."
 
     def __init__(self, episodes):
         self.ids, self.weights = (np.concatenate(x) for x in zip(*episodes, strict=False))

@@ -81,7 +81,7 @@ def contenders(model, tok, hf, prompts):
         requests = [e.submit(p, NEW) for p in prompts]
         while e.busy:
             e.step()
-        return [r.said for r in requests]
+        return [r.generated for r in requests]
 
     return {
         'mypt': ours,
@@ -133,7 +133,7 @@ def second_turn(model, rounds, g):
                 e.step()
             if k == 'afresh':
                 e = Engine(model, slots=2)
-            _again, before = e.submit(r.ids + r.said[:8] + more, 9), e.prefilled
+            _again, before = e.submit(r.ids + r.generated[:8] + more, 9), e.prefilled
             t = time.perf_counter()
             e.step()
             times[k].append(time.perf_counter() - t)

@@ -13,7 +13,7 @@ import os
 import platform
 
 os.environ['OMP_NUM_THREADS'] = '1'
-from mypt.curriculum.run import GENERATORS, _known
+from mypt.curriculum.run import GENERATORS, find_by_name
 
 N, LIMIT, FEWER = (
     10_000,
@@ -27,7 +27,7 @@ if __name__ == '__main__':
         if kind == 'replay':
             continue  # cuts a dataset that somebody must have made
         t = perf_counter()
-        n = sum(1 for _ in _known('kind', kind, GENERATORS)(FEWER.get(kind, N), seed=42))
+        n = sum(1 for _ in find_by_name('kind', kind, GENERATORS)(FEWER.get(kind, N), seed=42))
         rows[kind] = dict(episodes=n, seconds=round(perf_counter() - t, 2))
         print(
             f'{kind:<12} {n:>7,} episodes {rows[kind]["seconds"]:>7.2f} s  '

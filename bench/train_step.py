@@ -56,7 +56,7 @@ def make_episodes(kind, rng):
 
 
 class Row:
-    "One packed row, as `mypt.store` gives it."
+    "One packed row, as `mypt.data.dataset` gives it."
 
     def __init__(self, episodes):
         self.ids, self.weights = (np.concatenate(x) for x in zip(*episodes, strict=False))

@@ -1,10 +1,16 @@
-"""Promises of the staged regime: what its generators make, what its checks let pass, and what stands in its suites."""
+"""The staged regime: what its generators make, what its checks let pass, what is in its suites."""
 
-import json, os, re, subprocess, sys
+import json
+import os
+import re
+import subprocess
+import sys
 from collections import Counter
 from importlib.resources import files
-import jsonschema, pytest
-from hypothesis import given, settings, strategies as st
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mypt.data.episodes import check_episode
 from mypt.eval.gates import judge
 from mypt.curriculum.gold_episodes import make_gold
@@ -22,7 +28,10 @@ from mypt.eval.instructions import (
     write_key_facts,
 )
 from mypt.curriculum.synthetic import held_out
-from mypt.curriculum.gold import GOLD, gold_suites, make_minimal_qa, make_structured, make_tasks
+from mypt.curriculum.gold import GOLD, gold_suites
+from mypt.curriculum.minimal_qa import make_minimal_qa
+from mypt.curriculum.structured import make_structured
+from mypt.curriculum.tasks import make_tasks
 from mypt.curriculum.format_lock import make_format_lock
 from mypt.curate.quality import balance
 from mypt.eval.suite import Responder, leaks, load_suite
@@ -34,18 +43,34 @@ MAKERS = dict(
 )
 SUITES = ('gold_stop', 'minimal_qa', 'tasks', 'structured', 'gold')
 DOCS = {
-    'csrf.md': '# CSRF\n\n## Introduction\n\nCSRF is an attack that makes a browser send requests its user never meant. '
-    'It relies on "cookies".\n\n'
-    '## Tokens\n\nA token per session defeats most of these attacks, if it cannot be guessed.\n',
-    'tls.md': '# TLS\n\n## What it is\n\nTLS is a protocol that encrypts a connection between two programs.\n\n## Age\n\n'
-    'Its first version is from the last century, and it was not called TLS.\n\nZorvik has the age unknown. '
-    'Zorvik has the colour red.\n',
-    'de.md': '# Kanal\n\n## Lage\n\nDer Kanal ist eine Wasserstraße, die zwei Flüsse verbindet und nicht mehr befahren wird.\n',
-    'de2.md': '# Turm\n\n## Lage\n\nDer Turm ist ein Bauwerk, das auf dem Hügel steht und nicht bewohnt ist.\n',
-    'de3.md': '# Hof\n\n## Lage\n\nDer Hof ist ein Betrieb, der seit langem in der Familie ist und Milch verkauft.\n',
+    'csrf.md': (
+        '# CSRF\n\n## Introduction\n\nCSRF is an attack that makes a browser send requests '
+        'its user never meant. It relies on "cookies".\n\n## Tokens\n\nA token per session '
+        'defeats most of these attacks, if it cannot be guessed.\n'
+    ),
+    'tls.md': (
+        '# TLS\n\n## What it is\n\nTLS is a protocol that encrypts a connection between '
+        'two programs.\n\n## Age\n\nIts first version is from the last century, and it was '
+        'not called TLS.\n\nZorvik has the age unknown. Zorvik has the colour red.\n'
+    ),
+    'de.md': (
+        '# Kanal\n\n## Lage\n\nDer Kanal ist eine Wasserstraße, die zwei Flüsse verbindet '
+        'und nicht mehr befahren wird.\n'
+    ),
+    'de2.md': (
+        '# Turm\n\n## Lage\n\nDer Turm ist ein Bauwerk, das auf dem Hügel steht und nicht '
+        'bewohnt ist.\n'
+    ),
+    'de3.md': (
+        '# Hof\n\n## Lage\n\nDer Hof ist ein Betrieb, der seit langem in der Familie ist '
+        'und Milch verkauft.\n'
+    ),
 }
 tok = get_tokenizer('byte')
-said = lambda text: Reply(tuple(tok.encode_with_tags(text + '</myPT_assistant>')), tok)
+
+
+def said(text):
+    return Reply(tuple(tok.encode_with_tags(text + '</myPT_assistant>')), tok)
 
 
 @pytest.fixture
@@ -58,20 +83,11 @@ def docs(tmp_path):
 @pytest.mark.parametrize('kind', MAKERS)
 def test_different_legal_repeatable_and_in_balance(kind):
     eps = list(MAKERS[kind](2000, 'mixed'))
-    assert (
-        len(
-            {
-                str(
-                    [
-                        {k: m[k] for k in ('role', 'content', 'context') if k in m}
-                        for m in e['messages']
-                    ]
-                )
-                for e in eps
-            }
-        )
-        == 2000
-    )
+    texts = set()
+    for e in eps:
+        shown = [{k: m.get(k) for k in ('role', 'content', 'context')} for m in e['messages']]
+        texts.add(str(shown))
+    assert len(texts) == 2000
     assert eps == list(MAKERS[kind](2000, 'mixed')) and eps[:50] != list(
         MAKERS[kind](50, 'mixed', seed=43)
     )
@@ -86,19 +102,20 @@ def test_different_legal_repeatable_and_in_balance(kind):
 
 def test_a_generator_is_the_same_in_another_process():
     code = (
-        'import hashlib; from mypt.curriculum.gold import make_minimal_qa, make_structured, make_tasks; from mypt.curriculum.gold_episodes import make_gold\n'
+        'import hashlib\n'
+        'from mypt.curriculum.gold_episodes import make_gold\n'
+        'from mypt.curriculum.minimal_qa import make_minimal_qa\n'
+        'from mypt.curriculum.structured import make_structured\n'
+        'from mypt.curriculum.tasks import make_tasks\n'
         'made = [list(m(40)) for m in (make_minimal_qa, make_tasks, make_structured, make_gold)]\n'
         'print(hashlib.sha256(str(made).encode()).hexdigest())'
     )
-    run = lambda i: (
-        subprocess.run(
-            [sys.executable, '-c', code],
-            env=os.environ | {'PYTHONHASHSEED': str(i)},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    )
+
+    def run(i):
+        env = os.environ | {'PYTHONHASHSEED': str(i)}
+        command = [sys.executable, '-c', code]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+
     assert run(1) == run(2)
 
 
@@ -277,16 +294,17 @@ def test_json_gate_is_99_of_100():
     reply = {str(c.episode['messages']): c.expected['reply'] for s in SUITES for c in load_suite(s)}
 
     def speaker(worse):
-        say = lambda h: (
-            reply[str(h['messages'])]
-            + ('}' if str(h['messages']) in worse else '')
-            + '</myPT_assistant>'
-        )
+        def say(h):
+            messages = str(h['messages'])
+            extra = '}' if messages in worse else ''
+            return reply[messages] + extra + '</myPT_assistant>'
+
         return Responder(lambda hs, n, end: [tok.encode_with_tags(say(h)) for h in hs], tok)
 
-    row = lambda worse: next(
-        r for r in judge(speaker(worse), GOLD['3a-4'].gate).rows if r.name == 'JSON'
-    )
+    def row(worse):
+        rows = judge(speaker(worse), GOLD['3a-4'].gate).rows
+        return next(r for r in rows if r.name == 'JSON')
+
     assert row(set(sorted(bad)[:2])).passed and not row(bad).passed
 
 
@@ -431,13 +449,23 @@ def test_key_facts_round_trip(facts, summary):
 
 
 def test_invented_repeated_and_unasked_facts_are_caught():
-    red, age = 'Zor has the colour red.', 'Zor has the age 3 years.'
-    want = dict(text=f'{red} {age}', facts=[red], n=1, values=['red'])
+    want = dict(
+        text='Zor has the colour red. Zor has the age 3 years.',
+        facts=['Zor has the colour red.'],
+        n=1,
+        values=['red'],
+    )
 
-    def grounded(*facts):
-        return GOLD_CHECKS['facts_grounded'](said(write_key_facts(list(facts), red)), want)
+    def make(*facts):
+        return said(write_key_facts(list(facts), 'Zor has the colour red.'))
 
-    assert grounded(red)
-    for facts in (('Zor has the colour blue.',), (red, red), (age,), (red, age)):
-        assert not grounded(*facts)
+    ok = GOLD_CHECKS['facts_grounded']
+    assert ok(make('Zor has the colour red.'), want)
+    for facts in (
+        ('Zor has the colour blue.',),
+        ('Zor has the colour red.',) * 2,
+        ('Zor has the age 3 years.',),
+        ('Zor has the colour red.', 'Zor has the age 3 years.'),
+    ):
+        assert not ok(make(*facts), want)
     assert not GOLD_CHECKS['summarizes'](said(write_key_facts(['x.'], 'It is red. Really.')), want)

@@ -29,10 +29,14 @@ from mypt.data.tokenizer import get_tokenizer
 from mypt.errors import UserError
 
 DATA = Path(__file__).resolve().parents[2] / 'shared' / 'data'
-real = lambda name: pytest.mark.skipif(
-    not (DATA / name).is_dir(), reason=f'no real data folder {name}'
-)
-texts = lambda eps: [e['text'] for e in eps]
+
+
+def real(name):
+    return pytest.mark.skipif(not (DATA / name).is_dir(), reason=f'no real data folder {name}')
+
+
+def texts(eps):
+    return [e['text'] for e in eps]
 
 
 @pytest.mark.parametrize('make', [make_text, make_qa_text, make_long_text])
@@ -124,7 +128,7 @@ def test_replay_is_text_of_the_shards_and_no_piece_comes_twice(tmp_path, tokeniz
 
 def test_the_older_layout_gives_whole_documents(tmp_path):
     tok, docs = get_tokenizer('gpt2'), texts(make_text(20, size=300))
-    np.concatenate([tok.encode(d) + [tok.endoftext] for d in docs]).astype('<u2').tofile(
+    np.concatenate([[*tok.encode(d), tok.endoftext] for d in docs]).astype('<u2').tofile(
         tmp_path / 'shard_00000.bin'
     )
     np.ones(10, np.uint8).tofile(tmp_path / 'shard_00000_mask.bin')

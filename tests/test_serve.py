@@ -88,15 +88,15 @@ class Scripted:
         if self.running:
             time.sleep(Scripted.slow)
         for i, r in enumerate(self.running):
-            r.said.append(r.script.popleft())
+            r.generated.append(r.script.popleft())
             r.done = r.done or (
                 'stop'
-                if r.said[-1] in r.stop
+                if r.generated[-1] in r.stop
                 else 'length'
-                if len(r.said) == r.max_new_tokens
+                if len(r.generated) == r.max_new_tokens
                 else None
             )
-            out.append((r, Step(i, r.said[-1], 1.0)))
+            out.append((r, Step(i, r.generated[-1], 1.0)))
         self.running = [r for r in self.running if not r.done]
         return out
 

@@ -1,6 +1,7 @@
-"What warns of trouble warns when it should, and keeps silent when it should; the how-tos' tables lead somewhere."
+"Warnings come when they should and only then; the links of the how-tos lead to headings."
 
-import json, re
+import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 import pytest
@@ -48,19 +49,14 @@ def chat(q, a, *more):
 def test_diversity_tells_manner_and_tools():
     call = {'role': 'assistant_toolcall', 'name': 'workspace.list_docs', 'arguments': {}}
     result = {'role': 'toolresult', 'name': 'workspace.list_docs', 'content': {}}
-    plain = diversity_of(
-        [
-            chat(f'{w}?', f'{w} it is')
-            for w in 'one two three four five six seven eight nine ten'.split()
-        ]
-    )
+    numbers = 'one two three four five six seven eight nine ten'.split()
+    plain = diversity_of([chat(f'{w}?', f'{w} it is') for w in numbers])
     assert plain.data['tools'] == 0 and not any('begin' in n or 'tool' in n for n in plain.notes)
-    styled = diversity_of(
-        [
-            chat(f'{w}?', 'Certainly! It is so.', *([call, result] if i % 2 else []))
-            for i, w in enumerate('abcdefgh')
-        ]
-    )
+    episodes = []
+    for i, w in enumerate('abcdefgh'):
+        tool = [call, result] if i % 2 else []
+        episodes.append(chat(f'{w}?', 'Certainly! It is so.', *tool))
+    styled = diversity_of(episodes)
     assert styled.data['tools'] == 0.5 and styled.data['answers'][0][1] == 1
     assert styled.notes[-2:] == ['100% of the answers begin: certainly it is', '50% call a tool']
 
@@ -68,13 +64,13 @@ def test_diversity_tells_manner_and_tools():
 def headings(path):
     cells = json.loads(path.read_text(encoding='utf-8'))['cells']
     text = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
-    slug = lambda h: re.sub(r'[^\w -]', '', h.lower()).strip().replace(' ', '-')
-    return {slug(h) for h in re.findall(r'^#+ (.*)$', text, re.M)}, text
+    words = [re.sub(r'[^\w -]', '', h.lower()) for h in re.findall(r'^#+ (.*)$', text, re.M)]
+    return {w.strip().replace(' ', '-') for w in words}, text
 
 
 @pytest.mark.parametrize(
     'page',
-    sorted(p.name for p in HOW_TO.glob('*.ipynb')) + ['../explanations/from_the_documents.ipynb'],
+    [*sorted(p.name for p in HOW_TO.glob('*.ipynb')), '../explanations/from_the_documents.ipynb'],
 )
 def test_links_into_pages(page):
     "Every link with an anchor names a heading that is there."

@@ -59,7 +59,7 @@ class Notebook:
     metadata: dict
 
     @cached_property
-    def module(self) -> str | None:  # 'mypt.phases.chat' of `#| default_exp phases.chat`
+    def module(self) -> str | None:  # 'mypt.data.masks' of `#| default_exp data.masks`
         name = next(
             (c.directives['default_exp'] for c in self.cells if c.directives.get('default_exp')),
             None,

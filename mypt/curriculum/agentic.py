@@ -12,17 +12,8 @@ from .recipe import Phase, Source
 from .shelf import Shelf
 from .synthetic import phrasings
 from mypt.curriculum.toolcall import (
-    CUT,
-    TOOL_SUITE_SYSTEM,
-    TOOL_SYSTEMS,
-    Play,
-    ToolScript,
-    agent_case,
-    answer_fact,
-    result_shows,
-    search_subject,
-    search_then_read,
-    tool_episodes,
+    Play, SHORT_SNIPPET, TOOL_SUITE_SYSTEM, TOOL_SYSTEMS, ToolScript, agent_case, answer_fact,
+    result_shows, search_subject, search_then_read, tool_episodes,
 )
 from ..data.mix import REPLAY
 from ..eval.gates import Requirement, keeps_earlier
@@ -134,7 +125,7 @@ def make_agentic(
     shelf = Shelf(docs_dir, held, facts)
 
     def new_script(rng, lang, kind):
-        snippet = CUT if kind == 'SEARCH_GETDOC_ANSWER' else 300
+        snippet = SHORT_SNIPPET if kind == 'SEARCH_GETDOC_ANSWER' else 300
         return ToolScript(rng, lang, shelf, rng.choice(docs), snippet, think)
 
     return tool_episodes(n, language, seed, PATTERNS, shares, new_script, systems, held, 'NO_TOOL')

@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 from ..curate.mix_general import cut_chunks
 from .invented import ATTRIBUTES, facts, make_document, question
 from .pretrain import count_skills, make_text
@@ -26,7 +26,7 @@ from ..data.dataset import Dataset, Row
 from ..data.episodes import write_episodes
 from ..data.prepare import prepare
 from ..data.prompts import ABSTAIN
-from ..data.tokenizer import Tokenizer, get_tokenizer
+from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_state import open_tokenizer
 from ..errors import UserError
 from ..eval.gates import Requirement
@@ -35,7 +35,7 @@ from ..sources.qa import QA_SETS, Question
 from ..sources.questions import dataset_questions
 from ..sources.rows import Tally
 
-# %% ../../nbs/curriculum/context_extension.ipynb #d8e3b1bb
+# %% ../../nbs/curriculum/context_extension.ipynb #85d2cc1a
 @torch.no_grad()
 def loss_by_position(
     model: GPT,
@@ -44,68 +44,67 @@ def loss_by_position(
     batch: int = 16,  # Rows at once
 ) -> np.ndarray:  # float64[bins]: mean loss of the trained tokens; NaN where there is none
     "Loss by a token's position in its own episode."
-    total, n, was = (
-        np.zeros(model.cfg.block_size // width + 1),
-        np.zeros(model.cfg.block_size // width + 1),
-        model.training,
-    )
+    bins, was_training = model.cfg.block_size // width + 1, model.training
+    device = next(model.parameters()).device
+    total, n = np.zeros(bins), np.zeros(bins)
     model.eval()
     for i in range(0, len(rows), batch):
-        b = collate(rows[i : i + batch]).to(next(model.parameters()).device)
-        loss, at, on = (
-            x.flatten().cpu().numpy()
-            for x in (model.token_losses(b), (b.positions + 1) // width, b.weights > 0)
-        )
+        b = collate(rows[i : i + batch]).to(device)
+        loss = model.token_losses(b).flatten().cpu().numpy()
+        at = ((b.positions + 1) // width).flatten().cpu().numpy()
+        on = (b.weights > 0).flatten().cpu().numpy()
         np.add.at(total, at[on], loss[on])
         np.add.at(n, at[on], 1)
-    model.train(was)
+    model.train(was_training)
     last = int(np.flatnonzero(n)[-1]) + 1
     return np.divide(total[:last], n[:last], out=np.full(last, np.nan), where=n[:last] > 0)
 
-
+# %% ../../nbs/curriculum/context_extension.ipynb #c04ec41b
 def stretch(model: GPT, block_size: int, rope_scale: float) -> GPT:
     "The same weights for longer rows, positions divided by `rope_scale`."
     new = GPT(replace(model.cfg, block_size=block_size, rope_scale=rope_scale))
     new.load_state_dict(model.state_dict())
     return new
 
-# %% ../../nbs/curriculum/context_extension.ipynb #2894cd34
+# %% ../../nbs/curriculum/context_extension.ipynb #644a8b48
 def make_long_text(
     n: int,  # Texts
     language: str = 'mixed',  # `en`, `de`, or half and half
     seed: int = 42,
-    size: int = 8000,  # Characters of a text, about; 4,096 tokens of GPT-2's hold some 9,000 of these
+    size: int = 8000,  # Characters of a text, about; 4,096 GPT-2 tokens hold some 9,000
     docs_dir: str | None = None,  # Passages of these documents as well
 ) -> Iterator[dict]:
     "Short documents joined to long texts."
     return make_text(n, language, seed + 1, docs_dir, size=size)
 
-
+# %% ../../nbs/curriculum/context_extension.ipynb #5fdad1ff
 def long_shards(
     folder: str | Path,  # Token shards, as for `make_replay`
     tok: Tokenizer,  # Of the dataset to make
     cap: int,  # Most tokens of a text
     seed: int = 42,
 ) -> Iterator[dict]:
-    "Documents of token shards in random order, joined to texts of at most `cap` tokens, each used once."
+    "Documents of token shards in random order, joined to texts of at most `cap` tokens, each once."
     source, parts, size = TextShards(folder), [], 0
-    pieces = np.stack(
-        cut_chunks(source, cap * 9 // 10), 1
-    )  # of another tokenizer a piece may be a little longer
+
+    def joined():
+        return {'_replay': True, 'text': '\n\n'.join(parts), 'source': Path(folder).name}
+
+    pieces = np.stack(cut_chunks(source, cap * 9 // 10), 1)
     for k, start, length in np.random.default_rng(seed).permutation(pieces).tolist():
         text = source.text(k, start, length)
         n = len(tok.encode(text)) + 2  # and the blank line
         if parts and size + n > cap:
-            yield {'_replay': True, 'text': '\n\n'.join(parts), 'source': Path(folder).name}
+            yield joined()
             parts, size = [], 0
         if text and n <= cap:
             parts.append(text)
             size += n
     if parts:
-        yield {'_replay': True, 'text': '\n\n'.join(parts), 'source': Path(folder).name}
+        yield joined()
 
-# %% ../../nbs/curriculum/context_extension.ipynb #66fad75e
-_FORM = dict(en=('Question', 'Answer'), de=('Frage', 'Antwort'))
+# %% ../../nbs/curriculum/context_extension.ipynb #171b6586
+_QA_WORDS = dict(en=('Question', 'Answer'), de=('Frage', 'Antwort'))
 
 
 def rotate(
@@ -114,65 +113,57 @@ def rotate(
     slot: int,  # 0 … 3: first, after a third, after two thirds, last
 ) -> list:
     "The passages in their order, with the needed ones moved to a place of four."
-    needed, others = (
-        [passages[i] for i in gold],
-        [p for i, p in enumerate(passages) if i not in set(gold)],
-    )
+    needed = [passages[i] for i in gold]
+    others = [p for i, p in enumerate(passages) if i not in set(gold)]
     at = round(slot * len(others) / 3)
     return others[:at] + needed + others[at:]
 
-
+# %% ../../nbs/curriculum/context_extension.ipynb #7c206037
 def qa_text(
-    q: Question, slot: int, tok: Tokenizer | None = None, cap: int = 0
+    q: Question,
+    slot: int,  # As for `rotate`
+    tok: Tokenizer | None = None,  # To count tokens
+    cap: int = 0,  # Most tokens; 0 = any number
 ) -> str | None:  # None: too long even with the needed passages alone
     "A question as text; with `cap`, passages that are not needed go until it fits."
-    ask, say = _FORM[q.language]
-    end = f'{ask}: {q.question}\n{say}: {q.answers[0] if q.answers else ABSTAIN[q.language]}'
+    ask, say = _QA_WORDS[q.language]
+    answer = q.answers[0] if q.answers else ABSTAIN[q.language]
     gold = q.gold or (0,)
     spare = [i for i in range(len(q.passages)) if i not in set(gold)]
     while True:
         keep = sorted({*gold, *spare})
-        shown = rotate([q.passages[i] for i in keep], [keep.index(i) for i in gold], slot)
-        text = '\n\n'.join(
-            [f'[{i}] {title}\n{body}' for i, (title, body) in enumerate(shown, 1)] + [end]
-        )
-        if not cap or len(tok.encode(text)) <= cap:
+        needed = tuple(keep.index(i) for i in gold)
+        shown = rotate(tuple(q.passages[i] for i in keep), needed, slot)
+        parts = [f'[{i}] {title}\n{body}' for i, (title, body) in enumerate(shown, 1)]
+        text = '\n\n'.join([*parts, f'{ask}: {q.question}\n{say}: {answer}'])
+        if tok is None or not cap or len(tok.encode(text)) <= cap:
             return text
         if not spare:
             return None
         spare = spare[: len(spare) * 3 // 4]
 
-
+# %% ../../nbs/curriculum/context_extension.ipynb #8dcba9c1
 def invented_question(
-    r: random.Random, lang: str, size: int, unanswerable: float = 0.15
+    r: random.Random,
+    lang: str,
+    size: int,  # Characters of all documents, at least
+    unanswerable: float = 0.15,  # Share of questions about what none of them says
 ) -> Question:
-    "A question about one of many invented documents; some about what none of them says."
+    "A question about one of many invented documents."
     docs = [make_document(r, lang, r.randint(3, 6))]
     while sum(len(d.text) for d in docs) < size:
         docs.append(make_document(r, lang, r.randint(3, 6)))
     known = [f for f in facts(docs[0]) if f.kind == 'value']
-    f, gold, answers = r.choice(known), (0,), None
+    f = r.choice(known)
+    gold, answers = (0,), (f.sentence,)
     if r.random() < unanswerable:
-        f, gold, answers = (
-            replace(
-                f,
-                attribute=r.choice(
-                    [a for a in ATTRIBUTES[lang] if a not in {k.attribute for k in known}]
-                ),
-            ),
-            (),
-            (),
-        )
-    body = lambda d: d.text.split('\n\n', 1)[1].strip()
-    return Question(
-        question(r, f),
-        tuple((d.title, body(d)) for d in docs),
-        (f.sentence,) if answers is None else answers,
-        gold,
-        lang,
-    )
+        told = {k.attribute for k in known}
+        other = r.choice([a for a in ATTRIBUTES[lang] if a not in told])
+        f, gold, answers = replace(f, attribute=other), (), ()
+    pages = tuple((d.title, d.text.split('\n\n', 1)[1].strip()) for d in docs)
+    return Question(question(r, f), pages, answers, gold, lang)
 
-
+# %% ../../nbs/curriculum/context_extension.ipynb #6ac9ed88
 def make_qa_text(
     n: int,  # Texts
     language: str = 'mixed',  # `en`, `de`, or half and half
@@ -184,20 +175,15 @@ def make_qa_text(
     turn = dict(en=count(), de=count())
 
     def draw(r, lang):
-        slot, q = (
-            next(turn[lang]) % 4,
-            invented_question(r, lang, r.randint(size // 4, size), unanswerable),
-        )
+        slot = next(turn[lang]) % 4
+        q = invented_question(r, lang, r.randint(size // 4, size), unanswerable)
         where = f'{slot + 1} of 4' if q.answers else 'none'
-        return {
-            '_replay': True,
-            'text': qa_text(q, slot),
-            '_meta': {'category': 'qa', 'gold': where},
-        }
+        meta = {'category': 'qa', 'gold': where}
+        return {'_replay': True, 'text': qa_text(q, slot), '_meta': meta}
 
     return distinct(draw, n, language, seed, key=lambda ep: ep['text'])
 
-# %% ../../nbs/curriculum/context_extension.ipynb #83c9c3bb
+# %% ../../nbs/curriculum/context_extension.ipynb #8d9d403e
 def qa_from_sets(
     datasets,  # Names of `QA_SETS`, or files
     tok: Tokenizer,
@@ -205,7 +191,7 @@ def qa_from_sets(
     languages=('en', 'de'),
     mirror: str = '',  # Folder with the sets under their names
     max_examples: int = 0,  # Of each set; 0 is all
-    say=print,  # Told what each set gave
+    say: Callable[[str], object] = print,  # Told what each set gave
 ) -> Iterator[dict]:
     "Questions of all sets in turn, as plain text."
     books = {name: Tally(name) for name in datasets}
@@ -213,7 +199,8 @@ def qa_from_sets(
     given = Counter()
     while live:
         for name in list(live):
-            q = next(live[name], None) if not max_examples or given[name] < max_examples else None
+            done = max_examples and given[name] >= max_examples
+            q = None if done else next(live[name], None)
             if q is None:
                 del live[name]
                 say(f'{name}: {given[name]:,} used of {books[name].read:,} read')
@@ -224,22 +211,22 @@ def qa_from_sets(
             given[name] += 1
             yield {'_replay': True, 'text': text, 'source': name, 'language': q.language}
 
-# %% ../../nbs/curriculum/context_extension.ipynb #0114c763
+# %% ../../nbs/curriculum/context_extension.ipynb #6a346b78
 def count_far(
-    say, rows: int = 24, bins: int = 16
+    speaker,  # A `Speaker` with a model
+    rows: int = 24,
+    bins: int = 16,
 ) -> tuple[int, int]:  # (bins that are no worse, all beyond the first quarter)
-    "How much of the longer context is as easy as its first quarter, to a tenth; `say` is a `Speaker` with a model."
-    block, tok = say.model.cfg.block_size, say.tok
-    texts = [tok.encode(e['text'])[:block] for e in make_long_text(rows, seed=991, size=8 * block)]
-    loss = loss_by_position(
-        say.model,
-        [Row(np.array(t), np.ones(len(t)), np.ones(len(t), int)) for t in texts],
-        block // bins,
-    )[:bins]
+    "How much of the longer context is as easy as its first quarter, to a tenth."
+    block, tok = speaker.model.cfg.block_size, speaker.tok
+    texts = make_long_text(rows, seed=991, size=8 * block)
+    ids = [np.array(tok.encode(e['text'])[:block]) for e in texts]
+    read = [Row(i, np.ones(len(i)), np.ones(len(i), int)) for i in ids]
+    loss = loss_by_position(speaker.model, read, block // bins)[:bins]
     near = np.nanmean(loss[1 : bins // 4])
     return int((loss[bins // 4 :] < 1.1 * near).sum()), bins - bins // 4
 
-
+# %% ../../nbs/curriculum/context_extension.ipynb #374559c9
 CONTEXT = Phase(
     '1b',
     'Context extension',
@@ -257,25 +244,27 @@ CONTEXT = Phase(
     ),
 )
 
-# %% ../../nbs/curriculum/context_extension.ipynb #61d32119
+# %% ../../nbs/curriculum/context_extension.ipynb #79f700bb
 def blend(
     qa: Iterator[dict],
     general: Iterator[dict],
     share: float,  # Of the questions, in tokens
     general_tokens: int,  # Stop when so much general text is in
-    size,  # episode → tokens
+    size: Callable[[dict], int],  # Episode → tokens
     have: Counter,  # Filled with the tokens of `qa` and `general`
 ) -> Iterator[dict]:
-    "Take from whichever is behind its share; ends when one of the two is used up."
-    come = dict(qa=iter(qa), general=iter(general))
+    "Take from the one that is behind its share; ends when one of the two is used up."
+    sources = dict(qa=iter(qa), general=iter(general))
     while have['general'] < general_tokens:
-        name = 'qa' if have['qa'] * (1 - share) <= have['general'] * share else 'general'
-        if (ep := next(come[name], None)) is None:
+        qa_is_behind = have['qa'] * (1 - share) <= have['general'] * share
+        name = 'qa' if qa_is_behind else 'general'
+        ep = next(sources[name], None)
+        if ep is None:
             return
         have[name] += size(ep)
         yield ep | {'mix_source': name}
 
-
+# %% ../../nbs/curriculum/context_extension.ipynb #cef3006d
 def _trim(ep: dict, tok: Tokenizer, cap: int) -> dict:
     "A text without the last paragraphs, so that it fits."
     parts = ep['text'].split('\n\n')
@@ -283,86 +272,86 @@ def _trim(ep: dict, tok: Tokenizer, cap: int) -> dict:
     return ep | {'text': '\n\n'.join(parts[: max(1, int(fits.sum()))])}
 
 
-def context_extension(
-    output_dir: str,  # Dataset folder to make; its text is kept beside it as OUTPUT_DIR.jsonl
-    general_shards_dir: str = None,  # Token shards of pre-training; invented text when None
-    general_target_tokens: int = 480_000_000,  # General text; questions come on top, to their share
-    datasets: list = None,  # QA sets by hub name, or files; the six of the documents when None; `invented`
-    qa_share: float = 0.4,  # Share of the questions, in tokens
-    tokenization: str = 'gpt2',  # `gpt2`, `gpt2:N`, `byte` or `hf:FOLDER`
-    block_size: int = 4096,  # Tokens per row
-    languages: list = None,  # `en`, `de` or both
-    mirror: str = '',  # Folder with the QA sets under their names, in place of the hub
-    max_examples: int = 0,  # Of each QA set; 0 is all
-    val_split: float = 0.02,  # Share of texts for validation
-    seed: int = 42,
-    overwrite: bool = False,  # Replace `output_dir` where it exists
-) -> Dataset:
-    "Questions with their passages and long general text, tokenized and packed for a longer context."
+def _language_of_texts(languages: tuple) -> str:
+    return languages[0] if len(languages) == 1 else 'mixed'
+
+# %% ../../nbs/curriculum/context_extension.ipynb #b0c8d14f
+def _invented_qa(tok: Tokenizer, cap: int, languages: tuple, seed: int) -> Iterator[dict]:
+    "Questions with their passages that fit."
+    chars = cap if tok.kind == 'byte' else 2 * cap
+    language = _language_of_texts(languages)
+    eps = make_qa_text(10**9, language, seed, size=chars * 9 // 10)
+    return (e for e in eps if len(tok.encode(e['text'])) <= cap)
+
+
+def _invented_general(tok: Tokenizer, cap: int, languages: tuple, seed: int) -> Iterator[dict]:
+    "Long texts, cut where they are too long."
+    chars = cap if tok.kind == 'byte' else 4 * cap
+    eps = make_long_text(10**9, _language_of_texts(languages), seed, size=chars)
+    return (_trim(e, tok, cap) for e in eps)
+
+
+def _general_texts(folder, tok: Tokenizer, cap: int, languages: tuple, seed: int) -> Iterator[dict]:
+    "Long texts of token shards, or invented ones without a folder."
+    if folder:
+        return long_shards(folder, tok, cap, seed)
+    return _invented_general(tok, cap, languages, seed)
+
+# %% ../../nbs/curriculum/context_extension.ipynb #104a0a61
+def _check_settings(block_size: int, qa_share: float, languages):
+    "Raise `UserError` on a setting that makes no dataset."
     if block_size < 16:
         raise UserError(f'--block_size {block_size}: rows of at least 16 tokens')
     if not 0 < qa_share < 1:
         raise UserError(
             f'--qa_share {qa_share}: a share of the tokens, above 0 and below 1, such as 0.4'
         )
-    if bad := {*(languages or ())} - {'en', 'de'}:
-        raise UserError(f'--languages {sorted(bad)[0]}: use en, de or both')
-    tok, have, text = (
-        open_tokenizer(tokenization),
-        Counter(),
-        Path(f'{str(output_dir).rstrip("/")}.jsonl'),
-    )
-    qa = _qa(
-        datasets, tok, block_size, tuple(languages or ('en', 'de')), mirror, max_examples, seed
-    )
-    general = _general(general_shards_dir, tok, block_size, tuple(languages or ('en', 'de')), seed)
-    size = lambda ep: len(tok.encode(ep['text']))
+    bad = {*(languages or ())} - {'en', 'de'}
+    if bad:
+        raise UserError(f'--languages {min(bad)}: use en, de or both')
+
+# %% ../../nbs/curriculum/context_extension.ipynb #e129d90e
+def context_extension(
+    output_dir: str,  # Dataset folder to make; its text is kept beside it as OUTPUT_DIR.jsonl
+    general_shards_dir: str | None = None,  # Token shards of pre-training; invented text when None
+    general_target_tokens: int = 480_000_000,  # General text; questions come on top, to their share
+    datasets: list | None = None,  # Names or files of QA sets, or `invented`; six when left out
+    qa_share: float = 0.4,  # Share of the questions, in tokens
+    tokenization: str = 'gpt2',  # `gpt2`, `gpt2:N`, `byte` or `hf:FOLDER`
+    block_size: int = 4096,  # Tokens per row
+    languages: list | None = None,  # `en`, `de` or both
+    mirror: str = '',  # Folder with the QA sets under their names, in place of the hub
+    max_examples: int = 0,  # Of each QA set; 0 is all
+    val_split: float = 0.02,  # Share of texts for validation
+    seed: int = 42,
+    overwrite: bool = False,  # Replace `output_dir` where it exists
+) -> Dataset:
+    "Questions with their passages and long general text, tokenized and packed for a longer context."  # noqa: E501
+    _check_settings(block_size, qa_share, languages)
+    tok, have = open_tokenizer(tokenization), Counter()
+    langs = tuple(languages or ('en', 'de'))
+    names = [datasets] if isinstance(datasets, str) else list(datasets or QA_SETS)
+    if names == ['invented']:
+        qa = _invented_qa(tok, block_size, langs, seed)
+    else:
+        qa = qa_from_sets(names, tok, block_size, langs, mirror, max_examples)
+    general = _general_texts(general_shards_dir, tok, block_size, langs, seed)
+    text = Path(f'{str(output_dir).rstrip("/")}.jsonl')
+
+    def size(ep):
+        return len(tok.encode(ep['text']))
+
     write_episodes(text, blend(qa, general, qa_share, general_target_tokens, size, have))
-    total = sum(have.values())
-    print(
-        f'{text}: {have["qa"]:,} tokens of questions ({have["qa"] / total:.1%}), {have["general"]:,} of general text'
-    )
+    asked = f'{have["qa"]:,} tokens of questions ({have["qa"] / have.total():.1%})'
+    print(f'{text}: {asked}, {have["general"]:,} of general text')
     return prepare(
         str(text),
         output_dir,
-        tokenization=tokenization,
+        tokenization,
         val_split=val_split,
         enable_packing=True,
         pack_block_size=block_size,
         overlong='skip',
         seed=seed,
         overwrite=overwrite,
-    )
-
-
-def _made(make, tok, cap, languages, seed):
-    "Invented text of about the right length, cut where it is too long."
-    chars = cap if tok.kind == 'byte' else 2 * cap if make is make_qa_text else 4 * cap
-    eps = make(
-        10**9,
-        languages[0] if len(languages) == 1 else 'mixed',
-        seed,
-        size=chars if make is make_long_text else chars * 9 // 10,
-    )
-    return (
-        e if '_meta' in e else _trim(e, tok, cap) for e in eps
-    )  # a question stands at the end and must not be cut off
-
-
-def _qa(datasets, tok, cap, languages, mirror, max_examples, seed):
-    names = [datasets] if isinstance(datasets, str) else list(datasets or QA_SETS)
-    if names != ['invented']:
-        return qa_from_sets(names, tok, cap, languages, mirror, max_examples)
-    return (
-        e
-        for e in _made(make_qa_text, tok, cap, languages, seed)
-        if len(tok.encode(e['text'])) <= cap
-    )
-
-
-def _general(folder, tok, cap, languages, seed):
-    return (
-        long_shards(folder, tok, cap, seed)
-        if folder
-        else _made(make_long_text, tok, cap, languages, seed)
     )

@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 from functools import partial
 from ..agent.documents import Document
-from .invented import Fact, ask, question
+from .invented import Fact, fill_phrasing, question
 from .rag_chat import CHAT_SYSTEMS
 from .recipe import Phase, Source
 from .shelf import Shelf, passage
@@ -93,7 +93,7 @@ def _followup(talk: _Talk) -> bool:
     if fact is None:
         return False
     form = _HELD_FOLLOW[talk.lang] if talk.unseen else talk.rng.choice(_FOLLOW[talk.lang])
-    text = ask(form, fact) if fact.kind == 'value' else question(talk.rng, fact)
+    text = fill_phrasing(form, fact) if fact.kind == 'value' else question(talk.rng, fact)
     _ask_fact(talk, text, fact)
     return True
 
@@ -141,7 +141,7 @@ def _clarification(talk: _Talk) -> bool:
     if not both:
         return False
     f, g = talk.rng.choice(both)
-    vague = ask(talk.rng.choice(_VAGUE[talk.lang]).replace('{t}', g.subject), f)
+    vague = fill_phrasing(talk.rng.choice(_VAGUE[talk.lang]).replace('{t}', g.subject), f)
     which = _WHICH[talk.lang].format(s=f.subject, t=g.subject)
     _ask_plain(talk, vague, which, context=talk.block(talk.pages))
     chosen = talk.rng.choice((f, g))

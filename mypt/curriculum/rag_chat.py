@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from ..agent.documents import Document
-from .invented import ATTRIBUTES, Fact, question, statement, value
+from .invented import ATTRIBUTES, Fact, attribute_value, question, statement
 from .recipe import Phase, Source, suite_case
 from .shelf import Shelf, passage
 from .synthetic import distinct, invent, payload_words
@@ -65,7 +65,7 @@ def _add_twin(rng, lang: str, shelf: Shelf, pages: list) -> tuple[Fact, list]:
     fact = rng.choice([f for f in pages[0][1] if f.kind == 'value'])
     other = fact.value
     while other == fact.value:
-        other = value(rng, lang, ATTRIBUTES[lang][fact.attribute], shelf.held)
+        other = attribute_value(rng, lang, ATTRIBUTES[lang][fact.attribute], shelf.held)
     text = statement(lang, fact.subject, fact.attribute, other)
     twin = Document('old-' + fact.doc_id, fact.title, text)
     twin_fact = replace(fact, doc_id=twin.doc_id, sentence=text, value=other)

@@ -21,7 +21,7 @@ from ..data.mix import mix
 from ..data.prepare import prepare
 from ..eval.gates import GateReport, Requirement, judge_model
 from ..files import atomic_write
-from ..model.checkpoint import resolve
+from ..model.checkpoint import checkpoint_dir
 from ..model.config import load_config
 from ..train.loop import Trainer
 from ..train.train import train
@@ -148,7 +148,7 @@ class PhasePlan:
     def __post_init__(self):
         self.mixed = self.folder / 'mixed.jsonl'
         self.dataset = self.folder / 'dataset'
-        self.model = resolve(self.model_name)
+        self.model = checkpoint_dir(self.model_name)
 
     def file_of(self, source: Source) -> Path:
         "Where a source's episodes are written."
@@ -257,7 +257,7 @@ def train_model(stages: Stages, plan: PhasePlan, cbs: Iterable = (), quiet: bool
     "Train the plan's model, or continue its training."
     settings = dict(
         config=load_config(plan.config, plan.sets).to_dict(),
-        base=plan.base and _short_hash(resolve(plan.base) / 'model.safetensors'),
+        base=plan.base and _short_hash(checkpoint_dir(plan.base) / 'model.safetensors'),
         model=plan.model_name,
     )
 

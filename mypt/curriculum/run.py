@@ -15,21 +15,24 @@ from typing import Any
 from .agentic import PHASE6, agentic_suites, make_agentic
 from .context_extension import CONTEXT, make_long_text, make_qa_text
 from .format_lock import PHASE1, format_lock_suites, make_echo, make_format_lock
-from .gold import GOLD, gold_suites, make_minimal_qa, make_structured, make_tasks
+from .gold import GOLD, gold_suites
 from .gold_episodes import make_gold
+from .minimal_qa import make_minimal_qa
 from .multiturn import PHASE4, make_multiturn, multiturn_suites
 from .operators import PHASE2, make_operators, operator_suites
 from .pretrain import PRETRAIN, make_text, pretrain_suites
 from .rag_chat import PHASE3, make_rag_chat, rag_chat_suites
 from .recipe import Phase, run_phase
 from .replay import make_replay
+from .structured import make_structured
+from .tasks import make_tasks
 from .toolcall import PHASE5, make_toolcall, toolcall_suites
 from ..data.episodes import write_episodes
 from ..data.mix import PRETRAIN_REPLAY
 from ..data.tokenizer_state import load_tokenizer
 from ..errors import UserError
 from ..eval.gates import GateReport, judge_model
-from ..model.checkpoint import resolve
+from ..model.checkpoint import checkpoint_dir
 
 # %% ../../nbs/curriculum/run.ipynb #d3ee118f
 GENERATORS = dict(
@@ -129,7 +132,7 @@ def _document_options(recipe: Phase, docs_dir: str | None) -> dict[str, dict]:
 # %% ../../nbs/curriculum/run.ipynb #b3c4cec8
 def _base_model(recipe: Phase, init_from_model: str | None) -> str | None:
     "The model to start from: the one that is named, or that of the phase before."
-    if init_from_model is None and recipe.base and resolve(f'phase{recipe.base}').exists():
+    if init_from_model is None and recipe.base and checkpoint_dir(f'phase{recipe.base}').exists():
         return f'phase{recipe.base}'
     return init_from_model
 
@@ -176,8 +179,8 @@ def run(
     n = {s.kind: num_examples for s in recipe.sources} if num_examples else {}
     recipe = recipe.with_sources(options, shares, n)
     base, model = _base_model(recipe, init_from_model), model_name or f'phase{phase}'
-    if base and resolve(base).is_dir():
-        tokenization = load_tokenizer(resolve(base)).kind
+    if base and checkpoint_dir(base).is_dir():
+        tokenization = load_tokenizer(checkpoint_dir(base)).kind
     replay = {} if no_replay or dry_run else replay_files(recipe, out)
     if pretrain_replay:
         replay['pretrain'] = pretrain_replay, PRETRAIN_REPLAY

@@ -28,7 +28,7 @@ from .operators import PHASE2
 from .pretrain import PRETRAIN
 from .rag_chat import PHASE3
 from .recipe import Phase, run_phase
-from .toolcall import CUT, PHASE5
+from .toolcall import PHASE5, SHORT_SNIPPET
 from ..data.dataset import Dataset, open_dataset
 from ..data.episodes import read_episodes
 from ..data.masks import encode
@@ -52,7 +52,7 @@ QUESTIONS = (
     'Guten Tag!',
 )
 
-
+# %% ../../nbs/29_speedrun.ipynb #71f43ccd
 def chat_sample(
     model_name: str | Path, questions=QUESTIONS
 ) -> list[dict]:  # Episodes: question and the model's answer
@@ -158,7 +158,7 @@ def demo(
     print(f'{verdict(gate)} in {minutes:.1f} minutes; the report: {report}')
     return gate
 
-
+# %% ../../nbs/29_speedrun.ipynb #224514b7
 def verdict(gate: GateReport | None) -> str:
     "A gate's result in a word or two."
     if gate is None:
@@ -251,7 +251,7 @@ class LegResult:
         "The phase's number."
         return self.leg.phase.number
 
-
+# %% ../../nbs/29_speedrun.ipynb #a71128ca
 def small_phase(leg: Leg, sets: list | None, docs_dir: str | None) -> Phase:
     "The leg's phase with the numbers of the speedrun; `docs_dir` goes to the sources that take it."
     options = {kind: dict(o) for kind, o in leg.options.items()}
@@ -344,7 +344,7 @@ def unseen_folder(folder: Path, seed: int = 7) -> list[tuple[str, str]]:  # (que
         out.append((question(rng, f), f.sentence))
     return out
 
-
+# %% ../../nbs/29_speedrun.ipynb #6278adb2
 def ask_unseen(
     model_name: str | Path,
     folder: Path,  # Where the documents go
@@ -352,7 +352,7 @@ def ask_unseen(
     "Ask the model about the folder, with its tools; hits are cut short, so that reading is needed."
     asked = unseen_folder(folder)
     model, tok, meta = load_model(model_name)
-    workspace, system = Workspace(Index.build(folder), snippet=CUT), own_prompt(meta)
+    workspace, system = Workspace(Index.build(folder), snippet=SHORT_SNIPPET), own_prompt(meta)
     runs = run_agents(
         model_reply(model, tok, meta['layout'], 160),
         tok,
@@ -373,7 +373,7 @@ def leg_board(results: list[LegResult]) -> Html:
     rows = row(HEAD, 'th') + ''.join(row(leg_cells(r)) for r in results)
     return Html(f'<div class="mypt board table"><table>{rows}</table></div>')
 
-
+# %% ../../nbs/29_speedrun.ipynb #8331beac
 def write_curriculum(
     folder: Path,  # Of the speedrun
     results: list[LegResult],

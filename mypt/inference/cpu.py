@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from ..model.cache import KVCache
 from ..model.gpt import GPT
 from ..model.layers import joined
-from ..model.rope import rotate
+from ..model.rope import rotate_pairs
 
 # %% ../../nbs/inference/cpu.ipynb #964fe5b8
 class Quantized(NamedTuple):
@@ -177,7 +177,7 @@ class Columns:
         for i, w in enumerate(self.blocks):
             heads = torch.mm(w.qkv, self._normed(x, w.norm1))[:, :B].T
             heads = heads.reshape(B, 1, -1, c.head_dim)
-            turned = rotate(heads[:, :, :qk], cos, sin)
+            turned = rotate_pairs(heads[:, :, :qk], cos, sin)
             o = cache.attend(i, turned[:, :, :q], turned[:, :, q:], heads[:, :, qk:])
             x = torch.addmm(x, w.out, _doubled(o.reshape(B, -1)).T)
             gate, up = torch.mm(w.gate_up, self._normed(x, w.norm2)).chunk(2)

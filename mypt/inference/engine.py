@@ -57,9 +57,7 @@ class RequestQueue:
     "Requests that wait. `submit` and `cancel` from any thread."
 
     def __init__(self, max_tokens: int, block_size: int):
-        if max_tokens > block_size:
-            problem = f'max_tokens {max_tokens} exceeds block_size {block_size}'
-            raise UserError(f'{problem}; ask for less')
+        _check_slot_size(max_tokens, block_size)
         self.max_tokens = max_tokens  # Longest prompt and answer together
         self.waiting: deque[Request] = deque()
         self.lock = Lock()
@@ -102,6 +100,12 @@ class RequestQueue:
         return out
 
 # %% ../../nbs/inference/engine.ipynb #46ab0eff
+def _check_slot_size(max_tokens: int, block_size: int) -> None:
+    if max_tokens > block_size:
+        problem = f'max_tokens {max_tokens} exceeds block_size {block_size}'
+        raise UserError(f'{problem}; ask for less')
+
+
 def _check_request(n: int, new: int, max_tokens: int) -> None:
     if not n:
         raise UserError('an empty prompt; give at least one token')

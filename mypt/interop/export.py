@@ -20,7 +20,7 @@ from ..data.hf_tokenizer import chat_template, tokenizer_json
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from ..files import atomic_write
-from ..model.checkpoint import load_meta, load_model, resolve
+from ..model.checkpoint import checkpoint_dir, load_meta, load_model
 from ..model.config import ModelConfig
 from ..model.gpt import GPT
 
@@ -157,7 +157,7 @@ def export(
 ) -> Path:  # The file, or the directory
     "Take a checkpoint to llama.cpp as one GGUF file; for transformers and vLLM it needs no export."
     model, tok, meta = load_model(model_name, verify=True)
-    folder = resolve(model_name)
+    folder = checkpoint_dir(model_name)
     if not model.cfg.is_llama:
         raise UserError(
             f'{model_name}: not of the shape of a Llama (learned positions, GELU or LayerNorm); '
@@ -284,7 +284,7 @@ def model_card(
     repo: str = '',  # Its name on the Hub
 ) -> str:  # Markdown
     "What the checkpoint's own records say: lineage, data, configs, gates, limits."
-    folder, meta = resolve(model_name), load_meta(model_name)
+    folder, meta = checkpoint_dir(model_name), load_meta(model_name)
     chain = _ancestors(meta)
     reports = find_reports(folder, {m.get('sha256') for m in chain} - {None})
     name = repo or folder.name
@@ -353,7 +353,7 @@ def push(
     api=None,  # An `HfApi`, for Python callers
 ) -> Path:  # The card
     "Write the model card beside the checkpoint and upload both to the Hugging Face Hub; the token is read from HF_TOKEN."  # noqa: E501
-    folder = resolve(model_name)
+    folder = checkpoint_dir(model_name)
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo):
         raise UserError(f'--repo {repo}: write it as you/name')
     card, text = folder / 'README.md', model_card(model_name, repo)

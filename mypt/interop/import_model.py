@@ -20,7 +20,7 @@ from ..data.hf_tokenizer import foreign_tokenizer
 from ..data.tokenizer import EOT, TAGS, Tokenizer, close_tag, get_tokenizer, open_tag
 from ..errors import UserError
 from ..files import sha256_of
-from ..model.checkpoint import resolve, save_checkpoint
+from ..model.checkpoint import checkpoint_dir, save_checkpoint
 from ..model.config import ModelConfig, make_config
 from ..model.gpt import GPT, init_tags
 
@@ -422,7 +422,7 @@ def import_model(
     layout: str = 'compact',  # Of the conversations that it learned: `compact` or `lines`
 ) -> Path:  # The checkpoint's directory
     "Bring a base model from elsewhere: its weights, its tokenizer, and new rows for our tags."
-    folder, out = Path(source), resolve(output)
+    folder, out = Path(source), checkpoint_dir(output)
     _check_paths(folder, out)
     if (folder / 'model.pt').exists():
         model, tok = import_old(folder, tags, rope)

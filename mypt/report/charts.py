@@ -50,7 +50,7 @@ LINE_STYLES = dict(
     dots=dict(linewidth=0.8, alpha=0.8, zorder=4, marker='o', markersize=3),
 )
 
-
+# %% ../../nbs/report/charts.ipynb #92adcce0
 @dataclass
 class Line:
     "One line of a panel."
@@ -63,7 +63,7 @@ class Line:
         ''  # shown beside the value where the mouse points; a line without a name is not read out
     )
 
-
+# %% ../../nbs/report/charts.ipynb #e633727f
 def line_key(run: int) -> str:  # SVG, decorative
     "A short piece of a run's line, for a legend."
     k = run % len(COLORS)
@@ -95,7 +95,7 @@ CHART_STYLE: dict[Any, Any] = {
 }
 NO_METADATA = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
 
-
+# %% ../../nbs/report/charts.ipynb #4656ca1c
 def inline_svg(
     fig: Figure,
     **attributes: str,  # Of the `svg` element, such as `aria_label`
@@ -128,7 +128,7 @@ def draw_axes(ax: Axes, log: bool):
         ax.yaxis.set_major_locator(MaxNLocator(3))
     ax.yaxis.set_major_formatter('{x:g}')
 
-
+# %% ../../nbs/report/charts.ipynb #6a8c506d
 def draw_line(ax: Axes, line: Line, gid: str):
     "Draw one line in the colour and dash of its run; `gid` becomes its id in the SVG."
     k = line.run % len(COLORS)
@@ -167,7 +167,7 @@ def panel(
     caption = f'<figcaption>{html.escape(title)}</figcaption>'
     return f'<figure class="panel">{caption}<div class="plot">{svg}</div></figure>'
 
-
+# %% ../../nbs/report/charts.ipynb #3f37ad89
 def _scale(
     fig: Figure, ax: Axes, log: bool
 ) -> dict[str, str]:  # attributes that `assets/readout.js` reads

@@ -84,7 +84,7 @@ class Item:
     def _repr_html_(self):
         return inspect_frame(self)._repr_html_()
 
-
+# %% ../../nbs/report/inspect.ipynb #7b6e0eee
 def _row_roles(ids, tok, segments) -> np.ndarray:
     "Roles of a row, one segment at a time; padding is `pad`."
     if segments is None:
@@ -138,7 +138,7 @@ def _list_items(objs, tok, n, policy) -> list[Item]:
         it.label = it.label or f'{kind} {k + 1}'
     return items
 
-
+# %% ../../nbs/report/inspect.ipynb #54a49e04
 def _line_items(path, tok, n, policy) -> list[Item]:
     "The first `n` episodes of a JSONL file."
     out = []
@@ -176,7 +176,7 @@ def run_lengths(a) -> list:  # [value, count, value, count, …]
 def _rounded(x):
     return round(x, 4) if isinstance(x, float) else x
 
-
+# %% ../../nbs/report/inspect.ipynb #553e8a05
 def inspect_data(
     items,  # `Item`s, or what `items_of` takes
     title: str = '',  # Shown above the picture
@@ -239,7 +239,7 @@ class Frame:
     def __repr__(self):
         return f'Frame({len(self.page):,} characters of HTML)'
 
-
+# %% ../../nbs/report/inspect.ipynb #bad68496
 def inspect_frame(
     items,  # `Item`s, or what `items_of` takes
     title: str = '',
@@ -282,7 +282,7 @@ def _widget_class():
 
     return Inspector
 
-
+# %% ../../nbs/report/inspect.ipynb #23b9a760
 def inspector(
     obj,  # What `items_of` takes
     tok: Tokenizer | None = None,  # Needed for a bare `Row` or an episode
@@ -357,7 +357,7 @@ def _reply_display() -> Callable[[Item], None]:
 
     return show
 
-
+# %% ../../nbs/report/inspect.ipynb #7a1a4cf1
 def watch_reply(
     model,  # A `GPT`
     tok: Tokenizer,
@@ -368,7 +368,7 @@ def watch_reply(
     **sampling,  # Fields of `Sampling`; greedy without
 ) -> Item:  # The whole conversation, for `inspector`, `inspect_frame` or a page
     "Let a model answer, and show every token and its probability as they come."
-    from mypt.inference.generate import Sampling, check_room, prompt_ids, steps, stop_ids
+    from mypt.inference.generate import Sampling, fit_prompts, prompt_ids, steps, stop_ids
 
     settings = Sampling(**sampling).check()
     [prompt] = check_room(model, [prompt_ids(history, tok, layout)], max_new_tokens)
@@ -405,7 +405,7 @@ _ROLE_NAMES = dict.fromkeys(ROLES[6:16], 'assistant') | dict(
     user_context='user', assistant_context='context', toolresult='tool result'
 )
 
-
+# %% ../../nbs/report/inspect.ipynb #c27f90b7
 def item_text(
     it: Item,
     most: int = 3,  # Episodes of a packed row to print
@@ -460,7 +460,7 @@ def split_summary(ds: Dataset, split: Split) -> list[str]:
         ]
     return [' · '.join(made), ' · '.join(holds)]
 
-
+# %% ../../nbs/report/inspect.ipynb #95b7fc30
 def item_facts(it: Item) -> str:
     "Tokens, trained share and fill of one item."
     n = len(it.ids) if it.segments is None else int((np.asarray(it.segments) > 0).sum())
@@ -498,7 +498,7 @@ def _look_at(path: Path, split: str, n: int, tokenization: str, policy: str):
     items = items_of(s, ds.tok, n) if n else []
     return f'{path.name} · {split}', split_summary(ds, s), items
 
-
+# %% ../../nbs/report/inspect.ipynb #f51d3e4b
 def inspect(
     dataset_dir: str | Path,  # A prepared dataset, or a JSONL file of episodes
     show_samples: int = 5,  # Rows or episodes to show, at even distances

@@ -23,7 +23,7 @@ from ..agent.tools import Workspace
 from ..data.serialize import dump_json
 from ..errors import UserError
 from ..files import text_assets
-from ..model.checkpoint import resolve
+from ..model.checkpoint import checkpoint_dir
 from mypt.serve.openai import (
     ApiError,
     ChatRequest,
@@ -475,7 +475,7 @@ def find_models(names: list[str] | None) -> dict[str, Path]:  # None: all under 
         names = sorted(p.parent.name for p in Path('checkpoints').glob('*/mypt.json'))
     if not names:
         raise UserError('no models under checkpoints/; train one, or name a folder with --models')
-    paths = {Path(n).name or str(n): resolve(n) for n in names}
+    paths = {Path(n).name or str(n): checkpoint_dir(n) for n in names}
     for path in paths.values():
         if not (path / 'mypt.json').is_file():
             raise UserError(f'{path}: no such model; mypt serve --models NAME …, or a folder')

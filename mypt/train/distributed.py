@@ -30,7 +30,7 @@ from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_state import load_tokenizer, save_tokenizer
 from ..errors import UserError
 from ..files import checksums, json_object, signed, sync, write_json
-from ..model.checkpoint import check_sums, load_meta, noted_sums, resolve, save_checkpoint
+from ..model.checkpoint import check_sums, checkpoint_dir, load_meta, noted_sums, save_checkpoint
 from ..model.config import ModelConfig, TrainConfig
 from ..model.gpt import GPT
 from .loop import Trainer, trainer_state
@@ -329,7 +329,7 @@ def consolidate(
     model_name: str | Path,  # A model whose training stopped in shards
 ) -> Path:  # Its directory, now the ordinary one
     "Make the ordinary Llama directory of the newest shards, and remove them."
-    folder = resolve(model_name)
+    folder = checkpoint_dir(model_name)
     if not folder.is_dir():
         raise UserError(f'{folder}: no such model; check the name')
     own = newest(folder)

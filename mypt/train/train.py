@@ -24,7 +24,7 @@ from ..data.dataset import Dataset, open_dataset
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_state import open_tokenizer
 from ..errors import UserError
-from ..model.checkpoint import load_model, load_state, recover, resolve, save_checkpoint
+from ..model.checkpoint import checkpoint_dir, load_model, load_state, recover, save_checkpoint
 from ..model.config import Config, ModelConfig, check_same_arch, load_config
 from ..model.gpt import GPT, init_tags
 from .callbacks import Console, JSONLog, KeepBest, Overfit, Progress, Stuck, TensorBoard
@@ -260,7 +260,7 @@ def _folder_to_resume(
 ) -> Path:  # Where the newest state is
     "The first process repairs the directories, the others wait for it."
     if process.rank == 0:
-        for d in {folder, resolve(base or folder)}:
+        for d in {folder, checkpoint_dir(base or folder)}:
             recover(d)
         if (folder / 'sharded').is_dir() and not sharded:
             from mypt.train.distributed import consolidate
@@ -494,7 +494,7 @@ def train(
     "Train a model on a dataset: resume, else start from a base, else fresh. A killed run goes on bit for bit."  # noqa: E501 (a line of the help)
     cfg = load_config(config_file, sets)
     ds = open_dataset(dataset_dir)
-    folder = resolve(model_name)
+    folder = checkpoint_dir(model_name)
     process = this_process(device)
     if tokenization:
         _check_tokenizer(open_tokenizer(tokenization), ds, '--tokenization')
