@@ -12,8 +12,17 @@ from .recipe import Phase, Source
 from .shelf import Shelf
 from .synthetic import phrasings
 from mypt.curriculum.toolcall import (
-    Play, SHORT_SNIPPET, TOOL_SUITE_SYSTEM, TOOL_SYSTEMS, ToolScript, agent_case, answer_fact,
-    result_shows, search_subject, search_then_read, tool_episodes,
+    Play,
+    SHORT_SNIPPET,
+    TOOL_SUITE_SYSTEM,
+    TOOL_SYSTEMS,
+    ToolScript,
+    agent_case,
+    answer_fact,
+    result_shows,
+    search_subject,
+    search_then_read,
+    tool_episodes,
 )
 from ..data.mix import REPLAY
 from ..eval.gates import Requirement, keeps_earlier

@@ -191,7 +191,9 @@ def _object_question(r, lang, held) -> StructuredQuestion:
     for name in r.sample(list(ATTRIBUTES[lang]), r.randint(2, 4)):
         kind = ATTRIBUTES[lang][name]
         is_number = kind in _NUMBER_KINDS
-        x[name.lower()] = r.randrange(2, 1000) if is_number else attribute_value(r, lang, kind, held)
+        x[name.lower()] = (
+            r.randrange(2, 1000) if is_number else attribute_value(r, lang, kind, held)
+        )
     x['name'] = invent(r, held)
     pairs = r.sample(sorted(x.items()), len(x))
     schema = _object_schema({k: _json_type(v) for k, v in x.items()})

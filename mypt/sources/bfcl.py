@@ -13,7 +13,7 @@ from ..data.language import guess_language
 from .rows import Skip, Tally, by_row, file_rows
 from .tool_calls import parse_calls
 from .tool_schemas import fit_schema, tool_prompt, tools_of
-from .tools import Turn, assemble
+from .tools import SourceTurn, assemble
 
 # %% ../../nbs/sources/bfcl.ipynb #cf630700
 def _first_accepted(value: Any) -> Any:
@@ -72,8 +72,8 @@ def _bfcl_episode(row: dict, answers: dict, language: str) -> dict:
     if accepted is None and 'irrelevance' not in row['id']:
         raise Skip('no accepted answer beside it')
     calls = [c for one in accepted or () for c in _accepted_calls(one, tools)]
-    talk = [Turn(m['role'], m['content']) for m in spoken]
-    answer = Turn('assistant', '' if calls else NO_TOOL[language], calls)
+    talk = [SourceTurn(m['role'], m['content']) for m in spoken]
+    answer = SourceTurn('assistant', '' if calls else NO_TOOL[language], calls)
     return {
         'system': tool_prompt(prompts[0] if prompts else '', tools),
         'messages': assemble([*talk, answer]),
