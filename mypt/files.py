@@ -75,7 +75,7 @@ def watched(
     items: Iterable,
     what: str,  # As in `read: 1200 lines`
     unit: str,
-) -> Iterator:
+) -> Iterable:
     "The same items, with a progress bar when they take over two seconds at a terminal."
     return tqdm(items, desc=what, unit=f' {unit}s', leave=False, delay=2, disable=None)
 

@@ -1,6 +1,8 @@
 "Duplicates, variants and mixes: what they promise on data that a reader would not enjoy."
 
-import json, random, re
+import json
+import random
+import re
 from collections import Counter
 import numpy as np
 import pytest
@@ -25,7 +27,6 @@ from mypt.curate.quality import (
     balance,
     category_of,
     diversity_of,
-    normalise,
     placeholders,
     quality,
     token_budget,
@@ -254,7 +255,7 @@ def test_variants_change_the_words_and_keep_the_rest():
                 and asked(new) != asked(ep)
                 and variant_language(new) == variant_language(ep)
             )
-            for a, b in zip(ep['messages'], new['messages']):
+            for a, b in zip(ep['messages'], new['messages'], strict=False):
                 assert KEPT.findall(a['content']) == KEPT.findall(b['content'])
             meta = ep.get('_meta', {})
             if (
@@ -350,7 +351,8 @@ def test_mask_report_agrees_with_prepare(tmp_path, policy, packed):
 def test_mix_general_keeps_the_ratio_and_the_episodes(tmp_path, packed, weighted, ratio):
     rng = random.Random(4)
     write_episodes(
-        tmp_path / 'chat.jsonl', [chat(q, a) for q, a in zip(texts(rng, 200), texts(rng, 200))]
+        tmp_path / 'chat.jsonl',
+        [chat(q, a) for q, a in zip(texts(rng, 200), texts(rng, 200), strict=False)],
     )
     write_episodes(
         tmp_path / 'text.jsonl',
@@ -381,10 +383,13 @@ def test_mix_general_keeps_the_ratio_and_the_episodes(tmp_path, packed, weighted
         assert abs(ds.meta['mix_general']['realised'] - ratio) < 1e-3
         share = 1 - sft.train.n_tokens / ds.train.n_tokens
         assert abs(share - ratio) < 1e-3
-        of = lambda split: Counter(
-            (r.ids.tobytes(), r.weights.tobytes())
-            for r in map(split.episode, range(split.n_episodes))
-        )
+
+        def of(split):
+            return Counter(
+                (r.ids.tobytes(), r.weights.tobytes())
+                for r in map(split.episode, range(split.n_episodes))
+            )
+
         assert not of(sft.train) - of(ds.train) and of(sft.val) == of(ds.val)
         assert [s['dataset'] for s in ds.meta['lineage']] == ['sft', 'text']
     a, b = (open_dataset(tmp_path / f'mix{s}') for s in (False, True))

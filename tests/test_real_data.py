@@ -1,4 +1,6 @@
-"""Real input: XQuAD passages in English and German the whole way, a few minutes; skips where the data is not there."""
+"""Real input: XQuAD passages in English and German the whole way, a few minutes; skips where the
+data is not there.
+"""
 
 import json
 import pytest
@@ -48,7 +50,7 @@ def test_every_question_arrives(rag):
 
 
 def test_answers_are_whole_and_stand_in_their_context(rag):
-    d, ds = rag
+    d, _ds = rag
     eps = read_episodes(d / 'both.jsonl')
     assert {e['language'] for e in eps} == {'en', 'de'}
     for e in eps:
@@ -56,7 +58,9 @@ def test_answers_are_whole_and_stand_in_their_context(rag):
 
 
 def test_a_model_learns_from_it(rag, tmp_path, monkeypatch):
-    "A minute of training: validation loss falls well below what it began with, and the model can be sampled."
+    """A minute of training: validation loss falls well below what it began with, and the model can
+    be sampled.
+    """
     d, ds = rag
     monkeypatch.chdir(tmp_path)
     train(
@@ -79,9 +83,9 @@ def test_a_model_learns_from_it(rag, tmp_path, monkeypatch):
         ],
     )
     first, *_, last = [
-        json.loads(l)['val_loss']
-        for l in open(tmp_path / 'checkpoints/rag/log.jsonl')
-        if 'val_loss' in l
+        json.loads(line)['val_loss']
+        for line in open(tmp_path / 'checkpoints/rag/log.jsonl')
+        if 'val_loss' in line
     ]
     assert last < first - 2
     model, tok, meta = load_model('rag')

@@ -119,9 +119,9 @@ def tools_table(tools: dict[str, Tool] = TOOLS) -> str:  # Markdown
 
 # %% ../../nbs/25_tools.ipynb #a6c2b2e3
 def check_call(
-    name: Any,  # Any JSON
-    arguments: Any,  # Any JSON
-    tools: dict[str, Tool] = TOOLS,
+    name: Any,
+    arguments: Any,
+    tools: dict[str, Tool] = TOOLS,  # Any JSON  # Any JSON
 ) -> str | None:  # What is wrong, in one line; None for a legal call
     "Check a call against its tool's schema."
     if not isinstance(name, str):

@@ -32,9 +32,7 @@ SHIELDS = dict(
 )
 
 # %% ../../nbs/curate/placeholders.ipynb #6eb2c051
-def shields(
-    keep: tuple[str, ...] = (),  # Words that are never translated
-) -> re.Pattern:
+def shields(keep: tuple[str, ...] = ()) -> re.Pattern:  # Words that are never translated
     "The expression that finds what must survive a translation as it is."
     patterns = list(SHIELDS.values())
     if keep:
@@ -64,10 +62,7 @@ class Unit:
         return html.unescape(_MARK.sub(' ', self.xml))
 
 # %% ../../nbs/curate/placeholders.ipynb #b47782bd
-def shield(
-    text: str,
-    pattern: re.Pattern,  # As shields makes it
-) -> Unit:
+def shield(text: str, pattern: re.Pattern) -> Unit:  # As shields makes it
     "Replace what must not change by marks."
     kept, xml, at = [], [], 0
     for m in pattern.finditer(text):
@@ -199,8 +194,8 @@ def split(
 # %% ../../nbs/curate/placeholders.ipynb #2ea73688
 def doubts(
     unit: Unit,
-    text: str,  # The translation
-    answer: str,  # The same as it came back, with marks
+    text: str,
+    answer: str,  # The translation  # The same as it came back, with marks
 ) -> list[str]:
     "What looks odd about a translation that may yet be right."
     ratio, ids = len(text) / len(unit.text), _MARK.findall(answer)

@@ -326,7 +326,7 @@ def context_extension(
     seed: int = 42,
     overwrite: bool = False,  # Replace `output_dir` where it exists
 ) -> Dataset:
-    "Questions with their passages and long general text, tokenized and packed for a longer context."  # noqa: E501
+    "Questions with their passages and long text, tokenized and packed for a longer context."
     _check_settings(block_size, qa_share, languages)
     tok, have = open_tokenizer(tokenization), Counter()
     langs = tuple(languages or ('en', 'de'))

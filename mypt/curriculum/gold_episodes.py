@@ -130,7 +130,7 @@ def make_gold(
     held: bool = False,  # For suites: held-out names and questions
     only: tuple = tuple(TARGETS),  # Only these categories, at their shares
 ) -> Iterator[dict]:
-    "Gold conversations at the target shares of their categories, in the form of the documents. No two alike."  # noqa: E501
+    "Gold conversations at the target shares of their categories, no two alike."
     odd = set(only) - set(TARGETS)
     if odd:
         raise UserError(f'category {min(odd)!r}: use {", ".join(TARGETS)}')

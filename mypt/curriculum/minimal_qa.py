@@ -280,7 +280,7 @@ def make_minimal_qa(
     systems: tuple = (CHAT_SYSTEM,),
     held: bool = False,  # For suites: held-out names and questions
 ) -> Iterator[dict]:
-    "Questions with answers of one or two sentences that keep to the limits asked for, or admit ignorance. Half ask the last topic again."  # noqa: E501
+    "Answers of one or two sentences that keep a limit or admit ignorance; half ask a topic again."
     shelf, last = Shelf(docs_dir, held), {}
 
     def unknown(r, lang):

@@ -410,7 +410,7 @@ def make_text(
     held: bool = False,  # For suites: held-out names and sentences
     kinds: tuple = (),  # Of `PIECES` and `folder`; all when empty
 ) -> Iterator[dict]:
-    "Texts for pre-training, all different: facts, grammar, copies, invented documents, a folder's passages."  # noqa: E501
+    "Different texts for pre-training: facts, grammar, copies, documents, a folder's passages."
     if docs_dir is None and 'folder' in kinds:
         raise UserError("kinds 'folder' needs --docs_dir")
     bad = set(kinds) - {*PIECES, 'folder'}

@@ -59,7 +59,8 @@ def _raw_shard(path: Path, tok: Tokenizer) -> Shard:
     tokens = np.memmap(path, '<u2', 'r')
     ends = np.append(np.flatnonzero(tokens == tok.endoftext), len(tokens))
     starts = np.append(0, ends[:-1] + 1)
-    return Shard(path.name, tokens, None, np.stack([starts, ends - starts], 1)[ends > starts])
+    trained = np.ones(len(tokens), np.uint8)
+    return Shard(path.name, tokens, trained, np.stack([starts, ends - starts], 1)[ends > starts])
 
 # %% ../../nbs/curriculum/replay.ipynb #cab71ac8
 def make_replay(

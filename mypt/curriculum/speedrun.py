@@ -134,7 +134,7 @@ def demo(
     sets: list | None = None,  # Config overrides, key=value
     seed: int = 42,
 ) -> GateReport:  # The gate's report
-    "The whole way of phase 1 on this machine: data, training, gate, a chat, a report. Run again, it goes on where it stopped."  # noqa: E501
+    "Phase 1 on this machine, from data to gate, chat and report; run again, it goes on."
     start, folder = time.monotonic(), Path(output_dir).absolute()
     model, seconds = folder / 'model', {}
     phase = PHASE1.with_sources({}, dict(format_lock=0.5, echo=0.5))
@@ -418,7 +418,7 @@ def speedrun(
     keep_going: bool = False,  # Go on after a red gate
     quiet: bool = False,  # No progress bars
 ) -> list[LegResult]:  # One for each phase
-    "The whole curriculum on this machine, phase by phase and gate by gate; run again, it goes on where it stopped."  # noqa: E501
+    "The whole curriculum on this machine, gate by gate; run again, it goes on where it stopped."
     folder, start, results = Path(output_dir).absolute(), time.monotonic(), []
     for leg in LEGS:
         print(f'\n== phase {leg.phase.number}: {leg.phase.title}')

@@ -256,7 +256,7 @@ def make_structured(
     systems: tuple = (CHAT_SYSTEM,),
     held: bool = False,  # For suites: held-out names and words
 ) -> Iterator[dict]:
-    "JSON that conforms to the schema in the question, and the choice between a tool and a direct answer as JSON."  # noqa: E501
+    "JSON that conforms to a schema, and the choice between a tool and a direct answer."
     shelf = Shelf(docs_dir, held, 4)
     plain = {}
     for lang in ('en', 'de'):

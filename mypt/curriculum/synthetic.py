@@ -119,7 +119,7 @@ def distinct(
     draw: Callable[[random.Random, str], dict | None],  # (rng, lang) → an episode; None: draw again
     n: int,  # how many
     language: str,  # `en`, `de`, or `mixed`: half and half
-    seed: int,
+    seed: int | str,
     key: Callable[[dict], Hashable] = all_turns,  # what must differ between any two
 ) -> Iterator[dict]:
     "`n` different episodes; raises `UserError` with the number that could be made."

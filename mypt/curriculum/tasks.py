@@ -162,7 +162,7 @@ def make_tasks(
     facts: int = 4,  # Facts in an invented document
     held: bool = False,  # For suites: held-out names
 ) -> Iterator[dict]:
-    "Extract, then summarize: KEY_FACTS and SUMMARY, of all or of what was asked, or fields. Every fact stands in the text."  # noqa: E501
+    "KEY_FACTS and SUMMARY of a text, or fields of it; every fact is in the text."
     shelf = Shelf(docs_dir, held, facts)
 
     def draw(r, lang):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 from ..errors import UserError
 
 # %% ../../nbs/07_batches.ipynb #1ea3e1cf
@@ -131,7 +131,9 @@ class RowSource(Protocol):
     n_rows: int
 
     @property
-    def row_lengths(self) -> np.ndarray: ...
+    def row_lengths(
+        self,
+    ) -> Any: ...  # int64[n_rows]; a cached property is no `np.ndarray` to a checker
     def row(self, i: int) -> RowLike: ...
 
 

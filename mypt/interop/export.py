@@ -268,7 +268,7 @@ _LIMITS = """Made with [mypt](https://github.com/mypt-project/mypt) for study, a
 - It was judged by the gates above and by nothing else; what is not in that table was not measured.
 - It states falsehoods with confidence, above all without a passage to answer from. Do not use it where an error does harm.
 - It repeats the biases of its data. No work on safety was done beyond what the table shows.
-- Text from users must not spell its control tokens: tokenize it with `split_special_tokens=True`, or use `mypt serve`."""  # noqa: E501
+- Text from users must not spell its control tokens: tokenize it with `split_special_tokens=True`, or use `mypt serve`."""
 
 _USAGE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -276,7 +276,7 @@ model, tok = AutoModelForCausalLM.from_pretrained('NAME'), AutoTokenizer.from_pr
 messages = [{'role': 'user', 'content': 'Hello'}]
 ids = tok.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors='pt')
 print(tok.decode(model.generate(**ids, max_new_tokens=64)[0]))
-```"""  # noqa: E501
+```"""
 
 # %% ../../nbs/interop/export.ipynb #d8844133
 def model_card(
@@ -352,7 +352,7 @@ def push(
     dry_run: bool = False,  # Write the card, upload nothing
     api=None,  # An `HfApi`, for Python callers
 ) -> Path:  # The card
-    "Write the model card beside the checkpoint and upload both to the Hugging Face Hub; the token is read from HF_TOKEN."  # noqa: E501
+    "Write a model card and upload it with the checkpoint to the Hugging Face Hub, by HF_TOKEN."
     folder = checkpoint_dir(model_name)
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo):
         raise UserError(f'--repo {repo}: write it as you/name')

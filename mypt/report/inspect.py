@@ -371,7 +371,7 @@ def watch_reply(
     from mypt.inference.generate import Sampling, fit_prompts, prompt_ids, steps, stop_ids
 
     settings = Sampling(**sampling).check()
-    [prompt] = check_room(model, [prompt_ids(history, tok, layout)], max_new_tokens)
+    [prompt] = fit_prompts(model, [prompt_ids(history, tok, layout)], max_new_tokens)
     stream = steps(model, [prompt], max_new_tokens, settings, stop_ids(tok))
     show, shown_at = _reply_display(), 0.0
     it = Item(np.array(prompt, np.uint32), tok, label='reply')
@@ -508,7 +508,7 @@ def inspect(
     mask_policy: str = 'pipeline',  # For JSONL
     json: bool = False,  # Print one JSON object in place of text
 ):
-    "Print what a dataset holds and some of its rows, trained parts between ⟦ and ⟧; `html` writes the picture."  # noqa: E501
+    "Print what a dataset holds and some rows, trained parts in ⟦ ⟧; `html` writes the picture."
     if show_samples < 0:
         raise UserError(f'--show_samples {show_samples}: give 0 or more')
     path = Path(dataset_dir)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['H200', 'H100', 'A100', 'H200_CLUSTER', 'estimate_memory', 'Machine', 'StepPart', 'step_parts', 'PartTime', 'roofline',
-           'utilization', 'decode_bound', 'block_params', 'step_bytes', 'memory', 'Cluster', 'predict']
+           'utilization', 'decode_bound', 'block_params', 'step_bytes', 'memory_per_gpu', 'Cluster', 'predict_speed']
 
 # %% ../../nbs/train/cost.ipynb #30cbc97d
 import numpy as np
@@ -156,7 +156,7 @@ def step_bytes(
     return micro_batches * ring * (gathered + 4 * n)
 
 # %% ../../nbs/train/cost.ipynb #93bcdc34
-def memory(
+def memory_per_gpu(
     cfg: ModelConfig,
     tokens: int,  # Per micro-batch and process: rows × block
     world: int,  # Processes
@@ -188,7 +188,7 @@ class Cluster(NamedTuple):
 H200_CLUSTER = Cluster()  # by datasheet, with NVLink and a 400 Gb/s port per GPU
 
 # %% ../../nbs/train/cost.ipynb #e984ebe1
-def predict(
+def predict_speed(
     cfg: ModelConfig,
     train: TrainConfig,
     gpus: int,

@@ -28,7 +28,7 @@ from ..model.checkpoint import checkpoint_dir, load_model, load_state, recover, 
 from ..model.config import Config, ModelConfig, check_same_arch, load_config
 from ..model.gpt import GPT, init_tags
 from .callbacks import Console, JSONLog, KeepBest, Overfit, Progress, Stuck, TensorBoard
-from .cost import estimate_memory, memory
+from .cost import estimate_memory, memory_per_gpu
 from .loop import Callback, EvalSets, Trainer, fit, restore_trainer, trainer_state
 from .optim import freeze
 
@@ -355,7 +355,7 @@ def should_recompute(cfg: Config, ds: Dataset, process: Process) -> bool:
         return False
     tokens = t.batch_size * cfg.model.block_size
     if process.world > 1 and t.parallel == 'fsdp':
-        need = memory(cfg.model, tokens, process.world, 'fsdp')
+        need = memory_per_gpu(cfg.model, tokens, process.world, 'fsdp')
     else:
         supervised = ds.meta['train_mask_ratio'] if t.use_loss_mask else 1.0
         half = t.use_amp and t.amp_dtype == 'bf16'
@@ -491,7 +491,7 @@ def train(
     quiet: bool = False,  # No progress bar
     cbs=(),  # More callbacks, for Python callers; every process calls its own
 ) -> Trainer:
-    "Train a model on a dataset: resume, else start from a base, else fresh. A killed run goes on bit for bit."  # noqa: E501 (a line of the help)
+    "Train a model on a dataset: resume bit for bit, else start from a base, else fresh."
     cfg = load_config(config_file, sets)
     ds = open_dataset(dataset_dir)
     folder = checkpoint_dir(model_name)
