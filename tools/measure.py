@@ -67,7 +67,7 @@ def bound(node: ast.stmt) -> set[str]:
         return {node.name}
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, 'target', None)]
     found = (n for t in targets if t for n in ast.walk(t) if isinstance(n, ast.Name))
-    return {n.id for n in found if not n.id.startswith('__')}
+    return {n.id for n in found if isinstance(n.ctx, ast.Store) and not n.id.startswith('__')}
 
 
 def module_of(path: Path, root: Path) -> str:
