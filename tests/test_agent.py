@@ -317,7 +317,7 @@ def test_forced_calls_are_always_legal(kind):
     g, model = CallGrammar(tok, TOOLS), tiny(256, tok=tok)
     start = tok.encode_with_tags('<myPT_user>Hi</myPT_user><myPT_assistant><myPT_toolcall>')
     stop = frozenset([g.close])
-    for limit in range(len(g.home(g.start())) + 1, 90, 30 if kind == 'gpt2' else 8):
+    for limit in range(len(g.shortest_end(g.start())) + 1, 90, 30 if kind == 'gpt2' else 8):
         for s in generate(
             model,
             tok,
