@@ -255,7 +255,7 @@ def test_constrained_calls_are_legal_in_their_vocabulary_too(tmp_path, kind):
         while not m.is_accepting() and len(ids) < 40:
             ids.append(rng.choice(g.allowed(m).nonzero()[0].tolist()))
             m.consume_tokens(ids[-1:])
-        text = tok.decode(ids + g.home(m)[:-1])
+        text = tok.decode(ids + g.shortest_end(m)[:-1])
         assert check_call(*load_call(text)) is None, text
 
 
