@@ -110,6 +110,14 @@ def shown_default(p: Param) -> str:
     return 'on' if p.default is True else str(p.default)
 
 # %% ../nbs/commands/cli.ipynb #3c440d80
+def _converter(p: Param) -> Callable[[str], Any]:
+    "What makes a value of the word that was given."
+    kind = value_of(p)
+    if kind in ('N', 'X'):
+        return _number(p.type)
+    return str if kind == 'TEXT' else _name
+
+# %% ../nbs/commands/cli.ipynb #2beadf41
 def _add_param(
     group: Any,  # An argument group of argparse
     p: Param,
@@ -120,12 +128,7 @@ def _add_param(
     default = shown_default(p)
     text = for_shell(p.help) + (f' ({default})' if default else '')
     text = text.replace('%', '%%')
-    kind = value_of(p)
-    value: dict[str, Any] = dict(metavar=kind, type=_name)
-    if kind in ('N', 'X'):
-        value['type'] = _number(p.type)
-    elif kind == 'TEXT':
-        value['type'] = str
+    value: dict[str, Any] = dict(metavar=value_of(p), type=_converter(p))
     if positional:
         group.add_argument(p.name, nargs='?', help=text, **value | dict(metavar=p.name.upper()))
         group.add_argument(*flags, dest=p.name, help=argparse.SUPPRESS, **value)
@@ -139,6 +142,15 @@ def _add_param(
         group.add_argument(*flags, dest=p.name, help=text, required=p.required, **value)
 
 # %% ../nbs/commands/cli.ipynb #5dd96ef1
+def _usage(name: str, signature: Signature, positional: Sequence[str]) -> str:
+    "The first line of help: the verb and what it needs."
+    needs = []
+    for p in signature.params:
+        if p.required:
+            needs.append(p.name.upper() if p.name in positional else f'--{p.name} {value_of(p)}')
+    return ' '.join(['mypt', name, *needs, '[options]'])
+
+# %% ../nbs/commands/cli.ipynb #9f01d5bd
 def parser_for(
     name: str,
     signature: Signature,
@@ -147,14 +159,10 @@ def parser_for(
     reports: bool = False,  # Whether it knows `--json`
 ) -> argparse.ArgumentParser:
     "A parser whose flags are the parameters of a function."
-    needs = []
-    for p in signature.params:
-        if p.required:
-            needs.append(p.name.upper() if p.name in positional else f'--{p.name} {value_of(p)}')
     examples = ''.join(f'\n  {call}\n      {why}' for call, why in examples_of(name))
     parser = _Parser(
         prog=f'mypt {name}',
-        usage=' '.join(['mypt', name, *needs, '[options]']),
+        usage=_usage(name, signature, positional),
         description=for_shell(signature.summary),
         epilog=examples and f'examples:{examples}',
         formatter_class=_Help,
@@ -228,7 +236,7 @@ def _device(name: str, default: str) -> str:  # As the function takes it
         raise UserError(f'--device {name}: no GPU is visible; use --device cpu')
     return name
 
-
+# %% ../nbs/commands/cli.ipynb #2edbe554
 def _arguments(name: str, parser: argparse.ArgumentParser, words: list[str]) -> dict[str, Any]:
     "What was given, checked; raises `UserError`."
     args = vars(parser.parse_args(words))
@@ -240,7 +248,7 @@ def _arguments(name: str, parser: argparse.ArgumentParser, words: list[str]) -> 
         raise UserError(f"mypt {name} needs {missing[0].upper()}; 'mypt {name} --help' says more")
     return args
 
-
+# %% ../nbs/commands/cli.ipynb #95e58790
 def _run_verb(name: str, words: list[str]) -> int:  # Exit code
     verb, parser = VERBS[name], verb_parser(name)
     if '-h' in words or '--help' in words:

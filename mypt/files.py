@@ -43,7 +43,7 @@ def open_input(path: str | Path) -> Iterator[IO[bytes]]:
     with f:
         yield f
 
-
+# %% ../nbs/base/files.ipynb #b72591d2
 def iter_lines(
     path: str | Path,
 ) -> Iterator[tuple[int, bytes | None]]:  # (line number from 1, its bytes)
@@ -62,7 +62,7 @@ def iter_lines(
                 yield n, line
             line = f.readline(MAX_LINE + 1)
 
-
+# %% ../nbs/base/files.ipynb #8cafdec2
 def too_long_error(where: str) -> UserError:
     "What to say about a line for which `iter_lines` gave None."
     size = MAX_LINE >> 20

@@ -187,7 +187,7 @@ _ANSWER_KEYS = _keys(
     'calls (name, arguments), stopped'
 )
 
-
+# %% ../../nbs/commands/examples.ipynb #5c128163
 def _dataset_report(ds: Any) -> dict:
     recorded = [key for key in _DATASET_KEYS if key != 'dataset_dir']
     return dict(dataset_dir=ds.dir) | {key: ds.meta.get(key) for key in recorded}
@@ -242,7 +242,7 @@ def _problem_report(problems: list[str]) -> dict:
 def _quality_report(reports: dict) -> dict:
     return {name: r.data for name, r in reports.items()}
 
-
+# %% ../../nbs/commands/examples.ipynb #e973ec35
 def _training_report(trainer: Any) -> dict:
     names = 'step max_steps tokens supervised evaluated best stop'.split()
     return {name: getattr(trainer, name) for name in names}

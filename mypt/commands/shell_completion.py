@@ -138,7 +138,7 @@ def _arguments(typed: _Typed, start: str, has_report: bool) -> list[Candidate]:
     plain = _plain_flag(start)
     return [Candidate(f, meaning) for f, meaning in flags.items() if f.startswith(plain)]
 
-
+# %% ../../nbs/commands/shell_completion.ipynb #c3068cb5
 def completions(words: list[str]) -> list[Candidate]:  # The last of `words` is being typed
     "What could take the place of the last word."
     words = [w for w in words if w != '='] or ['']  # bash parts --flag=value in three
@@ -151,14 +151,15 @@ def completions(words: list[str]) -> list[Candidate]:  # The last of `words` is 
     return _verb_candidates(done, start)
 
 # %% ../../nbs/commands/shell_completion.ipynb #b89cc525
-SCRIPTS = dict(
-    bash=r"""_mypt() {
+_BASH = r"""_mypt() {
     local line; COMPREPLY=()
     while IFS= read -r line; do COMPREPLY+=("${line%%$'\t'*}")
     done < <("$1" __complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
 }
-complete -o default -F _mypt mypt""",
-    zsh=r"""#compdef mypt
+complete -o default -F _mypt mypt"""
+
+# %% ../../nbs/commands/shell_completion.ipynb #f7c16fc8
+_ZSH = r"""#compdef mypt
 _mypt() {
     local line; local -a found
     for line in "${(@f)$("${words[1]}" __complete "${(@)words[2,CURRENT]}" 2>/dev/null)}"; do
@@ -166,8 +167,10 @@ _mypt() {
     done
     if (( $#found )); then _describe mypt found; else _files; fi
 }
-if [[ $funcstack[1] == _mypt ]]; then _mypt "$@"; else compdef _mypt mypt; fi""",
-    fish=r"""function __mypt
+if [[ $funcstack[1] == _mypt ]]; then _mypt "$@"; else compdef _mypt mypt; fi"""
+
+# %% ../../nbs/commands/shell_completion.ipynb #6e0a1664
+_FISH = r"""function __mypt
     set -l words (commandline -opc) (commandline -ct)
     set -l found ($words[1] __complete $words[2..-1] 2>/dev/null)
     if set -q found[1]
@@ -176,8 +179,9 @@ if [[ $funcstack[1] == _mypt ]]; then _mypt "$@"; else compdef _mypt mypt; fi"""
         __fish_complete_path (commandline -ct)
     end
 end
-complete -c mypt -f -a '(__mypt)' """,
-)
+complete -c mypt -f -a '(__mypt)' """
+
+SCRIPTS = dict(bash=_BASH, zsh=_ZSH, fish=_FISH)
 
 # %% ../../nbs/commands/shell_completion.ipynb #00ba5d44
 def print_completions(words: list[str]) -> int:  # Exit code

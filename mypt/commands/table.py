@@ -60,6 +60,10 @@ VERBS |= {
         'episodes to a dataset: mask, pack, store',
         aliases=dict(output='output_dir'),
     ),
+}
+
+# %% ../../nbs/commands/table.ipynb #abb2fc5b
+VERBS |= {
     'prepare-jobs plan': _data(
         'mypt.curate.prepare_jobs:plan_jobs', 'data past one machine: cut the input into splits'
     ),
@@ -93,6 +97,10 @@ VERBS |= {
         'mypt.curate.augment:augment', 'more episodes: the same questions in other words'
     ),
     'diversify': _quality('mypt.curate.augment:diversify', 'vary how questions begin'),
+}
+
+# %% ../../nbs/commands/table.ipynb #010601f6
+VERBS |= {
     'inspect': _quality(
         'mypt.report.inspect:inspect',
         'look at the tokens of a dataset or of JSONL',

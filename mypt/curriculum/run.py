@@ -156,8 +156,7 @@ def run(
     seed: int = 42,
     docs_dir: str | None = None,  # Documents for the generators that ask about some
     num_examples: int | None = None,  # Episodes of each source, in place of the recipe's
-    pretrain_replay: str
-    | None = None,  # JSONL of raw text (mypt make replay): five in a hundred episodes
+    pretrain_replay: str | None = None,  # JSONL of raw text (mypt make replay): a share of 5 %
     no_replay: bool = False,  # Leave out what earlier phases were trained on
     format_lock_mode: str = 'full',  # Phase 1: `full` or `minimal`
     format_lock_math: str = 'include',  # Phase 1: `include`, `exclude`, `only` or `minimal`

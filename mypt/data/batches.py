@@ -63,6 +63,24 @@ class RowLike(Protocol):
     def segments(self) -> np.ndarray: ...
 
 
+def _padded(
+    rows: Sequence[RowLike],
+    length: int,  # T
+    pad_id: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # Ids, weights and segments, each [B, T]
+    "Rows in arrays of one length, filled up with padding."
+    shape = len(rows), length
+    ids = np.full(shape, pad_id, np.int64)
+    weights = np.zeros(shape, np.float32)
+    segments = np.zeros(shape, np.int32)
+    for b, row in enumerate(rows):
+        n = len(row.ids)
+        ids[b, :n] = row.ids
+        weights[b, :n] = row.weights
+        segments[b, :n] = row.segments
+    return ids, weights, segments
+
+# %% ../../nbs/07_batches.ipynb #2f763e4e
 def collate(
     rows: Sequence[RowLike],
     pad_id: int = 0,  # Fills padding; never looked at
@@ -70,15 +88,8 @@ def collate(
     loss_mask: bool = True,  # False: every real token is a target, as in pre-training
 ) -> Batch:
     "Pad rows to one length and derive targets, target weights and positions."
-    B, T = len(rows), length or -(-max(len(r.ids) for r in rows) // 8) * 8
-    ids = np.full((B, T), pad_id, np.int64)
-    own_weights = np.zeros((B, T), np.float32)  # of the token itself
-    seg = np.zeros((B, T), np.int32)
-    for b, row in enumerate(rows):
-        n = len(row.ids)
-        ids[b, :n] = row.ids
-        own_weights[b, :n] = row.weights
-        seg[b, :n] = row.segments
+    T = length or -(-max(len(r.ids) for r in rows) // 8) * 8
+    ids, own_weights, seg = _padded(rows, T, pad_id)  # weights of the tokens themselves
     if not loss_mask:
         own_weights = (seg > 0).astype(np.float32)
     targets, weights = np.zeros_like(ids), np.zeros_like(own_weights)
@@ -88,7 +99,7 @@ def collate(
     at = np.arange(T)
     first = np.diff(seg, axis=1, prepend=-1) != 0  # of a segment
     positions = at - np.maximum.accumulate(np.where(first, at, 0), axis=1)
-    runs = np.append(np.flatnonzero(first), B * T)
+    runs = np.append(np.flatnonzero(first), ids.size)
     arrays = ids, targets, weights, seg, positions, runs, np.flatnonzero(weights)
     return Batch(*map(torch.from_numpy, arrays))
 

@@ -90,7 +90,7 @@ def _string_slots(container: Any, key: Any) -> Iterator[_TextSlot]:
         for k in range(len(value)):
             yield from _string_slots(value, k)
 
-
+# %% ../../nbs/data/encode.ipynb #898b376f
 def _retrieved_texts(ep: dict) -> list[_TextSlot]:
     "Retrieved texts of an episode: contexts, and the strings inside tool results."
     slots = []
@@ -217,6 +217,15 @@ def _all_fit(lengths: np.ndarray, cap: int) -> bool:
     return bool((lengths >= 2).all()) and (not cap or lengths.max(initial=0) <= cap)
 
 # %% ../../nbs/data/encode.ipynb #45619c3b
+def _leaks(lines: list[_Line], held_out: frozenset) -> list[Leak]:
+    "What the episodes share with the validation file."
+    leaks = []
+    for line in lines:
+        shared = sorted(fingerprints(line.episode) & held_out)
+        leaks += [Leak(line.where, kind, text) for kind, text in shared]
+    return leaks
+
+# %% ../../nbs/data/encode.ipynb #8e9d4b01
 def encode_lines(
     lines: list,  # (where, raw bytes) of some lines; None for bytes that were too many
     settings: EncodeSettings,
@@ -235,13 +244,10 @@ def encode_lines(
     ids, roles, _, lengths = arrays
     episodes = [line.episode for line in parsed]
     keys = np.array([question_key(ep, settings.seed) for ep in episodes], np.uint64)
-    groups, leaks = [], []
+    groups = []
     if settings.group_by:
         groups = [str(dotted_field(ep, settings.group_by)) for ep in episodes]
-    if settings.held_out:
-        for line in parsed:
-            shared = sorted(fingerprints(line.episode) & settings.held_out)
-            leaks += [Leak(line.where, kind, text) for kind, text in shared]
+    leaks = _leaks(parsed, settings.held_out) if settings.held_out else []
     return EncodedPart(ids, roles, lengths, keys, groups, rejects, shrunk, leaks)
 
 # %% ../../nbs/data/encode.ipynb #9987b557
@@ -254,7 +260,7 @@ def _encode_bulk(lines: list[_Line], tok: Tokenizer, settings: EncodeSettings) -
     lengths = arrays[-1]
     return arrays if _all_fit(lengths, settings.cap) else None
 
-
+# %% ../../nbs/data/encode.ipynb #b60d6f2c
 def _one_by_one(
     lines: list[_Line],
     tok: Tokenizer,

@@ -63,7 +63,7 @@ def _kind(value: Any) -> str:
     "What a value is called in JSON."
     return _KINDS.get(type(value), type(value).__name__)
 
-
+# %% ../../nbs/01_episodes.ipynb #efc02651
 def _check_text(value: Any, path: str, non_empty: bool = False) -> str:
     "The value when it is clean text; raises `EpisodeError` otherwise."
     if not isinstance(value, str):
@@ -104,6 +104,24 @@ def _check_keys(obj: dict, known: Iterable[str], path: str) -> None:
             raise EpisodeError(where, f'unknown key{nearest(key, known)}')
 
 # %% ../../nbs/01_episodes.ipynb #7acf935e
+def _place_of(
+    entry: Any,  # A string, or an object with `text` and perhaps `at`
+    last: int,  # Where the entry before it belongs
+    end: int,  # Where the text ends
+    path: str,
+) -> tuple[int, Any]:  # (character offset, its text, not checked yet)
+    "Where a citation belongs; raises `EpisodeError`."
+    if not isinstance(entry, dict):
+        return end, entry
+    _check_keys(entry, ('text', 'at'), path)
+    at = entry.get('at', end)
+    if type(at) is not int or not last <= at <= end:
+        raise EpisodeError(
+            f'{path}.at', f'{at!r} is not a character offset from {last} to {end}, in text order'
+        )
+    return at, entry.get('text')
+
+# %% ../../nbs/01_episodes.ipynb #d0300b4e
 def _check_cite(
     cite: Any,
     content: str,  # The text that the offsets count in
@@ -115,15 +133,7 @@ def _check_cite(
     out, last = [], 0
     for i, entry in enumerate(cite if several else [cite]):
         where = f'{path}[{i}]' if several else path
-        at, text = end, entry
-        if isinstance(entry, dict):
-            _check_keys(entry, ('text', 'at'), where)
-            at, text = entry.get('at', end), entry.get('text')
-            if type(at) is not int or not last <= at <= end:
-                raise EpisodeError(
-                    f'{where}.at',
-                    f'{at!r} is not a character offset from {last} to {end}, in text order',
-                )
+        at, text = _place_of(entry, last, end, where)
         _check_text(text, where, non_empty=True)
         out.append(text if at == end else {'at': at, 'text': text})
         last = at
@@ -238,7 +248,7 @@ def _split_system(obj: dict) -> tuple[Any, list]:  # (system prompt or None, the
         raise EpisodeError('messages', 'only a system message; add a user and an assistant message')
     return system, msgs[1:]
 
-
+# %% ../../nbs/01_episodes.ipynb #75783984
 def _check_meta(obj: dict, ep: dict) -> dict:
     "Copy the metadata strings into `ep`; a copy of `_meta`."
     for field in META_FIELDS:
@@ -379,7 +389,7 @@ def _object_schema(properties: dict, required: list[str]) -> dict:
         'additionalProperties': False,
     }
 
-
+# %% ../../nbs/01_episodes.ipynb #f09deb48
 def _field_schema(role: str, field: str) -> dict:
     "The schema of one field of a message."
     if (role, field) == ('toolresult', 'content'):
@@ -407,7 +417,7 @@ def _message_schema(role: str) -> dict:
     older = {'role': {'const': role}, 'name': fields['name'], 'output': fields['content']}
     return {'anyOf': [schema, _object_schema(older, ['role', 'name', 'output'])]}
 
-
+# %% ../../nbs/01_episodes.ipynb #9e4927e2
 def json_schema() -> dict:
     "The episode rules as JSON Schema (2020-12), as shipped in `assets/episode.schema.json`."
     messages = [_message_schema(role) for role in ROLE_FIELDS]

@@ -136,6 +136,8 @@ _ASSISTANT = (
     "{%- if loop.last or loop.nextitem.role == 'user' -%}"
     "{% generation %}{{- '<eot>' -}}{% endgeneration %}{{- end -}}{%- endif -%}"
 )
+
+# %% ../../nbs/data/hf_tokenizer.ipynb #e96e4c1f
 _MESSAGES = (
     '{%- for m in messages -%}'
     "{%- if m.role == 'system' -%}"
@@ -399,7 +401,7 @@ def _check_round_trip(tok: ForeignTokenizer, path: Path) -> None:
         'take another base model'
     )
 
-
+# %% ../../nbs/data/hf_tokenizer.ipynb #8779e6e6
 @lru_cache(8)
 def _read_tokenizer(path: Path, kind: str, mtime: int, size: int) -> ForeignTokenizer:
     "The tokenizer of one version of a file."

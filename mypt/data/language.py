@@ -26,7 +26,7 @@ _WORDS_OF_MANY = dict(
     ),
 )
 
-
+# %% ../../nbs/data/language.ipynb #0752abab
 def _count_umlauts(text: str) -> int:
     return sum(c in 'äöüß' for c in text)
 

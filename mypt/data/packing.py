@@ -17,8 +17,6 @@ from ..errors import UserError
 # %% ../../nbs/04_packing.ipynb #2ddfdb31
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" width="{}" height="{}">{}</svg>'
 PALETTE = ('#4c78a8', '#f58518', '#54a24b', '#b279a2', '#e45756', '#72b7b2', '#9d755d', '#d4a72c')
-
-
 _BAR = (
     '<rect x="{:.1f}" y="{}" width="{:.1f}" height="12" fill="{}"><title>{} tokens</title></rect>'
 )
@@ -34,7 +32,7 @@ def _row_bars(row: Sequence[int], hues: Sequence[int], y: int, cap: int, width: 
         bars.append(_BAR.format(x, y, w, PALETTE[int(hue) % len(PALETTE)], length))
     return bars
 
-
+# %% ../../nbs/04_packing.ipynb #fffeb455
 def rows_svg(
     rows: Sequence,  # Per row, the lengths of its segments in tokens
     cap: int,  # Tokens per row

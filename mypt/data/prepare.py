@@ -129,7 +129,7 @@ def _end_with_parent():
 
     threading.Thread(target=wait, daemon=True).start()
 
-
+# %% ../../nbs/06_prepare.ipynb #8d734e10
 def in_order(fn: Callable[[_In], _Out], items: Iterable[_In], workers: int) -> Iterator[_Out]:
     "`map(fn, items)` over processes: results in order, a few items per worker in memory."
     if workers <= 1:
@@ -523,7 +523,7 @@ def _warn(meta: dict):
     if not meta['num_val_episodes']:
         print('warning: no validation episodes; overfitting will not show')
 
-
+# %% ../../nbs/06_prepare.ipynb #82b92f5f
 def _summarised(ds: Dataset, accounts: _Accounts, verbose: bool) -> Dataset:
     "Print the closing lines of `prepare`; gives the dataset back."
     m = ds.meta

@@ -307,7 +307,7 @@ def _read_answer(r: _RunReader) -> dict:
         m['cite'] = cites[0] if only else cites
     return m
 
-
+# %% ../../nbs/02_serialize.ipynb #a44df5e5
 def _read_assistant(r: _RunReader) -> dict:
     "The inside of an assistant block, and its closing tag where there is one."
     think = _read_block(r, 'think')

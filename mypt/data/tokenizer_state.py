@@ -43,10 +43,21 @@ def save_tokenizer(tok: Tokenizer, folder: str | Path) -> Path:
     return path
 
 # %% ../../nbs/data/tokenizer_state.ipynb #e94a48b1
+def _check_tags(tok: Tokenizer, saved: dict, where: str) -> None:
+    "Raise `UserError` at the first tag whose id is not the pinned one."
+    for tag in [*tok.tag_ids, *saved]:
+        pinned = tok.tag_ids.get(tag)
+        if saved.get(tag) != pinned:
+            raise UserError(
+                f'{where}: tag {tag} has id {saved.get(tag)}, the pinned table says {pinned}; '
+                'the tokens were written by another vocabulary, prepare the data again'
+            )
+
+# %% ../../nbs/data/tokenizer_state.ipynb #ef954f45
 def tokenizer_from_state(
     state: dict,  # As `tokenizer_state` gives it
     where: str = 'tokenizer_state',  # Named in errors
-    kind: str | None = None,  # Where the tokenizer is to be had; None: as the state says
+    kind: str | None = None,  # Where to find the tokenizer; None: as the state says
 ) -> Tokenizer:
     "The tokenizer of `state`; raises `UserError` naming the first tag or size that disagrees."
     if not isinstance(state, dict) or 'kind' not in state:
@@ -57,14 +68,7 @@ def tokenizer_from_state(
             'prepare the data again or update mypt'
         )
     tok = open_tokenizer(kind or state['kind'])
-    saved = state.get('tags') or {}
-    for tag in [*tok.tag_ids, *saved]:
-        pinned = tok.tag_ids.get(tag)
-        if saved.get(tag) != pinned:
-            raise UserError(
-                f'{where}: tag {tag} has id {saved.get(tag)}, the pinned table says {pinned}; '
-                'the tokens were written by another vocabulary, prepare the data again'
-            )
+    _check_tags(tok, state.get('tags') or {}, where)
     for key, want in tokenizer_state(tok).items():
         if state.get(key) != want:
             raise UserError(f'{where}: {key} is {state.get(key)!r}, expected {want!r}')

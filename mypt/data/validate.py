@@ -92,7 +92,7 @@ def _expected(ds: Dataset, s: Shard, piece: Piece) -> _Expected:
     segments[inside] = np.repeat(number, length)
     return _Expected(weights, segments)
 
-
+# %% ../../nbs/data/validate.ipynb #ff84323c
 def _untrained(s: Shard, piece: Piece) -> np.ndarray:  # bool[n], at the first token of each
     "Episodes without a single trained token."
     a, b, episodes = piece
@@ -135,7 +135,7 @@ def _shard_faults(ds: Dataset, s: Shard) -> list[str]:
     way = 'prepare the data again'
     return [f'{s.name}: {count[k]} {k}, the first at token {at}; {way}' for k, at in first.items()]
 
-
+# %% ../../nbs/data/validate.ipynb #a8c76e7f
 def validate_dataset(
     dir: str | Path,  # A dataset folder
     full: bool = True,  # False: only what `open_dataset` looks at

@@ -178,6 +178,18 @@ def cut_at(
     return max(int(ends[i - 1]), at) if i else at
 
 # %% ../../nbs/data/writer.ipynb #f5a0bece
+def _widened(narrow: _SummedFile) -> _SummedFile:
+    "The same file, with two bytes for each of its segment numbers."
+    narrow.close()
+    source = narrow.path.rename(narrow.path.with_suffix('.narrow'))
+    wide = _SummedFile(narrow.path)
+    with open(source, 'rb') as f:
+        for block in iter(lambda: f.read(1 << 20), b''):
+            wide.write(np.frombuffer(block, 'u1').astype('<u2'))
+    source.unlink()
+    return wide
+
+# %% ../../nbs/data/writer.ipynb #2ef2f048
 class _ShardWriter:
     "The growing files of one shard."
 
@@ -197,15 +209,7 @@ class _ShardWriter:
 
     def widen(self):
         "Segment numbers that were written as bytes become two bytes each."
-        narrow = self.files['segments']
-        narrow.close()
-        source = narrow.path.rename(narrow.path.with_suffix('.narrow'))
-        wide = _SummedFile(narrow.path)
-        with open(source, 'rb') as f:
-            for block in iter(lambda: f.read(1 << 20), b''):
-                wide.write(np.frombuffer(block, 'u1').astype('<u2'))
-        source.unlink()
-        self.files['segments'] = wide
+        self.files['segments'] = _widened(self.files['segments'])
 
 # %% ../../nbs/data/writer.ipynb #c9e0a685
 class _Chunk(NamedTuple):
@@ -216,7 +220,7 @@ class _Chunk(NamedTuple):
     index: np.ndarray  # int64[k,2]: (start, length)
     segments: np.ndarray | None  # [n], packed only
 
-
+# %% ../../nbs/data/writer.ipynb #c992f5ea
 def _unit_ends(chunk: _Chunk, block: int) -> np.ndarray:  # int64: ends of rows or episodes
     "Where shards may end; raises `ValueError` on a chunk whose arrays do not belong together."
     tokens, weights, index, segments = chunk
@@ -387,7 +391,7 @@ def _metadata(settings: WriterSettings, train: _SplitWriter, val: _SplitWriter) 
         lineage=[],
     )
 
-
+# %% ../../nbs/data/writer.ipynb #b519f67e
 def _file_entries(root: Path, tok: Tokenizer, files: list[_SummedFile]) -> dict[str, dict]:
     "Save the tokenizer, close the files, and give bytes and sha256 of each by its name."
     save_tokenizer(tok, root)

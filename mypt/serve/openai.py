@@ -481,10 +481,11 @@ class StopAt:
         if self.hit:
             return ''
         self.held += text
-        found = [self.held.find(s) for s in self.stops if s in self.held]
-        if found:
+        ends = [(self.held.find(s) + len(s), -len(s)) for s in self.stops if s in self.held]
+        if ends:
             self.hit = True
-            return self.held[: min(found)]
+            end, minus_length = min(ends)  # the first that is complete; of two, the longer
+            return self.held[: end + minus_length]
         end = len(self.held) - max((self._begun(s) for s in self.stops), default=0)
         shown, self.held = self.held[:end], self.held[end:]
         return shown

@@ -82,13 +82,19 @@ class Branch:
     reasons: list[str]  # for each message; '' on the path
 
 # %% ../../nbs/sources/chat.ipynb #13e6f397
+def _children(tree: list[dict]) -> dict[str | None, list[int]]:
+    "Positions of the messages that follow each message; under None those that follow none."
+    children = {}
+    for i, m in enumerate(tree):
+        children.setdefault(m['parent_id'], []).append(i)
+    return children
+
+# %% ../../nbs/sources/chat.ipynb #b0942a03
 def best_branch(
     tree: list[dict],  # The messages of one tree, in any order
 ) -> Branch:
     "From the first prompt, always on to the best-ranked reply, as far as the last answer."
-    children = {}
-    for i, m in enumerate(tree):
-        children.setdefault(m['parent_id'], []).append(i)
+    children = _children(tree)
     if None not in children:
         return Branch([], ['its tree has no first prompt'] * len(tree))
     ids = {m['message_id'] for m in tree}

@@ -93,7 +93,7 @@ HUB = {
 def _missing_columns(form: SourceForm, columns: Iterable[str]) -> list[str]:
     return [c for c in form.columns if not set(c.split('|')) & set(columns)]
 
-
+# %% ../../nbs/sources/convert.ipynb #a7cc8a37
 def form_name(
     row: Any,  # The first of its file
     name: str = '',  # As given with --format
@@ -187,6 +187,19 @@ def first_row(place: Place) -> tuple[Any, Iterator]:  # (None if there is no row
     return None, iter(())
 
 # %% ../../nbs/sources/convert.ipynb #bb67fea2
+def _check_language(dataset: str, language: str, asked: tuple) -> None:
+    "Raise `UserError` when all rows of a set are in a language that was not asked for."
+    if language and asked and language not in asked:
+        fault = f'its rows are {language!r}, so --languages {" ".join(asked)} leaves none'
+        raise UserError(f'{dataset}: {fault}; leave it out')
+
+
+def _pass_over(rows: Iterable, name: str, tally: Tally) -> None:
+    "Reject all rows of a file whose form is not known."
+    for _ in counted_rows(rows, tally):
+        tally.reject(f'{name} has the columns of no known form')
+
+# %% ../../nbs/sources/convert.ipynb #db47c91a
 def episodes(
     dataset: str,
     tally: Tally,  # What becomes of the rows is written into it
@@ -198,10 +211,7 @@ def episodes(
     "The episodes of a data set, streamed."
     known = HUB.get(dataset, HubSet())
     tally.language = known.language
-    if known.language and tally.languages and known.language not in tally.languages:
-        asked = ' '.join(tally.languages)
-        fault = f'its rows are {known.language!r}, so --languages {asked} leaves none'
-        raise UserError(f'{dataset}: {fault}; leave it out')
+    _check_language(dataset, known.language, tally.languages)
     places = sources_of(dataset, split, mirror, config or known.config)
     for place in places:
         first, rows = first_row(place)
@@ -213,9 +223,7 @@ def episodes(
         except UserError:
             if len(places) == 1:
                 raise
-            name = Path(place.where).name
-            for _ in counted_rows(rows, tally):
-                tally.reject(f'{name} has the columns of no known form')
+            _pass_over(rows, Path(place.where).name, tally)
             continue
         yield from form(rows, tally)
 

@@ -7,12 +7,22 @@ __all__ = ['dataset_questions']
 
 # %% ../../nbs/sources/questions.ipynb #f3aed0b6
 from collections.abc import Iterator
+from typing import Any
 from ..errors import UserError
 from .convert import HUB, HubSet, first_row, form_name, sources_of
 from .qa import QA, Question, question_of
 from .rows import Skip, Tally, counted_rows
 
 # %% ../../nbs/sources/questions.ipynb #e8e25d94
+def _reader_of(row: Any, form: str, where: str) -> str:  # One of QA
+    "The reader for rows like this one; raises `UserError` when they hold no passages."
+    reader = form_name(row, form, where)
+    if reader not in QA:
+        fault = f'{reader} rows are no questions about passages'
+        raise UserError(f'{where}: {fault}; use {", ".join(QA)}')
+    return reader
+
+# %% ../../nbs/sources/questions.ipynb #35796753
 def dataset_questions(
     dataset: str,  # One of QA_SETS, or a file or folder with the columns of one
     tally: Tally,  # Counts what becomes of the rows
@@ -28,10 +38,7 @@ def dataset_questions(
         first, rows = first_row(place)
         if first is None:
             continue
-        reader = form_name(first, form or known.form, place.where)
-        if reader not in QA:
-            fault = f'{reader} rows are no questions about passages'
-            raise UserError(f'{place.where}: {fault}; use {", ".join(QA)}')
+        reader = _reader_of(first, form or known.form, place.where)
         for row in counted_rows(rows, tally):
             try:
                 question = question_of(row, reader, tally)

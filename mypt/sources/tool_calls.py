@@ -141,7 +141,7 @@ _SINGLE_QUOTED = re.compile(
 
 
 def _calls_in(text: str) -> list[tuple[str, Any]]:
-    "The calls of a text in one notation, not yet held against any schema; else `Skip`."
+    "The calls of a text in one notation, not yet checked against any schema; else `Skip`."
     single = _SINGLE_QUOTED.fullmatch(text)
     values = json_values(text)
     if single:
