@@ -158,9 +158,7 @@ def _trace_html(run: AgentRun) -> str:
 def read_reply(
     ids: list[int],  # What was generated after `<myPT_assistant>`
     tok: Tokenizer,
-) -> tuple[
-    dict | None, str
-]:  # (message, ''), or (None, what is wrong), which is 'length' without an end
+) -> tuple[dict | None, str]:  # (message, ''), or (None, what is wrong); 'length' without an end
     "The message in a reply. Never raises."
     stops = stop_ids(tok)
     end = next((k for k, i in enumerate(ids) if i in stops), None)
@@ -189,9 +187,7 @@ def fit_history(
         return history
     answered = [*history['messages'], {'role': 'assistant', 'content': '.'}]
     whole = json.loads(json.dumps({**history, 'messages': answered}))
-    answer = (
-        len(to_ids(serialize(whole, layout), tok)) - n
-    )  # tokens that an answer of one letter adds
+    answer = len(to_ids(serialize(whole, layout), tok)) - n  # what an answer of one letter adds
     while True:
         short = shrink_context(whole, tok, limit + answer, layout)
         if short:
@@ -202,7 +198,7 @@ def fit_history(
         longest = max(lists, key=len)
         del longest[len(longest) // 2 :]
 
-
+# %% ../../nbs/26_agent.ipynb #35449f46
 def _result_lists(messages: list[dict]) -> list[list]:
     "The lists in tool results that can still lose an item."
     results = [m['content'] for m in messages if m['role'] == 'toolresult']
@@ -318,7 +314,7 @@ def model_reply(
     tok: Tokenizer,
     layout: str = 'compact',  # The model's own: `load_model(...)[2]['layout']`
     max_new_tokens: int = 200,
-    constrain: CallGrammar | None = None,  # Rule for what stands inside a call
+    constrain: CallGrammar | None = None,  # Rule for what is inside a call
     batch_size: int = 64,
     **sampling,  # Fields of Sampling; greedy when none
 ) -> ReplyFn:

@@ -64,8 +64,12 @@ _BLOCK = set(
     'p div section article main header footer nav aside ul ol table tr blockquote pre dl dt dd '
     'figure form hr'.split()
 )
+_HEADING_TAGS = {f'h{n}': '\n\n' + '#' * n + ' ' for n in range(1, 7)}
+_BREAKS = (
+    dict.fromkeys(_BLOCK, '\n\n') | _HEADING_TAGS | {'br': '\n', 'li': '\n- ', 'td': ' ', 'th': ' '}
+)
 
-
+# %% ../../nbs/agent/documents.ipynb #5e7cd36a
 class _HtmlText(HTMLParser):
     def __init__(self):
         super().__init__()
@@ -81,21 +85,15 @@ class _HtmlText(HTMLParser):
             self.silent += 1
         elif tag == 'body':
             self.silent = 0  # a head that was never closed
-        elif tag in _BLOCK:
-            self.out.append('\n\n')
-        elif re.fullmatch('h[1-6]', tag):
-            self.out.append('\n\n' + '#' * int(tag[1]) + ' ')
-        elif tag in ('br', 'li'):
-            self.out.append('\n- ' if tag == 'li' else '\n')
-        elif tag in ('td', 'th'):
-            self.out.append(' ')
+        elif tag in _BREAKS:
+            self.out.append(_BREAKS[tag])
 
     def handle_endtag(self, tag):
         if tag == 'title':
             self.in_title = False
         elif tag in _SILENT:
             self.silent = max(0, self.silent - 1)
-        elif tag in _BLOCK or re.fullmatch('h[1-6]', tag):
+        elif tag in _BLOCK or tag in _HEADING_TAGS:
             self.out.append('\n\n')
 
     def handle_data(self, data):
@@ -131,7 +129,7 @@ def _read_pdf(raw: bytes) -> tuple[str, str]:  # (title or '', text)
     except Exception as e:
         raise Unreadable(f'PDF that cannot be read ({type(e).__name__})') from None
 
-
+# %% ../../nbs/agent/documents.ipynb #107d6414
 READERS: dict[str, Callable[[bytes], tuple[str, str]]] = {
     '.md': _read_markdown,
     '.markdown': _read_markdown,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACE_BITS', 'EmbedFn', 'INDEX_FILE', 'passage_number', 'passage_place', 'PassageVectors', 'unit_vectors',
-           'FileStore', 'write_index']
+           'IndexReader', 'FileStore', 'write_index']
 
 # %% ../../nbs/agent/index_file.ipynb #0f21ddb6
 import hashlib
@@ -105,8 +105,8 @@ def _open(path: Path) -> sqlite3.Connection:
     return db
 
 # %% ../../nbs/agent/index_file.ipynb #4e90c76c
-class FileStore:
-    "An inverted index in a file."
+class IndexReader:
+    "A file of an index, open to read."
 
     def __init__(self, path: Path):
         self.path = path
@@ -133,6 +133,10 @@ class FileStore:
             rows = floats.reshape(len(found), -1)
             self._vectors = PassageVectors([p for p, _ in found], rows)
         return self._vectors
+
+# %% ../../nbs/agent/index_file.ipynb #c8062c5b
+class FileStore(IndexReader):
+    "An inverted index in a file."
 
     def postings(self, word: str) -> dict[int, int]:  # passage → how often it has the word
         found = Counter(p for (p,) in self.ask('select doc from instances where term = ?', word))

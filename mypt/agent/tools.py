@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOOLS', 'Tool', 'describe_tools', 'MarkdownText', 'tools_table', 'check_call', 'cut_text', 'summarize', 'excerpt',
-           'DocumentTools', 'Workspace']
+           'FindTools', 'DocumentTools', 'Workspace']
 
 # %% ../../nbs/25_tools.ipynb #3898d190
 import re
@@ -119,9 +119,9 @@ def tools_table(tools: dict[str, Tool] = TOOLS) -> str:  # Markdown
 
 # %% ../../nbs/25_tools.ipynb #a6c2b2e3
 def check_call(
-    name: Any,
-    arguments: Any,
-    tools: dict[str, Tool] = TOOLS,  # Any JSON  # Any JSON
+    name: Any,  # Any JSON
+    arguments: Any,  # Any JSON
+    tools: dict[str, Tool] = TOOLS,
 ) -> str | None:  # What is wrong, in one line; None for a legal call
     "Check a call against its tool's schema."
     if not isinstance(name, str):
@@ -131,18 +131,24 @@ def check_call(
     if not isinstance(arguments, dict):
         return f'{name}: arguments must be an object'
     tool = tools[name]
-    properties = tool.parameters['properties']
     for k, v in arguments.items():
-        if k not in properties:
-            hint = nearest(str(k)[:60], properties) if properties else '; it takes none'
-            return f'{name}: unknown argument {str(k)[:60]!r}{hint}'
-        if not _fits(v, properties[k]):
-            return f'{name}: {k} must be {_expected(properties[k])}'
+        wrong = _check_argument(k, v, tool.parameters['properties'])
+        if wrong:
+            return f'{name}: {wrong}'
     for k in tool.parameters['required']:
         if k not in arguments:
             return f'{name}: {k} is missing'
     if tool.either and sum(k in arguments for k in tool.either) != 1:
         return f'{name}: give either {" or ".join(tool.either)}'
+    return None
+
+# %% ../../nbs/25_tools.ipynb #d8d715f0
+def _check_argument(k: str, value: Any, properties: dict) -> str | None:
+    if k not in properties:
+        hint = nearest(str(k)[:60], properties) if properties else '; it takes none'
+        return f'unknown argument {str(k)[:60]!r}{hint}'
+    if not _fits(value, properties[k]):
+        return f'{k} must be {_expected(properties[k])}'
     return None
 
 # %% ../../nbs/25_tools.ipynb #f1bcee9c
@@ -214,8 +220,8 @@ def excerpt(text: str, query: str, size: int) -> str:  # At most `size` characte
     return max(pieces, key=lambda piece: len(wanted.intersection(index_words(piece))))
 
 # %% ../../nbs/25_tools.ipynb #cf0d4b0c
-class DocumentTools:
-    "The tools, bound to an index: one method each."
+class FindTools:
+    "The tools that find documents, bound to an index."
 
     def __init__(self, index: Index, snippet: int = 300):  # snippet: characters of a hit's text
         self.index = index
@@ -231,6 +237,10 @@ class DocumentTools:
     def _list_docs(self) -> dict:
         found = [dict(doc_id=i, title=t) for i, t in self.index.documents()]
         return {'documents': found, 'total': len(found)}
+
+# %% ../../nbs/25_tools.ipynb #68659157
+class DocumentTools(FindTools):
+    "The tools that find documents and read them: one method each."
 
     def _get_doc(self, doc_id: str = '', title: str = '') -> dict:
         if title:

@@ -115,6 +115,10 @@ _RULES_EN = [
             *('Which is the {} of {}?', 'I need to know the {} of {}.'),
         ),
     ),
+]
+
+# %% ../../nbs/curate/augment.ipynb #86b134c4
+_RULES_EN += [
     (
         r'What does (.+) mean\?',
         ('What is meant by {}?', 'What is the meaning of {}?', 'Explain the meaning of {}.'),
@@ -170,6 +174,10 @@ _RULES_DE = [
         r'Was ist (die Hauptstadt|das Gegenteil) von (.+)\?',
         ('Wie lautet {} von {}?', 'Wie heißt {} von {}?', 'Nenne {} von {}.'),
     ),
+]
+
+# %% ../../nbs/curate/augment.ipynb #0c88f176
+_RULES_DE += [
     (
         r'(Erkläre?|Beschreibe?|Nenne?|Zeige?|Übersetze?|Vergleiche?|Schreibe?|Liste)'
         r' (?!mir |bitte )(.+?)[.!]?',
@@ -195,7 +203,7 @@ class LeadIns(NamedTuple):
     question: tuple[str, ...]
     request: tuple[str, ...]
 
-
+# %% ../../nbs/curate/augment.ipynb #6c1592aa
 LEAD_INS = dict(
     en=LeadIns(
         question=(
@@ -262,7 +270,7 @@ _OPENERS_DE = frozenset(
     ).split()
 )
 
-
+# %% ../../nbs/curate/augment.ipynb #150d20be
 def variant_language(ep: dict) -> str | None:
     "The language that an episode names, else that of its first word; None if there are no rules."
     if lang := ep.get('language'):
@@ -439,10 +447,14 @@ def _variants(eps: list[dict], n: int, seed: int, held: set) -> Iterator[dict]:
                 return
         idle_rounds = idle_rounds + 1 if made == before else 0
         if idle_rounds == MAX_TRIES:
-            raise UserError(
-                f'{len(eps):,} episodes give {made:,} different variants, {n:,} are needed for '
-                f'--target_count {len(eps) + n}; use at most {len(eps) + made:,}, or add episodes'
-            )
+            raise _exhausted(len(eps), made, n)
+
+# %% ../../nbs/curate/augment.ipynb #fea0a4ac
+def _exhausted(n_eps: int, made: int, wanted: int) -> UserError:
+    return UserError(
+        f'{n_eps:,} episodes give {made:,} different variants, {wanted:,} are needed for '
+        f'--target_count {n_eps + wanted}; use at most {n_eps + made:,}, or add episodes'
+    )
 
 # %% ../../nbs/curate/augment.ipynb #50f608c8
 def augment(

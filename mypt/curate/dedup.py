@@ -329,25 +329,26 @@ def dedup(
     against: list | None = None,  # Files that must not be repeated either: episodes, or suites
 ) -> dict:  # rows, kept, exact, near
     "Remove exact and near duplicates; the first stays, every removed line goes to `rejects`."
-    if by not in ('episode', 'user'):
-        raise UserError(f"--by {by}: use 'episode' or 'user'")
-    if not 0.3 <= threshold <= 1:
-        raise UserError(f'--threshold {threshold}: a similarity from 0.3 to 1')
-    if Path(input).resolve() == Path(output).resolve():
-        raise UserError(f'{output}: is the input; give another --output')
+    _check_options(input, output, by, threshold)
     index = _index_lines(list(against or ()), input, by)
     with _TextReader(index, by) as reader:
         repeats = _find_repeats(index, reader, threshold)
     rejects = rejects or f'{output}.rejects.jsonl'
     _write_split(index, repeats, output, rejects)
     own = [r for i, r in repeats.items() if i >= index.n_held]
-    rows, gone, near = (
-        len(index.offset) - index.n_held,
-        len(own),
-        sum(r.similarity < 1 for r in own),
-    )
+    rows, gone = len(index.offset) - index.n_held, len(own)
+    near = sum(r.similarity < 1 for r in own)
     kept, exact = rows - gone, gone - near
     print(f'{rows:,} rows: {kept:,} kept → {output}')
     if gone:
         print(f'{exact:,} equal and {near:,} nearly equal ones → {rejects}')
     return dict(rows=rows, kept=kept, exact=exact, near=near, by=by, threshold=threshold)
+
+# %% ../../nbs/curate/dedup.ipynb #462a470e
+def _check_options(input: str, output: str, by: str, threshold: float) -> None:
+    if by not in ('episode', 'user'):
+        raise UserError(f"--by {by}: use 'episode' or 'user'")
+    if not 0.3 <= threshold <= 1:
+        raise UserError(f'--threshold {threshold}: a similarity from 0.3 to 1')
+    if Path(input).resolve() == Path(output).resolve():
+        raise UserError(f'{output}: is the input; give another --output')

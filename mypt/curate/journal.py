@@ -62,26 +62,14 @@ def _read_rows(path: Path, lines: list[bytes]) -> _JournalRows:
     return rows
 
 # %% ../../nbs/curate/journal.ipynb #21c92c5b
-class Journal:
-    "What was translated, one JSON line each; safe against kills and against two runs at once."
+class _LockedLines:
+    "A file of JSON lines that one process at a time adds to."
 
-    def __init__(
-        self,
-        path: str | Path,
-        **made: str,  # How it is translated; must be the same each time
-    ):
-        self.path, self.f = Path(path), _open_locked(Path(path))
-        lines = _whole_lines(self.f)
-        rows = _read_rows(self.path, lines)
-        self.done, self.wrote = rows.done, rows.wrote
-        if not lines:
-            self._append([made])
-        elif rows.made != made:
-            before = ', '.join(f'{k} {v}' for k, v in rows.made.items() if made.get(k) != v)
-            way = 'use the same, or move it away to begin anew'
-            raise UserError(f'{path}: was made with {before}; {way}')
+    def __init__(self, path: Path):
+        self.path, self.f = path, _open_locked(path)
+        self.lines = _whole_lines(self.f)  # those that were there
 
-    def _append(self, rows: list[dict]):
+    def append(self, rows: list[dict]):
         lines = [json.dumps(row, ensure_ascii=False).encode() + b'\n' for row in rows]
         try:
             self.f.write(b''.join(lines))
@@ -90,20 +78,39 @@ class Journal:
         except OSError as e:
             raise UserError(f'{self.path}: cannot be written ({e.strerror}); free space') from None
 
-    def add(self, sent: list[str], got: list[str]):
-        "Remember translations."
-        pairs = list(zip(sent, got, strict=True))
-        self._append([{'sent': s, 'got': g} for s, g in pairs])
-        self.done.update(pairs)
-
-    def note(self, checksum: str):
-        "Remember a file that is about to be written, to know it from one that was edited."
-        if checksum not in self.wrote:
-            self._append([{'wrote': checksum}])
-            self.wrote.add(checksum)
-
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.f.close()
+
+# %% ../../nbs/curate/journal.ipynb #6bf5a219
+class Journal(_LockedLines):
+    "What was translated, one JSON line each; safe against kills and against two runs at once."
+
+    def __init__(
+        self,
+        path: str | Path,
+        **made: str,  # How it is translated; must be the same each time
+    ):
+        super().__init__(Path(path))
+        rows = _read_rows(self.path, self.lines)
+        self.done, self.wrote = rows.done, rows.wrote
+        if not self.lines:
+            self.append([made])
+        elif rows.made != made:
+            before = ', '.join(f'{k} {v}' for k, v in rows.made.items() if made.get(k) != v)
+            way = 'use the same, or move it away to begin anew'
+            raise UserError(f'{path}: was made with {before}; {way}')
+
+    def add(self, sent: list[str], got: list[str]):
+        "Remember translations."
+        pairs = list(zip(sent, got, strict=True))
+        self.append([{'sent': s, 'got': g} for s, g in pairs])
+        self.done.update(pairs)
+
+    def note(self, checksum: str):
+        "Remember a file that is about to be written, to know it from one that was edited."
+        if checksum not in self.wrote:
+            self.append([{'wrote': checksum}])
+            self.wrote.add(checksum)

@@ -32,7 +32,7 @@ class RuleCount(NamedTuple):
     broken: int  # Tokens that break it
     tokens: int  # Tokens that it is about
 
-
+# %% ../../nbs/curate/mask_report.ipynb #543f30a6
 def mask_rules(
     ids: np.ndarray,  # [n] of one episode
     mask: np.ndarray,  # [n], above 0 where trained

@@ -11,6 +11,7 @@ import numpy as np
 from typing import NamedTuple, Protocol
 from ..data.dataset import Dataset, METADATA, Row, Shard, Split, open_dataset
 from ..data.packing import plan_rows, ranges, segment_dtype
+from ..data.tokenizer import Tokenizer
 from ..data.writer import DatasetWriter, settings_like
 from ..errors import UserError
 
@@ -89,12 +90,7 @@ class _TextRows:
         "Row `i`, every token of text trained."
         parts = [self._tokens(j) for j in self.order[self.first[i] : self.first[i + 1]]]
         ids = np.concatenate(parts)
-        tags = ids > self.tok.endoftext
-        if tags.any():
-            tag = self.tok.token_str(int(ids[tags.argmax()]))
-            problem = "it has turns, and with full loss it would teach the user's part too"
-            way = 'use text prepared with --format shards'
-            raise UserError(f'general text holds {tag}: {problem}; {way}')
+        _refuse_tags(ids, self.tok)
         segments = np.repeat(np.arange(1, len(parts) + 1), [len(p) for p in parts])
         pad = max(0, self.block - len(ids))
         return Row(
@@ -102,6 +98,15 @@ class _TextRows:
             np.pad(np.ones(len(ids), np.float32), (0, pad)),
             np.pad(segments, (0, pad)).astype(np.uint16),
         )
+
+# %% ../../nbs/curate/mix_general.ipynb #a23736aa
+def _refuse_tags(ids: np.ndarray, tok: Tokenizer) -> None:
+    tags = ids > tok.endoftext
+    if tags.any():
+        tag = tok.token_str(int(ids[tags.argmax()]))
+        problem = "it has turns, and with full loss it would teach the user's part too"
+        way = 'use text prepared with --format shards'
+        raise UserError(f'general text holds {tag}: {problem}; {way}')
 
 # %% ../../nbs/curate/mix_general.ipynb #a4acb6e0
 def _add_rows(writer: DatasetWriter, split: str, rows: list[Row]):
@@ -144,18 +149,7 @@ def _check_pair(sft: Dataset, general: Dataset, chunk_size: int):
         problem = f'rows of {sft.dir} hold {sft.train.block} tokens; use at most that'
         raise UserError(f'--chunk_size {chunk_size}: {problem}')
 
-
-def _lineage_entry(ds: Dataset, tokens: int, total: int) -> dict:
-    "A dataset in the lineage of another."
-    return dict(
-        dataset=ds.dir.name,
-        sha256=hashlib.sha256((ds.dir / METADATA).read_bytes()).hexdigest(),
-        tokens=tokens,
-        share=round(tokens / total, 6),
-        sources=ds.meta.get('lineage', []),
-    )
-
-
+# %% ../../nbs/curate/mix_general.ipynb #8bf9bf43
 def _drawn(sft: Dataset, general: Dataset, ratio: float, chunk_size: int, seed: int) -> Chunks:
     "Chunks that make `ratio` of the training tokens; raises `UserError` when there is not enough."
     want = tokens_wanted(sft.train.n_tokens, ratio)
@@ -167,6 +161,17 @@ def _drawn(sft: Dataset, general: Dataset, ratio: float, chunk_size: int, seed: 
         way = f'prepare more text, or use --general_ratio {int(reached * 100) / 100:g}'
         raise UserError(f'{general.dir}: {problem}; {way}')
     return chunks
+
+# %% ../../nbs/curate/mix_general.ipynb #811e121b
+def _lineage_entry(ds: Dataset, tokens: int, total: int) -> dict:
+    "A dataset in the lineage of another."
+    return dict(
+        dataset=ds.dir.name,
+        sha256=hashlib.sha256((ds.dir / METADATA).read_bytes()).hexdigest(),
+        tokens=tokens,
+        share=round(tokens / total, 6),
+        sources=ds.meta.get('lineage', []),
+    )
 
 # %% ../../nbs/curate/mix_general.ipynb #2cded2d3
 def mix_general(

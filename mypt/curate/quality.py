@@ -162,12 +162,33 @@ def _measure(
 
 # %% ../../nbs/curate/quality.ipynb #81dce137
 @dataclass
-class _Questions:
-    "What is remembered of the episodes of a file."
+class _Sample:
+    "The hashes of all first questions, and a random sample of them with their answers."
 
     rng: random.Random
     hashes: array = field(default_factory=lambda: array('Q'))
     sample: list[tuple[str, str]] = field(default_factory=list)  # question, head of its answer
+
+    def keep(self, question: str, answer: str):
+        "Every pair has the same chance to be in the sample."
+        digest = blake2b(normalise(question).encode(), digest_size=8).digest()
+        self.hashes.append(int.from_bytes(digest, 'little'))
+        n = len(self.hashes)
+        if n <= SAMPLE:
+            self.sample.append((question, answer))
+            return
+        place = self.rng.randrange(n)
+        if place < SAMPLE:
+            self.sample[place] = (question, answer)
+
+    def distinct(self) -> int:
+        return len(np.unique(np.frombuffer(self.hashes, np.uint64)))
+
+# %% ../../nbs/curate/quality.ipynb #dc11333e
+@dataclass
+class _Questions(_Sample):
+    "What is remembered of the episodes of a file."
+
     languages: Counter = field(default_factory=Counter)
     turns: Counter = field(default_factory=Counter)
     replay: int = 0  # rows of plain text
@@ -180,25 +201,10 @@ class _Questions:
             self.replay += 1
             return
         answers = [m['content'] for m in messages if m['role'] == 'assistant']
-        digest = blake2b(normalise(asked[0]).encode(), digest_size=8).digest()
-        self.hashes.append(int.from_bytes(digest, 'little'))
         self.languages[ep.get('language', 'not told')] += 1
         self.turns[len(asked)] += 1
         self.tools += any(m['role'] == 'assistant_toolcall' for m in messages)
         self.keep(asked[0], answers[0][:200] if answers else '')
-
-    def keep(self, question: str, answer: str):
-        "Every pair has the same chance to be in the sample."
-        n = len(self.hashes)
-        if n <= SAMPLE:
-            self.sample.append((question, answer))
-            return
-        place = self.rng.randrange(n)
-        if place < SAMPLE:
-            self.sample[place] = (question, answer)
-
-    def distinct(self) -> int:
-        return len(np.unique(np.frombuffer(self.hashes, np.uint64)))
 
 # %% ../../nbs/curate/quality.ipynb #73f2c379
 def _percentages(counts: Counter) -> str:

@@ -117,7 +117,11 @@ def decide(
         elif d.must and not in_file:
             waiting.append(d)
     if waiting:
-        first, n = waiting[0], len(waiting)
-        rest = f'blocks that wait for an edit or an x in their box: {n}'
-        raise UserError(f'{first.where}: {first.why}; {rest}')
+        raise _undecided(waiting)
     return taken
+
+# %% ../../nbs/curate/review.ipynb #c43afde4
+def _undecided(waiting: list[Doubt]) -> UserError:
+    first, n = waiting[0], len(waiting)
+    rest = f'blocks that wait for an edit or an x in their box: {n}'
+    return UserError(f'{first.where}: {first.why}; {rest}')

@@ -81,6 +81,8 @@ _TOPIC_DE = dict(
         '{x} plus {y} ist {v}.',
     ),
 )
+
+# %% ../../nbs/curriculum/minimal_qa.ipynb #52bd64f0
 _TOPIC_FORMS = dict(en=_TOPIC_EN, de=_TOPIC_DE)
 
 # %% ../../nbs/curriculum/minimal_qa.ipynb #484a98ab
@@ -283,29 +285,40 @@ def make_minimal_qa(
     "Answers of one or two sentences that keep a limit or admit ignorance; half ask a topic again."
     shelf, last = Shelf(docs_dir, held), {}
 
-    def unknown(r, lang):
-        t = _unknown_topic(r, lang, shelf)
-        limit = r.choice(('plain', 'plain', 'max_words', 'sentences'))
-        asked = limited_question(r, lang, t, limit, number or (1 if limit == 'sentences' else None))
-        return t, asked._replace(answer=t.value)
-
     def draw(r, lang):
         kind = r.choice(kinds)
         again = lang in last and len(kinds) > 1 and r.random() < 0.5
         if kind == 'unknown':
-            t, asked = unknown(r, lang)
+            t, asked = _unknown_question(r, lang, shelf, number)
         else:
             t = last[lang] if again else topic(r, lang, shelf)
             last[lang] = t
             asked = limited_question(r, lang, t, kind, number)
-        without_name = t.payload == t.question
-        if not follows(asked.answer, asked.limits) or (
-            without_name and held_out(asked.question) != held
-        ):
+        if not _belongs(t, asked, held):
             return None
         return _minimal_episode(kind, t, asked, r.choice(systems))
 
     return distinct(draw, n, language, seed)
+
+# %% ../../nbs/curriculum/minimal_qa.ipynb #60640273
+def _unknown_question(
+    r: random.Random,
+    lang: str,
+    shelf: Shelf,
+    number: int | None,  # This limit always
+) -> tuple[Topic, LimitedQuestion]:
+    "A question without an answer, under a limit; the admission is the same under each."
+    t = _unknown_topic(r, lang, shelf)
+    limit = r.choice(('plain', 'plain', 'max_words', 'sentences'))
+    asked = limited_question(r, lang, t, limit, number or (1 if limit == 'sentences' else None))
+    return t, asked._replace(answer=t.value)
+
+# %% ../../nbs/curriculum/minimal_qa.ipynb #b926436a
+def _belongs(t: Topic, asked: LimitedQuestion, held: bool) -> bool:
+    "Does the answer keep its limits, and is the question on the wanted side of the split?"
+    without_name = t.payload == t.question
+    on_side = not without_name or held_out(asked.question) == held
+    return follows(asked.answer, asked.limits) and on_side
 
 # %% ../../nbs/curriculum/minimal_qa.ipynb #0b6e6247
 def _minimal_episode(kind: str, t: Topic, asked: LimitedQuestion, system: str) -> dict:

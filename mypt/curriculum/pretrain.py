@@ -21,8 +21,8 @@ from ..eval.multiple_choice import load_skills, skill_rate
 from ..files import json_asset
 
 # %% ../../nbs/curriculum/pretrain.ipynb #a1d05a00
-_NAMES_EN = dict(
-    capitals=(
+_CAPITALS = dict(
+    en=(
         'The capital of {x} is {a}.',
         '{a} is the capital of {x}.',
         'The capital city of {x} is {a}.',
@@ -32,31 +32,7 @@ _NAMES_EN = dict(
         'Whoever visits the capital of {x} goes to {a}.',
         '{a} is the capital city of {x}.',
     ),
-    opposites=(
-        'The opposite of {x} is {a}.',
-        'The opposite of {a} is {x}.',
-        '{a} is the opposite of {x}.',
-        'Not {x} but {a}.',
-        'If it is not {x}, it is {a}.',
-        'First {x}, then {a}.',
-        '{x} and {a} are opposites.',
-        'Opposite of {x}: {a}.',
-    ),
-    colours=(
-        '{x} is {a}.',
-        'The colour of {x} is {a}.',
-        'Everyone knows that {x} is {a}.',
-        'They say that {x} is {a}.',
-        'Colour of {x}: {a}.',
-        'Look, {x} is {a}!',
-        'The usual colour of {x} is {a}.',
-        'As a rule, {x} is {a}.',
-    ),
-)
-
-# %% ../../nbs/curriculum/pretrain.ipynb #c25ba761
-_NAMES_DE = dict(
-    capitals=(
+    de=(
         'Die Hauptstadt von {x} ist {a}.',
         '{a} ist die Hauptstadt von {x}.',
         'Hauptstadt von {x}: {a}.',
@@ -66,7 +42,21 @@ _NAMES_DE = dict(
         'Wer die Hauptstadt von {x} besucht, fährt nach {a}.',
         '{a} heißt die Hauptstadt von {x}.',
     ),
-    opposites=(
+)
+
+# %% ../../nbs/curriculum/pretrain.ipynb #c25ba761
+_OPPOSITES = dict(
+    en=(
+        'The opposite of {x} is {a}.',
+        'The opposite of {a} is {x}.',
+        '{a} is the opposite of {x}.',
+        'Not {x} but {a}.',
+        'If it is not {x}, it is {a}.',
+        'First {x}, then {a}.',
+        '{x} and {a} are opposites.',
+        'Opposite of {x}: {a}.',
+    ),
+    de=(
         'Das Gegenteil von {x} ist {a}.',
         'Das Gegenteil von {a} ist {x}.',
         '{a} ist das Gegenteil von {x}.',
@@ -76,7 +66,21 @@ _NAMES_DE = dict(
         '{x} und {a} sind Gegenteile.',
         'Gegenteil von {x}: {a}.',
     ),
-    colours=(
+)
+
+# %% ../../nbs/curriculum/pretrain.ipynb #c3678741
+_COLOURS = dict(
+    en=(
+        '{x} is {a}.',
+        'The colour of {x} is {a}.',
+        'Everyone knows that {x} is {a}.',
+        'They say that {x} is {a}.',
+        'Colour of {x}: {a}.',
+        'Look, {x} is {a}!',
+        'The usual colour of {x} is {a}.',
+        'As a rule, {x} is {a}.',
+    ),
+    de=(
         '{x} ist {a}.',
         'Jeder weiß: {x} ist {a}.',
         'Man sagt, {x} ist {a}.',
@@ -128,8 +132,13 @@ _ORDER_DE = dict(
     ),
 )
 
-
-FACTS = dict(en=_NAMES_EN | _ORDER_EN, de=_NAMES_DE | _ORDER_DE)
+# %% ../../nbs/curriculum/pretrain.ipynb #5839e180
+_NAMES = dict(capitals=_CAPITALS, opposites=_OPPOSITES, colours=_COLOURS)
+_ORDER = dict(en=_ORDER_EN, de=_ORDER_DE)
+FACTS = {
+    lang: {kind: forms[lang] for kind, forms in _NAMES.items()} | _ORDER[lang]
+    for lang in ('en', 'de')
+}
 
 # %% ../../nbs/curriculum/pretrain.ipynb #575354a3
 def _sums() -> list[tuple[str, str]]:  # (term, result)
@@ -411,11 +420,7 @@ def make_text(
     kinds: tuple = (),  # Of `PIECES` and `folder`; all when empty
 ) -> Iterator[dict]:
     "Different texts for pre-training: facts, grammar, copies, documents, a folder's passages."
-    if docs_dir is None and 'folder' in kinds:
-        raise UserError("kinds 'folder' needs --docs_dir")
-    bad = set(kinds) - {*PIECES, 'folder'}
-    if bad:
-        raise UserError(f'kinds {sorted(bad)}: use {", ".join(PIECES)} or folder')
+    _check_kinds(kinds, docs_dir)
     folder = Folder(docs_dir, size) if docs_dir else None
 
     def draw(r, lang):
@@ -432,6 +437,15 @@ def make_text(
         return {'_replay': True, 'text': '\n\n'.join(pieces).strip()}
 
     return distinct(draw, n, language, seed, key=lambda ep: ep['text'])
+
+# %% ../../nbs/curriculum/pretrain.ipynb #17fa3731
+def _check_kinds(kinds: tuple, docs_dir: str | None):
+    "Raises `UserError` for an unknown kind, or for passages of a folder without one."
+    if docs_dir is None and 'folder' in kinds:
+        raise UserError("kinds 'folder' needs --docs_dir")
+    bad = set(kinds) - {*PIECES, 'folder'}
+    if bad:
+        raise UserError(f'kinds {sorted(bad)}: use {", ".join(PIECES)} or folder')
 
 # %% ../../nbs/curriculum/pretrain.ipynb #c7ed3edc
 def _case(r, text, right, wrong, tags) -> dict:

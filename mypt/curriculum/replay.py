@@ -26,12 +26,7 @@ class TextShards:
             ds = open_dataset(folder)
             self.tok, self.shards = ds.tok, ds.train.shards
             return
-        paths = sorted(p for p in folder.rglob('shard_*.bin') if not p.stem.endswith('_mask'))
-        if not paths:
-            raise UserError(
-                f'{folder}: no text here; give a dataset of mypt prepare --format shards, '
-                'or a folder of shard_*.bin'
-            )
+        paths = _shard_paths(folder)
         has_state = (folder / 'tokenizer_state.json').exists()
         self.tok = load_tokenizer(folder) if has_state else get_tokenizer('gpt2')
         self.shards = [_raw_shard(p, self.tok) for p in paths]
@@ -47,14 +42,30 @@ class TextShards:
         parts = [self.tok.token_bytes(i) for i in ids[ids < eot].tolist()]
         text = b''.join(parts).decode(errors='ignore')
         begins_inside = start and tokens[start - 1] != eot
-        if begins_inside and not text[:1].isspace():
-            text = text.partition(' ')[2]
         ends_inside = end < len(tokens) and tokens[end] != eot
-        if ends_inside:
-            text = text.rpartition(' ')[0] or text
-        return text.strip()
+        return _whole_words(text, begins_inside, ends_inside)
+
+# %% ../../nbs/curriculum/replay.ipynb #8ecf7cee
+def _whole_words(text: str, begins_inside: bool, ends_inside: bool) -> str:
+    "The text without the halves of words at the ends that lie inside a document."
+    if begins_inside and not text[:1].isspace():
+        text = text.partition(' ')[2]
+    if ends_inside:
+        text = text.rpartition(' ')[0] or text
+    return text.strip()
 
 # %% ../../nbs/curriculum/replay.ipynb #486492dd
+def _shard_paths(folder: Path) -> list[Path]:
+    "The shards of the older layout, without their masks; raises `UserError` when there are none."
+    paths = sorted(p for p in folder.rglob('shard_*.bin') if not p.stem.endswith('_mask'))
+    if not paths:
+        raise UserError(
+            f'{folder}: no text here; give a dataset of mypt prepare --format shards, '
+            'or a folder of shard_*.bin'
+        )
+    return paths
+
+
 def _raw_shard(path: Path, tok: Tokenizer) -> Shard:
     tokens = np.memmap(path, '<u2', 'r')
     ends = np.append(np.flatnonzero(tokens == tok.endoftext), len(tokens))

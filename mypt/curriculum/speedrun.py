@@ -201,7 +201,7 @@ _CHAT = (
     *('answer', 'answer', 'answer', 'think'),
     *('insufficient', 'insufficient', 'no_context', 'injection'),
 )
-_LATER_LEGS = (
+_CHAT_LEGS = (
     Leg(PHASE2, 'tiny_phase2_operators', dict(operators=9000), replay={'1': 0.35}),
     Leg(
         PHASE3,
@@ -217,6 +217,10 @@ _LATER_LEGS = (
         dict(multiturn=dict(facts=3)),
         replay={'1': 0.45, '2': 0.08, '3': 0.17},
     ),
+)
+
+# %% ../../nbs/29_speedrun.ipynb #60e0ed75
+_TOOL_LEGS = (
     Leg(
         PHASE5,
         'tiny_phase5_simple_toolcall',
@@ -230,7 +234,7 @@ _LATER_LEGS = (
         replay={'1': 0.38, '2': 0.08, '3': 0.08, '4': 0.04, '5': 0.14},
     ),
 )
-LEGS = _FIRST_LEGS + _LATER_LEGS
+LEGS = _FIRST_LEGS + _CHAT_LEGS + _TOOL_LEGS
 
 # %% ../../nbs/29_speedrun.ipynb #661f32b4
 @dataclass
@@ -431,6 +435,12 @@ def speedrun(
         red = r.gate is None or not r.gate.passed
         if leg.needed and red and not keep_going:
             break
+    _sum_up(folder, results)
+    return results
+
+# %% ../../nbs/29_speedrun.ipynb #18990b9b
+def _sum_up(folder: Path, results: list[LegResult]):
+    "Print the table and the answers of the last model; write the report."
     print('\n' + leg_table(results))
     last, answers = results[-1], []
     if last.phase == '6':
@@ -438,4 +448,3 @@ def speedrun(
     for answer, run in answers:
         print(f'\n{run}\n   the document says: {answer}')
     print(f'\nthe report: {write_curriculum(folder, results, answers)}')
-    return results

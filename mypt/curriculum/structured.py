@@ -221,7 +221,7 @@ def _minutes(r, held) -> int:
         if held_out(str(i)) == held:
             return i
 
-
+# %% ../../nbs/curriculum/structured.ipynb #ba760cad
 def _decision(r, lang, kind, plain, held) -> StructuredQuestion:
     "An order or a plain question, a list of tools, and what to do."
     name = r.choice(list(_TOOLS))

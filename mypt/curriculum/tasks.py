@@ -122,17 +122,21 @@ def _facts_task(r, lang, kind, shown: list[Fact], texts: list[str]) -> Task | No
     answer = write_key_facts(sentences, task_summary(wanted))
     return Task(subject, n, names, answer, want)
 
+# %% ../../nbs/curriculum/tasks.ipynb #629712a8
+def _task(r, lang, kind, shown: list[Fact], texts: list[str]) -> Task | None:
+    "A task of this kind about the facts of a text; None where they do not allow it."
+    if kind != 'fields':
+        return _facts_task(r, lang, kind, shown, texts)
+    fillable = shown and all(f.value for f in shown)
+    return _fields_task(r, lang, shown) if fillable else None
+
 # %% ../../nbs/curriculum/tasks.ipynb #c43ac4ae
 def task_episode(r: random.Random, lang: str, kind: str, shelf: Shelf, system: str) -> dict | None:
     "One task; None where the documents do not allow it."
     pages = shelf.sample(r, lang, r.choice((2, 3)) if kind == 'query' else 1)
     texts = [(d.doc_id, passage(d, found[0], 600)) for d, found in pages]
     shown = [f for f in pages[0][1] if f.sentence in texts[0][1]]
-    if kind == 'fields':
-        fillable = shown and all(f.value for f in shown)
-        task = _fields_task(r, lang, shown) if fillable else None
-    else:
-        task = _facts_task(r, lang, kind, shown, [text for _, text in texts])
+    task = _task(r, lang, kind, shown, [text for _, text in texts])
     if task is None:
         return None
     wording = r.choice(_TASKS[lang][kind])

@@ -152,7 +152,7 @@ def _count(
     counts = [results[s].count(requirement.check, requirement.tag) for s in requirement.suites]
     return sum(k for k, _ in counts), sum(n for _, n in counts)
 
-
+# %% ../../nbs/18_gates.ipynb #90f8419b
 def judge(
     responder: Responder,
     gate: tuple[Requirement, ...],

@@ -47,7 +47,7 @@ def _read_skill(raw: bytes, where: str) -> Skill:
         raise UserError(f'{where}: not a skill: {e}') from None
     return skill
 
-
+# %% ../../nbs/eval/multiple_choice.ipynb #962cd04a
 def load_skills(
     name: str | Path = 'skills',  # The shipped suite, or a JSONL file
 ) -> list[Skill]:

@@ -38,6 +38,52 @@ def quantize_head(
     packed, back = torch.ops.quantized.linear_prepack(q, None), q.dequantize()
     return Quantized(packed, back.norm(dim=1).max(), (W - back).norm(dim=1).max())
 
+# %% ../../nbs/inference/cpu.ipynb #f8e947b0
+def _estimate_scores(
+    head: Quantized,
+    h: Tensor,  # [B, C]
+    V: int,  # Words; what the head has beyond them is padding
+) -> tuple[Tensor, Tensor, Tensor]:
+    "Scores [B, V'] in units of a step, the step [B, 1], and the largest error in steps [B, 1]."
+    step = h.abs().amax(1, keepdim=True).clamp_min_(1e-30) / 63
+    x = (h / step).round_()
+    product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    z = product(x, 1.0, 64, head.packed)
+    z[:, V:] = -torch.inf
+    rounding = (h - x * step).norm(dim=1, keepdim=True)
+    error = head.error * h.norm(dim=1, keepdim=True) + head.size * rounding
+    return z, step, error / step
+
+# %% ../../nbs/inference/cpu.ipynb #ffb1f4be
+def _can_win(
+    z: Tensor,  # [B, V'] estimates
+    error: Tensor,  # [B, 1] that none of them exceeds
+    most: int,  # Blocks that are opened at most
+) -> tuple[Tensor, Tensor] | None:  # Rows and ids, as many of each; None: too many blocks
+    "The ids whose score may be the best of their row."
+    blocks = z.view(len(z), -1, 64)
+    tops = blocks.amax(2)
+    least = tops.amax(1, keepdim=True) - 2.001 * error
+    rows, block = (tops >= least).nonzero(as_tuple=True)
+    if len(rows) > most:
+        return None
+    i, j = (blocks[rows, block] >= least[rows]).nonzero(as_tuple=True)
+    return rows[i], block[i] * 64 + j
+
+# %% ../../nbs/inference/cpu.ipynb #e3f0337a
+def _winners(
+    score: Tensor,  # [N] exact scores
+    rows: Tensor,  # [N]
+    ids: Tensor,  # [N]
+    B: int,
+    last: int,  # The id of a row without any number among its scores
+) -> tuple[Tensor, Tensor]:  # ids [B], scores [B]
+    "The best id of every row, and its score."
+    top = score.new_full((B,), -torch.inf).scatter_reduce_(0, rows, score, 'amax')
+    won = score == top[rows]
+    best = ids.new_full((B,), last).scatter_reduce_(0, rows[won], ids[won], 'amin')
+    return best, top
+
 # %% ../../nbs/inference/cpu.ipynb #973254ad
 class Shortlist:
     "The best id of every row, exactly, without reading the whole head."
@@ -45,7 +91,7 @@ class Shortlist:
     def __init__(self, W: Tensor):  # [V, C] float32, on a CPU
         self.W = W
         self.made_of = _identity(W)
-        self.packed, self.size, self.error = quantize_head(W)
+        self.head = quantize_head(W)
 
     def __call__(
         self,
@@ -53,36 +99,18 @@ class Shortlist:
         probs: bool = True,  # Probabilities too
     ) -> tuple[Tensor, Tensor | None]:  # ids [B], log-probabilities [B]
         "Estimate all, score exactly what can still win."
-        (B, _), V = h.shape, len(self.W)
-        z, step, error = self._estimate(h)
-        blocks = z.view(B, -1, 64)
-        tops = blocks.amax(2)
-        least = tops.amax(1, keepdim=True) - 2.001 * error
-        rows, block = (tops >= least).nonzero(as_tuple=True)
-        if len(rows) > self.W.numel() // 2**12:
+        z, step, error = _estimate_scores(self.head, h, len(self.W))
+        found = _can_win(z, error, most=self.W.numel() // 2**12)
+        if found is None:
             return _best_of_all(self.W, h)  # scores so flat that the shortlist would be long
-        i, j = (blocks[rows, block] >= least[rows]).nonzero(as_tuple=True)
-        rows, ids = rows[i], block[i] * 64 + j
+        rows, ids = found
         score = (self.W[ids] * h[rows]).sum(1)
-        top = score.new_full((B,), -torch.inf).scatter_reduce_(0, rows, score, 'amax')
-        won = score == top[rows]
-        best = ids.new_full((B,), V - 1).scatter_reduce_(0, rows[won], ids[won], 'amin')
+        best, top = _winners(score, rows, ids, len(h), len(self.W) - 1)
         if not probs:
             return best, None
         z *= step
         z[rows, ids] = score
         return best, top - z.logsumexp(1)
-
-    def _estimate(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        "Scores [B, V'] in units of a step, the step [B, 1], and the largest error in steps [B, 1]."
-        step = h.abs().amax(1, keepdim=True).clamp_min_(1e-30) / 63
-        x = (h / step).round_()
-        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        z = product(x, 1.0, 64, self.packed)
-        z[:, len(self.W) :] = -torch.inf
-        rounding = (h - x * step).norm(dim=1, keepdim=True)
-        error = self.error * h.norm(dim=1, keepdim=True) + self.size * rounding
-        return z, step, error / step
 
 # %% ../../nbs/inference/cpu.ipynb #a14b9ff1
 def _best_of_all(W: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:  # As `Shortlist.__call__`

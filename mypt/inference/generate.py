@@ -165,6 +165,18 @@ def steps(
     finally:
         model.train(was_training)
 
+# %% ../../nbs/12_generate.ipynb #f3ad6e7a
+def _leave(
+    i: int,  # The row that is done
+    alive: list[int],  # `alive[i]` is the prompt in row i of the cache
+    cache: KVCache,
+    n_last: int,  # Tokens of the last row
+) -> None:
+    "Move the last row to the place of row `i`, and forget row `i`."
+    cache.swap(i, len(alive) - 1, n_last)
+    alive[i] = alive[-1]
+    alive.pop()
+
 # %% ../../nbs/12_generate.ipynb #86d13b0b
 def _steps(model, prompts, max_new_tokens, sampling, stop, allow, probs) -> Iterator[Step]:
     device, dtype = model.head.device, model.head.dtype
@@ -184,9 +196,7 @@ def _steps(model, prompts, max_new_tokens, sampling, stop, allow, probs) -> Iter
             yield Step(b, p.id, p.prob)
         for i in reversed(range(len(alive))):
             if picked[i].id in stop:
-                cache.swap(i, len(alive) - 1, len(ids[alive[-1]]))
-                alive[i] = alive[-1]
-                alive.pop()
+                _leave(i, alive, cache, len(ids[alive[-1]]))
         if not alive or left == 1:
             return
         last = [ids[b][-1:] for b in alive]
@@ -289,6 +299,31 @@ def _asked_prompt(
         history['system'] = system
     return prompt_ids(history, tok, layout)
 
+# %% ../../nbs/12_generate.ipynb #2b05c490
+def _command_prompt(
+    prompt: str | None,
+    user: str | None,
+    system: str | None,
+    context: str | None,
+    tok: Tokenizer,
+    layout: str,
+) -> list[int]:
+    "Ids of a typed prompt, or of a user's question."
+    if prompt is not None:
+        return typed_prompt(prompt, tok, layout)
+    return _asked_prompt(user, system, context, tok, layout)
+
+# %% ../../nbs/12_generate.ipynb #2b570ee7
+def _print_pieces(pieces: Iterable[str]) -> str:  # All of them
+    "Print text as it comes, then end the line."
+    text = ''
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+        text += piece
+    print()
+    return text
+
 # %% ../../nbs/12_generate.ipynb #a826360d
 def generate_text(
     model_name: str,  # Model: a name under checkpoints/, or a directory
@@ -310,17 +345,8 @@ def generate_text(
     if (prompt is None) == (user is None):
         raise UserError('give --prompt, or --user (with --system and --context if you like)')
     model, tok, meta = load_model(model_name)
-    if prompt is not None:
-        ids = typed_prompt(prompt, tok, meta['layout'])
-    else:
-        ids = _asked_prompt(user, system, context, tok, meta['layout'])
+    ids = _command_prompt(prompt, user, system, context, tok, meta['layout'])
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed).check()
     prompts = fit_prompts(model, [ids], max_new_tokens, crop)
     stream = steps(model.to(device), prompts, max_new_tokens, sampling, stop_ids(tok))
-    text = ''
-    for piece in readable_pieces(stream, tok, think):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-        text += piece
-    print()
-    return text
+    return _print_pieces(readable_pieces(stream, tok, think))

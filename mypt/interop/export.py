@@ -111,6 +111,33 @@ def _write_shape(writer, cfg: ModelConfig):  # `writer`: gguf's `GGUFWriter`
         writer.add_rope_scaling_type(_gguf_package().RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(cfg.rope_scale)
 
+# %% ../../nbs/interop/export.ipynb #b4e20069
+def _gguf_types(dtype: str) -> tuple:  # Of a tensor, of a file
+    "gguf's numbers for `f32`, `f16` or `bf16`."
+    gguf = _gguf_package()
+    types, files = gguf.GGMLQuantizationType, gguf.LlamaFileType
+    kind = dict(f32=types.F32, f16=types.F16, bf16=types.BF16)[dtype]
+    file_type = dict(f32=files.ALL_F32, f16=files.MOSTLY_F16, bf16=files.MOSTLY_BF16)[dtype]
+    return kind, file_type
+
+# %% ../../nbs/interop/export.ipynb #75aa80ce
+def _write_parts(path: Path, model: GPT, tok: Tokenizer, layout: str, name: str, dtype: str):
+    "A GGUF file, part by part."
+    gguf = _gguf_package()
+    kind, file_type = _gguf_types(dtype)
+    writer = gguf.GGUFWriter(path, 'llama')
+    writer.add_name(name)
+    writer.add_file_type(file_type)
+    _write_shape(writer, model.cfg)
+    _write_vocabulary(writer, tok, layout)
+    for k, w in gguf_tensors(model):
+        own = kind if w.ndim > 1 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(k, gguf.quantize(w, own), raw_dtype=own)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
 # %% ../../nbs/interop/export.ipynb #67282d06
 def write_gguf(
     out: Path,  # The file
@@ -121,25 +148,11 @@ def write_gguf(
     dtype: str = 'f16',  # Of the matrices: `f32`, `f16` or `bf16`
 ):
     "Write a GGUF file, whole or not at all."
-    gguf = _gguf_package()
-    types, files = gguf.GGMLQuantizationType, gguf.LlamaFileType
-    kind = dict(f32=types.F32, f16=types.F16, bf16=types.BF16)[dtype]
-    file_type = dict(f32=files.ALL_F32, f16=files.MOSTLY_F16, bf16=files.MOSTLY_BF16)[dtype]
+    _gguf_package()  # a missing package is reported before anything is made
     part = out.with_name(f'.{out.name}.part')
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        writer = gguf.GGUFWriter(part, 'llama')
-        writer.add_name(name)
-        writer.add_file_type(file_type)
-        _write_shape(writer, model.cfg)
-        _write_vocabulary(writer, tok, meta['layout'])
-        for k, w in gguf_tensors(model):
-            own = kind if w.ndim > 1 else types.F32
-            writer.add_tensor(k, gguf.quantize(w, own), raw_dtype=own)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        _write_parts(part, model, tok, meta['layout'], name, dtype)
         os.replace(part, out)
     except OSError as e:
         raise UserError(
@@ -263,20 +276,34 @@ def _source_text(source: dict) -> str:
     return f'`{name}`: {rows} rows, `{sha[:16]}`'
 
 # %% ../../nbs/interop/export.ipynb #97902053
-_LIMITS = """Made with [mypt](https://github.com/mypt-project/mypt) for study, and for answering from given passages and tools.
+_LIMITS = """Made with [mypt](https://github.com/mypt-project/mypt) for study, and for answering \
+from given passages and tools.
 
 - It was judged by the gates above and by nothing else; what is not in that table was not measured.
-- It states falsehoods with confidence, above all without a passage to answer from. Do not use it where an error does harm.
+- It states falsehoods with confidence, above all without a passage to answer from. Do not use it \
+where an error does harm.
 - It repeats the biases of its data. No work on safety was done beyond what the table shows.
-- Text from users must not spell its control tokens: tokenize it with `split_special_tokens=True`, or use `mypt serve`."""
+- Text from users must not spell its control tokens: tokenize it with \
+`split_special_tokens=True`, or use `mypt serve`."""
 
 _USAGE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model, tok = AutoModelForCausalLM.from_pretrained('NAME'), AutoTokenizer.from_pretrained('NAME')
 messages = [{'role': 'user', 'content': 'Hello'}]
-ids = tok.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors='pt')
+ids = tok.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, \
+return_tensors='pt')
 print(tok.decode(model.generate(**ids, max_new_tokens=64)[0]))
 ```"""
+
+# %% ../../nbs/interop/export.ipynb #58fae8dd
+def _configuration(meta: dict) -> list[str]:  # `meta`: `mypt.json`
+    "The part with the last phase's config; nothing for a model that was not trained here."
+    config = (meta.get('lineage') or {}).get('config')
+    if not config:
+        return []
+    block = f'```json\n{json.dumps(config, indent=1, ensure_ascii=False)}\n```'
+    fold = '<details><summary>Of the last phase</summary>'
+    return ['## Configuration', fold, block, '</details>']
 
 # %% ../../nbs/interop/export.ipynb #d8844133
 def model_card(
@@ -300,12 +327,8 @@ def model_card(
         _lineage_list(chain),
         '## Intended use and limits',
         _LIMITS,
+        *_configuration(meta),
     ]
-    config = (meta.get('lineage') or {}).get('config')
-    if config:
-        block = f'```json\n{json.dumps(config, indent=1, ensure_ascii=False)}\n```'
-        fold = '<details><summary>Of the last phase</summary>'
-        parts += ['## Configuration', fold, block, '</details>']
     return '\n\n'.join(parts) + '\n'
 
 # %% ../../nbs/interop/export.ipynb #1e6f1f79
@@ -332,7 +355,7 @@ def _facts(meta: dict) -> dict[str, Any]:  # `meta`: `mypt.json`
         'mask policy': meta['mask_policy'],
     }
 
-# %% ../../nbs/interop/export.ipynb #d5918104
+# %% ../../nbs/interop/export.ipynb #5b2446ab
 NOT_UPLOADED = [
     'optimizer*',
     'training_state.json',
@@ -344,7 +367,7 @@ NOT_UPLOADED = [
     'gate*.json',
 ]
 
-
+# %% ../../nbs/interop/export.ipynb #d5918104
 def push(
     model_name: str,  # A name under checkpoints/, or a directory
     repo: str,  # Where to: `you/name` on the Hugging Face Hub

@@ -24,7 +24,7 @@ from ..model.checkpoint import checkpoint_dir, save_checkpoint
 from ..model.config import ModelConfig, make_config
 from ..model.gpt import GPT, init_tags
 
-# %% ../../nbs/interop/import_model.ipynb #35cdb299
+# %% ../../nbs/interop/import_model.ipynb #f07b8b98
 _LLAMA_FIELDS = dict(
     hidden_size='n_embd',
     num_hidden_layers='n_layer',
@@ -35,7 +35,7 @@ _LLAMA_FIELDS = dict(
     num_key_value_heads='n_kv_head',
 )
 
-
+# %% ../../nbs/interop/import_model.ipynb #35cdb299
 def _unsupported(
     c: dict,  # config.json
     rope: dict,  # Its RoPE
@@ -59,18 +59,23 @@ def _unsupported(
 def _rope_type(rope: dict) -> str:
     return rope.get('rope_type', rope.get('type', 'default'))
 
-# %% ../../nbs/interop/import_model.ipynb #51366659
-def llama_shape(
-    c: dict,  # config.json of a Hugging Face checkpoint
-    where: str = 'config.json',  # Named in errors
-) -> ModelConfig:
-    "The same shape as a `ModelConfig`; raises `UserError` naming the first field that cannot be."
+# %% ../../nbs/interop/import_model.ipynb #fd21106d
+def _check_sizes(c: dict, where: str):
+    "Raise `UserError` naming the first size that is no number."
     sizes = ('hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size')
     for k in (*sizes, 'vocab_size'):
         if type(c.get(k)) is not int:
             raise UserError(
                 f'{where}: {k} is {c.get(k)!r}, no number; is this the config.json of a Llama?'
             )
+
+# %% ../../nbs/interop/import_model.ipynb #51366659
+def llama_shape(
+    c: dict,  # config.json of a Hugging Face checkpoint
+    where: str = 'config.json',  # Named in errors
+) -> ModelConfig:
+    "The same shape as a `ModelConfig`; raises `UserError` naming the first field that cannot be."
+    _check_sizes(c, where)
     rope = c.get('rope_parameters') or c.get('rope_scaling') or {}
     for field, value, supported in _unsupported(c, rope):
         have = ' or '.join(repr(x) for x in supported if x is not None) or 'none'
@@ -138,6 +143,31 @@ def _check_shapes(weights: dict[str, Tensor], shapes: dict[str, tuple], where: s
                 f'{where}: {k} is {have}, its config says {need}; fetch the model again'
             )
 
+# %% ../../nbs/interop/import_model.ipynb #7bd047c5
+def _check_weights(
+    weights: dict[str, Tensor],  # Gets zeros where it may
+    model: GPT,  # Of the wanted shape
+    tables: list[str],  # Names of the tables with a row per token
+    rows: int,  # Of the tables in `weights`
+    where: str,
+    is_zero: Callable[[str], bool],
+):
+    "Fill in what may be missing, then compare every shape."
+    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    shapes |= {k: (rows, model.cfg.n_embd) for k in tables}
+    for k, shape in shapes.items():
+        if k not in weights and is_zero(k):
+            weights[k] = torch.zeros(shape)
+    _check_shapes(weights, shapes, where)
+
+# %% ../../nbs/interop/import_model.ipynb #b14f7654
+def _grown(table: Tensor, tok: Tokenizer) -> Tensor:
+    "The table with a row for each id of the tokenizer."
+    n = min(tok.n_base, len(table))
+    grown = table.mean(0).expand(tok.vocab_size, -1).clone()
+    grown[:n] = table[:n]
+    return grown
+
 # %% ../../nbs/interop/import_model.ipynb #0ed53a81
 @torch.no_grad()
 def build_model(
@@ -154,17 +184,10 @@ def build_model(
     tables = ['model.embed_tokens.weight']
     if not cfg.tie_weights:
         tables.append('lm_head.weight')
-    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    shapes |= {k: (rows, cfg.n_embd) for k in tables}
-    for k, shape in shapes.items():
-        if k not in weights and is_zero(k):
-            weights[k] = torch.zeros(shape)
-    _check_shapes(weights, shapes, where)
+    _check_weights(weights, model, tables, rows, where, is_zero)
     given = {k: weights[k] for k in tables}
-    n = min(tok.n_base, rows)
     for k, table in given.items():
-        weights[k] = table.mean(0).expand(cfg.vocab_size, -1).clone()
-        weights[k][:n] = table[:n]
+        weights[k] = _grown(table, tok)
     model.load_state_dict(weights)
     init_tags(model, tok)
     for k, table in given.items():
@@ -250,6 +273,13 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         raise UserError(f'{path}: no state_dict in it; save model.state_dict()')
     return {re.sub(r'^(_orig_mod\.|module\.)+', '', k): v.float() for k, v in d.items()}
 
+# %% ../../nbs/interop/import_model.ipynb #27d2042d
+def _llama_name(old: str) -> str:
+    for pattern, new in _OLD_NAMES:
+        if re.match(pattern, old):
+            return re.sub('^' + pattern, new, old)
+    return old
+
 # %% ../../nbs/interop/import_model.ipynb #fcd51f99
 def _pairs_to_halves(
     w: Tensor,  # [H·D, …], the two components of each rotated pair side by side
@@ -280,12 +310,20 @@ def _llama_weights(
             weights[name.replace('qkv', f'{letter}_proj')] = part
     return weights
 
+# %% ../../nbs/interop/import_model.ipynb #d718fc57
+def _old_mlp_width(old: dict[str, Tensor], where: str) -> int:
+    "Rows of the first block's up projection; raises `UserError` when there is no block."
+    for k, v in old.items():
+        if k.endswith(('fwd.w_up.weight', 'fwd.net.0.weight')):
+            return len(v)
+    raise UserError(f'{where}: model.pt has no blocks.N.fwd; is this a model.pt directory of mypt?')
 
-def _llama_name(old: str) -> str:
-    for pattern, new in _OLD_NAMES:
-        if re.match(pattern, old):
-            return re.sub('^' + pattern, new, old)
-    return old
+# %% ../../nbs/interop/import_model.ipynb #35c69786
+def _old_norm(old: dict[str, Tensor], c: dict, swiglu: bool) -> str:
+    "'layernorm' or 'rmsnorm'."
+    if any(k.endswith('ln1.bias') for k in old):
+        return 'layernorm'
+    return c.get('norm_type', 'rmsnorm' if swiglu else 'layernorm')
 
 # %% ../../nbs/interop/import_model.ipynb #d1eccc5e
 def _shape_of_weights(
@@ -296,21 +334,14 @@ def _shape_of_weights(
     "What the weights alone say of the model's shape."
     table = old['token_embedding_table.weight']
     positions, head = old.get('position_embedding_table.weight'), old.get('lm_head.weight')
-    ups = [v for k, v in old.items() if k.endswith(('fwd.w_up.weight', 'fwd.net.0.weight'))]
-    if not ups:
-        raise UserError(
-            f'{where}: model.pt has no blocks.N.fwd; is this a model.pt directory of mypt?'
-        )
+    hidden = _old_mlp_width(old, where)
     swiglu = any(k.endswith('fwd.w_gate.weight') for k in old)
-    norm = c.get('norm_type', 'rmsnorm' if swiglu else 'layernorm')
-    if any(k.endswith('ln1.bias') for k in old):
-        norm = 'layernorm'
     shape = dict(
         n_layer=len({m[1] for m in (re.match(r'blocks\.(\d+)\.', k) for k in old) if m}),
         n_embd=table.shape[1],
         vocab_size=table.shape[0],
-        hidden=len(ups[0]),
-        norm_type=norm,
+        hidden=hidden,
+        norm_type=_old_norm(old, c, swiglu),
         bias=any(k.endswith('.bias') for k in old),
         mlp_type='swiglu' if swiglu else 'gelu',
         pos_encoding='rope' if positions is None else 'learned',
@@ -413,6 +444,17 @@ def _check_paths(folder: Path, out: Path):
     if out.exists():
         raise UserError(f'{out}: exists; choose another --output')
 
+# %% ../../nbs/interop/import_model.ipynb #76f86d63
+def _imported_lineage(folder: Path, origin: str, files: list[Path]) -> dict:
+    "The lineage of a model that was not trained here."
+    imported = dict(
+        name=folder.resolve().name,
+        format=origin,
+        license=_license(folder),
+        files={p.name: sha256_of(p) for p in files},
+    )
+    return dict(dataset=None, base=None, steps=0, imported=imported)
+
 # %% ../../nbs/interop/import_model.ipynb #d882ff7f
 def import_model(
     source: str,  # Directory of a Hugging Face Llama, or an old one with model.pt
@@ -430,13 +472,7 @@ def import_model(
     else:
         model, tok = import_llama(folder)
         files, kind, origin = _weight_files(folder), f'hf:{out}', 'llama'
-    imported = dict(
-        name=folder.resolve().name,
-        format=origin,
-        license=_license(folder),
-        files={p.name: sha256_of(p) for p in files},
-    )
-    lineage = dict(dataset=None, base=None, steps=0, imported=imported)
+    lineage = _imported_lineage(folder, origin, files)
     save_checkpoint(out, model, tok, meta=dict(layout=layout, lineage=lineage))
     n = sum(p.numel() for p in model.parameters())
     print(

@@ -64,13 +64,10 @@ def write_all(
     sync(folder)
     recover(folder)
 
-# %% ../../nbs/13_checkpoint.ipynb #5ffa140f
-def llama_config(cfg: ModelConfig, tok: Tokenizer) -> dict:  # config.json
-    "The configuration as transformers, vLLM and llama.cpp's converter expect it."
-    theta, scale = float(cfg.rope_theta), float(cfg.rope_scale)
-    linear = dict(rope_type='linear', factor=scale)
-    rope = dict(rope_type='default') if scale == 1 else linear
-    out = dict(
+# %% ../../nbs/13_checkpoint.ipynb #5b402f9e
+def _llama_sizes(cfg: ModelConfig) -> dict:
+    "Kind and sizes of the network, under Llama's names."
+    return dict(
         architectures=['LlamaForCausalLM' if cfg.is_llama else 'MyptGPT'],
         model_type='llama' if cfg.is_llama else 'mypt',
         hidden_size=cfg.n_embd,
@@ -82,6 +79,15 @@ def llama_config(cfg: ModelConfig, tok: Tokenizer) -> dict:  # config.json
         hidden_act='silu',
         max_position_embeddings=cfg.block_size,
         rms_norm_eps=cfg.norm_eps,
+    )
+
+# %% ../../nbs/13_checkpoint.ipynb #5ffa140f
+def llama_config(cfg: ModelConfig, tok: Tokenizer) -> dict:  # config.json
+    "The configuration as transformers, vLLM and llama.cpp's converter expect it."
+    theta, scale = float(cfg.rope_theta), float(cfg.rope_scale)
+    linear = dict(rope_type='linear', factor=scale)
+    rope = dict(rope_type='default') if scale == 1 else linear
+    out = _llama_sizes(cfg) | dict(
         rope_theta=theta,
         rope_parameters=rope | dict(rope_theta=theta),
         vocab_size=cfg.vocab_size,

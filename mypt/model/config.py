@@ -127,9 +127,7 @@ class OptimConfig:
 class TrainConfig(OptimConfig):
     "How a model is trained."
 
-    batch_sampling_mode: str = (
-        'epoch'  # 'epoch': each row once per pass; 'random': with replacement
-    )
+    batch_sampling_mode: str = 'epoch'  # Each row once per pass; 'random': with replacement
     epoch_seed: int = 1337  # Order of an epoch = f(epoch_seed, epoch)
     epoch_shuffle: bool = True  # False: rows in file order
     epoch_drop_last: bool = True  # Leave out the last, smaller batch of an epoch
@@ -137,9 +135,7 @@ class TrainConfig(OptimConfig):
     seed: int = 1337  # Fresh weights, dropout and noise
     eval_interval: int = 100  # Steps between evaluations
     eval_iters: int = 20  # Batches per evaluation and set
-    eval_sets: list | dict = field(
-        default_factory=list
-    )  # More datasets: names, or name → directory
+    eval_sets: list | dict = field(default_factory=list)  # More datasets: names, or name → folder
     save_every: int = 0  # Steps between checkpoints; 0: at every evaluation
     early_stop: bool = False  # Stop when validation − training loss exceeds `early_stop_gap`
     early_stop_gap: float = 2.0  # Natural-log units; a gap above 1 warns

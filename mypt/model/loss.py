@@ -51,10 +51,10 @@ def _add_product(
     else:
         out.addmm_(a, b)
 
-# %% ../../nbs/10_loss.ipynb #7718e670
+# %% ../../nbs/10_loss.ipynb #65f8516d
 LOGIT_CHUNK = dict(cpu=2**25, cuda=2**27)  # Logits held at once, at most
 
-
+# %% ../../nbs/10_loss.ipynb #7718e670
 class _HeadLoss(torch.autograd.Function):
     "Σ w·ce of rows `h` under head `W`; gradients are computed in the forward pass, slice by slice."
 

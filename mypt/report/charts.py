@@ -152,20 +152,31 @@ def panel(
         return ''
     log = log and min(line.y.min() for line in lines) > 0
     with matplotlib.rc_context(CHART_STYLE):
-        fig = Figure((8, 2.2) if wide else (3.9, 1.5))
-        left, bottom = 0.55 / fig.get_figwidth(), 0.25 / fig.get_figheight()
-        ax = fig.add_axes((left, bottom, 0.98 - left, 0.94 - bottom))
+        fig, ax = _figure(wide)
         draw_axes(ax, log)
         for i, line in enumerate(lines):
             draw_line(ax, line, f'line-{i}')
         if zero:
             ax.set_ylim(bottom=0)
         svg = inline_svg(fig, aria_label=f'{title}. {note}', **_scale(fig, ax, log))
+    svg = _named(svg, lines)
+    caption = f'<figcaption>{html.escape(title)}</figcaption>'
+    return f'<figure class="panel">{caption}<div class="plot">{svg}</div></figure>'
+
+# %% ../../nbs/report/charts.ipynb #68b47315
+def _figure(wide: bool) -> tuple[Figure, Axes]:
+    "An empty figure, and its axes with space for the labels."
+    fig = Figure((8, 2.2) if wide else (3.9, 1.5))
+    left, bottom = 0.55 / fig.get_figwidth(), 0.25 / fig.get_figheight()
+    return fig, fig.add_axes((left, bottom, 0.98 - left, 0.94 - bottom))
+
+# %% ../../nbs/report/charts.ipynb #be4fbba0
+def _named(svg: str, lines: list[Line]) -> str:
+    "The picture with the names of its lines in place of their ids."
     for i, line in enumerate(lines):
         name = f' data-name="{html.escape(line.name)}"' if line.name else ''
         svg = svg.replace(f' id="line-{i}"', name)
-    caption = f'<figcaption>{html.escape(title)}</figcaption>'
-    return f'<figure class="panel">{caption}<div class="plot">{svg}</div></figure>'
+    return svg
 
 # %% ../../nbs/report/charts.ipynb #3f37ad89
 def _scale(

@@ -430,7 +430,7 @@ def item_text(
         lines += ['', f'  … {left:,} more episode{"s" if left > 1 else ""} in this row']
     return '\n'.join(lines)
 
-
+# %% ../../nbs/report/inspect.ipynb #1f3c6525
 def _trained_marks(on: np.ndarray) -> list[tuple[str, str]]:
     "What is written before and after each token."
     edges = np.diff(on.astype(int), prepend=0, append=0)

@@ -18,6 +18,20 @@ def json_script(data) -> str:  # JSON that is safe inside a `<script>` element
     s = dumps(data, separators=(',', ':'), allow_nan=False)
     return s.replace('&', '\\u0026').replace('<', '\\u003c').replace('>', '\\u003e')
 
+# %% ../../nbs/report/page.ipynb #3e1a86b0
+def _policy(js: str) -> str:
+    "A content security policy that allows this one script and nothing from outside."
+    sha = base64.b64encode(hashlib.sha256(js.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{sha}'; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+_SCRIPT_OFF = (
+    'This page draws its tokens with a script that it carries inside; please allow it to run.'
+)
+
 # %% ../../nbs/report/page.ipynb #b716c150
 def html_page(
     body: str,  # HTML, already escaped where it holds content
@@ -28,24 +42,16 @@ def html_page(
 ) -> str:  # A whole document: no network, no kernel
     "A page with the palette, the inspector and a policy that runs no script but its own."
     js = text_assets('inspector.js') + more + '\npage()\n'
-    sha = base64.b64encode(hashlib.sha256(js.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; script-src 'sha256-{sha}'; style-src 'unsafe-inline'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
     viewport = 'width=device-width, initial-scale=1'
     style = text_assets('palette.css', 'inspector.css') + css
-    script_off = (
-        'This page draws its tokens with a script that it carries inside; please allow it to run.'
-    )
     return f'''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="{viewport}">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta http-equiv="Content-Security-Policy" content="{_policy(js)}">
 <title>{html.escape(title)}</title>
 <style>{style}</style></head>
 <body class="mypt page {kind}">
 <main>{body}</main>
-<noscript><p>{script_off}</p></noscript>
+<noscript><p>{_SCRIPT_OFF}</p></noscript>
 <script type="module">{js}</script>
 </body></html>
 '''

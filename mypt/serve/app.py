@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHAT_PAGE', 'PUBLIC', 'HEADERS', 'is_loopback', 'check_sender', 'Guard', 'read_request', 'whole', 'stream_chunks',
-           'Endpoints', 'make_app', 'make_server', 'find_models', 'serve']
+           'ModelEndpoints', 'Endpoints', 'make_app', 'make_server', 'find_models', 'serve']
 
 # %% ../../nbs/serve/app.ipynb #5e8766ed
 import asyncio
@@ -264,8 +264,8 @@ async def stream_chunks(answer: Answer, pool: Executor) -> AsyncIterator[bytes]:
     yield b'data: [DONE]\n\n'
 
 # %% ../../nbs/serve/app.ipynb #a16a54a1
-class Endpoints:
-    "What the server answers to each path, as JSON-ready values."
+class ModelEndpoints:
+    "What the server answers to OpenAI's paths."
 
     def __init__(self, runners: Runners, limits: Limits, workspace: Workspace | None):
         self.runners = runners
@@ -293,6 +293,10 @@ class Endpoints:
 
     def _about(self, name: str) -> dict:
         return dict(id=name, object='model', created=self.started, owned_by='mypt')
+
+# %% ../../nbs/serve/app.ipynb #c4c34b76
+class Endpoints(ModelEndpoints):
+    "What the server answers to each path, as JSON-ready values."
 
     async def documents(self) -> dict:
         found = self.workspace.index.documents() if self.workspace else []

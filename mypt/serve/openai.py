@@ -31,7 +31,7 @@ ERROR_TYPES = {
     503: 'server_error',
 }
 
-
+# %% ../../nbs/serve/openai.ipynb #b9ea6920
 class ApiError(UserError):
     "What is wrong with a request, with its HTTP status."
 
@@ -57,7 +57,7 @@ def refuse(path: str, problem: str) -> NoReturn:
     "Raise an `ApiError` about a place in the request."
     raise ApiError(f'{path}: {problem}', param=path)
 
-
+# %% ../../nbs/serve/openai.ipynb #c2508d97
 def _text(content: Any, path: str) -> str:
     "The text of a message: a string, or a list of text parts."
     if isinstance(content, str):
@@ -71,7 +71,7 @@ def _text(content: Any, path: str) -> str:
             refuse(f'{path}[{i}]', problem)
     return ''.join(part['text'] for part in content)
 
-
+# %% ../../nbs/serve/openai.ipynb #dbd06021
 def _citations(notes: Any, path: str) -> list[dict]:
     "Citations in a message's `annotations`."
     if not isinstance(notes, list):

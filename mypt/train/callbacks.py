@@ -67,6 +67,29 @@ def speed_text(
         speed += f', MFU {tokens * flops / peak:.0%}'
     return speed
 
+# %% ../../nbs/train/callbacks.ipynb #f85757d6
+def _training_bar(t: Trainer, disable: bool) -> tqdm:
+    "A bar over the steps of a run."
+    bar = tqdm(
+        total=t.max_steps,
+        initial=t.step,
+        desc='train',
+        unit='step',
+        leave=False,
+        delay=2,
+        disable=disable,
+    )
+    bar._time = time.monotonic  # pyright: ignore[reportAttributeAccessIssue]  # private
+    bar.start_t = bar.last_print_t = time.monotonic()
+    return bar
+
+# %% ../../nbs/train/callbacks.ipynb #96117261
+def _smoothed(mean: float | None, loss: float) -> float:
+    "The moving average with one more loss; the loss itself when there was none."
+    if mean is None or not math.isfinite(mean):
+        return loss
+    return 0.9 * mean + 0.1 * loss
+
 # %% ../../nbs/train/callbacks.ipynb #49c3a5e6
 class Progress(Callback):
     "A bar with the smoothed loss, tokens a second, MFU where the peak is known, and time to go."
@@ -84,24 +107,10 @@ class Progress(Callback):
         peak = peak_flops(t.device)
         self.peak = peak and peak * t.world  # tokens are those of all processes
         self.ema: float | None = None
-        self.bar = tqdm(
-            total=t.max_steps,
-            initial=t.step,
-            desc='train',
-            unit='step',
-            leave=False,
-            delay=2,
-            disable=self.disable,
-        )
-        self.bar._time = time.monotonic  # pyright: ignore[reportAttributeAccessIssue]  # private
-        self.bar.start_t = self.bar.last_print_t = time.monotonic()
+        self.bar = _training_bar(t, self.disable)
 
     def after_step(self, t: Trainer):
-        loss = t.record['loss']
-        if self.ema is None or not math.isfinite(self.ema):
-            self.ema = loss
-        else:
-            self.ema = 0.9 * self.ema + 0.1 * loss
+        self.ema = _smoothed(self.ema, t.record['loss'])
         speed = speed_text(t.record, self.flops, self.peak)
         self.bar.set_postfix_str(f'loss {self.ema:.3f}, {speed}', refresh=False)
         self.bar.update()

@@ -65,6 +65,20 @@ class StepPart(NamedTuple):
         "The least time it takes: what the slower of arithmetic and memory needs."
         return max(self.flops / m.flops, self.bytes / m.bandwidth)
 
+# %% ../../nbs/train/cost.ipynb #cbc2d1ec
+def _attended_pairs(lens: Sequence[int] | np.ndarray) -> int:
+    "Twice the number of pairs of tokens that attend, over all episodes."
+    lens = np.asarray(lens)
+    return int((lens * (lens + 1)).sum())
+
+# %% ../../nbs/train/cost.ipynb #4731cda6
+def _block_products(cfg: ModelConfig, tokens: int, supervised: int) -> float:
+    "Weights times tokens in the blocks: multiplications of a forward pass."
+    C, K = cfg.n_embd, cfg.kv_heads * cfg.head_dim
+    weights = matmul_params(cfg)
+    unneeded = (weights / cfg.n_layer - C * C - 2 * C * K) * (tokens - supervised)
+    return weights * tokens - unneeded
+
 # %% ../../nbs/train/cost.ipynb #fa618249
 def step_parts(
     cfg: ModelConfig,
@@ -75,19 +89,17 @@ def step_parts(
     slices: int = 1,  # Slices of the head's loss
 ) -> list[StepPart]:  # Of the whole step
     "Operations and memory traffic of a training step with AdamW, from shapes alone."
-    lens = np.asarray(lens)
-    N, M, L, V = int(lens.sum()), supervised, cfg.n_layer, cfg.vocab_size
+    N, M, L, V = int(np.sum(lens)), supervised, cfg.n_layer, cfg.vocab_size
     C, H, K = cfg.n_embd, cfg.mlp_hidden, cfg.kv_heads * cfg.head_dim
     P, b = matmul_params(cfg), 2 if half else 4  # weights in products, bytes of a number there
-    pairs = int((lens * (lens + 1)).sum())  # twice the pairs of tokens that attend
-    unneeded = (P / L - C * C - 2 * C * K) * (N - M)  # last block, where there is no loss
-    products = micro * 6 * (P * N - unneeded)
+    products = micro * 6 * _block_products(cfg, N, M)
+    attention = micro * 6 * L * C * _attended_pairs(lens)
     product_bytes = micro * 3 * b * (P + L * N * (5 * C + 2 * K + 3 * H))
     head_bytes = micro * (4 * b * M * V + slices * 8 * V * C + 3 * b * V * C)
     pointwise_bytes = micro * 3 * L * N * (5 * C * 4 + 8 * C * b + 3 * H * b)
     return [
         StepPart('products of the blocks', products, product_bytes),
-        StepPart('attention', micro * 6 * L * C * pairs, micro * 3 * b * L * N * (2 * C + 2 * K)),
+        StepPart('attention', attention, micro * 3 * b * L * N * (2 * C + 2 * K)),
         StepPart('head and loss', micro * 6 * M * V * C, head_bytes),
         StepPart('norms, angles, gates', 0, pointwise_bytes),
         StepPart('weights to bfloat16', 0, micro * 6 * P if half else 0),
@@ -187,6 +199,21 @@ class Cluster(NamedTuple):
 
 H200_CLUSTER = Cluster()  # by datasheet, with NVLink and a 400 Gb/s port per GPU
 
+# %% ../../nbs/train/cost.ipynb #adb90137
+def _exchange_seconds(cfg: ModelConfig, train: TrainConfig, gpus: int, cluster: Cluster) -> float:
+    "Time that the bytes of a step take, with none of it hidden."
+    one_machine = gpus <= cluster.per_node
+    link = cluster.inside if one_machine else min(cluster.inside, cluster.between)
+    sent = step_bytes(cfg, gpus, train.parallel, train.grad_accum_steps)
+    return sent / (link * cluster.link_use)
+
+# %% ../../nbs/train/cost.ipynb #a34e3f78
+def _hidden_seconds(talk: float, compute: float, train: TrainConfig) -> float:
+    "The most of the exchange that can happen beside the computing."
+    if train.parallel == 'ddp':
+        return min(talk, 2 / 3 * compute / train.grad_accum_steps)
+    return min(talk, compute)
+
 # %% ../../nbs/train/cost.ipynb #e984ebe1
 def predict_speed(
     cfg: ModelConfig,
@@ -201,13 +228,8 @@ def predict_speed(
     tokens = train.batch_size * micros * cfg.block_size  # per GPU and step
     flops = tokens * flops_per_token(cfg, episode or cfg.block_size, supervised)
     compute = flops / (cluster.flops * cluster.mfu)
-    one_machine = gpus <= cluster.per_node
-    link = cluster.inside if one_machine else min(cluster.inside, cluster.between)
-    talk = step_bytes(cfg, gpus, train.parallel, micros) / (link * cluster.link_use)
-    overlap = compute
-    if train.parallel == 'ddp':
-        overlap = 2 / 3 * compute / micros  # the backward pass of the last micro-batch
-    hidden = min(talk, overlap)
+    talk = _exchange_seconds(cfg, train, gpus, cluster)
+    hidden = _hidden_seconds(talk, compute, train)
     return dict(
         gpus=gpus,
         parallel=train.parallel,

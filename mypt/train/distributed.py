@@ -238,6 +238,16 @@ def _check_files(
         if message:
             raise UserError(message + remedy)
 
+# %% ../../nbs/train/distributed.ipynb #b20828bf
+def _write_shares(folder: Path, t: Trainer, tensors: dict[str, Tensor]):
+    "Write weights and optimizer tensors, each process its share, into a new directory."
+    if t.rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    dist.barrier()
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)  # pyright: ignore
+    dcp.save(t.model.state_dict() | tensors, storage_writer=writer)  # pyright: ignore
+
 # %% ../../nbs/train/distributed.ipynb #2fb3121a
 def save_shards(
     folder: Path,  # The model's directory
@@ -250,12 +260,7 @@ def save_shards(
     state, tensors = trainer_state(t)
     done = folder / 'sharded' / f'step-{t.step:08}'
     next_ = done.with_name('.next')
-    if t.rank == 0:
-        shutil.rmtree(next_, ignore_errors=True)
-        next_.mkdir(parents=True)
-    dist.barrier()
-    writer = dcp.HuggingFaceStorageWriter(str(next_), save_distributed=True)  # pyright: ignore
-    dcp.save(t.model.state_dict() | tensors, storage_writer=writer)  # pyright: ignore
+    _write_shares(next_, t, tensors)
     if t.rank == 0:
         save_tokenizer(tok, next_)
         write_json(next_ / 'training_state.json', state)

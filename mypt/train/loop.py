@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EvalSets', 'MAX_BAD_STEPS', 'seed_for', 'Callback', 'RunState', 'BatchSource', 'autocast', 'compile_model', 'Trainer',
-           'train_step', 'assign_batches', 'evaluate', 'run_callbacks', 'catch_signals', 'explain_oom', 'fit',
-           'count_step', 'check_finite', 'save', 'trainer_state', 'restore_trainer']
+           'train_step', 'assign_batches', 'evaluate', 'run_callbacks', 'catch_signals', 'explain_oom', 'count_step',
+           'check_finite', 'fit', 'save', 'trainer_state', 'restore_trainer']
 
 # %% ../../nbs/15_loop.ipynb #70ccec31
 import math
@@ -139,6 +139,31 @@ class Trainer(RunState):
     def stop_reason(self) -> str | None:
         return self.stop
 
+# %% ../../nbs/15_loop.ipynb #7b3c89a1
+def _count_targets(t: Trainer, batches: list[Batch]) -> tuple[float, ...]:
+    "Σ weights, tokens, and tokens with loss of a step, over all processes."
+    return t.sum_ranks(
+        sum(b.weight_sum for b in batches),
+        sum(b.n_tokens for b in batches),
+        sum(b.n_supervised for b in batches),
+    )
+
+# %% ../../nbs/15_loop.ipynb #088f3854
+def _add_gradients(t: Trainer, step: int, batches: list[Batch], denom: float) -> list[Tensor]:
+    "Forward and backward over all micro-batches; returns this process's losses."
+    losses = []
+    for micro, b in enumerate(batches):
+        torch.manual_seed(seed_for(t.cfg.seed, step, micro, t.rank))
+        losses.append(t.backward(b, denom or 1.0, last=b is batches[-1]))
+    return losses
+
+# %% ../../nbs/15_loop.ipynb #44a83323
+def _move_weights(t: Trainer, scale: float):
+    "Every optimizer takes one step, at `scale` times its peak rate."
+    set_lr(t.opts, scale)
+    for o in t.opts:
+        o.step()
+
 # %% ../../nbs/15_loop.ipynb #306412ca
 def train_step(
     t: Trainer,
@@ -146,24 +171,15 @@ def train_step(
     batches: list[Batch],  # The micro-batches
 ) -> dict:  # loss, lr, grad_norm, skipped, tokens, supervised
     "Forward and backward over all micro-batches, one update."
-    denom, tokens, supervised = t.sum_ranks(
-        sum(b.weight_sum for b in batches),
-        sum(b.n_tokens for b in batches),
-        sum(b.n_supervised for b in batches),
-    )
-    losses = []
-    for micro, b in enumerate(batches):
-        torch.manual_seed(seed_for(t.cfg.seed, step, micro, t.rank))
-        losses.append(t.backward(b, denom or 1.0, last=b is batches[-1]))
+    denom, tokens, supervised = _count_targets(t, batches)
+    losses = _add_gradients(t, step, batches, denom)
     params = [p for p in t.model.parameters() if p.grad is not None]
     norm = t.clip_grads(params)  # here the CPU waits for the GPU, once a step
     (loss,) = t.sum_ranks(sum(float(x) for x in losses))
     scale = lr_scale(step, t.max_steps, t.cfg.warmup_iters, t.cfg.min_lr_ratio)
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite:
-        set_lr(t.opts, scale)
-        for o in t.opts:
-            o.step()
+        _move_weights(t, scale)
     for p in params:
         p.grad = None
     return dict(
@@ -256,10 +272,38 @@ def explain_oom(cfg: TrainConfig):
             'use_checkpoint, or shorten block_size'
         ) from None
 
-# %% ../../nbs/15_loop.ipynb #e2056da1
+# %% ../../nbs/15_loop.ipynb #2b2b5f2c
+def _run_step(t: Trainer, step: int, batches: list[Batch]) -> None:
+    "Train on the batches of a step, note what it did, and tell the callbacks."
+    start = time.perf_counter()
+    t.record = dict(step=step + 1, **train_step(t, step, batches))
+    count_step(t, t.record)
+    t.record['seconds'] = time.perf_counter() - start
+    run_callbacks(t, 'after_step')
+    check_finite(t)
+
+# %% ../../nbs/15_loop.ipynb #d53bbd50
+def count_step(t: Trainer, record: dict):
+    "Add a step's record to the numbers of the run."
+    t.step = record['step']
+    t.tokens += record['tokens']
+    t.supervised += record['supervised']
+    t.skipped += record['skipped']
+    t.bad_in_a_row = t.bad_in_a_row + 1 if record['skipped'] else 0
+
+# %% ../../nbs/15_loop.ipynb #389fac5e
 MAX_BAD_STEPS = 3  # in a row
 
 
+def check_finite(t: Trainer):
+    "Raise `UserError` after too many steps in a row whose loss or gradient was not finite."
+    if t.bad_in_a_row >= MAX_BAD_STEPS:
+        raise UserError(
+            f'step {t.step}: loss or gradient not finite {MAX_BAD_STEPS} times in a row; the last '
+            'good checkpoint is kept. Lower learning_rate, or look at the data with mypt inspect'
+        )
+
+# %% ../../nbs/15_loop.ipynb #e2056da1
 def fit(
     t: Trainer,
     until: int | None = None,  # Stop early at this step, as if asked to
@@ -273,12 +317,7 @@ def fit(
             evaluate(t)
         steps = range(t.step, until)
         for step, batches in prefetch(t.data.step_batches, steps, pin=t.device.type == 'cuda'):
-            start = time.perf_counter()
-            t.record = dict(step=step + 1, **train_step(t, step, batches))
-            count_step(t, t.record)
-            t.record['seconds'] = time.perf_counter() - start
-            run_callbacks(t, 'after_step')
-            check_finite(t)
+            _run_step(t, step, batches)
             last = t.step == until
             if t.evals and (last or t.step % t.cfg.eval_interval == 0):
                 evaluate(t)
@@ -289,24 +328,6 @@ def fit(
                 break
         run_callbacks(t, 'after_fit')
     return t
-
-# %% ../../nbs/15_loop.ipynb #d53bbd50
-def count_step(t: Trainer, record: dict):
-    "Add a step's record to the numbers of the run."
-    t.step = record['step']
-    t.tokens += record['tokens']
-    t.supervised += record['supervised']
-    t.skipped += record['skipped']
-    t.bad_in_a_row = t.bad_in_a_row + 1 if record['skipped'] else 0
-
-
-def check_finite(t: Trainer):
-    "Raise `UserError` after too many steps in a row whose loss or gradient was not finite."
-    if t.bad_in_a_row >= MAX_BAD_STEPS:
-        raise UserError(
-            f'step {t.step}: loss or gradient not finite {MAX_BAD_STEPS} times in a row; the last '
-            'good checkpoint is kept. Lower learning_rate, or look at the data with mypt inspect'
-        )
 
 # %% ../../nbs/15_loop.ipynb #41f6aa5a
 def save(t: Trainer):

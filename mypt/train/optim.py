@@ -77,6 +77,16 @@ def orthogonalize(
         x = a * x + (b * s + c * (s @ s)) @ x
     return (x.T if tall else x).to(g.dtype)
 
+# %% ../../nbs/14_optim.ipynb #a1539120
+def _nesterov(
+    buffer: Tensor,  # Running average of the gradients, updated in place
+    grad: Tensor,
+    momentum: float,
+) -> Tensor:
+    "The gradient, averaged over past steps and one step ahead."
+    buffer.lerp_(grad, 1 - momentum)
+    return torch.lerp(grad, buffer, momentum)
+
 # %% ../../nbs/14_optim.ipynb #2dc3c94d
 class Muon(Optimizer):
     "Orthogonalized momentum for 2-D weights (Jordan et al. 2024), with the step length of torch's."
@@ -102,9 +112,7 @@ class Muon(Optimizer):
         state, momentum, lr = self.state[p], group['momentum'], group['lr']
         if not state:
             state['momentum_buffer'] = torch.zeros_like(p)
-        buffer = state['momentum_buffer']
-        buffer.lerp_(grad, 1 - momentum)
-        update = self.direction(torch.lerp(grad, buffer, momentum))  # Nesterov: one step ahead
+        update = self.direction(_nesterov(state['momentum_buffer'], grad, momentum))
         p.mul_(1 - lr * group['weight_decay'])
         p.add_(update, alpha=-lr * max(1, p.size(0) / p.size(1)) ** 0.5)
 
