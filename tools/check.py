@@ -39,7 +39,7 @@ CHECKS = {  # module of tools/ → what it holds
     'suites': 'suites are what the phases make',
     'docs': 'pages build, links and anchors hold',
 }
-LIMITS = {'tool': 240, 'check': 420, 'notebook': 240, 'tests': 540}  # seconds
+LIMITS = {'tool': 240, 'check': 600, 'notebook': 240, 'tests': 540}  # seconds
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import pypandoc
 import yaml
 from matplotlib.image import imread
 from tools.markdown import to_markdown
-from tools.notebooks import ROOT, read_notebook, read_notebooks, report
+from tools.notebooks import ROOT, Notebook, read_notebook, read_notebooks, report
 from tools.sidebar import command_pages, sections
 
 FORMAT = (
@@ -92,29 +92,43 @@ def why(trace: str) -> list[str]:  # What a chain of tracebacks says, without th
     return [*(line for line in lines[:last] if re.match(r'[\w.]*Error: ', line)), *lines[last:]]
 
 
-def sidebar_html(root: Path, here: str) -> str:  # `here` is the page that it stands on
-    """Floors and their pages; the titles are the notebooks' own. The index is behind the site's
-    name.
-    """
-    up, out = '../' * here.count('/'), []
-    titles = {
-        nb.name: re.match(r'(?:# )?(.*)', nb.cells[0].source)[1]
-        for nb in read_notebooks(root)
-        if nb.cells
+@dataclass(frozen=True)
+class Entry:
+    "A link of the sidebar."
+
+    page: str
+    title: str  # as HTML
+
+
+def sidebar(root: Path) -> dict[str, list[Entry]]:
+    "Section → its pages; the titles are the notebooks' own. The index is behind the site's name."
+    notebooks, commands = read_notebooks(root), command_pages(root)
+    titles = {nb.name: title_of(nb) for nb in notebooks if nb.cells}
+    for name in commands:
+        titles[name] = front_matter((root / 'nbs' / name).read_text(encoding='utf-8'))['title']
+    listed = sections(notebooks, commands).items()
+    return {
+        section: [Entry(page_name(n), html.escape(titles.get(n, n))) for n in names]
+        for section, names in listed
+        if section
     }
-    titles |= {
-        n: front_matter((root / 'nbs' / n).read_text(encoding='utf-8'))['title']
-        for n in command_pages(root)
-    }
-    for section, names in sections(read_notebooks(root), command_pages(root)).items():
-        links = [(page_name(n), html.escape(titles.get(n, n))) for n in names]
+
+
+def title_of(nb: Notebook) -> str:
+    "The first line of a notebook, without its `#`."
+    return nb.cells[0].source.split('\n')[0].removeprefix('# ')
+
+
+def sidebar_html(entries: dict[str, list[Entry]], here: str) -> str:
+    "The sidebar as the page `here` shows it."
+    up, parts = '../' * here.count('/'), []
+    for section, links in entries.items():
         items = [
-            f'<li{" class=here" * (p == here)}><a href="{up}{p}">{title}</a></li>'
-            for p, title in links
+            f'<li{" class=here" * (e.page == here)}><a href="{up}{e.page}">{e.title}</a></li>'
+            for e in links
         ]
-        if section:
-            out.append(f'<h2>{section}</h2><ul>{"".join(items)}</ul>')
-    return '\n'.join(out)
+        parts.append(f'<h2>{section}</h2><ul>{"".join(items)}</ul>')
+    return '\n'.join(parts)
 
 
 def relink(page: str, s: Site, here: str) -> str:
@@ -171,12 +185,13 @@ def build(root: Path = ROOT, out: Path | None = None) -> Path:
     "All pages into `out` (default _docs/), afresh."
     out, s, proc = out or root / '_docs', site(root), process(root)
     shutil.rmtree(out, ignore_errors=True)
+    entries = sidebar(root)
     for name in [*(nb.name for nb in read_notebooks(root)), *command_pages(root)]:
         here = page_name(name)
         (out / here).parent.mkdir(parents=True, exist_ok=True)
         source = (root / 'nbs' if name.endswith('.md') else proc) / name
         (out / here).write_text(
-            build_page(source, root, s, sidebar_html(root, here), here), encoding='utf-8'
+            build_page(source, root, s, sidebar_html(entries, here), here), encoding='utf-8'
         )
     for f in (root / 'nbs').rglob('*'):
         if (

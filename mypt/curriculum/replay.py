@@ -41,7 +41,7 @@ class TextShards:
             )
         parts = [self.tok.token_bytes(i) for i in ids[ids < eot].tolist()]
         text = b''.join(parts).decode(errors='ignore')
-        begins_inside = start and tokens[start - 1] != eot
+        begins_inside = start > 0 and tokens[start - 1] != eot
         ends_inside = end < len(tokens) and tokens[end] != eot
         return _whole_words(text, begins_inside, ends_inside)
 
