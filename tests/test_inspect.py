@@ -711,9 +711,8 @@ def site_folder(tmp_path_factory, root):
     for name in ('03_masks.ipynb', 'report/inspect.ipynb', 'report/board.ipynb'):
         here = docs.page_name(name)
         (out / here).parent.mkdir(exist_ok=True)
-        page = docs.build_page(
-            root / 'nbs' / name, root, docs.site(root), docs.sidebar_html(root, here), here
-        )
+        sidebar = docs.sidebar_html(docs.sidebar(root), here)
+        page = docs.build_page(root / 'nbs' / name, root, docs.site(root), sidebar, here)
         (out / here).write_text(page, encoding='utf-8')
     return out
 
