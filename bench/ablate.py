@@ -6,7 +6,7 @@ then measured.
 A Llama shape (6 layers, 256 wide, vocabulary 50,304) in float32 on a CPU, batches of 4 rows of
 1,024 tokens, packed with chat of about 30 tokens, a quarter of them supervised. The complete
 step and its crippled twins take turns within one process; a line says how many times longer the
-twin takes per real token than the complete step. The prediction is mypt.roofline's, on a machine
+twin takes per real token than the complete step. The prediction is mypt.train.cost's, on a machine
 whose two numbers (products and memory traffic) are measured first, in the same process.
 Everything goes to bench/results/ablate.json.
 """

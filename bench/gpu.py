@@ -8,7 +8,7 @@ runs
 float32, values and gradients. 2. training at 750M, bfloat16 over float32 weights, packed and
 isolated: rows of 1,024 with chat of about 30 tokens, rows of 4,096 with chat of 30 to 3,000
 tokens. Tokens a second count real ones; MFU counts what had to be computed: attention inside
-episodes only, the head at supervised positions only (mypt.roofline). "As usual" counts the head
+episodes only, the head at supervised positions only (mypt.train.cost). "As usual" counts the head
 everywhere. 3. what each optimization is worth there: blocks not compiled, tables of the batch
 found on the GPU, small slices of logits. 4. a peer: TRL's SFTTrainer where it is installed, in
 its best configuration (packing, variable-length attention, fused loss); else transformers' Llama
