@@ -36,7 +36,7 @@ bench: $(BENCH)/.bench.stamp  ## side by side with peers, in .venv-bench
 
 docs: $(VENV)/.dev.stamp  ## the site in _docs/, links and anchors checked
 	@echo "docs: a page for each notebook"
-	@$(VENV)/bin/python -m tools.docs
+	@$(VENV)/bin/python -m tools.docs --highlight
 
 lab: $(VENV)/.dev.stamp  ## JupyterLab on the notebooks
 	@echo "lab: opening nbs/index.ipynb"

@@ -2,7 +2,7 @@
 anchor is followed.
 
 Where there is Chromium two pages are looked at too: not blank, no wider than the window.
-
+`python -m tools.docs --highlight` colours the code, as `make docs` does; a check has no use for it.
 """
 
 import html
@@ -150,7 +150,14 @@ def front_matter(text: str) -> dict[str, str]:
     return yaml.safe_load(text.split('---')[1]) if text.startswith('---') else {}
 
 
-def build_page(proc: Path, root: Path, s: Site, sidebar: str, here: str) -> str:
+def build_page(
+    proc: Path,
+    root: Path,
+    s: Site,
+    sidebar: str,
+    here: str,
+    highlight: bool = True,  # Colour code: most of the time that a page takes
+) -> str:
     "One page as HTML, from a processed notebook or from Markdown."
     if proc.suffix == '.md':
         head, text = (t := proc.read_text(encoding='utf-8')), t.split('---', 2)[2]
@@ -176,12 +183,13 @@ def build_page(proc: Path, root: Path, s: Site, sidebar: str, here: str) -> str:
         f'--variable=up:{up}',
         f'--variable=summary:{html.escape(meta.get("description", ""))}',
         f'--variable=sidebar:{sidebar}',
+        *(() if highlight else ('--syntax-highlighting=none',)),
     ]
     page = pypandoc.convert_text(text, 'html5', format=FORMAT, extra_args=args)
     return relink(page, s, here)
 
 
-def build(root: Path = ROOT, out: Path | None = None) -> Path:
+def build(root: Path = ROOT, out: Path | None = None, highlight: bool = True) -> Path:
     "All pages into `out` (default _docs/), afresh."
     out, s, proc = out or root / '_docs', site(root), process(root)
     shutil.rmtree(out, ignore_errors=True)
@@ -191,7 +199,8 @@ def build(root: Path = ROOT, out: Path | None = None) -> Path:
         (out / here).parent.mkdir(parents=True, exist_ok=True)
         source = (root / 'nbs' if name.endswith('.md') else proc) / name
         (out / here).write_text(
-            build_page(source, root, s, sidebar_html(entries, here), here), encoding='utf-8'
+            build_page(source, root, s, sidebar_html(entries, here), here, highlight),
+            encoding='utf-8',
         )
     for f in (root / 'nbs').rglob('*'):
         if (
@@ -302,10 +311,10 @@ def look(page: Path) -> list[str]:  # Its window is 1200 × 900
     )
 
 
-def check(root: Path = ROOT) -> list[str]:
+def check(root: Path = ROOT, highlight: bool = False) -> list[str]:
     "Build all pages, follow their links, look at two of them."
     try:
-        out = build(root)
+        out = build(root, highlight=highlight)
     except RuntimeError as e:
         return why(str(e))
     seen = [out / p for p in ('index.html', 'masks.html') if (out / p).exists() and browser()]
@@ -313,7 +322,7 @@ def check(root: Path = ROOT) -> list[str]:
 
 
 if __name__ == '__main__':
-    problems = check()
+    problems = check(highlight='--highlight' in sys.argv)
     if problems:
         report('pages', problems)
     n = len(list((ROOT / '_docs').rglob('*.html')))

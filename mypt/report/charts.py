@@ -7,6 +7,7 @@ __all__ = ['COLORS', 'DASHES', 'LINE_STYLES', 'TEXT_COLOR', 'GRID_COLOR', 'FONT_
            'thin', 'smooth', 'Line', 'line_key', 'themed', 'inline_svg', 'draw_axes', 'draw_line', 'panel']
 
 # %% ../../nbs/report/charts.ipynb #96d0cc5f
+import hashlib
 import html
 import io
 import matplotlib
@@ -107,6 +108,9 @@ def inline_svg(
     body = ' '.join(out.getvalue().partition('</style>\n </defs>')[2].split())
     body = re.sub(r' id="\S+_\d+"', '', body)
     body = re.sub(r'(\.\d\d)\d+(?=[ ")])', r'\1', body)  # coordinates; labels end with `<`
+    drawing = hashlib.sha256(body.encode()).hexdigest()[:8]
+    # Matplotlib names a marker by its shape: two figures of one page would share its id.
+    body = re.sub(r'(["#]m[0-9a-f]{10})"', rf'\1-{drawing}"', body)
     width, height = fig.get_size_inches() * 72
     named = ''.join(f' {k.replace("_", "-")}="{html.escape(v)}"' for k, v in attributes.items())
     return f'<svg viewBox="0 0 {width:g} {height:g}" role="img"{named}>{themed(body)}'
