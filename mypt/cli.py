@@ -137,7 +137,8 @@ def _add_param(
         group.add_argument(*flags, dest=p.name, help=text, action=action)
     elif p.type is list:
         several = '+' if p.required else '*'
-        group.add_argument(*flags, dest=p.name, help=text, nargs=several, **value)
+        value |= dict(nargs=several, action='extend')  # the option may be written again
+        group.add_argument(*flags, dest=p.name, help=text, **value)
     else:
         group.add_argument(*flags, dest=p.name, help=text, required=p.required, **value)
 

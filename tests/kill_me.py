@@ -52,6 +52,7 @@ TOUCH = {
     'rmdir',
     'unlink',
     'remove',
+    'link',
     'serialize_file',
 }
 

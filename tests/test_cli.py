@@ -327,6 +327,14 @@ def test_the_documents_own_commands(dataset, tmp_path, monkeypatch, capsys):
     assert code == 2 or (code == 1 and 'NOT passed' in out)
 
 
+def test_an_option_that_is_written_twice_holds_both():
+    parser = verb_parser('train')
+    needed = ['--model_name', 'm', '--dataset_dir', 'd']
+    once = parser.parse_args([*needed, '--sets', 'n_layer=3', 'n_embd=64'])
+    twice = parser.parse_args([*needed, '--sets', 'n_layer=3', '--sets', 'n_embd=64'])
+    assert once.sets == twice.sets == ['n_layer=3', 'n_embd=64']
+
+
 def test_a_base_of_another_shape_lists_the_fields(dataset, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(capsys, 'train', '--model_name', 'base', '--dataset_dir', dataset, *SMALL)[0] == 0
@@ -650,7 +658,8 @@ def mypt(*argv, **kw):
 def test_ctrl_c_is_quiet(tmp_path):
     write_episodes(tmp_path / 'x.jsonl', [LINE])
     os.mkfifo(tmp_path / 'slow.jsonl')
-    p = mypt('check', tmp_path / 'slow.jsonl', start_new_session=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  # ignored in `make test &`
+    p = mypt('check', tmp_path / 'slow.jsonl', start_new_session=True, preexec_fn=heard)
     with open(tmp_path / 'slow.jsonl', 'wb', buffering=0) as f:  # opens when the command does
         f.write(dump_line(LINE))
         os.killpg(p.pid, signal.SIGINT)

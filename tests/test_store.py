@@ -433,7 +433,10 @@ def test_killed_at_random_moments_of_an_overwrite_old_or_new_is_there(tmp_path):
 def test_killed_between_the_two_renames_the_old_one_comes_back(tmp_path):
     target = write(tmp_path / 'd', n=20)
     target.rename(tmp_path / '.d.old')
-    assert open_dataset(target).train.n_episodes == 20 and left(tmp_path) == ['d']
+    assert open_dataset(target).train.n_episodes == 20
+    assert left(tmp_path) == ['.d.old']  # a reader changes nothing
+    write(target, n=30, overwrite=True)
+    assert open_dataset(target).train.n_episodes == 30 and left(tmp_path) == ['d']
     target.rename(tmp_path / '.d.old')
     with pytest.raises(UserError, match='exists already'):
         write(target)

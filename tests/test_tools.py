@@ -637,12 +637,24 @@ def test_counting_others(tmp_path):
 
 
 def test_hanging_job_is_ended(tmp_path):
-    r = check.run(
-        job('notebook', '-c', 'import time; print("busy", flush=True); time.sleep(60)'),
-        tmp_path,
-        limit=1,
-    )
-    assert r.failed == 1 and 'busy' in r.output and 'ended after 1 s' in r.output and r.seconds < 20
+    busy = 'import time; print("busy", flush=True); time.sleep(60)'
+    (tmp_path / 'test_busy.py').write_text(f'def test_busy(capfd):\n    with capfd.disabled():\n        {busy}')
+    program = job('check', '-c', busy)
+    fork = job('tests', '-m', 'pytest', 'test_busy.py')
+    for hanging, limit in ((program, 1), (fork, 5)):
+        r = check.run(hanging, tmp_path, limit=limit)
+        assert r.failed == 1 and 'busy' in r.output and r.seconds < 20
+        assert f'ended after {limit} s' in r.output
+
+
+def test_a_notebook_is_run_in_a_fork(project):
+    (project / 'nbs').mkdir(exist_ok=True)
+    good, bad = (f'nbs/{name}.ipynb' for name in ('good', 'bad'))
+    for path, code in ((good, 'assert 1'), (bad, 'assert 1 == 2, "so not"')):
+        write_nb(new_notebook([code]), project / path)
+    results = [check.run(job('notebook', '--path', p), project) for p in (good, bad)]
+    assert [(r.passed, r.failed) for r in results] == [(1, 0), (0, 1)]
+    assert 'so not' in results[1].output
 
 
 def test_closing_line(monkeypatch, capsys, tmp_path):

@@ -2,15 +2,19 @@
 passed, M failed`.
 
 Counted: each notebook under `nbdev_test`, each pytest test, each tool and each check of tools/.
-Jobs run two at a time with one thread each; files named tests/test_speed*.py run last, alone and
-with all threads, for what they measure. `python -m tools.check --list` says what to run by hand
-for each.
+Jobs run two at a time with one thread each. Notebooks and tests run in forks of one process that
+has imported torch and its like: it takes seconds, and each would pay them. Files named
+tests/test_speed*.py run last, alone and with all threads, for what they measure.
+`python -m tools.check --list` says what to run by hand for each.
 """
 
+import atexit
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -39,6 +43,19 @@ CHECKS = {  # module of tools/ → what it holds
     'suites': 'suites are what the phases make',
     'docs': 'pages build, links and anchors hold',
 }
+ONE_THREAD = dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'), '1')
+PRELOADED = (  # into the process that is forked; none of ours, for tests import it afresh
+    'numpy',
+    'torch',
+    'transformers',
+    'safetensors.torch',
+    'matplotlib.figure',
+    'hypothesis',
+    'pytest',
+    'IPython',
+    'fastcore.all',
+    'nbdev.test',
+)
 LIMITS = {'tool': 240, 'check': 600, 'notebook': 240, 'tests': 540}  # seconds
 
 
@@ -104,10 +121,18 @@ def count(job: Job, code: int, output: str) -> tuple[int, int, int]:
 
 def run(job: Job, root: Path = ROOT, limit: float | None = None) -> Result:
     "One job in a process group of its own, ended at its limit."
+    limit = limit or LIMITS[job.kind]
+    start = time.monotonic()
+    forked = job.kind in ('notebook', 'tests') and not job.alone
+    code, output = (run_fork if forked else run_command)(job, root, limit)
+    return Result(job, *count(job, code, output), time.monotonic() - start, output)
+
+
+def run_command(job: Job, root: Path, limit: float) -> tuple[int, str]:  # Exit status and output
+    "A job as a program of its own."
     env = os.environ | {'PYTHONUNBUFFERED': '1', 'PYTHONPATH': str(root)}
     if not job.alone:
-        env |= dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'), '1')
-    start, limit = time.monotonic(), limit or LIMITS[job.kind]
+        env |= ONE_THREAD
     process = subprocess.Popen(
         job.command,
         cwd=root,
@@ -124,8 +149,44 @@ def run(job: Job, root: Path = ROOT, limit: float | None = None) -> Result:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)
         output = process.communicate()[0] + f'\nended after {limit:g} s'
-    counts = count(job, process.returncode, output)
-    return Result(job, *counts, time.monotonic() - start, output)
+    return process.returncode, output
+
+
+def run_fork(job: Job, root: Path, limit: float) -> tuple[int, str]:  # Exit status and output
+    "A notebook or a file of tests, in a fork of the process that has imported the libraries."
+    with tempfile.NamedTemporaryFile() as output:
+        arguments = job.kind, job.command[-1], root, output.name
+        process = multiprocessing.get_context('forkserver').Process(target=in_fork, args=arguments)
+        process.start()
+        process.join(limit)
+        ended = process.exitcode is None
+        if ended:
+            os.killpg(process.pid, 9)
+            process.join()
+        text = Path(output.name).read_text(encoding='utf-8', errors='replace')
+    return process.exitcode, text + (f'\nended after {limit:g} s' if ended else '')
+
+
+def in_fork(kind: str, path: str, root: Path, output: str):
+    "What the fork does: as `nbdev_test --path` or `pytest`, all output in a file."
+    os.setsid()
+    with open(output, 'w', encoding='utf-8') as f:
+        os.dup2(f.fileno(), 1)
+        os.dup2(f.fileno(), 2)
+    os.chdir(root)
+    sys.stdin = open(os.devnull)
+    sys.stdout = open(1, 'w', buffering=1, encoding='utf-8')
+    sys.stderr = open(2, 'w', buffering=1, encoding='utf-8')
+    try:
+        if kind == 'tests':
+            import pytest
+
+            sys.exit(pytest.main(['--color=no', path]))
+        from nbdev.test import nbdev_test
+
+        nbdev_test(path=path)
+    finally:
+        atexit._run_exitfuncs()  # a child of multiprocessing leaves them out
 
 
 def show(r: Result, done: int, total: int):
@@ -147,6 +208,8 @@ def show(r: Result, done: int, total: int):
 
 def run_all(todo: list[Job], root: Path) -> list[Result]:
     "Two at a time, then one by one those that measure."
+    os.environ |= ONE_THREAD | {'PYTHONPATH': str(root)}
+    multiprocessing.set_forkserver_preload(list(PRELOADED))
     results = []
 
     def take(result: Result):
@@ -157,6 +220,8 @@ def run_all(todo: list[Job], root: Path) -> list[Result]:
         started = [pool.submit(run, job, root) for job in todo if not job.alone]
         for future in as_completed(started):
             take(future.result())
+    for name in ONE_THREAD:
+        del os.environ[name]
     for job in todo:
         if job.alone:
             take(run(job, root))

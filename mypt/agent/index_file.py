@@ -27,7 +27,7 @@ from mypt.agent.documents import (
 )
 from .words import index_words, letter_groups, words_by_group
 from ..errors import UserError
-from ..files import watched
+from ..files import sync, temporary, watched
 
 # %% ../../nbs/agent/index_file.ipynb #6d0715b0
 PLACE_BITS = (
@@ -172,34 +172,28 @@ def write_index(
 ) -> dict[str, int]:  # How many documents are new, changed, deleted and same
     "Bring the index of a folder up to date with its documents."
     final = folder / INDEX_FILE
-    tmp = folder / f'.{INDEX_FILE}.{os.getpid()}.tmp'
     settings = dict(size=size, overlap=overlap, dense=int(bool(embed)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         fresh = not _can_update(final, settings)
-        if fresh:
-            tmp.unlink(missing_ok=True)
-        else:
-            shutil.copyfile(final, tmp)
-        with closing(sqlite3.connect(tmp)) as db:
-            db.executescript('pragma journal_mode=off; pragma synchronous=off;')
-            if fresh:
-                db.executescript(_TABLES)
-            db.executemany('insert or replace into setting values (?, ?)', settings.items())
-            changes = _update(db, docs_dir, why, settings, embed)
-            db.commit()
-        if fresh or _changed(changes):
-            with open(tmp, 'rb+') as f:
-                os.fsync(f.fileno())
-            os.replace(tmp, final)
+        with temporary(final) as tmp:
+            if not fresh:
+                shutil.copyfile(final, tmp)
+            with closing(sqlite3.connect(tmp)) as db:
+                db.executescript('pragma journal_mode=off; pragma synchronous=off;')
+                if fresh:
+                    db.executescript(_TABLES)
+                db.executemany('insert or replace into setting values (?, ?)', settings.items())
+                changes = _update(db, docs_dir, why, settings, embed)
+                db.commit()
+            if fresh or _changed(changes):
+                sync(tmp)
+                os.replace(tmp, final)
         return changes
     except (OSError, sqlite3.Error) as e:
         raise UserError(
             f'{folder}: the index cannot be written ({e}); free space, or choose another place'
         ) from None
-    finally:
-        if folder.is_dir():
-            tmp.unlink(missing_ok=True)
 
 # %% ../../nbs/agent/index_file.ipynb #68fd0bb5
 def _changed(changes: dict[str, int]) -> bool:

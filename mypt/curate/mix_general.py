@@ -9,11 +9,12 @@ __all__ = ['Chunks', 'ShardSource', 'cut_chunks', 'draw_chunks', 'tokens_wanted'
 import hashlib
 import numpy as np
 from typing import NamedTuple, Protocol
-from ..data.dataset import Dataset, METADATA, Row, Shard, Split, open_dataset
+from ..data.dataset import Dataset, Row, Shard, Split, open_dataset
 from ..data.packing import plan_rows, ranges, segment_dtype
 from ..data.tokenizer import Tokenizer
 from ..data.writer import DatasetWriter, settings_like
 from ..errors import UserError
+from ..files import signed_text
 
 # %% ../../nbs/curate/mix_general.ipynb #d213b401
 class Chunks(NamedTuple):
@@ -167,7 +168,7 @@ def _lineage_entry(ds: Dataset, tokens: int, total: int) -> dict:
     "A dataset in the lineage of another."
     return dict(
         dataset=ds.dir.name,
-        sha256=hashlib.sha256((ds.dir / METADATA).read_bytes()).hexdigest(),
+        sha256=hashlib.sha256(signed_text(ds.meta).encode()).hexdigest(),
         tokens=tokens,
         share=round(tokens / total, 6),
         sources=ds.meta.get('lineage', []),

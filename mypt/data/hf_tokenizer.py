@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from .tokenizer import EOT, TAGS, Tokenizer, TokenTable
 from ..errors import UserError
+from ..files import newest_save
 
 # %% ../../nbs/data/hf_tokenizer.ipynb #05153d2c
 def _parts(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
@@ -419,7 +420,8 @@ def foreign_tokenizer(
 ) -> ForeignTokenizer:
     "The tokenizer of `hf:FOLDER`, read once per process and version of the file."
     name = 'tokenizer.json'
-    spots = [Path(folder), Path(folder) / name, Path('checkpoints') / folder / name]
+    folders = Path(folder), Path('checkpoints') / folder
+    spots = [Path(folder), *(newest_save(f) / name for f in folders)]
     path = next((p for p in spots if p.is_file()), None)
     if path is None:
         raise UserError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from .hf_tokenizer import foreign_tokenizer
 from .tokenizer import Tokenizer, get_tokenizer
 from ..errors import UserError
+from ..files import newest_save
 
 # %% ../../nbs/data/tokenizer_state.ipynb #ab513579
 def open_tokenizer(kind: str) -> Tokenizer:
@@ -77,7 +78,7 @@ def tokenizer_from_state(
 # %% ../../nbs/data/tokenizer_state.ipynb #4edb3048
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     "The tokenizer of a dataset or checkpoint folder, from its `tokenizer_state.json`."
-    path = Path(folder) / 'tokenizer_state.json'
+    path = newest_save(Path(folder)) / 'tokenizer_state.json'
     try:
         state = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:

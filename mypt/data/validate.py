@@ -10,7 +10,7 @@ import numpy as np
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-from .dataset import Dataset, REPAIR_HINT, Shard, open_dataset
+from .dataset import Dataset, REPAIR_HINT, Shard, newest_folder, open_dataset
 from .masks import role_weights, roles_of
 from .packing import ranges
 from .serialize import ROLES
@@ -22,7 +22,8 @@ from ..files import sha256_of
 # %% ../../nbs/data/validate.ipynb #0b5a12d5
 def changed_files(ds: Dataset) -> list[str]:  # One line per file
     "Files whose bytes are not those that were written."
-    changed = [n for n, f in ds.meta['files'].items() if sha256_of(ds.dir / n) != f['sha256']]
+    lies, files = newest_folder(ds.dir), ds.meta['files'].items()
+    changed = [n for n, f in files if sha256_of(lies / n) != f['sha256']]
     return [f'{name}: changed since it was written; {REPAIR_HINT}' for name in changed]
 
 # %% ../../nbs/data/validate.ipynb #df436ba6
@@ -151,6 +152,8 @@ def validate_dataset(
     for split in ds.splits:
         for shard in split.shards:
             problems += _shard_faults(ds, shard)
+    if problems and open_dataset(dir).meta != ds.meta:
+        return [f'{dir}: replaced while it was checked; check it again']
     return problems
 
 # %% ../../nbs/data/validate.ipynb #798ea6a0

@@ -19,7 +19,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from .. import __version__
-from .dataset import ARRAYS, METADATA, SCHEMA, restore_overwritten
+from .dataset import ARRAYS, METADATA, SCHEMA
 from .masks import role_weights
 from .packing import Rows, segment_dtype
 from .tokenizer import Tokenizer
@@ -79,10 +79,28 @@ def _outlived(work: Path, meta: Path) -> bool:
         return False
     return work.stat().st_mtime_ns < meta.stat().st_mtime_ns
 
+# %% ../../nbs/data/writer.ipynb #f4143af6
+@contextmanager
+def _locked_parent(target: Path) -> Iterator[None]:
+    "Be the only process that renames or removes datasets in a folder; waits for its turn."
+    lock = lock_folder(target.parent, wait=True)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+# %% ../../nbs/data/writer.ipynb #3a0f3f98
+def _restore_overwritten(target: Path):
+    "Bring back the old dataset when an overwrite was killed between its two renames."
+    old = beside(target, 'old')
+    if old.is_dir() and not target.exists():
+        old.rename(target)
+
 
 def _remove_leftovers(target: Path):
     "Remove what dead writers left beside `target`."
-    restore_overwritten(target)
+    _restore_overwritten(target)
     shutil.rmtree(beside(target, 'old'), ignore_errors=True)
     work = beside(target, 'work')
     work_is_old = _outlived(work, target / METADATA)
@@ -105,11 +123,12 @@ class _HiddenFolder:
         self.overwrite = overwrite
         with _disk_errors(dir):
             self.target.parent.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(self.target)
-            self._check_target()
-            self.root = beside(self.target, f'tmp-{secrets.token_hex(4)}')
-            self.root.mkdir()
-            self.lock = lock_folder(self.root)
+            with _locked_parent(self.target):
+                _remove_leftovers(self.target)
+                self._check_target()
+                self.root = beside(self.target, f'tmp-{secrets.token_hex(4)}')
+                self.root.mkdir()
+                self.lock = lock_folder(self.root)
 
     def _check_target(self):
         "Raise `UserError` when something is there that must stay."
@@ -125,17 +144,18 @@ class _HiddenFolder:
         "Give the finished folder its name; an old dataset is replaced only now."
         for p in (self.root, *self.root.rglob('*')):
             sync(p)
-        self._check_target()  # another writer may have been quicker
         old = beside(self.target, 'old')
-        if self.target.exists():
-            self.target.rename(old)
-        try:
-            self.root.rename(self.target)
-        except OSError:
-            restore_overwritten(self.target)
-            raise
-        sync(self.target.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        with _locked_parent(self.target):
+            self._check_target()  # another writer may have been quicker
+            if self.target.exists():
+                self.target.rename(old)
+            try:
+                self.root.rename(self.target)
+            except OSError:
+                _restore_overwritten(self.target)
+                raise
+            sync(self.target.parent)
+            shutil.rmtree(old, ignore_errors=True)
 
     def close(self):
         "Remove the folder if it was not published, and release its lock."
@@ -150,8 +170,9 @@ def work_folder(dir: str | Path) -> Iterator[Path]:
     "A hidden folder beside the dataset `dir` that stays until a run ends well; one run at a time."
     target = Path(dir).resolve()
     work = beside(target, 'work')
-    work.mkdir(exist_ok=True)
-    lock = lock_folder(work)
+    with _locked_parent(target):
+        work.mkdir(exist_ok=True)
+        lock = lock_folder(work)
     if lock is None:
         way = 'wait for that one or choose another --output_dir'
         raise UserError(f'{dir}: another mypt prepare is writing it; {way}')

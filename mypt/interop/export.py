@@ -12,14 +12,13 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from numpy import ndarray
 from pathlib import Path
 from typing import Any
 from ..data.hf_tokenizer import chat_template, tokenizer_json
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
-from ..files import atomic_write
+from ..files import atomic_write, temporary, writing
 from ..model.checkpoint import checkpoint_dir, load_meta, load_model
 from ..model.config import ModelConfig
 from ..model.gpt import GPT
@@ -149,18 +148,15 @@ def write_gguf(
 ):
     "Write a GGUF file, whole or not at all."
     _gguf_package()  # a missing package is reported before anything is made
-    part = out.with_name(f'.{out.name}.part')
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _write_parts(part, model, tok, meta['layout'], name, dtype)
-        os.replace(part, out)
+        with temporary(out) as part:
+            _write_parts(part, model, tok, meta['layout'], name, dtype)
+            os.replace(part, out)
     except OSError as e:
         raise UserError(
             f'{out}: cannot be written ({e.strerror or e}); check the path and free space'
         ) from None
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 # %% ../../nbs/interop/export.ipynb #71a6e7f0
 def export(
@@ -364,6 +360,7 @@ NOT_UPLOADED = [
     'tensorboard/*',
     '.next/*',
     '.commit/*',
+    '.done/*',
     'gate*.json',
 ]
 
@@ -380,13 +377,14 @@ def push(
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo):
         raise UserError(f'--repo {repo}: write it as you/name')
     card, text = folder / 'README.md', model_card(model_name, repo)
-    load_model(model_name, verify=True)  # what is damaged is not published
-    with atomic_write(card) as f:
-        f.write(text.encode())
-    print(f'{card}: {len(text.splitlines())} lines')
-    if not dry_run:
-        _upload(folder, repo, private, api or _hub_api())
-        print(f'https://huggingface.co/{repo}')
+    with writing(folder):  # no training may replace files between two uploads
+        load_model(model_name, verify=True)  # what is damaged is not published
+        with atomic_write(card) as f:
+            f.write(text.encode())
+        print(f'{card}: {len(text.splitlines())} lines')
+        if not dry_run:
+            _upload(folder, repo, private, api or _hub_api())
+            print(f'https://huggingface.co/{repo}')
     return card
 
 # %% ../../nbs/interop/export.ipynb #14cd07a9

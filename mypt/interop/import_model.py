@@ -19,8 +19,8 @@ from typing import Any
 from ..data.hf_tokenizer import foreign_tokenizer
 from ..data.tokenizer import EOT, TAGS, Tokenizer, close_tag, get_tokenizer, open_tag
 from ..errors import UserError
-from ..files import sha256_of
-from ..model.checkpoint import checkpoint_dir, save_checkpoint
+from ..files import sha256_of, writing
+from ..model.checkpoint import checkpoint_dir, load_model, recover, save_checkpoint
 from ..model.config import ModelConfig, make_config
 from ..model.gpt import GPT, init_tags
 
@@ -430,8 +430,8 @@ def _license(folder: Path) -> str | None:
     return found[1] if found else None
 
 # %% ../../nbs/interop/import_model.ipynb #bed3e5db
-def _check_paths(folder: Path, out: Path):
-    "Refuse a source that is none, and an output that exists."
+def _check_source(folder: Path):
+    "Refuse a source that is none."
     if not folder.is_dir():
         raise UserError(
             f'{folder}: no such directory; fetch the model first (hf download NAME --local-dir '
@@ -441,19 +441,32 @@ def _check_paths(folder: Path, out: Path):
         raise UserError(
             f'{folder}: a checkpoint of mypt already; train from it with --init_from_model'
         )
-    if out.exists():
-        raise UserError(f'{out}: exists; choose another --output')
 
 # %% ../../nbs/interop/import_model.ipynb #76f86d63
-def _imported_lineage(folder: Path, origin: str, files: list[Path]) -> dict:
+def _imported_lineage(
+    folder: Path,
+    origin: str,
+    files: list[Path],
+    options: dict[str, str],  # That the weights or their layout depend on
+) -> dict:
     "The lineage of a model that was not trained here."
     imported = dict(
         name=folder.resolve().name,
         format=origin,
         license=_license(folder),
-        files={p.name: sha256_of(p) for p in files},
+        files={p.name: sha256_of(p) for p in files if p.is_file()},
+        options=options,
     )
     return dict(dataset=None, base=None, steps=0, imported=imported)
+
+# %% ../../nbs/interop/import_model.ipynb #ce631ea9
+def _already_imported(out: Path, lineage: dict) -> tuple[GPT, Tokenizer]:
+    "What an earlier import left; raises `UserError` when it is something else."
+    if (out / 'mypt.json').exists():
+        model, tok, meta = load_model(out)
+        if meta.get('lineage') == lineage:
+            return model, tok
+    raise UserError(f'{out}: exists; choose another --output')
 
 # %% ../../nbs/interop/import_model.ipynb #d882ff7f
 def import_model(
@@ -465,18 +478,22 @@ def import_model(
 ) -> Path:  # The checkpoint's directory
     "Bring a base model from elsewhere: its weights, its tokenizer, and new rows for our tags."
     folder, out = Path(source), checkpoint_dir(output)
-    _check_paths(folder, out)
-    if (folder / 'model.pt').exists():
-        model, tok = import_old(folder, tags, rope)
-        files, kind, origin = [folder / 'model.pt'], tok.kind, 'model.pt'
-    else:
-        model, tok = import_llama(folder)
-        files, kind, origin = _weight_files(folder), f'hf:{out}', 'llama'
-    lineage = _imported_lineage(folder, origin, files)
-    save_checkpoint(out, model, tok, meta=dict(layout=layout, lineage=lineage))
+    _check_source(folder)
+    old = (folder / 'model.pt').exists()
+    files = [folder / 'model.pt'] if old else _weight_files(folder)
+    options = dict(tags=tags, rope=rope, layout=layout)
+    lineage = _imported_lineage(folder, 'model.pt' if old else 'llama', files, options)
+    with writing(out):
+        recover(out)
+        if any(out.iterdir()):
+            model, tok = _already_imported(out, lineage)
+        else:
+            model, tok = import_old(folder, tags, rope) if old else import_llama(folder)
+            save_checkpoint(out, model, tok, meta=dict(layout=layout, lineage=lineage))
     n = sum(p.numel() for p in model.parameters())
     print(
         f'{out}: {n:,} parameters, {tok.n_tokens:,} tokens; prepare data for it with '
-        f'--tokenization {kind}, and train with --config finetune --init_from_model {output}'
+        f'--tokenization {tok.kind if old else f"hf:{out}"}, and train with --config finetune '
+        f'--init_from_model {output}'
     )
     return out

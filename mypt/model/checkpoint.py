@@ -22,22 +22,55 @@ from ..data.hf_tokenizer import tokenizer_config, tokenizer_json
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_state import load_tokenizer, save_tokenizer
 from ..errors import UserError
-from ..files import checksums, json_object, json_text, signed, sync, write_json
+from mypt.files import (
+    beside,
+    checksums,
+    json_object,
+    json_text,
+    newest_save,
+    read_version,
+    signed,
+    sync,
+    write_json,
+    writing,
+)
 from .config import ModelConfig
 from .gpt import GPT
 
 # %% ../../nbs/13_checkpoint.ipynb #0c5c7fd0
-def recover(folder: Path) -> None:
+def recover(folder: Path) -> None:  # Whose lock the caller holds
     "Bring a directory into order: finish a save that was committed, forget one that was not."
-    commit, unfinished = folder / '.commit', folder / '.next'
-    if unfinished.is_dir():
-        shutil.rmtree(unfinished, ignore_errors=True)
-    if not commit.is_dir():
+    for leftover in ('.next', '.done'):
+        _remove(folder / leftover)
+    commit = folder / '.commit'
+    if newest_save(folder) != commit:
+        commit.unlink(missing_ok=True)  # a link, or a file of somebody else
         return
     for f in commit.iterdir():
-        os.replace(f, folder / f.name)
+        _link(f, folder / f.name)
     sync(folder)
-    commit.rmdir()
+    commit.rename(folder / '.done')
+    _remove(folder / '.done')
+
+# %% ../../nbs/13_checkpoint.ipynb #fd81d8d7
+def _link(file: Path, target: Path) -> None:
+    "Give a file the name `target` as well, in place of what has that name."
+    spare = beside(target, 'link')
+    spare.unlink(missing_ok=True)
+    try:
+        os.link(file, spare)
+    except OSError:
+        shutil.copy2(file, spare)
+        sync(spare)
+    os.replace(spare, target)
+
+
+def _remove(path: Path) -> None:
+    "Remove a folder, or the link that has its name."
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 # %% ../../nbs/13_checkpoint.ipynb #bea5bf53
 def write_all(
@@ -47,22 +80,22 @@ def write_all(
     "Replace several files at once; a full disk is a `UserError` and changes nothing."
     folder = Path(folder)
     next_ = folder / '.next'
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        try:
+            recover(folder)
+            next_.mkdir()
+            write(next_)
+            for f in next_.iterdir():
+                sync(f)
+            sync(next_)
+            os.rename(next_, folder / '.commit')
+        except (OSError, SafetensorError) as e:
+            _remove(next_)
+            why = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+            problem = f'{folder}: cannot be saved ({why}); the last checkpoint is untouched'
+            raise UserError(f'{problem}. Free space or choose another place') from e
+        sync(folder)
         recover(folder)
-        next_.mkdir()
-        write(next_)
-        for f in next_.iterdir():
-            sync(f)
-        sync(next_)
-    except (OSError, SafetensorError) as e:
-        shutil.rmtree(next_, ignore_errors=True)
-        why = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
-        problem = f'{folder}: cannot be saved ({why}); the last checkpoint is untouched'
-        raise UserError(f'{problem}. Free space or choose another place') from e
-    os.rename(next_, folder / '.commit')
-    sync(folder)
-    recover(folder)
 
 # %% ../../nbs/13_checkpoint.ipynb #5b402f9e
 def _llama_sizes(cfg: ModelConfig) -> dict:
@@ -179,14 +212,15 @@ def load_meta(name: str | Path) -> dict:  # `mypt.json`
     folder = checkpoint_dir(name)
     if not folder.is_dir():
         raise UserError(f'{folder}: no such model; {_models_there()}')
-    recover(folder)
-    path = folder / 'mypt.json'
+    path = newest_save(folder) / 'mypt.json'
     try:
         text = path.read_text(encoding='utf-8')
     except FileNotFoundError:
         if (folder / 'sharded').is_dir():
             raise UserError(f'{folder}: only shards of a run; mypt consolidate {name}') from None
         problem = "no mypt.json, so not a checkpoint of mypt; is it another tool's model?"
+        if not (folder / 'config.json').exists():
+            problem = 'nothing is saved there yet; train it first, or wait for its first checkpoint'
         raise UserError(f'{folder}: {problem}') from None
     except ValueError as e:
         raise UserError(f'{path}: damaged ({e}); restore it from a copy') from None
@@ -251,17 +285,36 @@ def load_model(
     verify: bool = False,  # Compare every file with its noted hash
 ) -> LoadedModel:
     "Read a checkpoint; raises `UserError` saying what is wrong and what to do."
-    folder, meta = checkpoint_dir(name), load_meta(name)
-    if verify:
-        check_sums(folder, meta)
-    tok, path = load_tokenizer(folder), folder / 'model.safetensors'
+    folder = checkpoint_dir(name)
+
+    def read() -> LoadedModel:
+        meta, files = load_meta(name), newest_save(folder)
+        if verify:
+            check_sums(files, meta)
+        return LoadedModel(_read_model(files, meta), load_tokenizer(folder), meta)
+
+    return read_version(read, lambda: _version(folder))
+
+# %% ../../nbs/13_checkpoint.ipynb #adafcfe9
+def _version(folder: Path) -> tuple[Path, str | None]:
+    "Which save a reader sees: where its files lie, and the text of its `mypt.json`."
+    files = newest_save(folder)
+    try:
+        return files, (files / 'mypt.json').read_text(encoding='utf-8', errors='replace')
+    except OSError:
+        return files, None
+
+# %% ../../nbs/13_checkpoint.ipynb #17b1244f
+def _read_model(files: Path, meta: dict) -> GPT:
+    "The model that `mypt.json` describes, with its weights."
+    path = files / 'model.safetensors'
     weights = read_tensors(path)
     model = GPT(ModelConfig(**meta['model']))
     _check_shapes(path, weights, model)
     model.load_state_dict(weights)
-    return LoadedModel(model, tok, meta)
+    return model
 
-# %% ../../nbs/13_checkpoint.ipynb #17b1244f
+
 def _check_shapes(path: Path, weights: dict, model: GPT) -> None:
     expected = {k: _shape_text(v) for k, v in model.state_dict().items()}
     found = {k: _shape_text(v) for k, v in weights.items()}
@@ -288,7 +341,8 @@ class SavedState(NamedTuple):
 def load_state(name: str | Path) -> SavedState:
     "What `save_checkpoint` got as `state` and `tensors`."
     folder = checkpoint_dir(name)
-    path = folder / 'training_state.json'
+    files = newest_save(folder)
+    path = files / 'training_state.json'
     try:
         text = path.read_text(encoding='utf-8')
     except FileNotFoundError:
@@ -298,4 +352,4 @@ def load_state(name: str | Path) -> SavedState:
         ) from None
     except ValueError as e:
         raise UserError(f'{path}: damaged ({e}); restore it from a copy') from None
-    return SavedState(json_object(path, text), read_tensors(folder / 'optimizer.safetensors'))
+    return SavedState(json_object(path, text), read_tensors(files / 'optimizer.safetensors'))

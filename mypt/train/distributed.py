@@ -29,8 +29,15 @@ from typing import Any, NamedTuple
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_state import load_tokenizer, save_tokenizer
 from ..errors import UserError
-from ..files import checksums, json_object, signed, sync, write_json
-from ..model.checkpoint import check_sums, checkpoint_dir, load_meta, noted_sums, save_checkpoint
+from ..files import checksums, json_object, signed, sync, write_json, writing
+from mypt.model.checkpoint import (
+    check_sums,
+    checkpoint_dir,
+    load_meta,
+    noted_sums,
+    recover,
+    save_checkpoint,
+)
 from ..model.config import ModelConfig, TrainConfig
 from ..model.gpt import GPT
 from .loop import Trainer, trainer_state
@@ -337,12 +344,14 @@ def consolidate(
     folder = checkpoint_dir(model_name)
     if not folder.is_dir():
         raise UserError(f'{folder}: no such model; check the name')
-    own = newest(folder)
-    if own != folder:
-        model, tok, meta, state, _ = open_shards(own, alone=True)
-        tensors = read_training_shards(model, own, alone=True)
-        save_checkpoint(folder, model, tok, state, tensors, meta)
-    shutil.rmtree(folder / 'sharded', ignore_errors=True)
+    with writing(folder):
+        recover(folder)
+        own = newest(folder)
+        if own != folder:
+            model, tok, meta, state, _ = open_shards(own, alone=True)
+            tensors = read_training_shards(model, own, alone=True)
+            save_checkpoint(folder, model, tok, state, tensors, meta)
+        shutil.rmtree(folder / 'sharded', ignore_errors=True)
     return folder
 
 # %% ../../nbs/train/distributed.ipynb #156f3e6f

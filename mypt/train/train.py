@@ -24,6 +24,7 @@ from ..data.dataset import Dataset, open_dataset
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_state import open_tokenizer
 from ..errors import UserError
+from ..files import writing
 from ..model.checkpoint import checkpoint_dir, load_model, load_state, recover, save_checkpoint
 from ..model.config import Config, ModelConfig, check_same_arch, load_config
 from ..model.gpt import GPT, init_tags
@@ -254,14 +255,12 @@ def this_process(device: str = 'auto') -> Process:
 # %% ../../nbs/16_train.ipynb #af73a2d4
 def _folder_to_resume(
     folder: Path,  # The model's own directory
-    base: str | None,
     process: Process,
     sharded: bool,  # This run reads shards
 ) -> Path:  # Where the newest state is
-    "The first process repairs the directories, the others wait for it."
+    "The first process repairs the directory, the others wait for it."
     if process.rank == 0:
-        for d in {folder, checkpoint_dir(base or folder)}:
-            recover(d)
+        recover(folder)
         if (folder / 'sharded').is_dir() and not sharded:
             from mypt.train.distributed import consolidate
 
@@ -498,27 +497,28 @@ def train(
     process = this_process(device)
     if tokenization:
         _check_tokenizer(open_tokenizer(tokenization), ds, '--tokenization')
-    sharded = process.world > 1 and cfg.train.parallel == 'fsdp'
-    begun = _folder_to_resume(folder, init_from_model, process, sharded)
-    start = start_model(begun, cfg, ds, init_from_model, sharded)
-    _set_up_model(start.model, cfg, ds, process)
-    data = make_batches(ds, cfg, process.rank, process.world)
-    steps = max_iters or _steps_of_run(cfg, data)
-    lineage = _lineage(ds, cfg, steps, start.base)
-    if start.lineage:
-        _check_same_data(folder, start.lineage, lineage)
-    about = dict(lineage=lineage, layout=ds.meta['layout'], mask_policy=ds.meta['mask_policy'])
-    strategy = _choose_strategy(folder, ds.tok, about, process, sharded)
-    from_base = bool(init_from_model) and not start.state
-    own = _default_callbacks(
-        cfg, folder, strategy.save_best, process.rank, quiet, tensorboard, from_base
-    )
-    t = _make_trainer(strategy, start, ds, cfg, data, steps, process.device, [*own, *cbs])
-    if process.rank == 0:
-        _print_start(t, start, ds, cfg, data, folder, init_from_model)
-    if t.step < steps:
-        with kept_memory() if process.device.type == 'cpu' else nullcontext():
-            fit(t)
-    if strategy.finish:
-        strategy.finish(t)
-    return t
+    with nullcontext() if process.rank else writing(folder):
+        sharded = process.world > 1 and cfg.train.parallel == 'fsdp'
+        begun = _folder_to_resume(folder, process, sharded)
+        start = start_model(begun, cfg, ds, init_from_model, sharded)
+        _set_up_model(start.model, cfg, ds, process)
+        data = make_batches(ds, cfg, process.rank, process.world)
+        steps = max_iters or _steps_of_run(cfg, data)
+        lineage = _lineage(ds, cfg, steps, start.base)
+        if start.lineage:
+            _check_same_data(folder, start.lineage, lineage)
+        about = dict(lineage=lineage, layout=ds.meta['layout'], mask_policy=ds.meta['mask_policy'])
+        strategy = _choose_strategy(folder, ds.tok, about, process, sharded)
+        from_base = bool(init_from_model) and not start.state
+        own = _default_callbacks(
+            cfg, folder, strategy.save_best, process.rank, quiet, tensorboard, from_base
+        )
+        t = _make_trainer(strategy, start, ds, cfg, data, steps, process.device, [*own, *cbs])
+        if process.rank == 0:
+            _print_start(t, start, ds, cfg, data, folder, init_from_model)
+        if t.step < steps:
+            with kept_memory() if process.device.type == 'cpu' else nullcontext():
+                fit(t)
+        if strategy.finish:
+            strategy.finish(t)
+        return t
