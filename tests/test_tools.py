@@ -638,7 +638,9 @@ def test_counting_others(tmp_path):
 
 def test_hanging_job_is_ended(tmp_path):
     busy = 'import time; print("busy", flush=True); time.sleep(60)'
-    (tmp_path / 'test_busy.py').write_text(f'def test_busy(capfd):\n    with capfd.disabled():\n        {busy}')
+    (tmp_path / 'test_busy.py').write_text(
+        f'def test_busy(capfd):\n    with capfd.disabled():\n        {busy}'
+    )
     program = job('check', '-c', busy)
     fork = job('tests', '-m', 'pytest', 'test_busy.py')
     for hanging, limit in ((program, 1), (fork, 5)):
@@ -648,11 +650,10 @@ def test_hanging_job_is_ended(tmp_path):
 
 
 def test_a_notebook_is_run_in_a_fork(project):
-    (project / 'nbs').mkdir(exist_ok=True)
-    good, bad = (f'nbs/{name}.ipynb' for name in ('good', 'bad'))
-    for path, code in ((good, 'assert 1'), (bad, 'assert 1 == 2, "so not"')):
-        write_nb(new_notebook([code]), project / path)
-    results = [check.run(job('notebook', '--path', p), project) for p in (good, bad)]
+    write_nb(project, '00_good.ipynb', title('good'), code('assert 1'))
+    write_nb(project, '01_bad.ipynb', title('bad'), code('assert 1 == 2, "so not"'))
+    names = 'nbs/00_good.ipynb', 'nbs/01_bad.ipynb'
+    results = [check.run(job('notebook', '--path', name), project) for name in names]
     assert [(r.passed, r.failed) for r in results] == [(1, 0), (0, 1)]
     assert 'so not' in results[1].output
 
