@@ -19,6 +19,7 @@ from hypothesis import given, settings, strategies as st
 from mypt.agent import index_file, words
 from mypt.agent.documents import Document, FolderReport, chunks, read_documents
 from mypt.agent.html_text import html_text
+from mypt.cli import main
 from mypt.data.episodes import check_episode, read_episodes
 from mypt.agent.index_file import INDEX_FILE
 from mypt.agent.log import log_for_sft
@@ -947,6 +948,53 @@ def test_many_small_workspaces():
         f'\nworkspace of 5 documents {(middle - start) / 0.3:.2f} ms, '
         f'first search {(end - middle) / 0.3:.2f} ms'
     )
+
+
+# mypt search
+
+
+def test_search_shows_what_is_found_and_why(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    docs = {
+        'law/haftung.md': '# Haftung\n\nDie Produkthaftung trifft den Hersteller.',
+        'ports.csv': 'ship,coins\nboat,five\n',
+    }
+    put(tmp_path / 'docs', docs)
+    assert main(['rag-index', '--docs_dir', 'docs', '--out_dir', 'ix']) == 0
+    capsys.readouterr()
+    for place in (['--docs_dir', 'docs'], ['--index_dir', 'ix']):
+        assert main(['search', 'Haftung Hersteller', *place]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith('1. law/haftung.md, passage 1, score ') and '   Haftung\n' in out
+        assert '   words: haftung (haftung, produkthaftung), hersteller\n' in out
+        assert '   | Die Produkthaftung trifft den Hersteller.\n' in out
+        assert main(['search', 'How many coins does a boat pay?', *place, '--json']) == 0
+        (found,) = json.loads(capsys.readouterr().out)['passages']
+        score = found.pop('score')
+        assert score > 0 and found == dict(
+            rank=1,
+            document='ports.csv',
+            title='ports',
+            passage=1,
+            text='ship: boat\ncoins: five',
+            words=dict(coins=['coins'], boat=['boat']),
+        )
+        assert main(['search', 'zorvik', *place]) == 0
+        assert 'nothing found: no passage has zorvik' in capsys.readouterr().out
+    both = ['--docs_dir', 'docs', '--index_dir', 'ix']
+    for wrong in ([], both, ['--docs_dir', 'docs', '--k', '0'], ['--index_dir', 'docs']):
+        assert main(['search', 'x', *wrong]) == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_search_loads_no_torch(tmp_path):
+    put(tmp_path / 'docs', {'a.md': '# A\n\nanchor', 'b.html': '<p>anchor', 'c.csv': 'a,b\n'})
+    code = (
+        'import sys\nfrom mypt.cli import main\n'
+        'assert main(["search", "anchor", "--docs_dir", "docs"]) == 0\n'
+        'assert "torch" not in sys.modules'
+    )
+    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True)
 
 
 # real data
