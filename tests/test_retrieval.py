@@ -175,7 +175,9 @@ def test_the_command_names_what_it_left_out_and_mended(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == '  left out 12:' and lines[2] == '    00.png: .png: not a kind that is read'
     assert lines[12:14] == ['    … and 2 more', '  mended 1:']
-    assert lines[14].startswith('    a.md: not UTF-8 in one place, byte 8 (0xFF)') and len(lines) == 15
+    assert (
+        lines[14].startswith('    a.md: not UTF-8 in one place, byte 8 (0xFF)') and len(lines) == 15
+    )
     Index.build(docs)  # a caller without a report
     assert '    … and 2 more' in capsys.readouterr().err.splitlines()
 
