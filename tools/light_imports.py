@@ -15,9 +15,10 @@ from pathlib import Path
 
 from tools.notebooks import ROOT, Notebook, read_notebooks, report
 
-LIGHT = ('mypt', 'mypt.cli', 'mypt.errors', 'mypt.files', 'mypt.commands.', 'mypt.data.') + tuple(
-    f'mypt.agent.{m}'  # `mypt search` answers at once
-    for m in ('documents', 'html_text', 'index_file', 'readers', 'retrieval', 'words')
+AT_ONCE = ('documents', 'html_text', 'index_file', 'readers', 'retrieval', 'words')
+LIGHT = (
+    *('mypt', 'mypt.cli', 'mypt.errors', 'mypt.files', 'mypt.commands.', 'mypt.data.'),
+    *(f'mypt.agent.{m}' for m in AT_ONCE),  # for `mypt search`
 )
 USES_TORCH = {'mypt.data.batches'}
 IMPORT_NAMES = dict(pyyaml='yaml', python_docx='docx')  # where it is not the package's
