@@ -166,6 +166,10 @@ def test_no_document_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match='no such folder'):
         rag_index(tmp_path / 'nowhere', tmp_path / 'ix')
     assert not (tmp_path / 'ix' / INDEX_FILE).exists() and not list((tmp_path / 'ix').glob('.*'))
+    report = FolderReport()
+    put(tmp_path, {'a.md': 'a', 'ix/index.sqlite': 'x', 'ix/.index.sqlite.7.tmp': 'x'})
+    assert len(list(read_documents(tmp_path, report))) == 1
+    assert not any('sqlite' in name for name in report.left_out)  # an index of ours
 
 
 def test_the_command_names_what_it_left_out_and_mended(tmp_path, capsys):
