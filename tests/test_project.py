@@ -59,7 +59,16 @@ def test_wheel_metadata(settings, wheel):
     assert extras == {
         k.removesuffix('_requirements') for k in settings if k.endswith('_requirements')
     }
-    assert {'dev', 'bench', 'hub', 'serve', 'widgets', 'translate', 'constrain', 'pdf'} <= extras
+    assert {
+        'dev',
+        'bench',
+        'hub',
+        'serve',
+        'widgets',
+        'translate',
+        'constrain',
+        'documents',
+    } <= extras
     assert wheel.read(name.replace('METADATA', 'entry_points.txt')).decode().split() == [
         '[console_scripts]',
         'mypt',

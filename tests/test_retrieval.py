@@ -1,23 +1,37 @@
 "Documents, index and workspace: their promises on any input, and what they find in real data."
 
+import io
 import json
 import os
 import random
 import shutil
+import sqlite3
 import string
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from contextlib import closing
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from mypt.agent import index_file, words
-from mypt.agent.documents import Document, chunks, read_documents
+from mypt.agent.documents import Document, FolderReport, chunks, read_documents
+from mypt.agent.html_text import html_text
+from mypt.cli import main
 from mypt.data.episodes import check_episode, read_episodes
 from mypt.agent.index_file import INDEX_FILE
 from mypt.agent.log import log_for_sft
+from mypt.agent.readers import (
+    Unreadable,
+    decode,
+    read_docx,
+    read_markdown,
+    read_pdf,
+    read_table,
+    read_tabs,
+)
 from mypt.agent.retrieval import Index, rag_index, retrieve
 from mypt.agent.words import index_words, query_words
 from mypt.errors import UserError
@@ -58,7 +72,7 @@ def pdf(text):
     )
 
 
-def test_every_file_is_read_or_counted(tmp_path, monkeypatch):
+def test_every_file_is_read_or_named(tmp_path, monkeypatch):
     monkeypatch.setattr('mypt.agent.documents.MAX_FILE', 1000)
     outside = put(tmp_path / 'outside', {'secret.md': 'secret'})
     docs = put(
@@ -91,8 +105,8 @@ def test_every_file_is_read_or_counted(tmp_path, monkeypatch):
     os.mkfifo(docs / 'pipe.md')
     with open(os.fsencode(docs) + b'/\xff.md', 'wb') as f:
         f.write(b'x')
-    why = Counter()
-    found = {d.doc_id: d for d in read_documents(docs, why)}
+    report = FolderReport()
+    found = {d.doc_id: d for d in read_documents(docs, report)}
     assert {n: d.title for n, d in found.items()} == {
         'a.md': 'A',
         'sub/b.txt': 'b',
@@ -105,29 +119,38 @@ def test_every_file_is_read_or_counted(tmp_path, monkeypatch):
         'inside.md': 'A',
     }
     assert found['old.txt'].text == found['wide.txt'].text == 'Grüße'
-    assert sum(why.values()) == 13 and not any('secret' in d.text for d in found.values())
-    for part, n in {
-        'leaves the folder': 1,
-        'link to a folder': 1,
-        'larger than': 1,
-        'binary': 2,
-        'empty': 1,
-        'PDF': 1,
-        'not printable': 2,
-        'plain file': 1,
-        'not a kind': 2,
-        'cannot be read (': 1,
-    }.items():
-        assert sum(k for r, k in why.items() if part in r) >= n, (part, why)
+    assert not any('secret' in d.text for d in found.values())
+    assert report.mended == {'old.txt': 'not UTF-8: read as cp1252'}
+    reasons = {
+        'big.md': 'larger than',
+        'photo.md': 'binary',
+        'noise.txt': 'binary',
+        'empty.md': 'empty',
+        'x.exe': '.exe: not a kind',
+        'none': 'no suffix',
+        'bad.pdf': 'PDF that cannot be read',
+        '.hidden.md': 'hidden',
+        '.git/': 'hidden',
+        'new\\nline.md': 'not printable',
+        '\\udcff.md': 'not printable',
+        'link.md': 'leaves the folder',
+        'folder/': 'link to a folder',
+        'loop.md': 'cannot be read (',
+        'pipe.md': 'plain file',
+    }
+    assert report.left_out.keys() == reasons.keys()
+    for name, part in reasons.items():
+        assert part in report.left_out[name], (name, report.left_out[name])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root reads everything')
-def test_unreadable_files_are_counted(tmp_path):
+def test_unreadable_files_are_named(tmp_path):
     docs = put(tmp_path, {'a.md': 'a', 'b.md': 'b', 'c/d.md': 'd'})
     (docs / 'b.md').chmod(0)
     (docs / 'c').chmod(0)
-    why = Counter()
-    assert [d.doc_id for d in read_documents(docs, why)] == ['a.md'] and sum(why.values()) == 2
+    report = FolderReport()
+    assert [d.doc_id for d in read_documents(docs, report)] == ['a.md']
+    assert report.left_out.keys() == {'b.md', 'c/'}
     (docs / 'c').chmod(0o700)
 
 
@@ -135,21 +158,188 @@ def test_no_document_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match='the folder is empty'):
         rag_index(tmp_path, tmp_path / 'ix')
     put(tmp_path, {'x.exe': 'x'})
-    with pytest.raises(UserError, match=r'1 × \.exe'):
+    with pytest.raises(UserError, match=r'x\.exe: \.exe: not a kind'):
         Workspace.open(tmp_path)
+    put(tmp_path, {f'{i:02}.png': 'x' for i in range(20)})
+    with pytest.raises(UserError, match=r'09\.png: .*; and 11 more'):
+        rag_index(tmp_path, tmp_path / 'ix')
     with pytest.raises(UserError, match='no such folder'):
         rag_index(tmp_path / 'nowhere', tmp_path / 'ix')
     assert not (tmp_path / 'ix' / INDEX_FILE).exists() and not list((tmp_path / 'ix').glob('.*'))
+    report = FolderReport()
+    put(tmp_path, {'a.md': 'a', 'ix/index.sqlite': 'x', 'ix/.index.sqlite.7.tmp': 'x'})
+    assert len(list(read_documents(tmp_path, report))) == 1
+    assert not any('sqlite' in name for name in report.left_out)  # an index of ours
+
+
+def test_the_command_names_what_it_left_out_and_mended(tmp_path, capsys):
+    files = {f'{i:02}.png': 'x' for i in range(12)}
+    docs = put(tmp_path / 'docs', files | {'a.md': 'Größe'.encode() + b' \xff', 'b.md': 'b'})
+    rag_index(docs, tmp_path / 'ix')
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == '  left out 12:' and lines[2] == '    00.png: .png: not a kind that is read'
+    assert lines[12:14] == ['    … and 2 more', '  mended 1:']
+    assert (
+        lines[14].startswith('    a.md: not UTF-8 in one place, byte 8 (0xFF)') and len(lines) == 15
+    )
+    Index.build(docs)  # a caller without a report
+    assert '    … and 2 more' in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize(
+    'raw, text, note',
+    [
+        ('Größe für Türen'.encode() + b' \xff!', 'Größe für Türen \ufffd!', 'byte 20 (0xFF)'),
+        ('Größe\n'.encode() + b'\xc3' + 'Tür'.encode() + b'\xe4', None, '2 places'),
+        (b'\xef\xbb\xbf' + 'Größe'.encode() + b'\xff', 'Größe\ufffd', 'byte 10 (0xFF)'),
+        ('Die Größe der Tür'.encode('cp1252'), 'Die Größe der Tür', 'cp1252'),
+        ('Le café est fermé à Noël'.encode('cp1252'), 'Le café est fermé à Noël', 'cp1252'),
+        ('Корабли платят монетами'.encode('cp1251'), 'Корабли платят монетами', 'cp1251'),
+        ('これは日本語の文書です。'.encode('shift_jis'), 'これは日本語の文書です。', 'shift_jis'),
+        ('这是一个中文文档。通风设备'.encode('gb18030'), '这是一个中文文档。通风设备', 'gb18030'),
+        ('Grüße'.encode('utf-16-be'), None, None),
+        ('\ufeffGrüße'.encode('utf-16-be'), 'Grüße', ''),
+        ('Grüße'.encode('utf-32'), 'Grüße', ''),
+        ('already \ufffd'.encode(), 'already \ufffd', ''),
+    ],
+)
+def test_encodings(raw, text, note):
+    if note is None:
+        with pytest.raises(Unreadable, match='binary'):
+            decode(raw)
+        return
+    found, said = decode(raw)
+    assert text in (found, None) and note in said and bool(said) == bool(note)
 
 
 def test_pdf_with_and_without_its_library(tmp_path, monkeypatch):
     put(tmp_path, {'p.pdf': pdf('Anchors away'), 'a.md': 'x'})
     with monkeypatch.context() as m:
         m.setitem(sys.modules, 'pypdf', None)
-        why = Counter()
-        assert len(list(read_documents(tmp_path, why))) == 1 and 'pip install pypdf' in str(why)
+        report = FolderReport()
+        assert len(list(read_documents(tmp_path, report))) == 1
+        assert "pip install -e '.[documents]'" in report.left_out['p.pdf']
     pytest.importorskip('pypdf')
     assert 'Anchors away' in next(d.text for d in read_documents(tmp_path) if d.doc_id == 'p.pdf')
+
+
+def test_encrypted_pdf(monkeypatch):
+    pypdf = pytest.importorskip('pypdf')
+    pytest.importorskip('cryptography')
+
+    def locked(user):
+        out = pypdf.PdfWriter(clone_from=io.BytesIO(pdf('Anchors away')))
+        out.encrypt(user, 'owner', algorithm='AES-256')
+        file = io.BytesIO()
+        out.write(file)
+        return file.getvalue()
+
+    assert 'Anchors away' in read_pdf(locked('')).text
+    with pytest.raises(Unreadable, match='locked with a password'):
+        read_pdf(locked('secret'))
+
+    def no_library(*a, **kw):
+        raise pypdf.errors.DependencyError('cryptography>=3.1 is required for AES algorithm')
+
+    monkeypatch.setattr(pypdf.PdfReader, 'pages', property(no_library))
+    with pytest.raises(Unreadable, match=r'encrypted PDF, which needs .*\[documents\]'):
+        read_pdf(pdf('x'))
+
+
+def test_word(tmp_path, monkeypatch):
+    docx = pytest.importorskip('docx')
+    from docx.opc.constants import CONTENT_TYPE as CT, RELATIONSHIP_TYPE as RT
+    from docx.opc.packuri import PackURI
+    from docx.opc.part import Part
+    from docx.oxml import parse_xml
+
+    word = docx.Document()
+    word.core_properties.title = 'Rules'
+    word.add_heading('Harbour', 2)
+    p = word.add_paragraph('Ships ')
+    space = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+    p._p.append(parse_xml(f'<w:ins {space}><w:r><w:t>pay</w:t></w:r></w:ins>'))
+    p._p.append(parse_xml(f'<w:del {space}><w:r><w:delText>beg</w:delText></w:r></w:del>'))
+    word.add_paragraph('five coins', style='List Bullet')
+    table = word.add_table(1, 2)
+    table.cell(0, 0).text = 'boat'
+    table.cell(0, 1).add_table(1, 1).cell(0, 0).text = 'inner'
+    note = f'<w:footnotes {space}><w:footnote><w:p><w:r><w:t>a note</w:t></w:r></w:p></w:footnote>'
+    kind = CT.WML_FOOTNOTES
+    blob = f'{note}</w:footnotes>'.encode()
+    part = Part(PackURI('/word/footnotes.xml'), kind, blob, word.part.package)
+    word.part.relate_to(part, RT.FOOTNOTES)
+    file = io.BytesIO()
+    word.save(file)
+    raw = file.getvalue()
+    assert read_docx(raw) == (
+        'Rules',
+        '## Harbour\n\nShips pay\n\n- five coins\n\nboat | inner\n\na note',
+        '',
+    )
+    for bad in (b'', b'PK\3\4 no', b'\xd0\xcf\x11\xe0 old', raw[:2000], raw[:-2000]):
+        with pytest.raises(Unreadable, match='Word'):
+            read_docx(bad)
+    monkeypatch.setattr('mypt.agent.readers.MAX_UNZIPPED', 1000)
+    with pytest.raises(Unreadable, match='unpacks to more than'):
+        read_docx(raw)
+    monkeypatch.setitem(sys.modules, 'docx', None)
+    with pytest.raises(Unreadable, match=r'python-docx: .*\[documents\]'):
+        read_docx(raw)
+
+
+@pytest.mark.parametrize(
+    'raw, text',
+    [
+        ('Name,Price\nboat,5\nyacht,\n', 'Name: boat\nPrice: 5\n\nName: yacht'),
+        ('Name;Preis\r\n"Tür; neu";1,5\r\n', 'Name: Tür; neu\nPreis: 1,5'),
+        ('sep=|\na|b\n1|x,y\n', 'a: 1\nb: x,y'),
+        ('1,2\n3,4\n', '1\n2\n\n3\n4'),
+        ('Note\n"says ""hi"""\n', 'Note: says "hi"'),
+        ('a,b\n1,2,3\n\n,,\n', 'a: 1\nb: 2\n3'),
+        ('Name,Note\nAda,"two\nlines"\n', 'Name: Ada\nNote: two lines'),
+    ],
+)
+def test_tables(raw, text):
+    assert read_table(raw.encode()).text == text
+    assert read_table(raw.encode('utf-16')).text == text
+
+
+def test_a_table_in_tabs_and_one_that_never_ends():
+    assert read_tabs(b'a\tb\n1\t2, 3\n').text == 'a: 1\nb: 2, 3'
+    with pytest.raises(Unreadable, match='a table that cannot be read'):
+        read_table(b'a,b\n1,"' + b'x' * 200_000)
+
+
+@pytest.mark.parametrize(
+    'front, title, rest',
+    [
+        ('---\ntitle: Access\n---\n# Other\n', 'Access', '# Other\n'),
+        ('---\ntitle: "A: b"\ntags: [x]\n...\ntext', 'A: b', 'text'),
+        ('---\ntitle: A: b\n---\ntext', 'A: b', 'text'),  # not YAML, and often written
+        ('---\ntitle: >\n  two\n  lines\n---\ntext', 'two lines', 'text'),
+        ('+++\ntitle = "Toml"\n+++\ntext', 'Toml', 'text'),
+        ('---\nauthor: x\n---\n# Heading\n', 'Heading', '# Heading\n'),
+        ('---\nA rule.\n\n---\n# Heading\n', 'Heading', '---\nA rule.\n\n---\n# Heading\n'),
+        ('---\ntitle: x\n', '', '---\ntitle: x\n'),
+        ('---\r\ntitle: x\r\n---\r\ntext', 'x', 'text'),
+    ],
+)
+def test_front_matter(front, title, rest):
+    assert read_markdown(front.encode()) == (title, rest, '')
+
+
+def test_names_in_both_forms_of_unicode(tmp_path):
+    docs = put(tmp_path / 'docs', {'Tu\u0308r.md': '# Tür', 'b.md': 'b'})
+    for ix in (Index.build(docs), Index.build(docs, tmp_path / 'ix')):
+        assert [d for d, _ in ix.documents()] == ['Tür.md', 'b.md']
+        for name in ('Tür.md', 'Tu\u0308r.md'):
+            assert ix.document(name).text == '# Tür'
+            assert Workspace(ix).call('workspace.get_doc', {'doc_id': name})['text'] == '# Tür'
+    put(docs, {'Tür.md': 'the other'})
+    report = FolderReport()
+    assert len(list(read_documents(docs, report))) == 2
+    assert 'the same name' in ' '.join(report.left_out.values())
 
 
 def test_html_of_any_kind(tmp_path):
@@ -159,10 +349,51 @@ def test_html_of_any_kind(tmp_path):
         '<br>z<ul><li>i</ul>'
     )
     put(tmp_path, {'a.html': page, 'b.htm': '<p>open <![bad[', 'c.html': '<td> ' * 50_000 + 'end'})
-    why = Counter()
-    found = {d.doc_id: d for d in read_documents(tmp_path, why)}
+    report = FolderReport()
+    found = {d.doc_id: d for d in read_documents(tmp_path, report)}
     assert found['a.html'].title == 'A b' and found['a.html'].text == '## One\n\nx<y bold\nz\n\n- i'
-    assert len(found) + sum(why.values()) == 3 and found['c.html'].text.split() == ['end']
+    assert len(found) + len(report.left_out) == 3 and found['c.html'].text.split() == ['end']
+
+
+def test_html_without_its_navigation():
+    page = (
+        '<header><h1>Harbour</h1><ul><li><a href=/>Home</a></ul></header><nav>Menu</nav>'
+        '<article><header><h2>Fees</h2><p>by Ada</p></header>Five <i>coins</i>.'
+        '<pre>\n  a\n    b\n</pre><table><tr><th>Who<th>Pays<tr><td>boat<td>5</table></article>'
+        '<aside><a>Ads</a> and <a>more ads</a></aside><aside>Mind the <a>tide</a> today.</aside>'
+        '<footer><a>Imprint</a> | <a>Contact</a></footer><script>no</script><!-- no -->'
+    )
+    title, text = html_text(page)
+    assert title == 'Harbour'
+    assert text == (
+        '# Harbour\n\n## Fees\n\nby Ada\n\nFive coins.\n\n  a\n    b\n\nWho | Pays\nboat | 5\n\n'
+        'Mind the tide today.'
+    )
+
+
+@pytest.mark.parametrize(
+    'page',
+    [
+        '<!--' * 50_000,
+        '<p>text ' + '<a ' * 20_000,
+        '<div>' * 100_000 + 'x',
+        '<b><p>' * 20_000,
+        '<p ' + ''.join(f'a{i}=b ' for i in range(100_000)) + '>x',
+        '<aside>' * 9000 + '<a>x</a>',
+    ],
+    ids=range(6),
+)
+def test_html_takes_linear_time(page):
+    start = time.perf_counter()
+    html_text(page)
+    assert time.perf_counter() - start < 20
+
+
+@given(st.text('<>/abp ="\'!-&;\n', max_size=200))
+@settings(deadline=None, max_examples=300)
+def test_any_html_is_read(page):
+    title, text = html_text(page)
+    assert isinstance(title, str) and '<p>' not in text.replace('&lt;', '')
 
 
 @given(
@@ -341,6 +572,83 @@ def test_damaged_and_foreign_files(tmp_path):
             pass
 
 
+def spoil(whole, n):
+    "A file with damage of one of five kinds."
+    r, raw = random.Random(n), bytearray(whole)
+    at = r.randrange(len(raw))
+    page = at // 4096 * 4096
+    if n % 5 == 0:
+        return raw[:at]
+    if n % 5 == 1:
+        for _ in range(r.choice([1, 3, 30])):
+            raw[r.randrange(len(raw))] = r.randrange(256)
+    elif n % 5 == 2:  # the head of a page, where its tree is
+        for _ in range(4):
+            raw[page + r.randrange(100)] = r.randrange(256)
+    elif n % 5 == 3:
+        raw[at : at + 64] = bytes([r.choice([0, 255, r.randrange(256)])]) * 64
+    else:  # a page in another's place
+        other = r.randrange(len(raw) // 4096) * 4096
+        raw[page : page + 4096] = raw[other : other + 4096]
+    return raw[: len(whole)]
+
+
+def test_any_damage_is_one_clear_line_in_time(tmp_path):
+    r, ix = random.Random(1), tmp_path / 'ix'
+    docs = put(tmp_path / 'docs', random_files(r, 6))
+    Index.build(docs, ix)
+    whole, slowest, refused = (ix / INDEX_FILE).read_bytes(), 0.0, 0
+    for n in range(200):
+        (ix / INDEX_FILE).write_bytes(spoil(whole, n))
+        start = time.perf_counter()
+        try:
+            index = Index.open(ix)
+            for doc_id, _ in index.documents():
+                index.document(doc_id)
+            assert json.dumps(Workspace(index).call('workspace.search', {'query': 'anchor'}))
+            index.search('anchors in the harbour', 3)
+        except UserError as e:
+            refused += 1
+            assert '\n' not in str(e) and 'rag-index' in str(e), n
+        put(docs, {'more.md': f'anchor {n}'})
+        try:
+            Index.build(docs, ix)
+        except UserError as e:
+            assert '\n' not in str(e), n
+        slowest = max(slowest, time.perf_counter() - start)
+    assert refused > 100 and slowest < 10, (refused, slowest)
+
+
+def test_a_forged_index_is_refused(tmp_path):
+    ix = tmp_path / 'ix'
+    Index.build(put(tmp_path / 'docs', {'a.md': 'anchor'}), ix)
+    whole = (ix / INDEX_FILE).read_bytes()
+    endless = 'with recursive n(i) as (select 1 union all select i from n) select i, i from n'
+    for sql, part in {
+        f'drop table setting; create view setting as {endless}': 'other tables',
+        'update passage set words = -5': 'passages without a document',
+        'delete from passage': 'no passages',
+        'delete from setting': 'no settings',
+        'delete from doc': 'passages without a document',
+    }.items():
+        (ix / INDEX_FILE).write_bytes(whole)
+        with closing(sqlite3.connect(ix / INDEX_FILE)) as db:
+            db.executescript(sql)
+        with pytest.raises(UserError, match=part):
+            Index.open(ix)
+
+
+def test_a_query_that_does_not_end_is_ended(tmp_path, monkeypatch):
+    Index.build(put(tmp_path / 'docs', {'a.md': 'anchor'}), tmp_path / 'ix')
+    monkeypatch.setattr('mypt.agent.index_file.SECONDS', 0.5)
+    index = Index.open(tmp_path / 'ix')
+    with pytest.raises(UserError, match=r'damaged \(interrupted'):
+        index.store.ask(
+            'with recursive n(i) as (select 1 union all select i from n) select max(i) from n'
+        )
+    assert index.search('anchor')  # the next query has its own time
+
+
 @given(st.text(max_size=60))
 @settings(deadline=None, max_examples=200)
 def test_any_query_is_only_words(query):
@@ -390,6 +698,35 @@ def test_both_ways_to_similar_words_agree():
         assert words.scan_words(line, w) == Counter(
             v for g in words.letter_groups(w) for v in table[g]
         )
+
+
+def test_words_without_blanks_between_them(tmp_path):
+    assert index_words('東京都のＧＰＵ') == ['東京', '京都', '都の', 'gpu']
+    assert index_words('がぎ、水') == ['がぎ', '水']
+    assert index_words('ภาษาไทย') == ['ภา', 'าษ', 'ษา', 'าไ', 'ไท', 'ทย']
+    assert index_words('서울은 हिन्दी Pro\u00addukt') == [*index_words('서울은'), 'हिन्दी', 'produkt']
+    texts = {
+        'ja1.md': '港の入口には灯台があります。船は一日に十枚の硬貨を払います。',
+        'ja2.md': '換気装置は毎月掃除してください。フィルターは二年ごとに交換します。',
+        'ja3.md': '育児休暇は十二週間です。申請は人事部に提出します。',
+        'zh1.md': '港口的船长每天支付十枚硬币。灯塔在夜里发光。',
+        'zh2.md': '通风设备每月清洁一次，过滤器两年更换一次。',
+        'th1.md': 'เรือแต่ละลำจ่ายสิบเหรียญต่อวัน ประภาคารส่องสว่างตลอดคืน',
+        'th2.md': 'ลาคลอดได้สิบสองสัปดาห์ ส่งคำขอไปที่ฝ่ายบุคคล',
+    }
+    asked = {
+        'フィルターはいつ交換しますか': 'ja2.md',
+        '船はいくら払いますか': 'ja1.md',
+        '育児休暇は何週間ですか': 'ja3.md',
+        '过滤器多久更换': 'zh2.md',
+        '灯塔什么时候发光？': 'zh1.md',
+        'ลาคลอดได้กี่สัปดาห์': 'th2.md',
+        'เรือจ่ายกี่เหรียญ': 'th1.md',
+    }
+    docs = put(tmp_path / 'docs', texts)
+    for index in (Index.build(docs), Index.build(docs, tmp_path / 'ix')):
+        assert {q: index.search(q, 1)[0].doc_id for q in asked} == asked
+    assert chunks('一文です。二文です。三文です。', 11, 0) == ['一文です。二文です。', '三文です。']
 
 
 def test_words_of_two_languages():
@@ -631,6 +968,53 @@ def test_many_small_workspaces():
         f'\nworkspace of 5 documents {(middle - start) / 0.3:.2f} ms, '
         f'first search {(end - middle) / 0.3:.2f} ms'
     )
+
+
+# mypt search
+
+
+def test_search_shows_what_is_found_and_why(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    docs = {
+        'law/haftung.md': '# Haftung\n\nDie Produkthaftung trifft den Hersteller.',
+        'ports.csv': 'ship,coins\nboat,five\n',
+    }
+    put(tmp_path / 'docs', docs)
+    assert main(['rag-index', '--docs_dir', 'docs', '--out_dir', 'ix']) == 0
+    capsys.readouterr()
+    for place in (['--docs_dir', 'docs'], ['--index_dir', 'ix']):
+        assert main(['search', 'Haftung Hersteller', *place]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith('1. law/haftung.md, passage 1, score ') and '   Haftung\n' in out
+        assert '   words: haftung (haftung, produkthaftung), hersteller\n' in out
+        assert '   | Die Produkthaftung trifft den Hersteller.\n' in out
+        assert main(['search', 'How many coins does a boat pay?', *place, '--json']) == 0
+        (found,) = json.loads(capsys.readouterr().out)['passages']
+        score = found.pop('score')
+        assert score > 0 and found == dict(
+            rank=1,
+            document='ports.csv',
+            title='ports',
+            passage=1,
+            text='ship: boat\ncoins: five',
+            words=dict(coins=['coins'], boat=['boat']),
+        )
+        assert main(['search', 'zorvik', *place]) == 0
+        assert 'nothing found: no passage has zorvik' in capsys.readouterr().out
+    both = ['--docs_dir', 'docs', '--index_dir', 'ix']
+    for wrong in ([], both, ['--docs_dir', 'docs', '--k', '0'], ['--index_dir', 'docs']):
+        assert main(['search', 'x', *wrong]) == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_search_loads_no_torch(tmp_path):
+    put(tmp_path / 'docs', {'a.md': '# A\n\nanchor', 'b.html': '<p>anchor', 'c.csv': 'a,b\n'})
+    code = (
+        'import sys\nfrom mypt.cli import main\n'
+        'assert main(["search", "anchor", "--docs_dir", "docs"]) == 0\n'
+        'assert "torch" not in sys.modules'
+    )
+    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True)
 
 
 # real data

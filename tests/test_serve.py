@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import deque
 import pytest
 import torch
@@ -845,6 +846,30 @@ def test_starting(folder, tmp_path, monkeypatch, capsys):
         serve()
     serve(model, check=True)
     assert 'rambler' in capsys.readouterr().out
+
+
+def test_a_cell_of_a_notebook_serves(folder, capsys):
+    "It runs inside of an event loop: the server has a thread of its own there."
+    model = [str(folder / 'rambler')]
+
+    async def cell():
+        serve(model, check=True)
+        assert 'rambler: ' in capsys.readouterr().out
+        with serve(model, port=0) as running:
+            assert running.url in capsys.readouterr().out and 'at work' in repr(running)
+            port = int(running.url.rpartition(':')[2])
+            with pytest.raises(UserError, match='--port'):
+                serve(model, port=port)
+            return running, await asyncio.to_thread(get_json, running.url + '/v1/models'), port
+
+    running, models, port = asyncio.run(cell())
+    assert [m['id'] for m in models['data']] == ['rambler'] and 'stopped' in repr(running)
+    socket.create_server(('127.0.0.1', port)).close()  # the port is free again
+
+
+def get_json(url):
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        return json.load(answer)
 
 
 def test_the_command_starts_and_stops(folder):

@@ -15,8 +15,13 @@ from pathlib import Path
 
 from tools.notebooks import ROOT, Notebook, read_notebooks, report
 
-LIGHT = ('mypt', 'mypt.cli', 'mypt.errors', 'mypt.files', 'mypt.commands.', 'mypt.data.')
+AT_ONCE = ('documents', 'html_text', 'index_file', 'readers', 'retrieval', 'words')
+LIGHT = (
+    *('mypt', 'mypt.cli', 'mypt.errors', 'mypt.files', 'mypt.commands.', 'mypt.data.'),
+    *(f'mypt.agent.{m}' for m in AT_ONCE),  # for `mypt search`
+)
 USES_TORCH = {'mypt.data.batches'}
+IMPORT_NAMES = dict(pyyaml='yaml', python_docx='docx')  # where it is not the package's
 STRINGS_IMPORT = {'mypt.cli'}  # the only module that may import by a string
 
 
@@ -68,7 +73,8 @@ def required(root: Path = ROOT) -> tuple[set[str], set[str]]:
 
     def names(requirements: str) -> set[str]:
         packages = (re.split(r'[<>=!~\[]', r)[0] for r in requirements.split())
-        return {p.lower().replace('-', '_') for p in packages}
+        plain = {p.lower().replace('-', '_') for p in packages}
+        return {IMPORT_NAMES.get(p, p) for p in plain}
 
     settings = ini['DEFAULT']
     core = names(settings['requirements'])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Store', 'K1', 'B', 'RRF', 'DEPTH', 'InvertedIndex', 'MemoryStore', 'word_frequencies', 'bm25_scores', 'best_passages',
            'best_of_each', 'dense_scores', 'fuse', 'StoredPassages', 'Hit', 'PassageSearch', 'Index', 'rag_index',
-           'retrieve']
+           'Finding', 'matched_words', 'search', 'retrieve']
 
 # %% ../../nbs/22_retrieval.ipynb #0cb1e29c
 import math
@@ -14,7 +14,7 @@ from collections import Counter
 from heapq import nlargest
 from pathlib import Path
 from typing import NamedTuple
-from .documents import Document, chunks, read_documents
+from .documents import Document, FolderReport, chunks, normal_id, read_documents
 from mypt.agent.index_file import (
     INDEX_FILE,
     PLACE_BITS,
@@ -65,7 +65,7 @@ class MemoryStore(InvertedIndex):
         super().__init__()
         self.docs = sorted(documents)
         self.ids = [d.doc_id for d in self.docs]
-        self.numbers = _numbered(self.ids)
+        self.numbers = _numbered([normal_id(i) for i in self.ids])
         for i, d in enumerate(self.docs):
             for place, text in enumerate(chunks(d.text, size, overlap)):
                 self.add(passage_number(i, place), d.title, text)
@@ -82,7 +82,8 @@ class MemoryStore(InvertedIndex):
         return [(d.doc_id, d.title) for d in self.docs]
 
     def document(self, doc_id: str) -> Document | None:
-        return self.docs[self.numbers[doc_id]] if doc_id in self.numbers else None
+        number = self.numbers.get(normal_id(doc_id))
+        return None if number is None else self.docs[number]
 
 # %% ../../nbs/22_retrieval.ipynb #276a4090
 def _numbered(ids: list[str]) -> dict[str, int]:
@@ -165,6 +166,7 @@ class StoredPassages:
     def __init__(self, store: Store, embed: EmbedFn | None = None):
         self.embed = embed
         self.changes: dict[str, int] = {}  # on disk: how many are new, changed, deleted, same
+        self.report = FolderReport()  # of the folder that it was built from
         self._read(store)
 
     def _read(self, store: Store) -> None:
@@ -175,11 +177,13 @@ class StoredPassages:
     def update(
         self,
         docs_dir: str | Path,
-        why: Counter | None = None,  # Counts what was left out, by reason
+        report: FolderReport | None = None,  # Is told what was left out or mended; None: stderr is
     ) -> dict[str, int]:  # {new, changed, deleted, same}
         "Bring an index on disk up to date with its folder, and read it again."
-        why = Counter() if why is None else why
-        path, self.changes = _update_file(self.store, docs_dir, why, self.embed)
+        found = FolderReport() if report is None else report
+        path, self.changes = _update_file(self.store, docs_dir, found, self.embed)
+        if report is None:
+            found.tell(docs_dir)
         self._read(FileStore(path))
         return self.changes
 
@@ -199,14 +203,14 @@ class StoredPassages:
 
 # %% ../../nbs/22_retrieval.ipynb #2741ee41
 def _update_file(
-    store: Store, docs_dir: str | Path, why: Counter, embed: EmbedFn | None
+    store: Store, docs_dir: str | Path, report: FolderReport, embed: EmbedFn | None
 ) -> tuple[Path, dict[str, int]]:  # (file, {new, changed, deleted, same})
     if not isinstance(store, FileStore):
         raise UserError('an index in memory is not updated; build it again')
     if store.settings['dense'] and not embed:
         raise UserError('this index has vectors; open it with its embed to update it')
     size, overlap = store.settings['size'], store.settings['overlap']
-    return store.path, write_index(store.path.parent, docs_dir, why, size, overlap, embed)
+    return store.path, write_index(store.path.parent, docs_dir, report, size, overlap, embed)
 
 # %% ../../nbs/22_retrieval.ipynb #3cc56da5
 class Hit(NamedTuple):
@@ -278,14 +282,16 @@ class Index(PassageSearch):
         size: int = 800,
         overlap: int = 100,
         embed: EmbedFn | None = None,
-        why: Counter | None = None,  # Counts what was left out, by reason
+        report: FolderReport | None = None,  # Is told what was left out or mended; None: stderr is
     ) -> 'Index':
         "Index a folder; an index with the same settings is brought up to date."
-        why = Counter() if why is None else why
         chunks('', size, overlap)  # says what is wrong with them
         if path is None:
-            return cls.of(list(read_documents(docs_dir, why)), size, overlap, embed)
-        changes = write_index(Path(path), docs_dir, why, size, overlap, embed)
+            return cls.of(list(read_documents(docs_dir, report)), size, overlap, embed)
+        found = FolderReport() if report is None else report
+        changes = write_index(Path(path), docs_dir, found, size, overlap, embed)
+        if report is None:
+            found.tell(docs_dir)
         index = cls.open(path, embed)
         index.changes = changes
         return index
@@ -300,19 +306,75 @@ class Index(PassageSearch):
 
 # %% ../../nbs/22_retrieval.ipynb #0dc59b2a
 def rag_index(
-    docs_dir: str,  # Folder of documents: .md, .txt, .html, .pdf
+    docs_dir: str,  # Folder of documents: .md, .txt, .html, .pdf, .docx, .csv, .tsv
     out_dir: str,  # Folder for the index; an index that is there is brought up to date
     size: int = 800,  # Characters of a passage, at most
     overlap: int = 100,  # Characters that a passage repeats of the one before, at most
 ) -> Index:
     "Index the documents of a folder for search; prints what changed and what was left out."
-    why = Counter()
-    index = Index.build(docs_dir, out_dir, size, overlap, why=why)
+    report = FolderReport()
+    index = Index.build(docs_dir, out_dir, size, overlap, report=report)
     changes = ', '.join(f'{n:,} {what}' for what, n in index.changes.items())
     print(f'{out_dir}: {len(index.store.ids):,} documents, {len(index):,} passages ({changes})')
-    for reason, n in why.most_common():
-        print(f'  left out {n:,}: {reason}')
+    for line in report.lines():
+        print(line)
+    index.report = report
     return index
+
+# %% ../../nbs/22_retrieval.ipynb #37bdf93f
+class Finding(NamedTuple):
+    "A passage that was found, and why."
+
+    rank: int  # from 1
+    score: float
+    document: str
+    title: str
+    passage: int  # its place in the document, from 1
+    text: str
+    words: dict[str, list[str]]  # a word of the query → words of the passage that answer to it
+
+
+def matched_words(store: Store, query: str, hit: Hit) -> dict[str, list[str]]:
+    "The words of a passage that a query found it by, as they are compared."
+    there = set(index_words(f'{hit.title} {hit.text}'))
+    matched = {}
+    for word in query_words(query):
+        near = [word, *(w for w, _ in similar(word, store.sharing(word)))]
+        found = [w for w in near if w in there]
+        if found:
+            matched[word] = found
+    return matched
+
+# %% ../../nbs/22_retrieval.ipynb #ccbf74b0
+def search(
+    query: str,  # A question or words
+    docs_dir: str | None = None,  # Folder of documents, indexed in memory
+    index_dir: str | None = None,  # … or an index of them, from `mypt rag-index`
+    k: int = 5,  # Passages, at most
+) -> list[Finding]:  # The best first
+    "Show the passages that retrieval finds for a query, and the words that they were found by."
+    if (docs_dir is None) == (index_dir is None):
+        raise UserError('give --docs_dir or --index_dir')
+    index = Index.build(docs_dir) if docs_dir is not None else Index.open(str(index_dir))
+    found = []
+    for rank, hit in enumerate(index.search(query, k), 1):
+        words = matched_words(index.store, query, hit)
+        place = hit.doc_id, hit.title, hit.chunk + 1
+        found.append(Finding(rank, round(hit.score, 4), *place, hit.text, words))
+    for finding in found:
+        _print_finding(finding)
+    if not found:
+        print(f'nothing found: no passage has {", ".join(query_words(query)) or "a word of it"}')
+    return found
+
+
+def _print_finding(f: Finding) -> None:
+    print(f'{f.rank}. {f.document}, passage {f.passage}, score {f.score:.2f}')
+    print(f'   {f.title}')
+    words = (w if [w] == near else f'{w} ({", ".join(near)})' for w, near in f.words.items())
+    print(f'   words: {", ".join(words) or "none, found by its vector"}')
+    for line in f.text.splitlines():
+        print(f'   | {line}')
 
 # %% ../../nbs/22_retrieval.ipynb #b8f4fd0d
 def retrieve(index: Index, question: str, k: int = 3) -> list[Hit]:

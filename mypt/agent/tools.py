@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
-from .documents import Document, chunks
+from .documents import Document, FolderReport, chunks
 from .index_file import INDEX_FILE
 from .retrieval import Index
 from .words import STOP_WORDS, index_words, query_words
@@ -287,11 +287,12 @@ class Workspace(DocumentTools):
         cls,
         folder: str | Path,
         snippet: int = 300,
-        why: Counter | None = None,  # counts files that were left out
+        report: FolderReport | None = None,  # of files that were left out
     ) -> 'Workspace':
         "A workspace on the index in a folder, or on a folder of documents, indexed in memory."
         has_index = (Path(folder) / INDEX_FILE).is_file()
-        return cls(Index.open(folder) if has_index else Index.build(folder, why=why), snippet)
+        index = Index.open(folder) if has_index else Index.build(folder, report=report)
+        return cls(index, snippet)
 
     def call(self, name: Any, arguments: Any) -> dict:  # `error` in it when something is wrong
         "Run a tool. Never raises, whatever JSON the name and the arguments are."

@@ -16,7 +16,6 @@ from itertools import chain
 
 # %% ../../nbs/agent/words.ipynb #d9826f5d
 _WORD = re.compile(r'[^\W_]+')
-_MARKS = re.compile('[\u0300-\u036f]')  # accents, once NFKD has taken them off their letters
 MAX_WORDS = 48  # of one query
 STOP_WORDS = frozenset(
     """
@@ -31,13 +30,53 @@ wem wen wenn wer werden wessen wie wir wird wo wurde wurden zu zum zur
 """.split()
 )
 
+# %% ../../nbs/agent/words.ipynb #331e5b18
+_DROPPED = re.compile(
+    '[\u00ad\u0300-\u036f\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7'
+    '\u0610-\u061a\u0640\u064b-\u065f\u0670\u200c\u200d\u2060]'
+)
+_VOICED = re.compile('[\u3040-\u30ff][\u3099\u309a]')  # a kana and its mark are one letter
+_VOWELS = ''.join(
+    chr(c) for c in range(0x300, 0x1D00) if unicodedata.category(chr(c)) in ('Mn', 'Mc')
+)
+_WORD_OF_ANY_SCRIPT = re.compile(f'(?:[^\\W_]+[{_VOWELS}]*)+')
+
+
+def _folded(text: str) -> str:
+    "A text in lower case, without accents."
+    text = unicodedata.normalize('NFKD', text.lower().replace('ß', 'ss'))
+    text = _DROPPED.sub('', text)
+    return _VOICED.sub(lambda m: unicodedata.normalize('NFC', m[0]), text)
+
+# %% ../../nbs/agent/words.ipynb #8fdc6471
+_UNSPACED = (  # Thai, Lao, Burmese, Khmer, Japanese, Chinese
+    '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff'
+    '\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff'
+)
+_IS_UNSPACED = re.compile(f'[{_UNSPACED}]')
+_RUN = re.compile(f'[{_UNSPACED}]+|[^{_UNSPACED}]+')
+
+
+def _pieces(word: str) -> list[str]:
+    "A word as it is, or the pairs of letters where it is written without blanks."
+    out = []
+    for run in _RUN.findall(word):
+        if len(run) > 2 and _IS_UNSPACED.match(run):
+            out += [run[i : i + 2] for i in range(len(run) - 1)]
+        else:
+            out.append(run)
+    return out
+
 # %% ../../nbs/agent/words.ipynb #57021f6c
 def index_words(text: str) -> list[str]:
     "The words of a text as they are compared."
-    text = text.lower()
-    if not text.isascii():
-        text = _MARKS.sub('', unicodedata.normalize('NFKD', text.replace('ß', 'ss')))
-    return _WORD.findall(text)
+    if text.isascii():
+        return _WORD.findall(text.lower())
+    text = _folded(text)
+    found = _WORD_OF_ANY_SCRIPT.findall(text)
+    if not _IS_UNSPACED.search(text):
+        return found
+    return [piece for word in found for piece in _pieces(word)]
 
 
 def query_words(query: str) -> list[str]:

@@ -124,6 +124,8 @@ EXAMPLES += _examples("""
 mypt generate --model_name phase1 --user "Say hello." --temperature 0
 # again after a change: only that is read anew
 mypt rag-index --docs_dir docs --out_dir index
+# which passages are found, and by which words
+mypt search "What does a mask do?" --index_dir index --k 3
 # an answer, and its sources
 mypt rag-chat --model_name phase3 --index_dir index --question "What does a mask do?"
 # /help lists what can be typed
@@ -253,7 +255,13 @@ def _speedrun_report(rows: list[dict]) -> dict:
 
 
 def _index_report(index: Any) -> dict:
-    return dict(documents=len(index.store.ids), passages=len(index), changes=index.changes)
+    files = dict(left_out=index.report.left_out, mended=index.report.mended)
+    counts = dict(documents=len(index.store.ids), passages=len(index), changes=index.changes)
+    return counts | files
+
+
+def _search_report(found: list) -> dict:
+    return dict(passages=[f._asdict() for f in found])
 
 
 def _suite_report(results: dict) -> dict:
@@ -323,13 +331,18 @@ _SPEEDRUN = _keys("""
 phases: for each: phase, title, gate, model, minutes, loss and what it was trained on
 """)
 _GENERATE = _keys('text: what came behind the prompt')
-_INDEX = _keys('documents; passages; changes: how many are new, changed, deleted, …')
+_INDEX = _keys("""
+documents; passages; changes: how many are new, changed, deleted, …;
+left_out: files and why; mended: files and what
+""")
+_SEARCH = _keys('passages: for each: rank, score, document, title, passage, text, words')
 _EVAL = _keys('suites: for each: k of n passed, and the same for every tag')
 REPORTS |= {
     'train': ReportFormat(_training_report, _TRAIN),
     'speedrun': ReportFormat(_speedrun_report, _SPEEDRUN),
     'generate': ReportFormat(lambda text: dict(text=text), _GENERATE),
     'rag-index': ReportFormat(_index_report, _INDEX),
+    'search': ReportFormat(_search_report, _SEARCH),
     'eval': ReportFormat(_suite_report, _EVAL),
 }
 

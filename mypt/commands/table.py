@@ -170,6 +170,9 @@ VERBS |= {
         'mypt.inference.generate:generate_text', 'let a model go on from a prompt', aliases=_MODEL
     ),
     'rag-index': _use('mypt.agent.retrieval:rag_index', 'index a folder of documents'),
+    'search': _use(
+        'mypt.agent.retrieval:search', 'show what retrieval finds for a question', ('query',)
+    ),
     'rag-chat': _use(
         'mypt.agent.rag_chat:rag_chat', 'answer questions from retrieved passages', aliases=_MODEL
     ),

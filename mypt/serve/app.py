@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHAT_PAGE', 'PUBLIC', 'HEADERS', 'is_loopback', 'check_sender', 'Guard', 'read_request', 'whole', 'stream_chunks',
-           'ModelEndpoints', 'Endpoints', 'make_app', 'make_server', 'find_models', 'serve']
+           'ModelEndpoints', 'Endpoints', 'make_app', 'make_server', 'find_models', 'RunningServer', 'serve']
 
 # %% ../../nbs/serve/app.ipynb #5e8766ed
 import asyncio
@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from ..agent.tools import Workspace
 from ..data.serialize import dump_json
@@ -500,6 +501,45 @@ def _checked_token(host: str, token: str | None) -> str | None:
         )
     return token
 
+# %% ../../nbs/serve/app.ipynb #2f344be3
+def _inside_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+class RunningServer:
+    "A server beside a notebook; `stop` ends it and its models, and so does the end of a `with`."
+
+    def __init__(
+        self,
+        url: str,
+        server: Any,  # of `make_server`
+        sock: socket.socket,  # that listens
+        runners: Runners,
+    ):
+        self.url, self.server, self.runners = url, server, runners
+        self.thread = Thread(target=server.run, kwargs=dict(sockets=[sock]), daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        "Let answers at work end, for a few seconds; then the port is free again."
+        self.server.should_exit = True
+        self.thread.join()
+        self.runners.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.stop()
+
+    def __repr__(self):
+        state = 'at work' if self.thread.is_alive() else 'stopped'
+        return f'RunningServer({self.url}, {state})'
+
 # %% ../../nbs/serve/app.ipynb #f98bb330
 def serve(
     models: list | None = None,  # Names under checkpoints/, or directories; all when left out
@@ -515,31 +555,39 @@ def serve(
     concurrency: int = 64,  # Answers at work, at most; more are told to come back
     device: str = 'cpu',
     check: bool = False,  # Load every model, ask it once, and exit
-):
+) -> RunningServer | None:  # In a notebook; in a shell it serves until Ctrl-C
     "Serve models in OpenAI's protocol, with a page to chat at /."
     token = _checked_token(host, token)
     workspace = open_documents(docs_dir, index_dir)
     limits = Limits(max_body, seconds=timeout, new_tokens=max_new_tokens, at_once=concurrency)
     runners = Runners(find_models(models), slots, device)
     app = make_app(runners, limits, workspace, token)
+    running = None
     try:
         if check:
             for name in runners.paths:
                 print(f'{name}: {_ask_once(runners[name])}')
-            return
+            return None
         server, sock = make_server(app, limits), _listen(host, port)
         shown = f'[{host}]' if ':' in host else host
         url = f'http://{shown}:{sock.getsockname()[1]}'
         secured = 'with a token' if token else 'without a token'
         print(f'{url}  ({secured}; models: {", ".join(runners.paths)})', flush=True)
-        server.run(sockets=[sock])
+        if _inside_a_loop():
+            running = RunningServer(url, server, sock, runners)
+        else:
+            with sock:
+                server.run(sockets=[sock])
+        return running
     finally:
-        runners.close()
+        if running is None:
+            runners.close()
 
 # %% ../../nbs/serve/app.ipynb #df25d556
 def _ask_once(runner: Runner) -> str:
     "One short answer, to see that a model works."
     hello = {'messages': [{'role': 'user', 'content': 'Say hello.'}]}
     answer = Answer(runner, ChatRequest(runner.name, hello, max_tokens=16), Limits())
-    message = asyncio.run(answer.run(lambda *a, **kw: None, None))
+    with ThreadPoolExecutor(1) as pool:  # a notebook's own loop runs in this thread
+        message = pool.submit(lambda: asyncio.run(answer.run(lambda *a, **kw: None, None))).result()
     return f'{answer.prompt} tokens in, {answer.said} out: {message["content"]!r}'
