@@ -80,6 +80,26 @@ def test_a_request_gets_what_it_gets_alone(arch, fixed):
         assert r.done == ('stop' if r.generated[-1] in r.stop else 'length')
 
 
+def test_dice_belong_to_the_row_of_the_call():
+    "Chunks, their order and their size decide nothing; many samples of a prompt are many."
+    model, p, hot = model_of(), [5, 6, 7], dict(temperature=1.0, stop=frozenset())
+    many = generate(model, None, [p] * 128, 8, **hot)
+    assert len({tuple(o) for o in many}) == 128
+    assert generate(model, None, [p] * 128, 8, batch_size=1, **hot) == many
+    assert generate(model, None, [p] * 3, 8, rows=[0, 100, 127], **hot) == [
+        many[i] for i in (0, 100, 127)
+    ]
+    beside = generate(model, None, [[*p, 8], p, [9]], 8, batch_size=2, **hot)  # shorter ones first
+    assert beside[0] == generate(model, None, [[*p, 8]], 8, **hot)[0] and beside[1] == many[1]
+    e = Engine(model, slots=3)
+    rs = [e.submit(p, 8, Sampling(1.0, seed=n)) for n in range(5)]
+    drain(e)
+    assert [r.generated for r in rs] == [
+        generate(model, None, [p], 8, seed=n, **hot)[0] for n in range(5)
+    ]
+    assert len({tuple(r.generated) for r in rs}) == 5
+
+
 def test_second_turn_reads_only_what_is_new():
     e = Engine(model_of(), slots=3)
     others = [e.submit([9, 8, n], 5) for n in range(4)]
