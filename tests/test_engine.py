@@ -2,11 +2,13 @@
 
 import random
 import threading
+import time
 import pytest
 import torch
+import mypt.inference.cpu
 from mypt.model.config import ModelConfig
 from mypt.inference.engine import Engine
-from mypt.inference.cpu import Columns, Shortlist, shortlist
+from mypt.inference.cpu import Columns, Head, Shortlist, cpu_decoder, cpu_head, for_inference
 from mypt.inference.generate import feed, generate
 from mypt.inference.sampling import GREEDY, Sampling
 from mypt.model.cache import KVCache
@@ -284,15 +286,81 @@ def test_shortlist_of_flat_scores_and_none():
     assert Shortlist(W)(torch.zeros(1, 16))[1].exp().item() == pytest.approx(1 / 9000, rel=0.01)
 
 
-def test_shortlist_follows_the_weights():
+def test_head_follows_the_weights():
     model = model_of(V=9000)
-    one = shortlist(model)
-    assert one is shortlist(model) and shortlist(model_of()) is None
+    one = cpu_head(model)
+    assert one is cpu_head(model) and one.shortlist and cpu_head(model_of()).shortlist is None
     before = generate(model, None, [[1, 2]], 8, frozenset())[0]
     with torch.no_grad():
         model.head.mul_(-1)
-    assert shortlist(model) is not one
+    assert cpu_head(model) is not one
     ids = [1, 2]
     for _ in range(8):
         ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
     assert generate(model, None, [[1, 2]], 8, frozenset())[0] == ids[2:] != before
+    one = cpu_head(model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    torch.optim.AdamW(model.parameters(), fused=True).step()  # changes no version
+    assert cpu_head(model) is not one
+
+
+@pytest.mark.parametrize('slow', ['shortlist', 'whole'])
+def test_the_head_takes_the_faster_way(slow, monkeypatch):
+    head, h = Head(torch.randn(9000, 16)), torch.randn(3, 16)
+    best = (h @ head.W.T).argmax(1)
+    shortlist, scores = head.shortlist, head.scores
+
+    def wait(f):
+        return lambda *a: time.sleep(0.05) or f(*a)
+
+    if slow == 'shortlist':
+        head.shortlist = wait(shortlist)
+    else:
+        head.scores = wait(scores)
+    assert head(h)[0].equal(best)
+    assert set(head.chosen.values()) == {'whole' if slow == 'shortlist' else 'shortlist'}
+    start = time.perf_counter()
+    assert head(h)[0].equal(best) and time.perf_counter() - start < 0.04
+
+
+@pytest.mark.parametrize('arch', ['llama', 'grouped'])
+def test_float16_weights_are_one_model_everywhere(arch):
+    "Prompt, columns and halves use the same rounded weights: greedy text equals the model's own."
+    model = for_inference(model_of(arch, V=9000), 'float16')
+    assert all(p.equal(p.half().float()) for p in model.parameters())
+    prompts, e = [[1, 2, 3], [7] * 20, [5]], Engine(model, slots=3)
+    rs = [e.submit(p, 12) for p in prompts]
+    drain(e)
+    for ids, r in zip(prompts, rs, strict=True):
+        text = list(ids)
+        for _ in range(12):
+            text.append(int(model(torch.tensor([text]))[0, -1].argmax()))
+        assert generate(model, None, [ids], 12, frozenset())[0] == text[len(ids) :] == r.generated
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.01)
+    assert type(cpu_decoder(model)) is Columns  # copies of other weights are not used
+
+
+def test_precision_of_inference(monkeypatch, capsys):
+    with pytest.raises(UserError, match='none of auto, float32'):
+        for_inference(model_of(), 'half')
+    with pytest.raises(UserError, match='--dtype float32'):
+        for_inference(model_of('learned'), 'float16')
+    low = for_inference(model_of(), 'bfloat16')
+    assert low.head.dtype == torch.bfloat16
+    assert len(generate(low, None, [[1, 2, 3], [4]], 9, frozenset())[1]) == 9
+    assert for_inference(model_of(), 'auto').head.dtype == torch.float32  # small
+    monkeypatch.setattr(mypt.inference.cpu, '_SMALL', 0)
+    for seconds, gets in (
+        (dict(float32=1.0, float16=0.8), 'float32'),
+        (dict(float32=1.0, float16=0.5, bfloat16=0.7), 'float16'),
+        (dict(float32=1.0, float16=0.5, bfloat16=0.2), 'bfloat16'),
+    ):
+        monkeypatch.setattr(mypt.inference.cpu, '_dtype_seconds', lambda model, s=seconds: s)
+        model = for_inference(model_of(), 'auto')
+        rounded = all(p.equal(p.half().float()) for p in model.parameters())
+        found = 'float16' if rounded and model.head.dtype == torch.float32 else 'float32'
+        assert gets == ('bfloat16' if model.head.dtype == torch.bfloat16 else found)
+        assert ('float32 is exact' in capsys.readouterr().err) == (gets != 'float32')
