@@ -352,7 +352,7 @@ def test_precision_of_inference(monkeypatch, capsys):
     assert low.head.dtype == torch.bfloat16
     assert len(generate(low, None, [[1, 2, 3], [4]], 9, frozenset())[1]) == 9
     assert for_inference(model_of(), 'auto').head.dtype == torch.float32  # small
-    monkeypatch.setattr(mypt.inference.cpu, '_SMALL', 0)
+    monkeypatch.setattr(mypt.inference.cpu, 'SMALL', 0)
     for seconds, gets in (
         (dict(float32=1.0, float16=0.8), 'float32'),
         (dict(float32=1.0, float16=0.5, bfloat16=0.7), 'float16'),
