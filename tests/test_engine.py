@@ -6,13 +6,18 @@ import time
 import pytest
 import torch
 import mypt.inference.cpu
+import mypt.inference.generate
+from contextlib import contextmanager, nullcontext
+from torch._dynamo.utils import counters
 from mypt.model.config import ModelConfig
 from mypt.inference.engine import Engine
 from mypt.inference.cpu import Columns, Head, Shortlist, cpu_decoder, cpu_head, for_inference
+from mypt.inference.fixed import FixedDecode, FixedShapes
 from mypt.inference.generate import feed, generate
 from mypt.inference.sampling import GREEDY, Sampling
 from mypt.model.cache import KVCache
 from mypt.model.gpt import GPT
+from mypt.model.rope import rope_tables
 from mypt.errors import UserError
 
 ARCHS = dict(
@@ -364,3 +369,113 @@ def test_precision_of_inference(monkeypatch, capsys):
         found = 'float16' if rounded and model.head.dtype == torch.float32 else 'float32'
         assert gets == ('bfloat16' if model.head.dtype == torch.bfloat16 else found)
         assert ('float32 is exact' in capsys.readouterr().err) == (gets != 'float32')
+
+
+def test_slots_change_places_by_what_they_know(monkeypatch):
+    moved = []
+    for name in ('swap', 'clone'):
+        move = getattr(KVCache, name)
+        monkeypatch.setattr(
+            KVCache, name, lambda self, a, b, n, f=move: moved.append(n) or f(self, a, b, n)
+        )
+    e, rng = Engine(model_of(block_size=4096), slots=4), random.Random(5)
+    rs = [e.submit([7] * 9 + [n] * rng.randint(1, 9), rng.randint(1, 9)) for n in range(40)]
+    drain(e)
+    for r in rs:
+        assert r.generated == alone(e.model, r.ids, r.max_new_tokens)
+    longest = max(len(r.tokens) for r in rs)
+    assert len(moved) > 40 and max(moved) < longest < 30  # of 4,096 slots
+
+
+def test_a_compiled_model_generates():
+    "As the callback `Samples` does in training on a GPU; without a compilation."
+    model, prompts = model_of(), [[1, 2, 3], [4, 5, 6, 7, 8]]
+    before = generate(model, None, prompts, 20, frozenset())
+    torch._dynamo.reset()
+    counters.clear()
+    model.compile_blocks(backend='aot_eager')
+    monkey = pytest.MonkeyPatch()
+    for walk in ('cpu', 'plain', 'fixed'):
+        if walk != 'cpu':
+            monkey.setattr(mypt.inference.generate, 'cpu_decoder', lambda model: None)
+        if walk == 'fixed':
+            monkey.setattr(mypt.inference.generate, '_Decode', Fixed)
+        assert generate(model, None, prompts, 20, frozenset()) == before
+    monkey.undo()
+    assert counters['stats']['unique_graphs'] == 0
+    with torch.no_grad():
+        model(torch.tensor([prompts[0]]))  # training goes on compiled
+    assert counters['stats']['unique_graphs'] == 1
+
+
+class Fixed(mypt.inference.generate._Decode):
+    "What generation takes on CUDA."
+
+    def __init__(self, model, cache):
+        super().__init__(model, cache)
+        self.fixed = FixedShapes(model, cache, least=4)
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_generation_in_fixed_shapes(arch, monkeypatch):
+    model, rng = model_of(arch), random.Random(7)
+    prompts = [[rng.randrange(320) for _ in range(rng.randint(1, 40))] for _ in range(9)]
+    stop, how = frozenset(range(0, 320, 20)), dict(temperature=0.8, seed=3)
+    before = generate(model, None, prompts, 40, stop, **how)
+    assert len({len(o) for o in before}) > 3  # rows leave one after another
+    monkeypatch.setattr(mypt.inference.generate, '_Decode', Fixed)
+    assert generate(model, None, prompts, 40, stop, **how) == before
+
+
+class FakeGraph:
+    "Replays by running what was captured once more."
+
+    def replay(self):
+        self.captured()
+
+
+def test_what_a_graph_records(monkeypatch):
+    "The rules of capture, walked without a GPU."
+    modes, streams = [], []
+    decode = FixedDecode(model_of(), KVCache(model_of().cfg, 2, 32), 16)
+
+    @contextmanager
+    def capture(graph, capture_error_mode='global'):
+        modes.append(capture_error_mode)
+        run = decode.run
+        graph.captured = lambda: decode.out.copy_(run())
+        yield
+
+    class Stream:
+        def wait_stream(self, other):
+            streams.append(other)
+
+    for name, fake in dict(
+        CUDAGraph=FakeGraph,
+        graph=capture,
+        Stream=Stream,
+        current_stream=Stream,
+        stream=lambda s: nullcontext(),
+    ).items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    tables = decode.tables[0].data_ptr()
+    with torch.inference_mode():
+        decode.record()
+        rope_tables.cache_clear()  # eight other models came by
+        first = decode([[3], [4]], [[0], [0]]).clone()
+        second = decode([[5], [6]], [[1], [1]])
+        for b, ids in enumerate(([3, 5], [4, 6])):
+            whole = decode.model.hidden(torch.tensor([ids]))[0]
+            torch.testing.assert_close(first[b], whole[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(second[b], whole[1], atol=1e-5, rtol=1e-5)
+    assert modes == ['thread_local'] and len(streams) == 2
+    assert decode.tables[0].data_ptr() == tables and second.data_ptr() == decode.out.data_ptr()
+
+
+def test_shapes_see_what_is_used():
+    shapes = FixedShapes(model_of(), KVCache(model_of().cfg, 6, 1000))
+    assert [shapes.shape(n, top) for n, top in ((1, 30), (3, 129), (5, 600))] == [
+        (1, 128),
+        (4, 256),
+        (6, 1000),
+    ]
