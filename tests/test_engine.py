@@ -2,7 +2,6 @@
 
 import random
 import threading
-import time
 import pytest
 import torch
 import mypt.inference.cpu
@@ -317,7 +316,7 @@ def test_the_head_takes_the_faster_way(slow, monkeypatch):
     shortlist, scores = head.shortlist, head.scores
 
     def wait(f):
-        return lambda *a: time.sleep(0.05) or f(*a)
+        return lambda *a: f(*a) if sum(range(10**6)) else None  # thirty milliseconds
 
     if slow == 'shortlist':
         head.shortlist = wait(shortlist)
@@ -325,8 +324,11 @@ def test_the_head_takes_the_faster_way(slow, monkeypatch):
         head.scores = wait(scores)
     assert head(h)[0].equal(best)
     assert set(head.chosen.values()) == {'whole' if slow == 'shortlist' else 'shortlist'}
-    start = time.perf_counter()
-    assert head(h)[0].equal(best) and time.perf_counter() - start < 0.04
+    monkeypatch.setattr(mypt.inference.cpu, 'fastest', None)  # measured once
+    assert head(h)[0].equal(best)
+    again = Head(head.W, chosen=head.chosen)  # of other weights
+    assert again(h)[0].equal(best)
+    assert ('shortlist' in vars(again)) == (slow == 'whole')  # not made where it loses
 
 
 @pytest.mark.parametrize('arch', ['llama', 'grouped'])
