@@ -4,13 +4,19 @@ import random
 import threading
 import pytest
 import torch
+import mypt.inference.cpu
+import mypt.inference.generate
+from contextlib import contextmanager, nullcontext
+from torch._dynamo.utils import counters
 from mypt.model.config import ModelConfig
 from mypt.inference.engine import Engine
-from mypt.inference.cpu import Columns, Shortlist, shortlist
+from mypt.inference.cpu import Columns, Head, Shortlist, cpu_decoder, cpu_head, for_inference
+from mypt.inference.fixed import FixedDecode, FixedShapes
 from mypt.inference.generate import feed, generate
 from mypt.inference.sampling import GREEDY, Sampling
 from mypt.model.cache import KVCache
 from mypt.model.gpt import GPT
+from mypt.model.rope import rope_tables
 from mypt.errors import UserError
 
 ARCHS = dict(
@@ -78,6 +84,26 @@ def test_a_request_gets_what_it_gets_alone(arch, fixed):
     for r, a in live:
         assert r.generated == heard[r] == alone(model, *a)
         assert r.done == ('stop' if r.generated[-1] in r.stop else 'length')
+
+
+def test_dice_belong_to_the_row_of_the_call():
+    "Chunks, their order and their size decide nothing; many samples of a prompt are many."
+    model, p, hot = model_of(), [5, 6, 7], dict(temperature=1.0, stop=frozenset())
+    many = generate(model, None, [p] * 128, 8, **hot)
+    assert len({tuple(o) for o in many}) == 128
+    assert generate(model, None, [p] * 128, 8, batch_size=1, **hot) == many
+    assert generate(model, None, [p] * 3, 8, rows=[0, 100, 127], **hot) == [
+        many[i] for i in (0, 100, 127)
+    ]
+    beside = generate(model, None, [[*p, 8], p, [9]], 8, batch_size=2, **hot)  # shorter ones first
+    assert beside[0] == generate(model, None, [[*p, 8]], 8, **hot)[0] and beside[1] == many[1]
+    e = Engine(model, slots=3)
+    rs = [e.submit(p, 8, Sampling(1.0, seed=n)) for n in range(5)]
+    drain(e)
+    assert [r.generated for r in rs] == [
+        generate(model, None, [p], 8, seed=n, **hot)[0] for n in range(5)
+    ]
+    assert len({tuple(r.generated) for r in rs}) == 5
 
 
 def test_second_turn_reads_only_what_is_new():
@@ -264,15 +290,194 @@ def test_shortlist_of_flat_scores_and_none():
     assert Shortlist(W)(torch.zeros(1, 16))[1].exp().item() == pytest.approx(1 / 9000, rel=0.01)
 
 
-def test_shortlist_follows_the_weights():
+def test_head_follows_the_weights():
     model = model_of(V=9000)
-    one = shortlist(model)
-    assert one is shortlist(model) and shortlist(model_of()) is None
+    one = cpu_head(model)
+    assert one is cpu_head(model) and one.shortlist and cpu_head(model_of()).shortlist is None
     before = generate(model, None, [[1, 2]], 8, frozenset())[0]
     with torch.no_grad():
         model.head.mul_(-1)
-    assert shortlist(model) is not one
+    assert cpu_head(model) is not one
     ids = [1, 2]
     for _ in range(8):
         ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
     assert generate(model, None, [[1, 2]], 8, frozenset())[0] == ids[2:] != before
+    one = cpu_head(model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    torch.optim.AdamW(model.parameters(), fused=True).step()  # changes no version
+    assert cpu_head(model) is not one
+
+
+@pytest.mark.parametrize('slow', ['shortlist', 'whole'])
+def test_the_head_takes_the_faster_way(slow, monkeypatch):
+    head, h = Head(torch.randn(9000, 16)), torch.randn(3, 16)
+    best = (h @ head.W.T).argmax(1)
+    shortlist, scores = head.shortlist, head.scores
+
+    def wait(f):
+        return lambda *a: f(*a) if sum(range(10**6)) else None  # thirty milliseconds
+
+    if slow == 'shortlist':
+        head.shortlist = wait(shortlist)
+    else:
+        head.scores = wait(scores)
+    assert head(h)[0].equal(best)
+    assert set(head.chosen.values()) == {'whole' if slow == 'shortlist' else 'shortlist'}
+    monkeypatch.setattr(mypt.inference.cpu, 'fastest', None)  # measured once
+    assert head(h)[0].equal(best)
+    again = Head(head.W, chosen=head.chosen)  # of other weights
+    assert again(h)[0].equal(best)
+    assert ('shortlist' in vars(again)) == (slow == 'whole')  # not made where it loses
+
+
+@pytest.mark.parametrize('arch', ['llama', 'grouped'])
+def test_float16_weights_are_one_model_everywhere(arch):
+    "Prompt, columns and halves use the same rounded weights: greedy text equals the model's own."
+    model = for_inference(model_of(arch, V=9000), 'float16')
+    assert all(p.equal(p.half().float()) for p in model.parameters())
+    prompts, e = [[1, 2, 3], [7] * 20, [5]], Engine(model, slots=3)
+    rs = [e.submit(p, 12) for p in prompts]
+    drain(e)
+    for ids, r in zip(prompts, rs, strict=True):
+        text = list(ids)
+        for _ in range(12):
+            text.append(int(model(torch.tensor([text]))[0, -1].argmax()))
+        assert generate(model, None, [ids], 12, frozenset())[0] == text[len(ids) :] == r.generated
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.01)
+    assert type(cpu_decoder(model)) is Columns  # copies of other weights are not used
+
+
+def test_precision_of_inference(monkeypatch, capsys):
+    with pytest.raises(UserError, match='none of auto, float32'):
+        for_inference(model_of(), 'half')
+    with pytest.raises(UserError, match='--dtype float32'):
+        for_inference(model_of('learned'), 'float16')
+    low = for_inference(model_of(), 'bfloat16')
+    assert low.head.dtype == torch.bfloat16
+    assert len(generate(low, None, [[1, 2, 3], [4]], 9, frozenset())[1]) == 9
+    assert for_inference(model_of(), 'auto').head.dtype == torch.float32  # small
+    monkeypatch.setattr(mypt.inference.cpu, 'SMALL', 0)
+    for seconds, gets in (
+        (dict(float32=1.0, float16=0.8), 'float32'),
+        (dict(float32=1.0, float16=0.5, bfloat16=0.7), 'float16'),
+        (dict(float32=1.0, float16=0.5, bfloat16=0.2), 'bfloat16'),
+    ):
+        monkeypatch.setattr(mypt.inference.cpu, '_dtype_seconds', lambda model, s=seconds: s)
+        model = for_inference(model_of(), 'auto')
+        rounded = all(p.equal(p.half().float()) for p in model.parameters())
+        found = 'float16' if rounded and model.head.dtype == torch.float32 else 'float32'
+        assert gets == ('bfloat16' if model.head.dtype == torch.bfloat16 else found)
+        assert ('float32 is exact' in capsys.readouterr().err) == (gets != 'float32')
+
+
+def test_slots_change_places_by_what_they_know(monkeypatch):
+    moved = []
+    for name in ('swap', 'clone'):
+        move = getattr(KVCache, name)
+        monkeypatch.setattr(
+            KVCache, name, lambda self, a, b, n, f=move: moved.append(n) or f(self, a, b, n)
+        )
+    e, rng = Engine(model_of(block_size=4096), slots=4), random.Random(5)
+    rs = [e.submit([7] * 9 + [n] * rng.randint(1, 9), rng.randint(1, 9)) for n in range(40)]
+    drain(e)
+    for r in rs:
+        assert r.generated == alone(e.model, r.ids, r.max_new_tokens)
+    longest = max(len(r.tokens) for r in rs)
+    assert len(moved) > 40 and max(moved) < longest < 30  # of 4,096 slots
+
+
+def test_a_compiled_model_generates():
+    "As the callback `Samples` does in training on a GPU; without a compilation."
+    model, prompts = model_of(), [[1, 2, 3], [4, 5, 6, 7, 8]]
+    before = generate(model, None, prompts, 20, frozenset())
+    torch._dynamo.reset()
+    counters.clear()
+    model.compile_blocks(backend='aot_eager')
+    monkey = pytest.MonkeyPatch()
+    for walk in ('cpu', 'plain', 'fixed'):
+        if walk != 'cpu':
+            monkey.setattr(mypt.inference.generate, 'cpu_decoder', lambda model: None)
+        if walk == 'fixed':
+            monkey.setattr(mypt.inference.generate, '_Decode', Fixed)
+        assert generate(model, None, prompts, 20, frozenset()) == before
+    monkey.undo()
+    assert counters['stats']['unique_graphs'] == 0
+    with torch.no_grad():
+        model(torch.tensor([prompts[0]]))  # training goes on compiled
+    assert counters['stats']['unique_graphs'] == 1
+
+
+class Fixed(mypt.inference.generate._Decode):
+    "What generation takes on CUDA."
+
+    def __init__(self, model, cache):
+        super().__init__(model, cache)
+        self.fixed = FixedShapes(model, cache, least=4)
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_generation_in_fixed_shapes(arch, monkeypatch):
+    model, rng = model_of(arch), random.Random(7)
+    prompts = [[rng.randrange(320) for _ in range(rng.randint(1, 40))] for _ in range(9)]
+    stop, how = frozenset(range(0, 320, 20)), dict(temperature=0.8, seed=3)
+    before = generate(model, None, prompts, 40, stop, **how)
+    assert len({len(o) for o in before}) > 3  # rows leave one after another
+    monkeypatch.setattr(mypt.inference.generate, '_Decode', Fixed)
+    assert generate(model, None, prompts, 40, stop, **how) == before
+
+
+class FakeGraph:
+    "Replays by running what was captured once more."
+
+    def replay(self):
+        self.captured()
+
+
+def test_what_a_graph_records(monkeypatch):
+    "The rules of capture, walked without a GPU."
+    modes, streams = [], []
+    decode = FixedDecode(model_of(), KVCache(model_of().cfg, 2, 32), 16)
+
+    @contextmanager
+    def capture(graph, capture_error_mode='global'):
+        modes.append(capture_error_mode)
+        run = decode.run
+        graph.captured = lambda: decode.out.copy_(run())
+        yield
+
+    class Stream:
+        def wait_stream(self, other):
+            streams.append(other)
+
+    for name, fake in dict(
+        CUDAGraph=FakeGraph,
+        graph=capture,
+        Stream=Stream,
+        current_stream=Stream,
+        stream=lambda s: nullcontext(),
+    ).items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    tables = decode.tables[0].data_ptr()
+    with torch.inference_mode():
+        decode.record()
+        rope_tables.cache_clear()  # eight other models came by
+        first = decode([[3], [4]], [[0], [0]]).clone()
+        second = decode([[5], [6]], [[1], [1]])
+        for b, ids in enumerate(([3, 5], [4, 6])):
+            whole = decode.model.hidden(torch.tensor([ids]))[0]
+            torch.testing.assert_close(first[b], whole[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(second[b], whole[1], atol=1e-5, rtol=1e-5)
+    assert modes == ['thread_local'] and len(streams) == 2
+    assert decode.tables[0].data_ptr() == tables and second.data_ptr() == decode.out.data_ptr()
+
+
+def test_shapes_see_what_is_used():
+    shapes = FixedShapes(model_of(), KVCache(model_of().cfg, 6, 1000))
+    assert [shapes.shape(n, top) for n, top in ((1, 30), (3, 129), (5, 600))] == [
+        (1, 128),
+        (4, 256),
+        (6, 1000),
+    ]
