@@ -102,12 +102,12 @@ def test_ones_own_evaluation_sets_must_be_there_and_fit(folder, here):
     data = str(folder / 'bytes')
     (here / 'own.json').write_text('{"extends": "tiny", "eval_sets": ["colours"]}')
     wrong = {
-        "eval set 'colours': no dataset in any of colours,": dict(config_file='own.json'),
-        "eval set 'gone': no dataset in any": dict(sets=[*RUN, 'eval_sets=["gone"]']),
+        "eval set 'colours': no dataset at colours, ": dict(config_file='own.json'),
+        "eval set 'gone': no dataset at gone, ": dict(sets=[*RUN, 'eval_sets=["gone"]']),
         "eval set 'gpt2': made with 'gpt2'": dict(sets=[*RUN, 'eval_sets=["gpt2"]']),
         "two eval_sets are named 'bytes'": dict(sets=[*RUN, 'eval_sets=["bytes", "a/bytes"]']),
         "'val' is the dataset's own split": dict(sets=[*RUN, 'eval_sets={"val": "bytes"}']),
-        'its rows have up to 64 tokens, the model takes 50': dict(
+        ', the model takes 50; prepare it to match': dict(
             sets=[*RUN, 'block_size=50', 'eval_sets=["bytes"]'], dataset_dir='short'
         ),
     }
@@ -264,6 +264,8 @@ def test_few_steps_warn_and_steps_beat_passes(folder, here, capsys):
     data = str(folder / 'bytes')
     train('m', data, sets=[*SMALL, 'epochs=1'], quiet=True)
     assert 'warning: 1 pass over' in capsys.readouterr().out
+    train('n', data, sets=[*SMALL, 'epochs=0.5'], quiet=True)
+    assert 'warning: 0.5 passes over' in capsys.readouterr().out
     assert load_config('finetune', ['max_iters=7']).train.epochs == 0
     assert load_config('finetune', ['max_iters=7', 'epochs=3']).train.epochs == 3
 
