@@ -174,6 +174,10 @@ def test_longer_rows_take_the_rope_scale(base, folder, here, capsys):
     assert (t.model.cfg.rope_scale, t.model.cfg.block_size) == (4, 1024)
     train('m', str(folder / 'bytes'), 'tiny_phase1b_context_extension', **flags)  # resumed
     assert 'rope_scale' not in capsys.readouterr().out
+    flags['sets'] = [*sets, 'block_size=128', 'rope_scale=2']
+    train('n', str(folder / 'bytes'), **flags)
+    said = 'rope_scale 1 → 2 for rows of up to 128 tokens in place of 64 (context extension)'
+    assert said in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- steps, warmup, learning rate
