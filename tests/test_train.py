@@ -294,9 +294,9 @@ def test_rows_longer_than_the_block_are_one_line(folder, here, capsys):
     flags = ['--dataset_dir', folder / 'bytes', '--sets', 'block_size=32']
     code, _, err = command(capsys, 'train', '--model_name', 'm', *flags)
     assert code == 2 and err.count('\n') == 1
-    way = 'raise block_size (--sets block_size=54), or prepare again'
-    assert f'rows are longer than block_size 32 (longest 54); {way}' in err
-    flags = [*flags[:-1], 'block_size=54', *SMALL, '--max_iters', '1', '--quiet']
+    way = 'raise block_size (--sets block_size=64), or prepare again'
+    assert f'36 of 36 rows are longer than block_size 32 (longest 64); {way}' in err
+    flags = [*flags[:-1], 'block_size=64', *SMALL, '--max_iters', '1', '--quiet']
     assert command(capsys, 'train', '--model_name', 'm', *flags)[0] == 0  # as the line says
 
 
