@@ -15,7 +15,9 @@ from .retrieval import Hit, retrieve
 from .tools import Workspace
 from ..data.prompts import context_block
 from ..data.tokenizer import Tokenizer
+from ..inference.cpu import for_inference
 from ..model.checkpoint import load_model
+from ..model.device import pick_device
 
 # %% ../../nbs/agent/conversation.ipynb #425b31a1
 MODES = dict(
@@ -116,17 +118,17 @@ class Conversation(PastTurns):
         self,
         model_name: str | Path,  # A name under checkpoints/, or a directory
         workspace: Workspace | None = None,
-        device: str = 'cpu',
+        device: str = 'auto',
     ):
         self.workspace = workspace
-        self.device = device
+        self.device = pick_device(device)
         super().__init__()
         self.load(model_name)
 
     def load(self, model_name: str | Path) -> None:
         "Go on with another model."
         model, self.tok, self.meta = load_model(model_name)
-        self.model = model.to(self.device).eval()
+        self.model = for_inference(model, device=self.device)
         self.name = Path(model_name).name
 
     def new_turn(self, mode: str, **limits) -> Turn:  # limits: fields of Turn

@@ -28,7 +28,7 @@ class DocumentChat(Conversation):
         workspace: Workspace,
         mode: str = 'agent',
         system: str | None = None,  # the model's own when None
-        device: str = 'cpu',
+        device: str = 'auto',
         max_new_tokens: int = 200,  # of one reply
         max_calls: int = 5,
         passages: int = 3,  # put before the model, in mode `rag`
@@ -109,7 +109,7 @@ def agent(
     max_new_tokens: int = 200,  # Tokens per reply
     temperature: float = 0.0,  # 0 is greedy
     log_sft: str | None = None,  # Append good runs to this JSONL file
-    device: str = 'cpu',
+    device: str = 'auto',
 ) -> list[AgentRun]:
     "Answer questions about documents with the workspace tools."
     talk = DocumentChat(
@@ -146,7 +146,7 @@ def rag_chat(
     max_new_tokens: int = 200,
     temperature: float = 0.0,  # 0 is greedy
     log_sft: str | None = None,  # Append question, passages and answer to this JSONL file
-    device: str = 'cpu',
+    device: str = 'auto',
 ) -> list[AgentRun]:
     "Answer questions from passages that are looked up for each of them."
     talk = DocumentChat(

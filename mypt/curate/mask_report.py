@@ -17,6 +17,7 @@ from ..data.serialize import MODEL_ROLES, ROLES
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from ..model.checkpoint import load_model
+from ..model.device import pick_device
 from ..model.gpt import GPT
 
 # %% ../../nbs/curate/mask_report.ipynb #892fe66a
@@ -105,7 +106,9 @@ def mask_report(
     notes = []
     for rule, broken in counts.broken.items():
         sign = '✗' if broken else '✓'
-        notes.append(f'{sign} {rule}: {broken:,} of {counts.of[rule]:,} tokens break it')
+        n = counts.of[rule]
+        found = f'not so for {broken:,} of {n:,} tokens' if broken else f'so for all {n:,} tokens'
+        notes.append(f'{sign} {rule}: {found}')
     return Report(
         f'mask of {ds.dir.name}, policy {policy}: {"as it should be" if ok else "WRONG"}',
         ('role', 'tokens', 'trained'),
@@ -186,10 +189,12 @@ def check_masks(
     dataset_dir: str,  # A prepared dataset
     model: str | None = None,  # A model trained on it: look at its losses too
     base: str | None = None,  # The model from which its training started
+    device: str = 'auto',
 ) -> Report:  # Of the data, or of the model where one is given
     "Does the mask lie where it should, and did the loss fall where the mask says?"
     if bool(model) != bool(base):
         raise UserError('the direction is seen between two models; give both --model and --base')
+    where = pick_device(device)
     report = mask_report(dataset_dir)
     print(report)
     if not model or not base or not report.data['ok']:
@@ -201,7 +206,7 @@ def check_masks(
         if tok != ds.tok:
             problem = f'{name} has tokenizer {tok.kind}, {dataset_dir} has {ds.tok.kind}'
             raise UserError(f'{problem}; compare on data of its own')
-        models.append(loaded)
+        models.append(loaded.to(where))
     report = mask_direction(*(loss_by_role(m, ds) for m in models))
     print(report)
     return report

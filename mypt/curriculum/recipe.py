@@ -264,7 +264,14 @@ def train_model(stages: Stages, plan: PhasePlan, cbs: Iterable = (), quiet: bool
     def work():
         data = str(plan.dataset)
         trainer = train(
-            plan.model_name, data, plan.config, plan.base, sets=plan.sets, quiet=quiet, cbs=cbs
+            plan.model_name,
+            data,
+            plan.config,
+            plan.base,
+            sets=plan.sets,
+            quiet=quiet,
+            cbs=cbs,
+            hint=False,  # the gate follows by itself
         )
         _raise_if_interrupted(trainer)
 

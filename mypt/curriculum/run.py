@@ -193,7 +193,7 @@ def gate_model(
     phase: str,  # Number of the phase
     report: str | None = None,  # Write the report as JSON
     previous: str | None = None,  # An earlier report to compare with
-    device: str = 'cpu',
+    device: str = 'auto',
 ) -> GateReport:
     "Judge a model at a phase's gate: a table, and exit code 0 or 1."
     judged = {number: p for number, p in PHASES.items() if p.gate}

@@ -17,6 +17,7 @@ from .metrics import wilson
 from .suite import Responder, SuiteResult, responder, run_suite
 from ..files import atomic_write, watched
 from ..model.checkpoint import load_model
+from ..model.device import pick_device
 
 # %% ../../nbs/18_gates.ipynb #d08bb660
 @dataclass(frozen=True)
@@ -192,11 +193,12 @@ def judge_model(
     phase: str,  # Named in the report
     report: str | None = None,  # Write the report as JSON
     previous: str | None = None,  # An earlier report to compare with
-    device: str = 'cpu',
+    device: str = 'auto',
 ) -> GateReport:
     "Judge a checkpoint at a gate and print the table."
+    where = pick_device(device)
     gpt, tok, meta = load_model(model)
-    asked = responder(gpt.to(device), tok, meta['layout'])
+    asked = responder(gpt.to(where), tok, meta['layout'])
     earlier = _read_report(previous) if previous else None
     out = judge(asked, gate, phase, Path(model).name, previous=earlier)
     out.weights_sha256 = meta.get('weights_sha256')
@@ -210,12 +212,13 @@ def eval_model(
     model: str,  # A name under checkpoints/, or a directory
     suite: list | None = None,  # Suites by name, or JSONL files; all of phase 1 when None
     report: str | None = None,  # Write the counts as JSON
-    device: str = 'cpu',
+    device: str = 'auto',
     max_new_tokens: int = 64,
 ) -> dict[str, SuiteResult]:
     "Run suites on a model and print the rates, whole and by tag."
+    where = pick_device(device)
     gpt, tok, meta = load_model(model)
-    asked = responder(gpt.to(device), tok, meta['layout'])
+    asked = responder(gpt.to(where), tok, meta['layout'])
     names = suite or ['format_en', 'format_de', 'echo', 'anti_echo', 'regression_basics']
     out = {s: run_suite(asked, s, max_new_tokens) for s in watched(names, 'ask', 'suite')}
     counts = {}

@@ -19,10 +19,12 @@ from ..data.episodes import check_episode
 from ..data.serialize import parse_reply, parse_text, serialize, to_ids
 from ..data.tokenizer import TAGS, Tokenizer
 from ..errors import UserError
-from .cpu import Columns, shortlist
+from .fixed import FixedShapes, uncompiled
+from .cpu import TokenDecoder, cpu_decoder, cpu_head, for_inference
 from .sampling import GREEDY, Sampling, pick, row_generator
 from ..model.cache import KVCache
 from ..model.checkpoint import load_model
+from ..model.device import pick_device
 from ..model.gpt import GPT
 
 # %% ../../nbs/12_generate.ipynb #d73de9a2
@@ -63,11 +65,11 @@ def pick_all(
     "One token for every row."
     allowed = [r.rule.mask(r.ids, r.left) if r.rule else None for r in rows]
     special = [b for b, r in enumerate(rows) if allowed[b] is not None or not _is_plain(r.sampling)]
-    fast = None if special else shortlist(model)
-    if fast:
-        best, logp = fast(h, probs)
+    head = cpu_head(model)
+    if head and not special:
+        best, logp = head(h, probs)
     else:
-        logits = model.logits(h).float()
+        logits = (head.scores(h) if head else model.logits(h)).float()
         best = logits.argmax(1)
         for b in special:
             r = rows[b]
@@ -88,7 +90,7 @@ def feed(
     cache: KVCache,  # A window with one row per text
     new: list[list[int]],  # Ids that each row reads now
     starts: list[int],  # How many ids of the row the cache holds
-    columns: Columns | None = None,  # Takes over where every row reads one token
+    decoder: TokenDecoder | None = None,  # Takes over where every row reads one token
 ) -> Tensor:  # [B, C]: final hidden state of each row's last token
     "Read the new tokens of every row, whole prompts or one token each."
     lens, device = list(map(len, new)), model.head.device
@@ -100,12 +102,14 @@ def feed(
     positions = None
     if min(starts) < cache.top:
         positions = torch.tensor(starts, device=device)[:, None] + torch.arange(T, device=device)
-    if T == 1 and columns:
-        return columns(ids, positions, cache)
+    if T == 1 and decoder:
+        return decoder(ids, positions, cache)
     last = None
     if T > 1:
         last = torch.tensor([b * T + n - 1 for b, n in enumerate(lens)], device=device)
-    return model.hidden(ids, positions=positions, cache=cache, keep=last).view(len(new), -1)
+    with uncompiled(model):
+        h = model.hidden(ids, positions=positions, cache=cache, keep=last)
+    return h.view(len(new), -1)
 
 # %% ../../nbs/12_generate.ipynb #80b503f2
 def _feed_packed(model: GPT, cache: KVCache, prompts: list[list[int]]) -> Tensor:  # [B, C]
@@ -113,7 +117,8 @@ def _feed_packed(model: GPT, cache: KVCache, prompts: list[list[int]]) -> Tensor
     n = torch.tensor([len(p) for p in prompts])
     rows = torch.repeat_interleave(torch.arange(1, len(prompts) + 1), n)[None]
     ids = torch.tensor([list(chain.from_iterable(prompts))])
-    return model.hidden(ids, rows, cache=cache, keep=n.cumsum(0) - 1)
+    with uncompiled(model):
+        return model.hidden(ids, rows, cache=cache, keep=n.cumsum(0) - 1)
 
 # %% ../../nbs/12_generate.ipynb #1498971c
 def fit_prompts(
@@ -156,12 +161,13 @@ def steps(
     stop: frozenset = frozenset(),  # Ids that end a row; they are part of its output
     allow: list | None = None,  # One rule or None per row
     probs: bool = True,  # Fill in `Step.prob`
+    rows: list[int] | None = None,  # Numbers that seed each row's dice; None: 0, 1, …
 ) -> Iterator[Step]:
     "Tokens as they come, all rows side by side; rows that are done leave the batch."
     was_training = model.training
     model.eval()
     try:
-        yield from _steps(model, prompts, max_new_tokens, sampling, stop, allow, probs)
+        yield from _steps(model, prompts, max_new_tokens, sampling, stop, allow, probs, rows)
     finally:
         model.train(was_training)
 
@@ -173,24 +179,42 @@ def _leave(
     n_last: int,  # Tokens of the last row
 ) -> None:
     "Move the last row to the place of row `i`, and forget row `i`."
-    cache.swap(i, len(alive) - 1, n_last)
-    alive[i] = alive[-1]
+    last = len(alive) - 1
+    if i < last:
+        cache.clone(last, i, n_last)
+    alive[i] = alive[last]
     alive.pop()
 
+# %% ../../nbs/12_generate.ipynb #7b197240
+class _Decode:
+    "The next hidden states of the rows that are alive, the first ones of a cache."
+
+    def __init__(self, model: GPT, cache: KVCache):
+        self.model, self.cache = model, cache
+        self.fixed = FixedShapes(model, cache) if model.head.is_cuda else None
+        self.decoder = cpu_decoder(model)
+
+    def __call__(self, texts: list[list[int]]) -> Tensor:  # Ids of each row → [n, C]
+        last, starts = [ids[-1:] for ids in texts], [len(ids) - 1 for ids in texts]
+        if self.fixed is None:
+            return feed(self.model, self.cache[: len(texts)], last, starts, self.decoder)
+        gone = self.cache.k.shape[1] - len(texts)
+        return self.fixed(last, starts + [0] * gone)
+
 # %% ../../nbs/12_generate.ipynb #86d13b0b
-def _steps(model, prompts, max_new_tokens, sampling, stop, allow, probs) -> Iterator[Step]:
+def _steps(model, prompts, max_new_tokens, sampling, stop, allow, probs, rows) -> Iterator[Step]:
     device, dtype = model.head.device, model.head.dtype
     n_slots = max(map(len, prompts)) + max_new_tokens
     cache = KVCache(model.cfg, len(prompts), n_slots, device, dtype)
-    columns = Columns.of(model)
+    decode = _Decode(model, cache)
     alive = list(range(len(prompts)))  # `alive[i]` is the prompt in row i of the cache
     ids = [list(p) for p in prompts]
-    generators = [row_generator(sampling, b) for b in alive]
+    generators = [row_generator(sampling, n) for n in rows or alive]
     rules = allow or [None] * len(prompts)
     h = feed(model, cache, prompts, [0] * len(prompts))
     for left in range(max_new_tokens, 0, -1):
-        rows = [DecodeRow(sampling, ids[b], generators[b], rules[b], left) for b in alive]
-        picked = pick_all(model, h, rows, probs)
+        asking = [DecodeRow(sampling, ids[b], generators[b], rules[b], left) for b in alive]
+        picked = pick_all(model, h, asking, probs)
         for b, p in zip(alive, picked, strict=True):
             ids[b].append(p.id)
             yield Step(b, p.id, p.prob)
@@ -199,9 +223,7 @@ def _steps(model, prompts, max_new_tokens, sampling, stop, allow, probs) -> Iter
                 _leave(i, alive, cache, len(ids[alive[-1]]))
         if not alive or left == 1:
             return
-        last = [ids[b][-1:] for b in alive]
-        starts = [len(ids[b]) - 1 for b in alive]
-        h = feed(model, cache[: len(alive)], last, starts, columns)
+        h = decode([ids[b] for b in alive])
 
 # %% ../../nbs/12_generate.ipynb #b2e6e0d9
 def stop_ids(
@@ -221,6 +243,7 @@ def generate(
     crop: bool = False,  # Drop the beginning of a prompt that does not fit
     batch_size: int = 64,  # Rows side by side
     allow: list | None = None,  # One rule or None per row, as in `steps`
+    rows: list[int] | None = None,  # Numbers that seed each row's dice; None: 0, 1, …
     **settings,  # Fields of `Sampling`
 ) -> list[list[int]]:  # Ids that each row generated, its stop token included
     "Go on from many prompts at once; greedy unless told otherwise. No row depends on another."
@@ -228,13 +251,14 @@ def generate(
     stop = stop_ids(tok) if stop is None else stop
     prompts = fit_prompts(model, prompts, max_new_tokens, crop)
     out = [[] for _ in prompts]
+    numbers = rows or range(len(prompts))  # of the call, so that no batch decides what is drawn
     # Rows of similar length share a batch
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for k in range(0, len(order), batch_size):
         part = order[k : k + batch_size]
         rules = [allow[i] for i in part] if allow else None
-        batch = [prompts[i] for i in part]
-        for s in steps(model, batch, max_new_tokens, sampling, stop, rules, probs=False):
+        batch, dice = [prompts[i] for i in part], [numbers[i] for i in part]
+        for s in steps(model, batch, max_new_tokens, sampling, stop, rules, False, dice):
             out[part[s.row]].append(s.id)
     return out
 
@@ -339,14 +363,17 @@ def generate_text(
     seed: int = 0,
     crop: bool = False,  # Drop the beginning of a prompt that does not fit
     think: bool = False,  # Show what the model thinks
-    device: str = 'cpu',
+    device: str = 'auto',
+    dtype: str = 'auto',  # float32 (exact), float16, bfloat16; auto: the fastest here
 ) -> str:  # The text that was printed
     "Let a model go on from a prompt, or answer a user; text is printed as it comes."
     if (prompt is None) == (user is None):
         raise UserError('give --prompt, or --user (with --system and --context if you like)')
+    where = pick_device(device)
     model, tok, meta = load_model(model_name)
     ids = _command_prompt(prompt, user, system, context, tok, meta['layout'])
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed).check()
     prompts = fit_prompts(model, [ids], max_new_tokens, crop)
-    stream = steps(model.to(device), prompts, max_new_tokens, sampling, stop_ids(tok))
+    model = for_inference(model, dtype, where)
+    stream = steps(model, prompts, max_new_tokens, sampling, stop_ids(tok))
     return _print_pieces(readable_pieces(stream, tok, think))

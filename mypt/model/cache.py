@@ -39,7 +39,9 @@ class KVMemory:
     def swap(self, a: int, b: int, n: int) -> None:
         "Exchange the first `n` tokens of rows `a` and `b`."
         for m in (self.k, self.v):
-            m[:, [a, b], :, :n] = m[:, [b, a], :, :n]
+            kept = m[:, a, :, :n].clone()
+            m[:, a, :, :n] = m[:, b, :, :n]
+            m[:, b, :, :n] = kept
 
     def clone(self, a: int, b: int, n: int) -> None:
         "Give row `b` the first `n` tokens of row `a`."
@@ -51,7 +53,7 @@ class KVPass(KVMemory):
     "Which slots the coming pass writes and sees, the same for all layers."
 
     top = 0  # Where the next tokens go unless positions say otherwise
-    fixed = False  # True: always attend to all slots, so that every pass has the same shape
+    fixed = 0  # Slots that every pass sees, so that all have the same shape; 0: the filled ones
     layout: Segments | None = None  # Of packed prompts, where the pass reads some
     mask: Tensor | None = None  # [B or 1, 1, T, slots], added to the scores
     causal = False  # Every row begins here: causal attention, no mask
@@ -69,7 +71,7 @@ class KVPass(KVMemory):
         self.layout = None
         self.at = slice(start, self.top) if in_step else positions
         self.rows = torch.arange(shape[0], device=positions.device)[:, None]
-        end = self.n_slots if self.fixed else self.top
+        end = self.fixed or self.top
         self.causal = in_step and start == 0 and not self.fixed
         sees_all = in_step and shape[1] == 1 and not self.fixed
         self.mask = None if self.causal or sees_all else _mask(positions, end, self.k.dtype)

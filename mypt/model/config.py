@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['ARCH_FIELDS', 'ModelConfig', 'mlp_width', 'matmul_params', 'count_params', 'flops_per_token', 'OptimConfig',
            'TrainConfig', 'list_configs', 'find_config', 'parse_sets', 'Config', 'make_config', 'load_config',
-           'check_same_arch']
+           'rope_note', 'check_same_arch']
 
 # %% ../../nbs/model/config.ipynb #e25a7605
 import json
+import math
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 from ..errors import UserError
 
 # %% ../../nbs/model/config.ipynb #8b02c463
@@ -109,6 +111,7 @@ class OptimConfig:
     grad_accum_steps: int = 1  # Micro-batches per step
     max_iters: int = 1000  # Steps
     epochs: float = 0.0  # When > 0: passes over the data, in place of `max_iters`
+    min_steps: int = 0  # With fewer: smaller steps, then more passes, where you gave no numbers
     learning_rate: float = 3e-4  # Peak
     min_lr_ratio: float = 0.1  # Cosine ends at this share of the peak
     warmup_iters: float = 0.0  # Steps; below 1: a share of all steps
@@ -147,6 +150,7 @@ class TrainConfig(OptimConfig):
     freeze: list = field(default_factory=list)  # Names (with `*`) of weights that stay as they are
     curriculum: list = field(default_factory=list)  # Stages [{"dataset_dir": D, "until": step}, …]
     system_prompt: str | list = ''  # The phase's prompt, or its variants
+    gate: str = ''  # The phase whose gate judges the model; named when training ends
 
 # %% ../../nbs/model/config.ipynb #272e68ec
 _CHOICES = dict(
@@ -160,26 +164,37 @@ _CHOICES = dict(
     parallel=('ddp', 'fsdp'),
     use_checkpoint=('auto', True, False),
 )
-_AT_LEAST_1 = (
-    'n_layer n_head n_kv_head n_embd block_size vocab_size hidden rope_scale '
-    'batch_size grad_accum_steps eval_interval eval_iters'
-).split()
+
+# %% ../../nbs/model/config.ipynb #7f33419a
+_BOUNDS = {
+    'n_layer n_head n_kv_head': (1, 4096),
+    'n_embd hidden batch_size grad_accum_steps rope_scale': (1, 2**20),
+    'block_size vocab_size': (1, 2**24),
+    'max_iters eval_interval eval_iters': (1, 2**31),
+    'epochs min_steps warmup_iters save_every episode_min_tokens': (0, 2**31),
+    'seed epoch_seed': (0, 2**63 - 1),
+    'dropout beta1 beta2 min_lr_ratio norm_eps adam_eps': (0, 1),
+    'learning_rate muon_lr weight_decay': (0, 10),
+    'grad_clip neftune_alpha early_stop_gap': (0, 1e6),
+    'rope_theta': (0, 1e12),
+}
+_RANGES = {name: bounds for names, bounds in _BOUNDS.items() for name in names.split()}
 _ABOVE_0 = 'rope_theta norm_eps learning_rate muon_lr adam_eps early_stop_gap'.split()
 _BELOW_1 = 'dropout beta1 beta2'.split()
 
 # %% ../../nbs/model/config.ipynb #d46efba1
 def _range_problem(name: str, value: float) -> str:
     "What is wrong with a number; '' when it is in range."
+    low, high = _RANGES[name]
     if name in _ABOVE_0:
-        return '' if value > 0 else 'it must be above 0'
-    low = 1 if name in _AT_LEAST_1 else 0
-    if not value >= low:
-        return f'it must be at least {low}'
-    if name in _BELOW_1 and not value < 1:
-        return 'it must be below 1'
-    if name == 'min_lr_ratio' and value > 1:
-        return 'it must be at most 1'
-    return ''
+        low_enough, words = value > low, f'it must be above {low}'
+    else:
+        low_enough, words = value >= low, f'it must be at least {low}'
+    if not low_enough:
+        return words
+    if name in _BELOW_1:
+        return '' if value < high else f'it must be below {high}'
+    return '' if value <= high else f'it must be at most {high:g}'
 
 # %% ../../nbs/model/config.ipynb #2bd14f05
 _TYPE_NAMES = {
@@ -192,22 +207,62 @@ _TYPE_NAMES = {
     type(None): 'null',
 }
 
+# %% ../../nbs/model/config.ipynb #3cea7c27
+def _stage_problem(stage, before: int) -> str:  # before: where the last stage ended
+    "What is wrong with a stage of a curriculum; '' when nothing is."
+    form = 'a curriculum stage is {"dataset_dir": …, "until": step}'
+    if not isinstance(stage, dict) or set(stage) != {'dataset_dir', 'until'}:
+        return form
+    if not isinstance(stage['dataset_dir'], str) or type(stage['until']) is not int:
+        return form
+    return '' if stage['until'] > before else 'each stage must end after the one before it'
+
+
+def _inside_problem(name: str, value) -> str:
+    "What is wrong with the contents of a list or object; '' when nothing is."
+    if name == 'curriculum':
+        ends = [0]
+        for stage in value:
+            problem = _stage_problem(stage, ends[-1])
+            if problem:
+                return problem
+            ends.append(stage['until'])
+        return ''
+    inside = value.values() if isinstance(value, dict) else value
+    if all(isinstance(x, str) and x.strip() for x in inside):
+        return ''
+    return 'each entry must be a string that is not empty'
+
 # %% ../../nbs/model/config.ipynb #441250de
+def _value_problem(f, value) -> str:
+    "What is wrong with a value of the field `f`; '' when nothing is."
+    types = getattr(f.type, '__args__', (f.type,))
+    if type(value) not in types:
+        return 'it must be ' + ' or '.join(_TYPE_NAMES[t] for t in types)
+    if f.name in _CHOICES and value not in _CHOICES[f.name]:
+        choices = (json.dumps(c).strip('"') for c in _CHOICES[f.name])
+        return 'choose one of ' + ', '.join(choices)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _range_problem(f.name, value)
+    return _inside_problem(f.name, value) if isinstance(value, list | dict) else ''
+
+
+def _as_float(n: int) -> float:
+    if n.bit_length() > 1000:
+        return math.inf if n > 0 else -math.inf
+    return float(n)
+
+
 def _check_value(f, value, where: str):
     "The value in the type of field `f`; raises `UserError` on a wrong type or range."
     types = getattr(f.type, '__args__', (f.type,))
     if type(value) is int and float in types and int not in types:
-        value = float(value)
-    problem = ''
-    if type(value) not in types:
-        problem = 'it must be ' + ' or '.join(_TYPE_NAMES[t] for t in types)
-    elif f.name in _CHOICES and value not in _CHOICES[f.name]:
-        choices = (json.dumps(c).strip('"') for c in _CHOICES[f.name])
-        problem = 'choose one of ' + ', '.join(choices)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        problem = _range_problem(f.name, value)
+        value = _as_float(value)
+    problem = _value_problem(f, value)
     if problem:
-        raise UserError(f'{where}: {f.name} is {value!r}, {problem}')
+        shown = repr(value)
+        shown = shown if len(shown) <= 80 else f'{shown[:80]}…'
+        raise UserError(f'{where}: {f.name} is {shown}, {problem}')
     return value
 
 # %% ../../nbs/model/config.ipynb #f285a378
@@ -262,27 +317,53 @@ def _read_json(path: Path) -> dict:
         return dict(pairs)
 
     try:
-        d = json.loads(path.read_text(encoding='utf-8'), object_pairs_hook=without_repeats)
+        text = path.read_text(encoding='utf-8-sig')  # Notepad begins a file with a byte-order mark
+        d = json.loads(text, object_pairs_hook=without_repeats)
     except UserError:
         raise
-    except ValueError as e:
+    except OSError as e:
+        raise UserError(f'{path}: cannot be read ({e.strerror}); check its permissions') from None
+    except (ValueError, RecursionError) as e:
         raise UserError(f'{path}: not JSON ({e})') from None
     if not isinstance(d, dict):
         raise UserError(f'{path}: a config is a JSON object, this is {_TYPE_NAMES[type(d)]}')
     return d
 
 # %% ../../nbs/model/config.ipynb #f71496be
-def _with_extended(path: Path, seen: tuple = ()) -> dict:
-    "The keys of a config file on top of those it extends."
+class _Layer(NamedTuple):
+    "The keys of one file, or of `sets`."
+
+    keys: dict
+    own: bool  # Written by the user, not shipped
+
+
+def _is_shipped(path: Path) -> bool:
+    return path.resolve().parent == Path(str(files('mypt') / 'configs')).resolve()
+
+
+def _read_layers(path: Path, seen: tuple = ()) -> list[_Layer]:
+    "A config file behind those it extends."
     if path.resolve() in seen:
         raise UserError(f'{path}: extends itself by way of {seen[-1].name}; break the circle')
     d = _read_json(path)
     base = d.pop('extends', None)
+    layer = _Layer(d, not _is_shipped(path))
     if base is None:
-        return d
+        return [layer]
     if not isinstance(base, str):
         raise UserError(f'{path}: extends is {base!r}, it must be the name of a config')
-    return _with_extended(find_config(base, path.parent), (*seen, path.resolve())) | d
+    return [*_read_layers(find_config(base, path.parent), (*seen, path.resolve())), layer]
+
+# %% ../../nbs/model/config.ipynb #005f6af0
+def _merge_layers(layers: list[_Layer]) -> tuple[dict, frozenset]:  # Keys; those of the user
+    "All keys, and the names of those that the user wrote."
+    keys, own = {}, set()
+    for layer in layers:
+        if 'max_iters' in layer.keys and 'epochs' not in layer.keys:
+            keys.pop('epochs', None)
+        keys |= layer.keys
+        own = own | layer.keys.keys() if layer.own else own - layer.keys.keys()
+    return keys, frozenset(own)
 
 # %% ../../nbs/model/config.ipynb #410ee180
 def parse_sets(sets: dict | list | str | None) -> dict:  # Key → value
@@ -298,7 +379,7 @@ def parse_sets(sets: dict | list | str | None) -> dict:  # Key → value
             raise UserError(f'--sets {s!r}: write key=value')
         try:
             out[key.strip()] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             out[key.strip()] = value
     return out
 
@@ -311,6 +392,7 @@ class Config:
     train: TrainConfig
     given: dict  # Key → value as written in the JSON files and `sets`, defaults left out
     source: str = ''  # The file
+    own: frozenset[str] = frozenset()  # Those keys of `given` that the user wrote
 
     def to_dict(self) -> dict:  # Flat, JSON-ready
         "Every key with its value."
@@ -323,6 +405,7 @@ _FIELDS = {f.name: f for cls in (ModelConfig, TrainConfig) for f in fields(cls)}
 def make_config(
     d: dict,  # Flat keys
     where: str = 'config',  # Named in errors
+    own: frozenset[str] | None = None,  # Keys that the user wrote; all when None
 ) -> Config:
     "A `Config` from flat keys; raises `UserError` on an unknown key, a wrong type or range."
     for k in d:
@@ -333,7 +416,7 @@ def make_config(
     d = {k: _check_value(_FIELDS[k], v, where) for k, v in d.items()}
     model = ModelConfig(**{f.name: d[f.name] for f in fields(ModelConfig) if f.name in d})
     train = TrainConfig(**{f.name: d[f.name] for f in fields(TrainConfig) if f.name in d})
-    return Config(_check_model(model, where), train, d, where)
+    return Config(_check_model(model, where), train, d, where, frozenset(d) if own is None else own)
 
 # %% ../../nbs/model/config.ipynb #c578e5cb
 def load_config(
@@ -342,7 +425,8 @@ def load_config(
 ) -> Config:
     "The config `name`, with what it extends underneath and `sets` on top; `UserError` if wrong."
     path = find_config(name)
-    return make_config(_with_extended(path) | parse_sets(sets), path.name)
+    keys, own = _merge_layers([*_read_layers(path), _Layer(parse_sets(sets), own=True)])
+    return make_config(keys, path.name, own)
 
 # %% ../../nbs/model/config.ipynb #017bcbb3
 # Keys that decide what the weights mean; every other key of ModelConfig may change between phases
@@ -363,6 +447,37 @@ def _contradictions(base: ModelConfig, given: dict) -> list[str]:
             out.append(f'{key} {value} (base: {expected})')
     return out
 
+# %% ../../nbs/model/config.ipynb #aaf8f0c7
+def _rope_scale(base: ModelConfig, cfg: Config) -> float:
+    "The config's scale for longer rows or where the user wrote it, else the base's."
+    longer = cfg.given.get('block_size', 0) > base.block_size
+    if longer or 'rope_scale' in cfg.own:
+        return cfg.given.get('rope_scale', base.rope_scale)
+    return base.rope_scale
+
+
+def rope_note(
+    base: ModelConfig,  # The checkpoint's
+    cfg: Config,  # The new phase's
+) -> str:  # '' where nothing is to be said
+    "What becomes of the rope scale, where config and base differ."
+    wanted, new = cfg.given.get('rope_scale', base.rope_scale), _rope_scale(base, cfg)
+    was = base.rope_scale
+    if wanted == was:
+        return ''
+    if new == was:
+        return (
+            f'rope_scale stays {was:g}, which the base learned ({cfg.source}: {wanted:g}); '
+            f'to change it, --sets rope_scale={wanted:g}'
+        )
+    if cfg.given.get('block_size', 0) > base.block_size:
+        rows = f'rows of up to {cfg.model.block_size:,} tokens in place of {base.block_size:,}'
+        return f'rope_scale {was:g} → {new:g} for {rows} (context extension)'
+    return (
+        f'warning: rope_scale {was:g} → {new:g}: every position turns by another angle than '
+        "the base learned, the loss will begin high; leave rope_scale out to keep the base's"
+    )
+
 # %% ../../nbs/model/config.ipynb #7a326e91
 def check_same_arch(
     base: ModelConfig,  # The checkpoint's
@@ -373,10 +488,11 @@ def check_same_arch(
     if bad:
         problem = f'contradicts the base in {", ".join(bad)}'
         raise UserError(f'{cfg.source}: {problem}; remove them or take another base')
-    keep = ['dropout', 'rope_scale']
+    keep = ['dropout']
     if base.pos_encoding == 'rope':
         keep.append('block_size')
-    new = replace(base, **{k: cfg.given[k] for k in keep if k in cfg.given})
+    changed = {k: cfg.given[k] for k in keep if k in cfg.given}
+    new = replace(base, **changed, rope_scale=_rope_scale(base, cfg))
     wanted = cfg.model.block_size
     if new.block_size < wanted and 'block_size' in cfg.given:
         problem = f'block_size {wanted} exceeds the {base.block_size} learned positions of the base'

@@ -553,7 +553,7 @@ def serve(
     max_body: int = 1 << 20,  # Bytes of a request, at most
     timeout: float = 120.0,  # Seconds for an answer, at most
     concurrency: int = 64,  # Answers at work, at most; more are told to come back
-    device: str = 'cpu',
+    device: str = 'auto',
     check: bool = False,  # Load every model, ask it once, and exit
 ) -> RunningServer | None:  # In a notebook; in a shell it serves until Ctrl-C
     "Serve models in OpenAI's protocol, with a page to chat at /."

@@ -24,10 +24,12 @@ from ..agent.prompts import with_system
 from ..agent.tools import TOOLS, Workspace
 from ..data.serialize import dump_call, dump_json
 from ..errors import UserError
+from ..inference.cpu import for_inference
 from ..inference.engine import Engine, Request
 from ..inference.generate import prompt_ids, stop_ids
 from ..inference.sampling import Sampling
 from ..model.checkpoint import load_model
+from ..model.device import pick_device
 from ..model.gpt import GPT
 from .openai import ApiError, ChatRequest, StopAt, new_id, to_message, to_messages
 from .session import NoCalls, Reading
@@ -101,12 +103,13 @@ class Runner(ModelThread):
         name: str,
         path: str | Path,
         slots: int = 16,  # replies side by side
-        device: str = 'cpu',
+        device: str = 'auto',
     ):
+        where = pick_device(device)
         model, self.tok, self.meta = load_model(path)
         self.layout = self.meta['layout']
         self.context_size = model.cfg.block_size
-        super().__init__(name, model.to(device).eval(), slots)
+        super().__init__(name, for_inference(model, device=where), slots)
 
     async def tokens(
         self,
@@ -143,10 +146,10 @@ class Runner(ModelThread):
 class Runners:
     "Models by name, each loaded when it is first asked for."
 
-    def __init__(self, paths: dict[str, Path], slots: int = 16, device: str = 'cpu'):
+    def __init__(self, paths: dict[str, Path], slots: int = 16, device: str = 'auto'):
         self.paths = paths
         self.slots = slots
-        self.device = device
+        self.device = str(pick_device(device))
         self.loaded: dict[str, Runner] = {}
         self.locks = {name: threading.Lock() for name in paths}
 

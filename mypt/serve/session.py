@@ -92,7 +92,7 @@ class Session(Conversation):
         self,
         model_name: str | Path,
         workspace: Workspace | None = None,
-        device: str = 'cpu',
+        device: str = 'auto',
         **settings,  # fields of Settings
     ):
         super().__init__(model_name, workspace, device)

@@ -331,7 +331,7 @@ def chat(
     max_new_tokens: int = 200,  # Tokens of a reply
     seed: int = 0,
     load: str | None = None,  # Go on with a conversation that /save wrote
-    device: str = 'cpu',
+    device: str = 'auto',
 ):
     "Talk with a model; /help lists what can be typed."
     if mode not in MODES:

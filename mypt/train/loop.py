@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EvalSets', 'MAX_BAD_STEPS', 'seed_for', 'Callback', 'RunState', 'BatchSource', 'autocast', 'compile_model', 'Trainer',
            'train_step', 'assign_batches', 'evaluate', 'run_callbacks', 'catch_signals', 'explain_oom', 'count_step',
-           'check_finite', 'fit', 'save', 'trainer_state', 'restore_trainer']
+           'check_finite', 'check_evaluated', 'check_end', 'fit', 'save', 'trainer_state', 'restore_trainer']
 
 # %% ../../nbs/15_loop.ipynb #70ccec31
 import math
@@ -141,11 +141,12 @@ class Trainer(RunState):
 
 # %% ../../nbs/15_loop.ipynb #7b3c89a1
 def _count_targets(t: Trainer, batches: list[Batch]) -> tuple[float, ...]:
-    "Σ weights, tokens, and tokens with loss of a step, over all processes."
+    "Σ weights, tokens, tokens with loss and attending pairs of a step, over all processes."
     return t.sum_ranks(
         sum(b.weight_sum for b in batches),
         sum(b.n_tokens for b in batches),
         sum(b.n_supervised for b in batches),
+        sum(b.n_pairs for b in batches),
     )
 
 # %% ../../nbs/15_loop.ipynb #088f3854
@@ -169,9 +170,9 @@ def train_step(
     t: Trainer,
     step: int,  # Steps done before
     batches: list[Batch],  # The micro-batches
-) -> dict:  # loss, lr, grad_norm, skipped, tokens, supervised
+) -> dict:  # loss, lr, grad_norm, skipped, tokens, supervised, pairs
     "Forward and backward over all micro-batches, one update."
-    denom, tokens, supervised = _count_targets(t, batches)
+    denom, tokens, supervised, pairs = _count_targets(t, batches)
     losses = _add_gradients(t, step, batches, denom)
     params = [p for p in t.model.parameters() if p.grad is not None]
     norm = t.clip_grads(params)  # here the CPU waits for the GPU, once a step
@@ -189,6 +190,7 @@ def train_step(
         skipped=not finite,
         tokens=int(tokens),
         supervised=int(supervised),
+        pairs=int(pairs),
     )
 
 # %% ../../nbs/15_loop.ipynb #74295550
@@ -273,14 +275,23 @@ def explain_oom(cfg: TrainConfig):
         ) from None
 
 # %% ../../nbs/15_loop.ipynb #2b2b5f2c
-def _run_step(t: Trainer, step: int, batches: list[Batch]) -> None:
+def _run_step(t: Trainer, step: int, batches: list[Batch], start: float) -> None:
     "Train on the batches of a step, note what it did, and tell the callbacks."
-    start = time.perf_counter()
     t.record = dict(step=step + 1, **train_step(t, step, batches))
     count_step(t, t.record)
     t.record['seconds'] = time.perf_counter() - start
     run_callbacks(t, 'after_step')
     check_finite(t)
+
+# %% ../../nbs/15_loop.ipynb #c1436172
+def _timed(
+    source: Iterator[tuple[int, list[Batch]]],  # Step and batches
+) -> Iterator[tuple[float, int, list[Batch]]]:  # The moment of asking before them
+    "When each step's batches were asked for, and the batches."
+    asked = time.perf_counter()
+    for step, batches in source:
+        yield asked, step, batches
+        asked = time.perf_counter()
 
 # %% ../../nbs/15_loop.ipynb #d53bbd50
 def count_step(t: Trainer, record: dict):
@@ -303,6 +314,29 @@ def check_finite(t: Trainer):
             'good checkpoint is kept. Lower learning_rate, or look at the data with mypt inspect'
         )
 
+# %% ../../nbs/15_loop.ipynb #38f7cfee
+def check_evaluated(t: Trainer):
+    "Raise `UserError` when an evaluation is not finite."
+    bad = [f'{name} {loss}' for name, loss in t.evaluated.items() if not math.isfinite(loss)]
+    if not bad:
+        return
+    found = f'step {t.step}: the loss on {", ".join(bad)} is not finite'
+    if t.step == 0:
+        raise UserError(f'{found} before any training; the base is damaged, take another one')
+    raise UserError(
+        f'{found}, the last updates broke the weights; what was saved before is kept. '
+        'Lower learning_rate, or raise warmup_iters'
+    )
+
+
+def check_end(t: Trainer):
+    "Raise `UserError` when a run's last step was not finite, so that its end was not saved."
+    if t.step == t.max_steps and t.bad_in_a_row:
+        raise UserError(
+            f'step {t.step}, the last one: loss or gradient not finite; what was saved before is '
+            'kept. Lower learning_rate, or look at the data with mypt inspect'
+        )
+
 # %% ../../nbs/15_loop.ipynb #e2056da1
 def fit(
     t: Trainer,
@@ -315,18 +349,22 @@ def fit(
         run_callbacks(t, 'before_fit')
         if t.step == 0 and t.evals:
             evaluate(t)
+            check_evaluated(t)
         steps = range(t.step, until)
-        for step, batches in prefetch(t.data.step_batches, steps, pin=t.device.type == 'cuda'):
-            _run_step(t, step, batches)
+        source = prefetch(t.data.step_batches, steps, pin=t.device.type == 'cuda')
+        for asked, step, batches in _timed(source):
+            _run_step(t, step, batches, asked)
             last = t.step == until
             if t.evals and (last or t.step % t.cfg.eval_interval == 0):
                 evaluate(t)
+                check_evaluated(t)
             stop = t.stop_reason()
             if last or stop or t.step % (t.cfg.save_every or t.cfg.eval_interval) == 0:
                 save(t)
             if stop:
                 break
         run_callbacks(t, 'after_fit')
+    check_end(t)
     return t
 
 # %% ../../nbs/15_loop.ipynb #41f6aa5a
