@@ -5,15 +5,19 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 
 import pytest
 
 from mypt.cli import main
+from mypt.curriculum.invented import make_documents
 from mypt.curriculum.recipe import MAKE_FLAGS
 from mypt.curriculum.run import PHASES, make
+from mypt.curriculum.speedrun import LEGS
 from mypt.data.episodes import read_episodes, write_episodes
+from mypt.train.callbacks import read_log
 
 SMALL = [
     'n_layer=1',
@@ -101,13 +105,99 @@ def test_a_dry_run_prints_what_runs(capsys, monkeypatch, tmp_path, phase):
     assert ran == typed
     for earlier in PHASES[phase].replay:
         assert f'data/phase{earlier}/dataset/train/tokens.bin' in ran
-    log = (tmp_path / f'run/checkpoints/phase{phase}/log.jsonl').read_text()
-    named = json.loads(log.splitlines()[-1])
-    print(named)
+    log = tmp_path / f'run/checkpoints/phase{phase}/log.jsonl'
+    evaluated = [name for name in read_log(log)[-1] if name.startswith('val_loss/')]
+    assert evaluated == [f'val_loss/{PHASES[n].config}' for n in PHASES[phase].replay]
 
 
 def test_documents_and_own_data(capsys, monkeypatch, tmp_path):
-    ...
+    "German documents make German episodes and a German gate; own data has its share."
+    docs = tmp_path / 'docs'
+    docs.mkdir()
+    for doc in make_documents(12, 'de', 1):
+        (docs / doc.doc_id).write_text(doc.text, encoding='utf-8')
+    talk = [{'role': 'user', 'content': 'Was ist 0?'}, {'role': 'assistant', 'content': 'Null.'}]
+    write_episodes(tmp_path / 'own.jsonl', [{'messages': talk, 'id': str(i)} for i in range(12)])
+    raw = [{'_replay': True, 'text': f'Das Meer Nummer {i} ist weit.'} for i in range(9)]
+    write_episodes(tmp_path / 'raw.jsonl', raw)
+    argv = ['--phase', '3', '--docs_dir', '../docs', '--data', '../own.jsonl:0.2']
+    argv += ['--pretrain_replay', '../raw.jsonl']
+    ran, typed = both_ways(capsys, monkeypatch, tmp_path, *argv, *FEW)
+    assert ran == typed
+    data = tmp_path / 'run/data'
+    made = read_episodes(data / 'phase3/rag_chat.jsonl') + read_episodes(data / 'phase1/echo.jsonl')
+    assert {e['language'] for e in made} == {'de'}
+    mixed = json.loads((data / 'phase3/mixed.jsonl.mix.json').read_text())
+    shares = {s['file']: s['share'] for s in mixed['sources']}
+    assert abs(shares['own.jsonl'] - 0.2) < 0.02 and abs(shares['raw.jsonl'] - 0.05) < 0.02
+    gate = json.loads((data / 'phase3/gate.json').read_text())
+    assert {r['n'] for r in gate['suites'] if r['name'] == 'cites'} == {80}  # of 160 in both
+    assert main(['run', *argv, *FEW, '--dry_run']) == 0
+    said = capsys.readouterr().out
+    assert '# ../docs: 0 in English, 12 in German' in said
+    assert '# ../own.jsonl: 12 episodes at a share of 0.2 make a mix of 60' in said
+
+
+def test_from_one_phase_to_the_next(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    first = ['--phase', 'pretrain', *FEW, *TEXTS]
+    assert run(*first) == 1
+    said = capsys.readouterr().out
+    assert 'RANDOM' not in said and 'mypt run --phase 1b --sets n_layer=1' in said.splitlines()[-1]
+    assert run(*first) == 1  # done before: one line, the next command, the same verdict
+    done, following = capsys.readouterr().out.splitlines()
+    assert done.startswith('phase pretrain was done before') and 'did NOT pass' in done
+    assert following == said.splitlines()[-1]
+    lines = dry_run(capsys, '--phase', '1', *FEW)
+    assert lines[0] == '# phase 1 starts from checkpoints/phasepretrain'
+    train = next(line for line in lines if line.startswith('mypt train'))
+    assert '--init_from_model phasepretrain' in train
+    assert any('--tokenization gpt2:4096' in line for line in lines)  # the base brings its own
+    lines = dry_run(capsys, '--phase', '1', '--fresh', *FEW)
+    assert not any('--init_from_model' in line for line in lines)
+    lines = dry_run(capsys, '--phase', '1', '--device', 'cpu', *FEW)
+    assert [line.split()[1] for line in lines if '--device cpu' in line] == ['train', 'gate']
+
+
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        (['--phase', '1', '--docs_dir', 'docs'], 'asks about no documents'),
+        (['--phase', '2', '--echo_gibberish', 'only'], 'makes no echo'),
+        (['--phase', '2', '--language', 'fr'], 'there is en, de'),
+        (['--phase', '2', '--data', 'own.jsonl'], 'own.jsonl:0.3'),
+        (['--phase', '2', '--data', 'own.jsonl:0.2'], 'no such file'),
+        (['--phase', '2', '--device', 'tpu'], 'tpu'),
+        (['--phase', '2', '--fresh', '--init_from_model', 'x'], 'leave one out'),
+    ],
+)
+def test_what_a_run_refuses(capsys, monkeypatch, tmp_path, flags, message):
+    "One line, before anything is made."
+    monkeypatch.chdir(tmp_path)
+    assert main(['run', *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_short_context_shortens_rows(capsys, monkeypatch, tmp_path):
+    "Rows of this phase, and of the earlier phases that it is evaluated on."
+    monkeypatch.chdir(tmp_path)
+    lines = dry_run(capsys, '--phase', '3', '--sets', 'block_size=256')
+    assert [line.count('--pack_block_size 256') for line in lines if ' prepare ' in line] == [1] * 3
+
+
+def test_speedrun_ends_with_the_verdict_of_its_gates(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    leg = replace(LEGS[0], n=dict(text=60), needed=True)
+    monkeypatch.setattr('mypt.curriculum.speedrun.LEGS', (leg,))
+    sizes = [s for s in SMALL if not s.startswith('n_head')]
+    argv = ['speedrun', '--quiet', '--language', 'de', '--sets', *sizes, '--json']
+    assert main(argv) == 1
+    (phase,) = json.loads(capsys.readouterr().out)['phases']
+    assert phase['phase'] == 'pretrain' and phase['gate']['passed'] is False
+    assert {e['language'] for e in read_episodes('speedrun/phasepretrain/text.jsonl')} == {'de'}
+    monkeypatch.setattr('mypt.curriculum.speedrun.LEGS', (replace(leg, needed=False),))
+    assert main(argv[:-1]) == 0
 
 
 @pytest.mark.slow
