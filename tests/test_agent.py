@@ -243,7 +243,9 @@ def test_whatever_a_model_says_is_a_step_never_an_exception():
 
 
 def test_long_results_are_shortened_and_stay_json():
-    (run,) = work({'q': [call('get_doc', doc_id='hr/leave.md'), 'Twelve.']}, context_size=500, max_tokens=100)
+    (run,) = work(
+        {'q': [call('get_doc', doc_id='hr/leave.md'), 'Twelve.']}, context_size=500, max_tokens=100
+    )
     assert (
         run.stopped == 'answer'
         and run.shortened

@@ -196,7 +196,9 @@ def train_argv(config, *more):
 def text(tmp_path_factory):
     "A folder with a dataset whose rows fit into every shipped config."
     d = tmp_path_factory.mktemp('text')
-    lines = [{'_replay': True, 'text': f'Text number {i} speaks of the sea. ' * 4} for i in range(9)]
+    lines = [
+        {'_replay': True, 'text': f'Text number {i} speaks of the sea. ' * 4} for i in range(9)
+    ]
     write_episodes(d / 'text.jsonl', lines)
     argv = ['prepare', '--input', str(d / 'text.jsonl'), '--output_dir', str(d / 'data/text')]
     assert main([*argv, '--tokenization', 'byte', '--val_split', '0.2']) == 0
