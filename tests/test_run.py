@@ -168,6 +168,7 @@ def test_from_one_phase_to_the_next(capsys, monkeypatch, tmp_path):
         (['--phase', '2', '--data', 'own.jsonl'], 'own.jsonl:0.3'),
         (['--phase', '2', '--data', 'own.jsonl:0.2'], 'no such file'),
         (['--phase', '2', '--device', 'tpu'], 'tpu'),
+        (['--phase', '2', '--init_from_model', 'nobody'], 'nobody'),
         (['--phase', '2', '--fresh', '--init_from_model', 'x'], 'leave one out'),
     ],
 )
