@@ -233,7 +233,7 @@ def test_whatever_a_model_says_is_a_step_never_an_exception():
         ]
 
     runs = run_agents(
-        speak, tok, [OFFICE] * 1000, [history(f'q{i}') for i in range(1000)], room=2000
+        speak, tok, [OFFICE] * 1000, [history(f'q{i}') for i in range(1000)], context_size=2000
     )
     assert {r.stopped for r in runs} >= {'answer', 'malformed', 'length', 'repeat'}
     for r in runs:
@@ -243,7 +243,9 @@ def test_whatever_a_model_says_is_a_step_never_an_exception():
 
 
 def test_long_results_are_shortened_and_stay_json():
-    (run,) = work({'q': [call('get_doc', doc_id='hr/leave.md'), 'Twelve.']}, room=500, reserve=100)
+    (run,) = work(
+        {'q': [call('get_doc', doc_id='hr/leave.md'), 'Twelve.']}, context_size=500, max_tokens=100
+    )
     assert (
         run.stopped == 'answer'
         and run.shortened
@@ -267,8 +269,8 @@ def test_a_long_list_loses_its_tail():
         tok,
         [many],
         [history('q')],
-        room=900,
-        reserve=100,
+        context_size=900,
+        max_tokens=100,
     )
     assert (
         run.stopped == 'answer' and 0 < len(run.episode['messages'][2]['content']['documents']) < 30
@@ -277,7 +279,7 @@ def test_a_long_list_loses_its_tail():
 
 def test_what_cannot_fit_ends_as_length():
     assert fit_history(history('q' * 500), tok, 100) is None
-    (run,) = work({'q' * 500: ['ok']}, room=300)
+    (run,) = work({'q' * 500: ['ok']}, context_size=300)
     assert run.stopped == 'length' and not run.steps and str(run)
     assert (
         run_agents(

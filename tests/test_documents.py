@@ -3,33 +3,31 @@
 import json
 import re
 import shlex
+import shutil
 import pytest
 import mypt.curate.translate
 from mypt.cli import main
 from mypt.data.episodes import write_episodes
 from mypt.curriculum.invented import make_documents
+from mypt.model.config import list_configs, load_config
+from mypt.train.callbacks import read_log
 
 ADD = dict(
     name='add',
     parameters=dict(type='object', properties=dict(a=dict(type='integer'), b=dict(type='integer'))),
 )
 PAGE = 'nbs/explanations/from_the_documents.ipynb'
-TINY = [
+TINY = [  # a small model, small batches and few steps; all else is as shipped
     '--sets',
     'vocab_size=320',
     'n_layer=1',
     'n_head=2',
     'n_embd=32',
-    'block_size=1024',
     'batch_size=1',
     'grad_accum_steps=1',
     'max_iters=2',
     'eval_interval=2',
     'eval_iters=1',
-    'eval_sets=[]',
-    'dropout=0',
-    'neftune_alpha=0',
-    'compile=off',
 ]
 
 
@@ -187,3 +185,46 @@ def test_every_command_runs(root, place, monkeypatch, capsys):
         said = capsys.readouterr()
         judged = line.split()[1] in ('gate', 'validate', 'check-masks')
         assert code == 0 or (judged and code == 1), f'{line}\n{said.err}\n{said.out[-1500:]}'
+
+
+def train_argv(config, *more):
+    named = ['--model_name', config, '--config_file', config, '--dataset_dir', 'data/text']
+    return ['train', *named, *more, *TINY]
+
+
+@pytest.fixture(scope='module')
+def text(tmp_path_factory):
+    "A folder with a dataset whose rows fit into every shipped config."
+    d = tmp_path_factory.mktemp('text')
+    lines = [
+        {'_replay': True, 'text': f'Text number {i} speaks of the sea. ' * 4} for i in range(9)
+    ]
+    write_episodes(d / 'text.jsonl', lines)
+    argv = ['prepare', '--input', str(d / 'text.jsonl'), '--output_dir', str(d / 'data/text')]
+    assert main([*argv, '--tokenization', 'byte', '--val_split', '0.2']) == 0
+    return d
+
+
+@pytest.mark.parametrize('config', [c for c in list_configs() if c != 'finetune'])
+def test_every_shipped_config_trains(text, config, monkeypatch, capsys):
+    "Also where none of its evaluation sets is there: they are left out, and named."
+    monkeypatch.chdir(text)
+    assert main(train_argv(config)) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    wanted = load_config(config).train.eval_sets
+    assert all(name in said for name in wanted)
+
+
+def test_finetune_trains_a_base(text, monkeypatch, capsys):
+    monkeypatch.chdir(text)
+    assert main(train_argv('tiny')) == 0
+    assert main(train_argv('finetune', '--init_from_model', 'tiny')) == 0, capsys.readouterr().err
+
+
+def test_evaluation_sets_that_are_there_are_used(text, monkeypatch, capsys):
+    "The documents prepare each phase under its config's name; here beside the dataset."
+    monkeypatch.chdir(text)
+    shutil.copytree('data/text', 'data/phase1_format_lock')
+    assert main([*train_argv('phase2_operators'), 'max_iters=4']) == 0, capsys.readouterr().err
+    last = read_log('checkpoints/phase2_operators/log.jsonl')[-1]
+    assert last['val_loss/phase1_format_lock'] > 0

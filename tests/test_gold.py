@@ -310,7 +310,7 @@ def test_json_gate_is_99_of_100():
 
 def test_recipes_chain_and_use_the_policy():
     assert [GOLD[p].base for p in ('3a-1', '3a-2', '3a-3', '3a-4')] == [
-        None,
+        '1b',
         '3a-1',
         '3a-2',
         '3a-3',

@@ -215,13 +215,13 @@ def run_agents(
     workspaces: Sequence[Workspace | None],  # One per history; None only where no call is allowed
     histories: list[dict],  # Episodes that end with a user's message
     max_calls: int = 5,
-    room: int | None = None,  # The model's context in tokens; None for any number
-    reserve: int = 200,  # How many of these are kept for its reply
+    context_size: int | None = None,  # The model's context in tokens; None for any number
+    max_tokens: int = 200,  # How many of these are kept for its reply
     layout: str = 'compact',
 ) -> list[AgentRun]:
     "Let a model work on conversations with tools, side by side; no reply of it raises."
     runs = [AgentRun(check_episode(h), tok=tok) for h in histories]
-    limit = None if room is None else room - reserve
+    limit = None if context_size is None else context_size - max_tokens
     live = list(range(len(runs)))
     while live:
         for i in live:

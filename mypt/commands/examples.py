@@ -96,7 +96,7 @@ mypt check-masks data/echo
 mypt check-masks data/echo --model phase1 --base base
 # one text file for each kind of message
 mypt translate extract --input data/gold.jsonl --output_dir german
-# needs DEEPL_AUTH_KEY; goes on where it stopped
+# needs DEEPL_API_KEY; goes on where it stopped
 mypt translate run --dir german --target DE
 # episodes again
 mypt translate recombine --original data/gold.jsonl --dir german --output data/gold_de.jsonl
@@ -116,6 +116,10 @@ mypt consolidate --model_name big
 mypt run --phase 1 --dry_run
 # operators, on top of phase 1
 mypt run --phase 2 --model_name phase2
+# about your own documents, a fifth of it your own conversations
+mypt run --phase 3 --docs_dir docs --data data/chats.jsonl:0.2
+# in one language
+mypt run --phase 1 --language de
 """)
 
 # %% ../../nbs/commands/examples.ipynb #d9022fe4
@@ -250,8 +254,13 @@ def _training_report(trainer: Any) -> dict:
     return {name: getattr(trainer, name) for name in names}
 
 
-def _speedrun_report(rows: list[dict]) -> dict:
-    return dict(phases=[r | dict(gate=r['gate'] and r['gate'].to_json()) for r in rows])
+def _speedrun_report(legs: list) -> dict:
+    phases = []
+    for r in legs:
+        numbers = dict(minutes=r.minutes, val_loss=r.val_loss, dataset=r.meta)
+        gate = r.gate and r.gate.to_json()
+        phases.append(dict(phase=r.phase, model=r.model, gate=gate, **numbers))
+    return dict(phases=phases)
 
 
 def _index_report(index: Any) -> dict:
@@ -328,7 +337,7 @@ evaluated: last loss of each evaluation set; best: lowest validation loss
 stop: why it ended early, or null
 """)
 _SPEEDRUN = _keys("""
-phases: for each: phase, title, gate, model, minutes, loss and what it was trained on
+phases: for each: phase, model, gate, minutes, val_loss and what its dataset says of itself
 """)
 _GENERATE = _keys('text: what came behind the prompt')
 _INDEX = _keys("""

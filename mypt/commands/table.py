@@ -235,7 +235,7 @@ VERBS |= {
     'speedrun': _whole(
         'mypt.curriculum.speedrun:speedrun',
         'the whole curriculum on this machine, gate by gate',
-        failed=lambda rows: any((r['needed'] and (not r['gate'].passed) for r in rows)),
+        failed=lambda legs: any(leg.red and leg.leg.needed for leg in legs),
     ),
 }
 
@@ -329,13 +329,13 @@ _FOLDERS = 'dir jobs_dir docs_dir dataset_dir dataset sft_dir general_dir genera
 _FILES = 'input inputs output report rejects against avoid html gguf keep load val_file '
 KINDS_OF_VALUE = dict(
     FOLDER=_FOLDERS + 'output_dir index_dir out_dir mirror',
-    FILE=_FILES + 'original english german log_sft pretrain_replay previous '
+    FILE=_FILES + 'original english german log_sft pretrain_replay previous data '
     'user_translated assistant_translated',
     MODEL='model model_name models base init_from_model',
     CONFIG='config config_file',
     KIND='kind',
     PHASE='phase',
-    SETTING='sets',
+    SETTING='sets options',
 )
 
 

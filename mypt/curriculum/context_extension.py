@@ -235,8 +235,8 @@ CONTEXT = Phase(
     val_split=0.02,
     base='pretrain',
     sources=(
-        Source('qa', make_qa_text, 40_000, 0.4),
-        Source('general', make_long_text, 60_000, 0.6),
+        Source('qa_text', make_qa_text, 40_000, 0.4),
+        Source('long_text', make_long_text, 60_000, 0.6),
     ),
     gate=(
         Requirement('skills', (), 0.50, count=count_skills),

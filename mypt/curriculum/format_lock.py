@@ -260,6 +260,7 @@ PHASE1 = Phase(
     'phase1_format_lock',
     pack_block_size=1024,
     val_split=0.05,
+    base='1b',
     sources=(
         Source('format_lock', make_format_lock, 14_000, 0.7, dict(mode='full', math='include')),
         Source('echo', make_echo, 12_000, 0.3, dict(gibberish='include')),

@@ -83,11 +83,11 @@ _TASK_SOURCE = Source('tasks', make_tasks, 1500, 1.0)
 _STRUCTURED_SOURCE = Source('structured', make_structured, 800, 1.0)
 _GOLD_SOURCE = Source('gold', make_gold, 416, 1.0)
 _STAGES = (
-    ('3a-1', 'Format lock', '750M_phase3a1_format_lock', None, 'en', _FORMAT_LOCK),
+    ('3a-1', 'Format lock', '750M_phase3a1_format_lock', '1b', 'en', _FORMAT_LOCK),
     ('3a-2', 'Minimal Q&A', '750M_phase3a2_minimal_qa', '3a-1', 'mixed', _MINIMAL_QA),
     ('3a-3', 'Tasks', '750M_phase3a3_tasks', '3a-2', 'mixed', _TASK_SOURCE),
     ('3a-4', 'Structured output', '750M_phase3a4_structured', '3a-3', 'mixed', _STRUCTURED_SOURCE),
-    ('gold', 'Gold conversations', '750M_1024_chat_sft_phase3a', None, 'mixed', _GOLD_SOURCE),
+    ('gold', 'Gold conversations', '750M_1024_chat_sft_phase3a', '1b', 'mixed', _GOLD_SOURCE),
 )
 GOLD = {stage[0]: _gold_stage(*stage) for stage in _STAGES}
 

@@ -12,7 +12,6 @@ import html
 import random
 import time
 from dataclasses import dataclass, field, replace
-from inspect import signature
 from itertools import takewhile
 from pathlib import Path
 from ..agent.agent import AgentRun, model_reply, run_agents
@@ -28,6 +27,7 @@ from .operators import PHASE2
 from .pretrain import PRETRAIN
 from .rag_chat import PHASE3
 from .recipe import Phase, run_phase
+from .run import asked_language, takes_documents
 from .toolcall import PHASE5, SHORT_SNIPPET
 from ..data.dataset import Dataset, open_dataset
 from ..data.episodes import read_episodes
@@ -37,7 +37,7 @@ from ..errors import UserError
 from ..eval.gates import GateReport
 from ..inference.generate import reply
 from ..model.checkpoint import load_model
-from ..model.config import load_config
+from ..model.device import pick_device
 from ..report.board import Html, chat_html, gate_board, loss_board, report_html
 from ..report.inspect import items_of
 from ..train.callbacks import read_log
@@ -54,10 +54,11 @@ QUESTIONS = (
 
 # %% ../../nbs/29_speedrun.ipynb #71f43ccd
 def chat_sample(
-    model_name: str | Path, questions=QUESTIONS
+    model_name: str | Path, questions=QUESTIONS, device: str = 'auto'
 ) -> list[dict]:  # Episodes: question and the model's answer
     "What a model answers, greedily."
     model, tok, meta = load_model(model_name)
+    model = model.to(pick_device(device))
     out = []
     for q in questions:
         ep = {'system': 'You are MyPT.', 'messages': [{'role': 'user', 'content': q}]}
@@ -98,11 +99,12 @@ def write_report(
     model: Path,  # The model's directory
     gate: GateReport,
     seconds: dict,  # Stage → seconds
+    device: str = 'auto',  # To answer on
 ) -> Path:
     "One self-contained page: masks, packing, loss, gate, chat, and how long it took."
     ds = open_dataset(folder / 'dataset')
     episodes = read_episodes(folder / 'mixed.jsonl')[:12]
-    chats = [{'messages': ep['messages']} for ep in chat_sample(model)]
+    chats = [{'messages': ep['messages']} for ep in chat_sample(model, device=device)]
     sections = {
         'The gate': ('Judged on prompts that the training data lacks.', gate_board([gate])),
         'What it answers': chat_html(chats),
@@ -133,6 +135,7 @@ def demo(
     tokenization: str = 'byte',
     sets: list | None = None,  # Config overrides, key=value
     seed: int = 42,
+    device: str = 'auto',  # To train and to judge on
 ) -> GateReport:  # The gate's report
     "Phase 1 on this machine, from data to gate, chat and report; run again, it goes on."
     start, folder = time.monotonic(), Path(output_dir).absolute()
@@ -147,13 +150,14 @@ def demo(
         sets=sets,
         seed=seed,
         seconds=seconds,
+        device=device,
     )
     assert gate is not None  # phase 1 has one
-    for ep in chat_sample(model):
+    for ep in chat_sample(model, device=device):
         q, a = (m['content'] for m in ep['messages'])
         print(f'  {q:<24} → {a}')
     seconds['everything'] = time.monotonic() - start
-    report = write_report(folder, model, gate, seconds)
+    report = write_report(folder, model, gate, seconds, device)
     minutes = seconds['everything'] / 60
     print(f'{verdict(gate)} in {minutes:.1f} minutes; the report: {report}')
     return gate
@@ -184,8 +188,8 @@ _FIRST_LEGS = (
     Leg(
         CONTEXT,
         'tiny_phase1b_context_extension',
-        dict(qa=700, general=900),
-        dict(qa=dict(size=700), general=dict(size=700)),
+        dict(qa_text=700, long_text=900),
+        dict(qa_text=dict(size=700), long_text=dict(size=700)),
         needed=False,
     ),
     Leg(
@@ -255,15 +259,20 @@ class LegResult:
         "The phase's number."
         return self.leg.phase.number
 
+    @property
+    def red(self) -> bool:
+        "Whether its gate was not passed."
+        return self.gate is None or not self.gate.passed
+
 # %% ../../nbs/29_speedrun.ipynb #a71128ca
-def small_phase(leg: Leg, sets: list | None, docs_dir: str | None) -> Phase:
+def small_phase(leg: Leg, docs_dir: str | None, language: str | None = None) -> Phase:
     "The leg's phase with the numbers of the speedrun; `docs_dir` goes to the sources that take it."
     options = {kind: dict(o) for kind, o in leg.options.items()}
     for s in leg.phase.sources if docs_dir else ():
-        if 'docs_dir' in signature(s.make).parameters:
+        if takes_documents(s.make):
             options.setdefault(s.kind, {})['docs_dir'] = docs_dir
     phase = leg.phase.with_sources(options, leg.shares, leg.n)
-    return replace(phase, pack_block_size=load_config(leg.config, sets).model.block_size)
+    return replace(phase, language=language or phase.language)
 
 
 def last_gate(folder: Path, leg: Leg) -> str | None:
@@ -281,13 +290,15 @@ def run_leg(
     sets: list | None = None,  # Config overrides, key=value
     docs_dir: str | None = None,  # Documents of one's own
     quiet: bool = False,  # No progress bars
+    language: str | None = None,  # `en`, `de` or `mixed`; the recipe's when None
+    device: str = 'auto',
 ) -> LegResult:
     "One phase, from data to gate."
     number, start = leg.phase.number, time.monotonic()
     out, model = folder / f'phase{number}', folder / 'models' / f'phase{number}'
     replay = {k: (str(folder / f'phase{k}' / 'mixed.jsonl'), r) for k, r in leg.replay.items()}
     gate = run_phase(
-        small_phase(leg, sets, docs_dir),
+        small_phase(leg, docs_dir, language),
         str(model),
         out,
         base,
@@ -298,6 +309,7 @@ def run_leg(
         replay,
         quiet=quiet,
         previous=last_gate(folder, leg),
+        device=device,
     )
     log = read_log(model / 'log.jsonl')
     return LegResult(
@@ -352,18 +364,20 @@ def unseen_folder(folder: Path, seed: int = 7) -> list[tuple[str, str]]:  # (que
 def ask_unseen(
     model_name: str | Path,
     folder: Path,  # Where the documents go
+    device: str = 'auto',
 ) -> list[tuple[str, AgentRun]]:  # (true answer, run)
     "Ask the model about the folder, with its tools; hits are cut short, so that reading is needed."
     asked = unseen_folder(folder)
     model, tok, meta = load_model(model_name)
+    model = model.to(pick_device(device))
     workspace, system = Workspace(Index.build(folder), snippet=SHORT_SNIPPET), own_prompt(meta)
     runs = run_agents(
         model_reply(model, tok, meta['layout'], 160),
         tok,
         [workspace] * len(asked),
         [{'system': system, 'messages': [{'role': 'user', 'content': q}]} for q, _ in asked],
-        room=model.cfg.block_size,
-        reserve=160,
+        context_size=model.cfg.block_size,
+        max_tokens=160,
     )
     return [(answer, run) for (_, answer), run in zip(asked, runs, strict=True)]
 
@@ -382,6 +396,7 @@ def write_curriculum(
     folder: Path,  # Of the speedrun
     results: list[LegResult],
     answers: list[tuple[str, AgentRun]],  # Of `ask_unseen`
+    device: str = 'auto',
 ) -> Path:
     "One self-contained page about a whole speedrun."
     tok = open_dataset(folder / f'phase{results[-1].phase}' / 'dataset').tok
@@ -408,7 +423,7 @@ def write_curriculum(
             items_of([encode(e, tok) for e in some]),
         ),
         'Loss': loss_board({f'phase {r.phase}': Path(r.model) / 'log.jsonl' for r in results}),
-        'What it answers': chat_html(chat_sample(results[-1].model)),
+        'What it answers': chat_html(chat_sample(results[-1].model, device=device)),
     }
     title, lead = 'MyPT: the whole curriculum', 'From random weights to an agent, on this machine.'
     return report_html(folder / 'report.html', sections, title=title, lead=lead)
@@ -416,35 +431,37 @@ def write_curriculum(
 # %% ../../nbs/29_speedrun.ipynb #21a0b06e
 def speedrun(
     output_dir: str = 'speedrun',  # Folder for data, models and the report
-    docs_dir: str | None = None,  # Documents for phases 3 to 6, beside none: invented ones
+    docs_dir: str | None = None,  # Documents for the phases that ask about some; else invented ones
+    language: str | None = None,  # `en`, `de` or `both`; found from --docs_dir, else `both`
     seed: int = 42,
     sets: list | None = None,  # Config overrides for every phase, key=value
     keep_going: bool = False,  # Go on after a red gate
+    device: str = 'auto',  # To train and to judge on
     quiet: bool = False,  # No progress bars
 ) -> list[LegResult]:  # One for each phase
     "The whole curriculum on this machine, gate by gate; run again, it goes on where it stopped."
     folder, start, results = Path(output_dir).absolute(), time.monotonic(), []
+    spoken = asked_language(language, docs_dir, None)
     for leg in LEGS:
         print(f'\n== phase {leg.phase.number}: {leg.phase.title}')
         base = results[-1].model if results else None
-        r = run_leg(leg, folder, base, seed, sets, docs_dir, quiet)
+        r = run_leg(leg, folder, base, seed, sets, docs_dir, quiet, spoken, device)
         r.since_start = (time.monotonic() - start) / 60
         results.append(r)
         times = f'{r.minutes:.1f} minutes, {r.since_start:.1f} since the start'
         print(f'phase {r.phase}: {verdict(r.gate)}, {times}')
-        red = r.gate is None or not r.gate.passed
-        if leg.needed and red and not keep_going:
+        if leg.needed and r.red and not keep_going:
             break
-    _sum_up(folder, results)
+    _sum_up(folder, results, device)
     return results
 
 # %% ../../nbs/29_speedrun.ipynb #18990b9b
-def _sum_up(folder: Path, results: list[LegResult]):
+def _sum_up(folder: Path, results: list[LegResult], device: str):
     "Print the table and the answers of the last model; write the report."
     print('\n' + leg_table(results))
     last, answers = results[-1], []
     if last.phase == '6':
-        answers = ask_unseen(last.model, folder / 'unseen')
+        answers = ask_unseen(last.model, folder / 'unseen', device)
     for answer, run in answers:
         print(f'\n{run}\n   the document says: {answer}')
-    print(f'\nthe report: {write_curriculum(folder, results, answers)}')
+    print(f'\nthe report: {write_curriculum(folder, results, answers, device)}')

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from ..errors import UserError
 from .metrics import wilson
-from .suite import Responder, SuiteResult, responder, run_suite
+from .suite import Responder, SuiteResult, load_suite, responder, run_suite
 from ..files import atomic_write, watched
 from ..model.checkpoint import load_model
 from ..model.device import pick_device
@@ -153,6 +153,19 @@ def _count(
     counts = [results[s].count(requirement.check, requirement.tag) for s in requirement.suites]
     return sum(k for k, _ in counts), sum(n for _, n in counts)
 
+# %% ../../nbs/18_gates.ipynb #5e1d77a2
+def _run_suites(
+    responder: Responder, gate: tuple[Requirement, ...], max_new_tokens: int, language: str | None
+) -> dict[str, SuiteResult]:
+    "The suites of a gate, in one language if any of them has cases in it."
+    suites = list(dict.fromkeys(s for r in gate for s in r.suites))
+    if language and not any(language in c.tags for s in suites for c in load_suite(s)):
+        language = None
+    return {
+        s: run_suite(responder, s, max_new_tokens, language)
+        for s in watched(suites, 'judge', 'suite')
+    }
+
 # %% ../../nbs/18_gates.ipynb #90f8419b
 def judge(
     responder: Responder,
@@ -161,16 +174,16 @@ def judge(
     model: str = '',  # Named in the report
     max_new_tokens: int = 64,
     previous: dict | None = None,  # An earlier report as JSON, to compare with
+    language: str | None = None,  # `en` or `de`: only cases in it, where the gate has some
 ) -> GateReport:
     "Run the suites of a gate and judge every requirement."
-    suites = dict.fromkeys(s for r in gate for s in r.suites)
-    results = {
-        s: run_suite(responder, s, max_new_tokens) for s in watched(suites, 'judge', 'suite')
-    }
+    results = _run_suites(responder, gate, max_new_tokens, language)
     before = {r['name']: r['rate'] for r in (previous or {}).get('suites', ())}
     rows = []
     for r in gate:
         k, n = _count(r, results, responder)
+        if language and not n:
+            continue
         rows.append(GateRow(r.name, k >= r.floor * n, k, n, r.floor, before.get(r.name), r.warns))
     return GateReport(phase, model, rows, suites=results)
 
@@ -194,13 +207,14 @@ def judge_model(
     report: str | None = None,  # Write the report as JSON
     previous: str | None = None,  # An earlier report to compare with
     device: str = 'auto',
+    language: str | None = None,  # `en` or `de`: only cases in it, where the gate has some
 ) -> GateReport:
     "Judge a checkpoint at a gate and print the table."
     where = pick_device(device)
     gpt, tok, meta = load_model(model)
     asked = responder(gpt.to(where), tok, meta['layout'])
     earlier = _read_report(previous) if previous else None
-    out = judge(asked, gate, phase, Path(model).name, previous=earlier)
+    out = judge(asked, gate, phase, Path(model).name, previous=earlier, language=language)
     out.weights_sha256 = meta.get('weights_sha256')
     if report:
         _write_report(out.to_json(), report)

@@ -125,8 +125,8 @@ class Responder:
             self.tok,
             [_workspace(case) for case in cases],
             [case.episode for case in cases],
-            room=self.block_size,
-            reserve=max_new_tokens,
+            context_size=self.block_size,
+            max_tokens=max_new_tokens,
             layout=self.layout,
         )
         return [Reply(tuple(r.steps[-1].ids) if r.steps else (), self.tok, r) for r in runs]
@@ -241,9 +241,10 @@ def run_suite(
     responder: Responder,
     name: str | Path,  # A shipped suite, or a JSONL file
     max_new_tokens: int = 64,  # At least; a case may ask for more
+    language: str | None = None,  # `en` or `de`: only cases in it
 ) -> SuiteResult:
     "Ask every case of a suite; cases with documents are worked on by the agent."
-    cases = load_suite(name)
+    cases = [c for c in load_suite(name) if language is None or language in c.tags]
     max_new_tokens = max([max_new_tokens, *(c.limit for c in cases)])
     if cases and cases[0].documents is not None:
         replies = [[reply] for reply in responder.work(cases, max(max_new_tokens, 160))]
