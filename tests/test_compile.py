@@ -2,9 +2,12 @@
 all around it (cumulative lengths, dynamic shapes, one graph for all batches) is the real code."""
 
 import pytest
+import re
 import torch
 from gpu_standin import Row, fresh_graphs, n_graphs, register
+from torch._inductor.utils import run_and_get_code
 from mypt.data.batches import collate
+from mypt.model import loss
 from mypt.model.attention import Segments
 from mypt.model.config import ModelConfig
 from mypt.model.gpt import GPT, compile_blocks
@@ -79,3 +82,32 @@ def test_one_graph_for_all_batches(recompute):
             for x, y in zip(loss_and_grads(fast, b), loss_and_grads(plain, b), strict=True):
                 close(x, y)
     assert n_graphs() == 2  # a block, and the last one, which works at supervised positions only
+
+
+@pytest.mark.slow
+def test_the_loss_of_a_slice_needs_no_float32_table():
+    "One fused function, and of [n, V] only the bfloat16 gradient, however many rows there are."
+    z, y, w = torch.randn(64, 5000).bfloat16(), torch.randint(0, 5000, (64, 1)), torch.rand(64, 1)
+    plain = loss._slice_loss(z.clone(), y, w)
+    fresh_graphs()
+    (total, grad), (code,) = run_and_get_code(loss._fused_slice_loss, z, y, w)
+    assert code.count('async_compile.cpp_pybinding') == 1
+    tables = re.findall(r'empty_strided_cpu\(\(\w+, 5000\), .*torch\.(\w+)\)', code)
+    assert tables == ['bfloat16']
+    torch.testing.assert_close(total, plain[0])
+    torch.testing.assert_close(grad, plain[1])
+    for n in (63, 20, 2):
+        loss._fused_slice_loss(z[:n], y[:n], w[:n])
+    assert n_graphs() == 1
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])
+def test_both_losses_of_a_slice_agree(dtype):
+    z, y = torch.randn(9, 50).to(dtype), torch.randint(0, 50, (9, 1))
+    w = torch.tensor([0, 0.5, 1, 1, 2, 0, 1, 1, 1])[:, None].to(z.float().dtype)
+    z[3] *= 100  # sure of itself
+    for a, b in zip(
+        loss._slice_loss(z.clone(), y, w), loss._elementwise_slice_loss(z, y, w), strict=True
+    ):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)

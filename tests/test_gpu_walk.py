@@ -2,10 +2,14 @@
 `gpu_standin` says what is real here and what is not."""
 
 import json
+import os
 import pytest
 import random
+import subprocess
+import sys
 import torch
 from gpu_standin import Row, as_on_a_gpu, fresh_graphs, longest_runs, n_graphs, register
+from pathlib import Path
 from mypt.data.batches import collate
 from mypt.data.dataset import open_dataset
 from mypt.data.episodes import write_episodes
@@ -135,8 +139,9 @@ def test_evaluation_does_not_make_training_dynamic():
     seen = []
 
     def backend(graph, inputs):
-        sizes = [x for x in inputs if torch.is_tensor(x) and x.shape[2:] == (32,)]
-        seen.append(type(sizes[0].shape[1]) is int)
+        given = [n.meta['example_value'] for n in graph.graph.find_nodes(op='placeholder')]
+        x = next(v for v in given if torch.is_tensor(v) and v.shape[2:] == (32,))
+        seen.append(type(x.shape[1]) is int)
         return graph
 
     compile_blocks(model, 2 * 64, backend=backend)
@@ -223,3 +228,22 @@ def test_graphs_are_forgotten_after_some_models():
             model.loss(batch)
             with torch.no_grad():
                 model.loss(batch)
+
+
+@pytest.mark.slow
+def test_two_processes_over_compiled_blocks():
+    "DDP and FSDP, two graphs each, and the losses of the uncompiled runs."
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    script, env = Path(__file__).parent / 'gpu_spread.py', os.environ | {'OMP_NUM_THREADS': '1'}
+    out = subprocess.run([*torchrun, script], env=env, capture_output=True, text=True, timeout=500)
+    assert out.returncode == 0, out.stderr
+    rows = [line.split() for line in out.stdout.splitlines()]
+    assert [(name, graphs) for name, graphs, *_ in rows] == [
+        ('DDPTrainer', '0'),
+        ('FSDPTrainer', '0'),
+        ('DDPTrainer', '2'),
+        ('FSDPTrainer', '2'),
+    ]
+    for *_, loss, norm in rows:
+        assert float(loss) == pytest.approx(float(rows[0][2]), abs=1e-5)
+        assert float(norm) == pytest.approx(float(rows[0][3]), abs=1e-4)
