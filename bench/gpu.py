@@ -1,31 +1,36 @@
 """Everything that is to be known of one GPU, in one call of less than eight minutes: training,
-memory, decoding, a peer.
+memory, a peer, decoding, and what each trick is worth.
 
-python bench/gpu.py                     # on a CPU: the same lines at tiny size, to see that it
-runs
+python bench/gpu.py              # on a CPU: the same lines at tiny size, to see that it runs
 
 1. agreement: variable-length attention in bfloat16 against the plain masked reference in
 float32, values and gradients. 2. training at 750M, bfloat16 over float32 weights, packed and
 isolated: rows of 1,024 with chat of about 30 tokens, rows of 4,096 with chat of 30 to 3,000
 tokens. Tokens a second count real ones; MFU counts what had to be computed: attention inside
 episodes only, the head at supervised positions only (mypt.train.cost). "As usual" counts the head
-everywhere. 3. what each optimization is worth there: blocks not compiled, tables of the batch
-found on the GPU, small slices of logits. 4. a peer: TRL's SFTTrainer where it is installed, in
-its best configuration (packing, variable-length attention, fused loss); else transformers' Llama
-with the same attention kernel. Tokens a second, and greatest memory. 5. decoding, one text and
-sixteen, in bfloat16: the share of memory bandwidth that reading weights and cache takes.
+everywhere. 3. a peer: TRL's SFTTrainer where it is installed, in its best configuration (packing,
+variable-length attention, fused loss, compiled); else transformers' Llama, its layers compiled,
+with the same attention kernel. 4. decoding, one text and sixteen, in bfloat16: the share of memory
+bandwidth that reading weights and cache takes. 5. each trick taken away, beside what the roofline
+predicts for that. Graphs are forgotten between any two of these, so none sees another's shapes.
+
+What matters most comes first: past 400 seconds nothing new is begun, and JSON is written after
+every line. `--no-peer` and `--no-tricks` leave parts out.
 
 Prints one line each and, with a GPU, writes bench/results/gpu.json.
 
 """
 
 import argparse
+import gc
+import itertools
 import json
 import platform
 import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 import numpy as np
@@ -33,15 +38,15 @@ import torch
 from mypt.data.batches import collate
 from mypt.model.config import ModelConfig, load_config
 from mypt.model.attention import Segments, attention
-from mypt.model.gpt import GPT
+from mypt.model import layers
+from mypt.model.gpt import GPT, compile_blocks
 from mypt.model.loss import LOGIT_CHUNK
 from mypt.data.packing import plan_rows
 from mypt.train.cost import A100, H100, H200, Machine, decode_bound, step_parts, utilization
-import itertools
 
 ROOT, CUDA = Path(__file__).resolve().parent, torch.cuda.is_available()
 DEVICE, START = torch.device('cuda' if CUDA else 'cpu'), time.monotonic()
-LIMIT = 450  # seconds after which nothing new is begun
+LIMIT = 400  # seconds after which nothing new is begun
 
 
 def machine():
@@ -116,17 +121,86 @@ def measure(step, data, warm=3):
     return statistics.median(times), torch.cuda.max_memory_allocated() / 2**30 if CUDA else 0.0
 
 
-def ours(cfg, compiled=True, host_tables=True, chunk=None):
+TRICKS = {  # Name of what is taken away: the arguments of `ours` that take it away
+    'blocks compiled': dict(compiled=False),
+    'tables from the host': dict(host_tables=False),
+    'large slices of logits': dict(chunk=2**24),
+    'the longest run told to the kernel': dict(longest=False),
+    'one product for what reads the same': dict(joined=False),
+    'graphs of fixed shape': dict(fixed=False),
+}
+NOT_DONE = ('residual stream and norms in bfloat16', 'weights to bfloat16 once a step')
+# How near to datasheet speed things are assumed to run, from cautious to hopeful
+ASSUMED = {
+    'cautious': dict(products=0.62, attention=0.35, memory=0.75),
+    'hopeful': dict(products=0.75, attention=0.50, memory=0.90),
+}
+
+
+def step_seconds(parts, m, products, attention, memory):
+    "A step's time where each part runs at a share of datasheet speed."
+    total = 0.0
+    for p in parts:
+        speed = attention if p.name == 'attention' else products
+        total += max(p.flops / m.flops / speed, p.bytes / m.bandwidth / memory)
+    return total
+
+
+def predicted_mfu(parts, m):
+    "Lowest and highest share of peak under `ASSUMED`: a prediction, not a measurement."
+    return {
+        name: utilization(parts, m, step_seconds(parts, m, **speeds))
+        for name, speeds in ASSUMED.items()
+    }
+
+
+def predicted_worth(cfg, lens, supervised, tokens, m):
+    """How many times longer a step is predicted to take without each trick; of those not done, how
+    many times longer it takes now than it would with them. Rests on `ASSUMED['cautious']`.
+    """
+    parts = step_parts(cfg, lens, supervised)
+    now = step_seconds(parts, m, **ASSUMED['cautious'])
+    by_name = {p.name: p for p in parts}
+    speed = m.bandwidth * ASSUMED['cautious']['memory']
+    pointwise = by_name['norms, angles, gates'].bytes
+    C, L = cfg.n_embd, cfg.n_layer
+    more_slices = supervised * cfg.vocab_size * (1 / 2**24 - 1 / LOGIT_CHUNK['cuda'])
+    # A run of n tokens needs ⌈n/128⌉ thread blocks a head and gets ⌈T/128⌉; an idle one takes
+    # about a microsecond of one of 132 processors, forward and twice backward
+    row = min(cfg.block_size, tokens)
+    idle = sum(-(-row // 128) - -(-n // 128) for n in lens) * cfg.n_head * 3 * L
+    extra = {
+        'blocks compiled': 1.5 * pointwise / speed,  # unfused, two and a half times the traffic
+        'tables from the host': 1e-3,  # two waits, each as long as the queue of launches
+        'large slices of logits': more_slices * 8 * cfg.vocab_size * C / speed,
+        'the longest run told to the kernel': idle * 1e-6 / 132,
+        'one product for what reads the same': 0.02
+        * by_name['products of the blocks'].flops
+        / m.flops,
+        'graphs of fixed shape': 0.0,  # nothing is known that it should cost
+        'residual stream and norms in bfloat16': 3 * L * tokens * 5 * C * 2 / speed,
+        'weights to bfloat16 once a step': 0.0,  # of one micro-batch; 6 bytes a weight of each more
+    }
+    worth = {name: (now + seconds) / now for name, seconds in extra.items()}
+    return worth | {n: now / (now - extra[n]) for n in NOT_DONE}
+
+
+def ours(
+    cfg, tokens, compiled=True, host_tables=True, chunk=None, longest=True, joined=True, fixed=True
+):
     torch.manual_seed(0)
     model = GPT(cfg).to(DEVICE).train()
+    layers.JOIN_PRODUCTS = joined
     if compiled and CUDA:
-        model.compile_blocks()
+        compile_blocks(model, tokens if fixed else 0)
     opt = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), fused=True)
 
     def step(b):
         b = b.to(DEVICE)
         if not host_tables:
             b.runs = b.supervised = None
+        if not longest:
+            b.longest = None
         old, LOGIT_CHUNK['cuda'] = LOGIT_CHUNK['cuda'], chunk or LOGIT_CHUNK['cuda']
         with amp():
             loss = model.loss(b, denom=float(len(b.supervised)) if host_tables else None)
@@ -141,8 +215,8 @@ def ours(cfg, compiled=True, host_tables=True, chunk=None):
 
 
 def llama(cfg):
-    """transformers' Llama of the same shape, its attention by the same variable-length kernel; None
-    where it is not installed.
+    """transformers' Llama of the same shape, its layers compiled, its attention by the same
+    variable-length kernel; None where it is not installed.
     """
     try:
         from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
@@ -172,12 +246,21 @@ def llama(cfg):
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(conf).to(DEVICE).train()
+    if CUDA:
+        torch._dynamo.config.recompile_limit = 64
+        for layer in model.model.layers:
+            layer.compile()
     opt = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), fused=True)
 
     def step(b):
         b = b.to(DEVICE)
         with amp():
-            where['layout'] = Segments.of(b.segments, b.ids.shape, half=CUDA, runs=b.runs)
+            where['layout'] = layout = Segments.of(
+                b.segments, b.ids.shape, half=CUDA, runs=b.runs, longest=b.longest
+            )
+            if layout.cu is not None:
+                torch._dynamo.maybe_mark_dynamic(layout.cu, 0)
+                torch._dynamo.maybe_mark_dynamic(layout.span, 0)
             labels = torch.where(b.weights > 0, b.targets, -100)
             loss = model(b.ids, position_ids=b.positions, labels=labels, shift_labels=labels).loss
         loss.backward()
@@ -246,6 +329,7 @@ def trl(cfg, data, out):
         save_strategy='no',
         disable_tqdm=True,
         use_liger_kernel=bool(find_spec('liger_kernel')),
+        torch_compile=True,
     )
     times = []
 
@@ -334,84 +418,138 @@ def profile(step, data):
     return {k: v / total for k, v in sorted(sums.items(), key=lambda kv: -kv[1])}
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--steps', type=int, default=12)
-    a = p.parse_args()
-    m, versions = (machine(), dict(torch=torch.__version__, python=platform.python_version()))
+class Workload:
+    "One length of rows: its model, its batches and what is known of them."
+
+    def __init__(self, block, rows, least, most, steps, m):
+        self.block, self.m, self.cfg = block, m, shape(block)
+        rows, steps = (rows, steps) if CUDA else (2, 5)
+        self.data = batches(block, rows, least, most, steps, self.cfg.vocab_size)
+        self.parts = [step_parts(self.cfg, lens, b.n_supervised) for b, lens in self.data]
+        self.usual = [step_parts(self.cfg, lens, b.n_tokens) for b, lens in self.data]
+        self.tokens = statistics.mean(b.n_tokens for b, _ in self.data)
+        self.padded = self.data[0][0].ids.numel()
+        batch, lens = self.data[len(self.data) // 2]
+        self.line = dict(
+            tokens=self.tokens,
+            fill=self.tokens / self.padded,
+            predicted_mfu=predicted_mfu(self.parts[len(self.parts) // 2], m),
+            predicted_worth=predicted_worth(self.cfg, lens, batch.n_supervised, self.padded, m),
+            measured_worth={},
+        )
+
+    def report(self, name, seconds, gib):
+        mid = len(self.parts) // 2
+        speed = self.tokens / seconds
+        mfu, usual = (utilization(x[mid], self.m, seconds) for x in (self.parts, self.usual))
+        self.line[name] = dict(
+            tokens_per_second=speed, gib=gib, mfu=mfu, mfu_as_usual=usual, step=seconds
+        )
+        print(
+            f'{self.block} {name}: {speed:,.0f} tokens/s, MFU {mfu:.1%} ({usual:.1%} as usual), '
+            f'{gib:.1f} GiB'
+        )
+
+    def measure(self, name, **how):
+        "A run of ours from no graphs."
+        torch._dynamo.reset()
+        step = ours(self.cfg, self.padded, **how)
+        self.report(name, *measure(step, self.data))
+        if name == 'mypt':
+            self.line['kernels'] = profile(step, self.data)
+        del step
+        free_memory()
+
+    def measure_peer(self):
+        torch._dynamo.reset()
+        with tempfile.TemporaryDirectory() as out:
+            got = trl(self.cfg, self.data, out) if CUDA else None
+        step = None if got else llama(self.cfg)
+        if got:
+            self.report('TRL', *got)
+        elif step:
+            self.report('transformers', *measure(step, self.data))
+        del step
+        free_memory()
+        if peer := self.line.get('TRL') or self.line.get('transformers'):
+            mine = self.line['mypt']
+            memory = f', {mine["gib"] / peer["gib"]:.2f} of its memory' if CUDA else ''
+            ratio = mine['tokens_per_second'] / peer['tokens_per_second']
+            print(f"{self.block}: {ratio:.2f} times the peer's tokens a second{memory}")
+
+    def measure_trick(self, name):
+        self.measure(f'without: {name}', **TRICKS[name])
+        worth = self.line[f'without: {name}']['step'] / self.line['mypt']['step']
+        self.line['measured_worth'][name] = worth
+        said = self.line['predicted_worth'][name]
+        print(f'{self.block} {name}: worth {worth:.2f}, predicted {said:.2f}')
+
+
+def free_memory():
+    gc.collect()
+    if CUDA:
+        torch.cuda.empty_cache()
+
+
+def first_lines(m):
     result = dict(
         device=torch.cuda.get_device_name() if CUDA else platform.machine(),
         machine=m._asdict(),
-        versions=versions,
+        versions=dict(torch=torch.__version__, python=platform.python_version()),
         date=time.strftime('%Y-%m-%d'),
         agreement=agreement(),
+        assumed=ASSUMED,
     )
     print(
         f'{result["device"]}: attention differs from the reference by {result["agreement"]:.1e} of'
         ' the greatest value'
     )
-    for block, rows, least, most in ((1024, 16, 18, 42), (4096, 4, 30, 3000)):
-        cfg = shape(block)
-        data = batches(
-            block, rows if CUDA else 2, least, most, a.steps if CUDA else 5, cfg.vocab_size
-        )
-        parts = [step_parts(cfg, lens, b.n_supervised) for b, lens in data]
-        usual = [step_parts(cfg, lens, b.n_tokens) for b, lens in data]
-        tokens = statistics.mean(b.n_tokens for b, _ in data)
-        line = result[str(block)] = dict(tokens=tokens, fill=tokens / data[0][0].ids.numel())
+    return result
 
-        def report(name, seconds, gib):
-            mid = len(parts) // 2
-            line[name] = dict(
-                tokens_per_second=tokens / seconds,
-                gib=gib,
-                mfu=utilization(parts[mid], m, seconds),
-                mfu_as_usual=utilization(usual[mid], m, seconds),
-                step=seconds,
-            )
-            print(
-                f'{block} {name}: {tokens / seconds:,.0f} tokens/s, MFU {line[name]["mfu"]:.1%} '
-                f'({line[name]["mfu_as_usual"]:.1%} as usual), {gib:.1f} GiB'
-            )
 
-        twins = {
-            'mypt': {},
-            'not compiled': dict(compiled=False),
-            'tables on the GPU': dict(host_tables=False),
-            'small slices': dict(chunk=2**24),
-        }
-        for name, how in twins.items() if CUDA else [('mypt', {})]:
-            if time.monotonic() - START > LIMIT and name != 'mypt':
-                print(f'{block} {name}: no time left')
-                continue
-            step = ours(cfg, **how)
-            report(name, *measure(step, data))
-            if name == 'mypt':
-                line['kernels'] = profile(step, data)
-            del step
-            if CUDA:
-                torch.cuda.empty_cache()
-        with tempfile.TemporaryDirectory() as out:
-            got = trl(cfg, data, out) if CUDA else None
-        step = None if got else llama(cfg)
-        if got:
-            report('TRL', *got)
-        elif step:
-            report('transformers', *measure(step, data))
-        if peer := line.get('TRL') or line.get('transformers'):
-            memory = f', {line["mypt"]["gib"] / peer["gib"]:.2f} of its memory' if CUDA else ''
-            print(
-                f'{block}: {line["mypt"]["tokens_per_second"] / peer["tokens_per_second"]:.2f}'
-                f" times the peer's tokens a second{memory}"
-            )
-        del step
-    for n in (1, 16):
-        speed, share = decode(shape(1024), m, n)
-        result[f'decode {n}'] = dict(tokens_per_second=speed, bandwidth_share=share)
-        print(f'decoding {n} at once: {speed:,.0f} tokens/s, {share:.0%} of what bandwidth allows')
-    result['seconds'] = time.monotonic() - START
-    if CUDA:
-        (ROOT / 'results' / 'gpu.json').write_text(json.dumps(result, indent=1) + '\n')
+def measure_decoding(result, m, n):
+    torch._dynamo.reset()
+    speed, share = decode(shape(1024), m, n)
+    result[f'decode {n}'] = dict(tokens_per_second=speed, bandwidth_share=share)
+    print(f'decoding {n} at once: {speed:,.0f} tokens/s, {share:.0%} of what bandwidth allows')
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--steps', type=int, default=12)
+    p.add_argument('--no-peer', action='store_true')
+    p.add_argument('--no-tricks', action='store_true')
+    a = p.parse_args()
+    m = machine()
+    result = first_lines(m)
+    loads = [
+        Workload(block, rows, least, most, a.steps, m)
+        for block, rows, least, most in ((1024, 16, 18, 42), (4096, 4, 30, 3000))
+    ]
+    jobs = [(f'{w.block} mypt', partial(w.measure, 'mypt')) for w in loads]
+    if not a.no_peer:
+        jobs += [(f'{w.block} peer', w.measure_peer) for w in loads]
+    jobs += [(f'decode {n}', partial(measure_decoding, result, m, n)) for n in (1, 16)]
+    if CUDA and not a.no_tricks:
+        jobs += [
+            (f'{w.block} {name}', partial(w.measure_trick, name)) for name in TRICKS for w in loads
+        ]
+    for w in loads:
+        result[str(w.block)] = w.line
+        low, high = w.line['predicted_mfu'].values()
+        print(f'{w.block}: predicted MFU {low:.0%} to {high:.0%}')
+    for name, job in jobs:
+        if time.monotonic() - START > LIMIT:
+            print(f'{name}: no time left')
+            continue
+        try:
+            job()
+        except Exception as e:  # what comes after it is still worth knowing
+            result[f'{name} failed'] = f'{type(e).__name__}: {e}'
+            print(f'{name} failed: {type(e).__name__}: {e}')
+        result['seconds'] = time.monotonic() - START
+        if CUDA:
+            (ROOT / 'results' / 'gpu.json').write_text(json.dumps(result, indent=1) + '\n')
     print(
         f'all in {result["seconds"]:.0f} s'
         + ('' if CUDA else '; no GPU here: the figures mean nothing and are not kept')

@@ -1,19 +1,24 @@
-"""A training step on packed short episodes: mypt, TRL's SFTTrainer, and a plain transformers loop,
-on a CPU in float32.
+"""A training step on packed episodes: mypt, TRL's SFTTrainer, and a plain transformers loop, on a
+CPU, in float32 and in bfloat16.
 
-    pip install trl==1.16.0 datasets && python bench/train_step.py
+    pip install trl==1.16.0 datasets && python bench/train_step.py [--shape 135m] [--json]
 
-All train the same Llama shape (6 layers, 256 wide, vocabulary 50,304, tied head) with AdamW on
-batches of 4 rows of 1,024 tokens, packed from the same episodes, a quarter of their tokens
-supervised: first short ones, of about 30 tokens, then long ones, of 200 to 1,000. Steps take
-turns within one process, so that whatever else the machine does falls on all alike; medians are
-printed and every step is kept in bench/results/train_step.json.
+All train the same Llama shape with AdamW on batches of rows packed from the same episodes, a
+quarter of their tokens supervised. `toy` is 6 layers, 256 wide, vocabulary 50,304, tied head, 4
+rows of 1,024 tokens: first short episodes, of about 30 tokens, then long ones, of 200 to 1,000.
+`135m` is a real shape with random weights: 30 layers, 576 wide, 9 query and 3 key heads, MLP 1,536,
+vocabulary 49,152, tied head, 2 rows of 512 tokens, episodes of 100 to 500. Steps take turns within
+one process, so that whatever else the machine does falls on all alike; medians are printed and
+every step is kept in bench/results.
 
-- TRL runs twice: as `SFTConfig` leaves it (`packing=True` means best-fit decreasing and padding-
-free; gradient checkpointing is on), and with gradient checkpointing off. Both with `bf16=False`,
-masks from an `assistant_masks` column, nothing reported or saved. - plain: `LlamaForCausalLM`
-with SDPA, and labels of -100 where nothing is supervised. Its attention crosses episodes, as it
-does in everybody's first loop; keeping them apart would only cost it more. - With
+- TRL runs twice on the toy: as `SFTConfig` leaves it (`packing=True` means best-fit decreasing and
+padding-free; gradient checkpointing is on), and with gradient checkpointing off; on the real shape
+only the latter. Masks from an `assistant_masks` column, nothing reported or saved. - plain:
+`LlamaForCausalLM` with SDPA, and labels of -100 where nothing is supervised. Its attention crosses
+episodes, as it does in everybody's first loop; keeping them apart would only cost it more. -
+bfloat16 is autocast over float32 weights for all: `bf16=True` for TRL, `torch.autocast` for plain,
+and for mypt the faster of its two ways, chosen as a run chooses it. It is measured on CPUs that
+have instructions for it; `--precisions fp32 bf16` measures it anywhere. - With
 MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ set to 8589934592, glibc keeps freed memory
 instead of handing it back to the system page by page. That helps whoever asks for most fresh
 memory; `--kinds short --out train_step_malloc` measures it. - Everybody clips gradients to 1.0
@@ -28,31 +33,61 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 import numpy as np
 import torch
 from mypt.data.batches import collate
-from mypt.model.config import ModelConfig
+from mypt.model.config import ModelConfig, TrainConfig
 from mypt.model.gpt import GPT
+from mypt.model.half import has_bf16
+from mypt.train.precision import BF16_PRODUCTS, autocast, pick_precision
 import itertools
 
 ROOT = Path(__file__).resolve().parent
-CFG = ModelConfig(n_layer=6, n_head=4, n_embd=256, block_size=1024, vocab_size=50304)
-ROWS, BLOCK = 4, 1024
+CPU = torch.device('cpu')
 
+
+class Shape(NamedTuple):
+    "A model, its batches, and whom it is compared with."
+
+    cfg: ModelConfig
+    rows: int
+    kinds: tuple[str, ...]  # of episodes
+    checkpointing: tuple[bool, ...]  # of TRL's runs
+    steps: int  # of TRL, per run
+
+
+TOY = ModelConfig(n_layer=6, n_head=4, n_embd=256, block_size=1024, vocab_size=50304)
+REAL = ModelConfig(
+    n_layer=30,
+    n_head=9,
+    n_kv_head=3,
+    n_embd=576,
+    hidden=1536,
+    block_size=512,
+    vocab_size=49152,
+    rope_theta=1e5,
+)
+SHAPES = {
+    'toy': Shape(TOY, 4, ('short', 'long'), (True, False), 8),
+    '135m': Shape(REAL, 2, ('mid',), (False,), 4),
+}
 KINDS = {
     'short': (1500, 18, 42),
     'long': (120, 200, 1000),
+    'mid': (60, 100, 500),
 }  # episodes, and their least and greatest length
 
 
-def make_episodes(kind, rng):
+def make_episodes(kind, vocab_size, rng):
     "(ids, mask) of questions and answers, the last fifth to third of each supervised."
     n, least, most = KINDS[kind]
     for _ in range(n):
         length = int(rng.integers(least, most + 1))
         answer = max(3, int(length * rng.uniform(0.18, 0.34)))
-        yield rng.integers(0, 50256, length), np.arange(length) >= length - answer
+        yield rng.integers(0, vocab_size - 48, length), np.arange(length) >= length - answer
 
 
 class Row:
@@ -63,31 +98,32 @@ class Row:
         self.segments = np.repeat(np.arange(1, len(episodes) + 1), [len(i) for i, _ in episodes])
 
 
-def pack(episodes):
-    "Rows of up to 1,024 tokens by best-fit decreasing."
+def pack(episodes, block):
+    "Rows of up to `block` tokens by best-fit decreasing."
     from mypt.data.packing import plan_rows
 
-    order, starts = plan_rows(np.array([len(i) for i, _ in episodes]), BLOCK)
+    order, starts = plan_rows(np.array([len(i) for i, _ in episodes]), block)
     return [Row([episodes[j] for j in order[a:b]]) for a, b in itertools.pairwise(starts)]
 
 
-def llama():
+def llama(cfg):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     shape = dict(
-        hidden_size=CFG.n_embd,
-        intermediate_size=CFG.mlp_hidden,
-        num_hidden_layers=CFG.n_layer,
-        num_attention_heads=CFG.n_head,
-        num_key_value_heads=CFG.n_head,
+        hidden_size=cfg.n_embd,
+        intermediate_size=cfg.mlp_hidden,
+        num_hidden_layers=cfg.n_layer,
+        num_attention_heads=cfg.n_head,
+        num_key_value_heads=cfg.kv_heads,
     )
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=CFG.vocab_size,
-            max_position_embeddings=BLOCK,
+            vocab_size=cfg.vocab_size,
+            max_position_embeddings=cfg.block_size,
             use_cache=False,
-            rms_norm_eps=CFG.norm_eps,
+            rms_norm_eps=cfg.norm_eps,
+            rope_theta=cfg.rope_theta,
             tie_word_embeddings=True,
             **shape,
         )
@@ -95,14 +131,16 @@ def llama():
 
 
 def stepper(model, loss_of, batches):
-    "A function that takes one optimizer step and returns the number of tokens in it."
+    "A function that takes one optimizer step in a context and returns the number of its tokens."
     opt = torch.optim.AdamW(
         model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True
     )
 
-    def step():
-        batch = collate(next(batches), length=BLOCK)
-        loss_of(batch).backward()
+    def step(context):
+        batch = collate(next(batches), length=batches.block)
+        with context:
+            loss = loss_of(batch)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         opt.step()
         opt.zero_grad()
@@ -111,23 +149,43 @@ def stepper(model, loss_of, batches):
     return step
 
 
-def mypt_step(batches):
+def mypt_steps(shape, batches, precisions):
+    "Precision → a step of mypt; all of the same model."
     torch.manual_seed(0)
-    model = GPT(CFG).train()
-    return stepper(model, model.loss, batches)
+    model = GPT(shape.cfg).train()
+    step = stepper(model, model.loss, batches)
+    ways = {'fp32': 'fp32'}
+    if 'bf16' in precisions and has_bf16(CPU):
+        train = TrainConfig(batch_size=shape.rows, amp_dtype='bf16')
+        ways['bf16'] = pick_precision(model, train)
+    else:
+        ways['bf16'] = BF16_PRODUCTS
+
+    def run(way):
+        model.full_attention = way == BF16_PRODUCTS
+        return step(autocast(way, CPU))
+
+    return {p: lambda way=ways[p]: run(way) for p in precisions}, ways
 
 
-def plain_step(batches):
-    model = llama()
+def plain_steps(shape, batches, precisions):
+    "Precision → a step of a plain loop; all of the same model."
+    model = llama(shape.cfg)
 
     def loss_of(b):
         labels = torch.where(b.weights > 0, b.targets, -100)  # already shifted by `collate`
         return model(b.ids, labels=labels, shift_labels=labels).loss
 
-    return stepper(model, loss_of, batches)
+    step = stepper(model, loss_of, batches)
+
+    def run(precision):
+        context = torch.autocast('cpu', torch.bfloat16) if precision == 'bf16' else nullcontext()
+        return step(context)
+
+    return {p: lambda p=p: run(p) for p in precisions}
 
 
-def trl_trainer(episodes, steps, checkpointing, out, each):
+def trl_trainer(shape, episodes, steps, checkpointing, bf16, out, each):
     "An SFTTrainer that calls `each(tokens)` after every step."
     from datasets import Dataset
     from tokenizers import Tokenizer, models
@@ -142,14 +200,14 @@ def trl_trainer(episodes, steps, checkpointing, out, each):
     args = SFTConfig(
         output_dir=out,
         packing=True,
-        max_length=BLOCK,
-        per_device_train_batch_size=ROWS,
+        max_length=shape.cfg.block_size,
+        per_device_train_batch_size=shape.rows,
         max_steps=steps,
         learning_rate=1e-4,
         lr_scheduler_type='constant',
         optim='adamw_torch_fused',
         use_cpu=True,
-        bf16=False,
+        bf16=bf16,
         report_to='none',
         save_strategy='no',
         disable_tqdm=True,
@@ -163,7 +221,11 @@ def trl_trainer(episodes, steps, checkpointing, out, each):
             each(seen.pop(0))
 
     trainer = SFTTrainer(
-        model=llama(), args=args, train_dataset=data, processing_class=tok, callbacks=[Each()]
+        model=llama(shape.cfg),
+        args=args,
+        train_dataset=data,
+        processing_class=tok,
+        callbacks=[Each()],
     )
     collator = trainer.data_collator
 
@@ -176,46 +238,62 @@ def trl_trainer(episodes, steps, checkpointing, out, each):
     return trainer
 
 
-def cycle(rows):
-    "Batches of four rows, round and round."
-    while True:
-        for i in range(0, len(rows) - ROWS + 1, ROWS):
-            yield rows[i : i + ROWS]
+class Cycle:
+    "Batches of rows, round and round."
+
+    def __init__(self, rows, per_batch, block):
+        self.rows, self.per_batch, self.block, self.at = rows, per_batch, block, 0
+
+    def __next__(self):
+        if self.at + self.per_batch > len(self.rows):
+            self.at = 0
+        self.at += self.per_batch
+        return self.rows[self.at - self.per_batch : self.at]
 
 
-def measure(kind, steps, seed=0):
+def measure(shape, kind, steps, precisions, seed=0):
     "Tokens a second of every contender, step by step in turns."
-    rng = np.random.default_rng(seed)
-    episodes = list(make_episodes(kind, rng))
-    rows = pack(episodes)
-    ours, plain = mypt_step(cycle(rows)), plain_step(cycle(rows))
-    speed = {'mypt': [], 'plain': []}
+    cfg, rng = shape.cfg, np.random.default_rng(seed)
+    episodes = list(make_episodes(kind, cfg.vocab_size, rng))
+    rows = pack(episodes, cfg.block_size)
+    ours, ways = mypt_steps(shape, Cycle(rows, shape.rows, cfg.block_size), precisions)
+    plain = plain_steps(shape, Cycle(rows, shape.rows, cfg.block_size), precisions)
+    mine = {label('mypt', p): step for p, step in ours.items()}
+    mine |= {label('plain', p): step for p, step in plain.items()}
+    speed = {name: [] for name in mine}
 
-    def turn(name, step):
+    def turn(name):
         t = time.perf_counter()
-        speed[name].append(step() / (time.perf_counter() - t))
+        speed[name].append(mine[name]() / (time.perf_counter() - t))
 
-    for name, checkpointing in (('trl', True), ('trl_no_checkpointing', False)):
+    for precision, checkpointing in itertools.product(precisions, shape.checkpointing):
+        name = label('trl' if checkpointing else 'trl_no_checkpointing', precision)
         times, last = speed.setdefault(name, []), [None]
 
         def each(tokens):
             if last[0]:
                 times.append(tokens / (time.perf_counter() - last[0]))
-            turn('mypt', ours)
-            turn('plain', plain)
+            for other in mine:
+                turn(other)
             last[0] = time.perf_counter()
 
+        bf16 = precision == 'bf16'
         with tempfile.TemporaryDirectory() as out:
-            trl_trainer(episodes, steps + 1, checkpointing, out, each).train()
+            trl_trainer(shape, episodes, steps + 1, checkpointing, bf16, out, each).train()
     weights, tokens = sum(r.weights.sum() for r in rows), sum(len(r.ids) for r in rows)
     data = dict(
         episodes=len(episodes),
         rows=len(rows),
-        fill=tokens / len(rows) / BLOCK,
+        fill=tokens / len(rows) / cfg.block_size,
         supervised=float(weights / tokens),
         mean_length=tokens / len(episodes),
+        bf16_of_mypt=ways['bf16'] if 'bf16' in precisions else None,
     )
     return {k: v[1:] for k, v in speed.items()}, data  # everybody's first step warms up
+
+
+def label(who, precision):
+    return who if precision == 'fp32' else f'{who}_{precision}'
 
 
 def cpu_name():
@@ -229,40 +307,64 @@ def cpu_name():
         return platform.processor()
 
 
+def ratios(med):
+    "Every contender's share: mypt's speed in the same precision over its own; mypt's own bfloat16."
+    out = {}
+    for name, speed in med.items():
+        suffix = '_bf16' if name.endswith('_bf16') else ''
+        ours = f'mypt{suffix}'
+        if name != ours:
+            out[name] = med[ours] / speed
+    if 'mypt_bf16' in med:
+        out['mypt_bf16_over_fp32'] = med['mypt_bf16'] / med['mypt']
+    return out
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--steps', type=int, default=8, help='TRL steps of each kind')
+    p.add_argument('--shape', choices=SHAPES, default='toy')
+    p.add_argument('--steps', type=int, help='TRL steps of each kind')
     p.add_argument('--threads', type=int, default=os.cpu_count())
-    p.add_argument('--kinds', nargs='+', choices=KINDS, default=list(KINDS))
-    p.add_argument('--out', default='train_step', help='name of the file in bench/results')
+    p.add_argument('--kinds', nargs='+', choices=KINDS, help='of episodes')
+    p.add_argument(
+        '--precisions',
+        nargs='+',
+        choices=['fp32', 'bf16'],
+        help='fp32, and bf16 where the CPU has instructions for it',
+    )
+    p.add_argument('--out', help='name of the file in bench/results')
+    p.add_argument('--json', action='store_true', help='print the result as JSON')
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     import transformers
     import trl
 
+    shape = SHAPES[a.shape]
+    precisions = a.precisions or (['fp32', 'bf16'] if has_bf16(CPU) else ['fp32'])
     versions = {m.__name__: m.__version__ for m in (torch, transformers, trl)} | {
         'python': platform.python_version()
     }
-    shape = {k: getattr(CFG, k) for k in ('n_layer', 'n_embd', 'vocab_size', 'n_params')} | dict(
-        rows=ROWS, block=BLOCK
-    )
+    sizes = {k: getattr(shape.cfg, k) for k in ('n_layer', 'n_embd', 'vocab_size', 'n_params')}
     result = dict(
-        shape=shape,
+        shape=sizes | dict(rows=shape.rows, block=shape.cfg.block_size),
         machine=cpu_name(),
+        has_bf16=has_bf16(CPU),
         threads=a.threads,
         versions=versions,
         date=time.strftime('%Y-%m-%d'),
     )
-    for kind in a.kinds:
-        speed, data = measure(kind, a.steps)
+    for kind in a.kinds or shape.kinds:
+        speed, data = measure(shape, kind, a.steps or shape.steps, precisions)
         med = {k: statistics.median(v) for k, v in speed.items()}
-        ratio = {k: med['mypt'] / v for k, v in med.items() if k != 'mypt'}
-        for k, v in ratio.items():
-            print(
-                f'{kind} episodes: mypt {med["mypt"]:.0f} tokens/s, {k} {med[k]:.0f}, ratio {v:.2f}'
-            )
-        result[kind] = dict(tokens_per_second=med, ratio=ratio, runs=speed, data=data)
-    (ROOT / 'results' / f'{a.out}.json').write_text(json.dumps(result, indent=1) + '\n')
+        result[kind] = dict(tokens_per_second=med, ratio=ratios(med), runs=speed, data=data)
+        if a.json:
+            continue
+        for k, v in result[kind]['ratio'].items():
+            print(f'{kind} episodes: {k} {med.get(k, med["mypt"]):.0f} tokens/s, ratio {v:.2f}')
+    out = a.out or ('train_step' if a.shape == 'toy' else f'train_step_{a.shape}')
+    (ROOT / 'results' / f'{out}.json').write_text(json.dumps(result, indent=1) + '\n')
+    if a.json:
+        print(json.dumps(result, indent=1))
 
 
 if __name__ == '__main__':

@@ -62,6 +62,7 @@ class EpisodeOrder:
     shapes: tuple = ()  # (n, L): how many episodes of each length; the products n·L sum to S
     order: Tensor | None = None  # [S] the tokens of the flat batch that are worked on
     place: Tensor | None = None  # [B·T] where each token of the flat batch is in `order`
+    flat: bool = False  # Without an order: work on the flat batch, not on its rows
 
     def sort(
         self,
@@ -84,12 +85,14 @@ class EpisodeOrder:
 
     def take(self, x: Tensor) -> Tensor:  # [B, T, ...] → [1, S, ...]
         "A batch in the order of work; `x` itself where that is the batch's own order."
-        return x if self.order is None else x.flatten(0, 1)[self.order][None]
+        if self.order is None:
+            return x.flatten(0, 1)[None] if self.flat else x
+        return x.flatten(0, 1)[self.order][None]
 
     def put(self, x: Tensor) -> Tensor:  # [1, S, ...] → [B, T, ...]
         "`take` undone; zeros where nothing was worked on."
         if self.order is None or self.place is None:
-            return x
+            return x[0].unflatten(0, self.shape) if self.flat else x
         flat = x.new_zeros(self.place.shape + x.shape[2:]).index_copy(0, self.order, x[0])
         return flat.unflatten(0, self.shape)
 
@@ -103,7 +106,9 @@ class Segments(EpisodeOrder):
     positions: Tensor  # [B or 1, T] int64: place of each token in its own episode
     ids: Tensor | None = None  # 'reference': the segment numbers [B, T]
     cu: Tensor | None = None  # 'varlen': cumulative lengths int32 [runs + 1]
-    T: int = 0  # 'varlen': no run is longer
+    span: Tensor | None = None  # 'varlen': [longest run]; only its length matters
+    full: bool = False  # Attention in float32 also under autocast
+    varies: bool = False  # The number of tokens is not the one that compiled blocks expect
 
     @staticmethod
     def of(
@@ -114,6 +119,7 @@ class Segments(EpisodeOrder):
         half: bool = False,  # Queries will be bfloat16 or float16
         runs: Tensor | None = None,  # [R+1] from `find_runs` if known
         keep: Tensor | None = None,  # [M] wanted tokens of the flat batch, ascending; None: all
+        longest: int | None = None,  # Tokens of the longest run if known; None: T
     ) -> 'Segments':
         "The layout of a batch; 'auto' is 'varlen' on CUDA in half precision, else 'sorted'."
         if segments is None:
@@ -125,11 +131,13 @@ class Segments(EpisodeOrder):
         if runs is None:
             runs = find_runs(segments)
         lens, positions = _lens_and_positions(runs, shape)
-        layout = Segments(kind=kind, shape=shape, lens=lens, positions=positions, T=shape[1])
+        layout = Segments(kind=kind, shape=shape, lens=lens, positions=positions)
         if kind == 'reference':
             layout.ids = segments
         elif kind == 'varlen':
-            layout.cu = runs.int()
+            layout.cu, layout.flat = runs.int(), True
+            size = max(2, longest or shape[1])  # the compiler treats a size of 1 by itself
+            layout.span = torch.empty(size, dtype=torch.int8, device=runs.device)
         else:
             starts = runs[:-1]
             real = segments.flatten()[starts] > 0
@@ -198,10 +206,13 @@ def attention(
     layout: Segments,  # Where the episodes are
 ) -> Tensor:  # As `q`; values at padding mean nothing
     "Causal attention within each episode, the way `layout` was built for."
+    if layout.full and torch.is_autocast_enabled(q.device.type):
+        with torch.autocast(q.device.type, enabled=False):
+            return attention(q.float(), k.float(), v.float(), layout)
     if layout.kind == 'causal':
         return causal_attention(q, k, v)
     if layout.ids is not None:
         return reference_attention(q, k, v, layout.ids)
-    if layout.cu is not None:
-        return _varlen_attention(q, k, v, layout.cu, layout.T)
+    if layout.cu is not None and layout.span is not None:
+        return _varlen_attention(q, k, v, layout.cu, len(layout.span))
     return _attention_by_length(q, k, v, layout)

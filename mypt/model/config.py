@@ -142,11 +142,12 @@ class TrainConfig(OptimConfig):
     save_every: int = 0  # Steps between checkpoints; 0: at every evaluation
     early_stop: bool = False  # Stop when validation − training loss exceeds `early_stop_gap`
     early_stop_gap: float = 2.0  # Natural-log units; a gap above 1 warns
-    use_amp: bool = True  # Autocast on GPUs; weights stay float32
-    amp_dtype: str = 'bf16'  # 'bf16' or 'fp32'
+    use_amp: bool = True  # Products as `amp_dtype` says; False: float32
+    amp_dtype: str = 'auto'  # 'auto': on CPUs what is faster; 'bf16': where there is; 'fp32'
     use_checkpoint: bool | str = 'auto'  # Recompute activations; 'auto': if they do not fit the GPU
     parallel: str = 'ddp'  # Under torchrun: 'ddp' (a whole model on each GPU) or 'fsdp' (a share)
-    compile: str = 'auto'  # Compile the blocks: 'on', 'off', 'auto' (on GPUs)
+    compile: str = 'auto'  # Compile the blocks: 'on', 'off', 'auto' (on GPUs, in bfloat16)
+    deterministic: bool = False  # On a GPU, only kernels that add in a fixed order; slower
     freeze: list = field(default_factory=list)  # Names (with `*`) of weights that stay as they are
     curriculum: list = field(default_factory=list)  # Stages [{"dataset_dir": D, "until": step}, …]
     system_prompt: str | list = ''  # The phase's prompt, or its variants
@@ -159,7 +160,7 @@ _CHOICES = dict(
     norm_type=('rmsnorm', 'layernorm'),
     optimizer=('adamw', 'muon'),
     batch_sampling_mode=('epoch', 'random'),
-    amp_dtype=('bf16', 'fp32'),
+    amp_dtype=('auto', 'bf16', 'fp32'),
     compile=('auto', 'on', 'off'),
     parallel=('ddp', 'fsdp'),
     use_checkpoint=('auto', True, False),

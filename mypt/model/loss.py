@@ -9,6 +9,7 @@ __all__ = ['LOGIT_CHUNK', 'head_loss']
 import torch
 from functools import cache
 from torch import Tensor
+from .half import half_copy
 
 # %% ../../nbs/10_loss.ipynb #f560893c
 def _slice_loss(
@@ -27,10 +28,27 @@ def _slice_loss(
     return (w * ce).sum(), grad.to(dtype)
 
 # %% ../../nbs/10_loss.ipynb #d0c9d203
+def _elementwise_slice_loss(z: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    "`_slice_loss` without in-place steps, for the compiler."
+    dtype = z.dtype
+    z = z if dtype == torch.float64 else z.float()
+    lse = z.logsumexp(1, keepdim=True)
+    is_target = torch.arange(z.shape[1], device=z.device) == y
+    ce = lse - torch.where(is_target, z, 0).sum(1, keepdim=True)
+    grad = w * ((z - lse).exp() - is_target.to(z.dtype))
+    return (w * ce).sum(), grad.to(dtype)
+
+
 @cache
-def _fused_slice_loss():
-    "`_slice_loss` as one kernel: bfloat16 logits in, bfloat16 gradients out, no float32 copy."
-    return torch.compile(_slice_loss, dynamic=True)
+def _compiled_slice_loss():
+    return torch.compile(_elementwise_slice_loss, dynamic=False)
+
+
+def _fused_slice_loss(z: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    "`_slice_loss` fused: bfloat16 logits in, bfloat16 gradients out, no float32 copy between."
+    for x in (z, y, w):
+        torch._dynamo.maybe_mark_dynamic(x, 0)  # rows vary, the vocabulary does not
+    return _compiled_slice_loss()(z, y, w)
 
 # %% ../../nbs/10_loss.ipynb #7de283ac
 def _add_product(
@@ -54,6 +72,13 @@ def _add_product(
 # %% ../../nbs/10_loss.ipynb #65f8516d
 LOGIT_CHUNK = dict(cpu=2**25, cuda=2**27)  # Logits held at once, at most
 
+# %% ../../nbs/10_loss.ipynb #649492a9
+def _head_in(W: Tensor, dtype: torch.dtype) -> Tensor:
+    "The head in the precision of the products."
+    if W.device.type == 'cpu' and dtype == torch.bfloat16:
+        return half_copy(W)
+    return W.to(dtype)
+
 # %% ../../nbs/10_loss.ipynb #7718e670
 class _HeadLoss(torch.autograd.Function):
     "Σ w·ce of rows `h` under head `W`; gradients are computed in the forward pass, slice by slice."
@@ -62,7 +87,7 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx, h, W, targets, weights, dtype, chunk, grad):
         M, V = h.shape[0], W.shape[0]
         n = _rows_per_slice(max(1, M), max(1, chunk // V))
-        W_low = W.to(dtype)
+        W_low = _head_in(W, dtype)
         logits = torch.empty(n, V, device=h.device, dtype=dtype)  # one buffer for all slices
         loss_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         loss = torch.zeros((), device=h.device, dtype=loss_dtype)
@@ -71,7 +96,7 @@ class _HeadLoss(torch.autograd.Function):
             dh = torch.empty_like(h)
         if grad and ctx.needs_input_grad[1]:
             dW = torch.empty_like(W) if M else torch.zeros_like(W)
-        slice_loss = _fused_slice_loss() if h.is_cuda else _slice_loss
+        slice_loss = _fused_slice_loss if h.is_cuda else _slice_loss
         for i in range(0, M, n):
             x = h[i : i + n].to(dtype)
             z = torch.mm(x, W_low.T, out=logits[: len(x)])

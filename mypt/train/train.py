@@ -44,6 +44,7 @@ from .callbacks import Console, JSONLog, KeepBest, Overfit, Progress, Stuck, Ten
 from .cost import estimate_memory, memory_per_gpu
 from .loop import Callback, EvalSets, Trainer, fit, restore_trainer, trainer_state
 from .optim import freeze, lr_scale
+from .precision import wants_bf16
 
 # %% ../../nbs/16_train.ipynb #eff660fa
 class Start(NamedTuple):
@@ -533,7 +534,7 @@ def should_recompute(cfg: Config, ds: Dataset, process: Process) -> bool:
         need = memory_per_gpu(cfg.model, tokens, process.world, 'fsdp')
     else:
         supervised = ds.meta['train_mask_ratio'] if t.use_loss_mask else 1.0
-        half = t.use_amp and t.amp_dtype == 'bf16'
+        half = wants_bf16(t)
         need = estimate_memory(cfg.model, tokens, supervised, half)['total']
     have = torch.cuda.get_device_properties(process.device).total_memory / 2**30
     if need > 0.9 * have:
