@@ -123,7 +123,6 @@ def llama(cfg):
             max_position_embeddings=cfg.block_size,
             use_cache=False,
             rms_norm_eps=cfg.norm_eps,
-            rope_theta=cfg.rope_theta,
             tie_word_embeddings=True,
             **shape,
         )
@@ -345,7 +344,7 @@ def main():
         'python': platform.python_version()
     }
     sizes = {k: getattr(shape.cfg, k) for k in ('n_layer', 'n_embd', 'vocab_size', 'n_params')}
-    result = dict(
+    result: dict = dict(
         shape=sizes | dict(rows=shape.rows, block=shape.cfg.block_size),
         machine=cpu_name(),
         has_bf16=has_bf16(CPU),

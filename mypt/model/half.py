@@ -106,17 +106,18 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, y):
-        ctx.save_for_backward(y)
         gate, up = y.chunk(2, -1)
-        return nn.functional.silu(gate).mul_(up)
+        silu = nn.functional.silu(gate)
+        ctx.save_for_backward(y, silu)
+        return silu * up
 
     @staticmethod
     def backward(ctx, g):
-        (y,) = ctx.saved_tensors
+        y, silu = ctx.saved_tensors
         gate, up = y.chunk(2, -1)
         dy = torch.empty_like(y)
         dgate, dup = dy.chunk(2, -1)
-        torch.mul(g, nn.functional.silu(gate), out=dup)
+        torch.mul(g, silu, out=dup)
         torch.ops.aten.silu_backward(g * up, gate, grad_input=dgate)
         return dy
 

@@ -12,7 +12,6 @@ import torch
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import astuple
-from torch import Tensor
 from ..model.attention import Segments
 from ..model.config import ModelConfig, TrainConfig
 from ..model.gpt import GPT
