@@ -1,4 +1,4 @@
-"""A message's own weight reaches every path: masks, prepare, validate, jobs, mixing, the inspector."""
+"""A message's own weight reaches every path: masks, prepare, validate, jobs and the inspector."""
 
 import json
 import numpy as np
