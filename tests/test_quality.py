@@ -85,7 +85,7 @@ def test_near_duplicates_against_all_pairs(tmp_path, threshold):
 def test_rows_in_are_rows_out_plus_rejects_byte_for_byte(tmp_path):
     rng = random.Random(3)
     eps = [random_episode(rng, lambda: ' '.join(texts(rng, 1)[0].split()[:5])) for _ in range(60)]
-    replay = [{'_replay': True, 'text': text} for text in ('Ein Text.', 'ein  text')]
+    replay = [{'_replay': True, 'text': text} for text in ('Ein Text.', 'ein  Text')]
     eps += [*eps[::7], *replay]
     raw = [json.dumps(e, ensure_ascii=bool(i % 2)) for i, e in enumerate(eps)]
     (tmp_path / 'in.jsonl').write_bytes(b'\xef\xbb\xbf' + '\n\n'.join(raw).encode())
@@ -126,6 +126,30 @@ def test_what_means_something_else_stays(tmp_path, a, b):
     assert (
         dedup(tmp_path / 'in.jsonl', tmp_path / 'out.jsonl', by='user', threshold=0.5)['kept'] == 2
     )
+
+
+@pytest.mark.parametrize('by', ['user', 'episode'])
+@pytest.mark.parametrize('threshold', [0.5, 0.8, 1])
+@pytest.mark.parametrize(
+    'a,b',
+    [
+        ('What does it do?\nif x:\n    a()\n    b()', 'What does it do?\nif x:\n    a()\nb()'),
+        ('Copy this exactly: Hello World', 'Copy this exactly: hello world'),
+        ('Copy.\nHELLO', 'Copy.\nhello'),
+        ('What is 5!', 'What is 5'),
+        ('Wie groß sind die Maße des Regals?', 'Wie groß sind die Masse des Regals?'),
+    ],
+)
+def test_what_differs_in_form_stays(tmp_path, a, b, threshold, by):
+    write_episodes(tmp_path / 'in.jsonl', [chat(a), chat(b), chat(a)])
+    r = dedup(tmp_path / 'in.jsonl', tmp_path / 'out.jsonl', by=by, threshold=threshold)
+    assert (r['kept'], r['exact']) == (2, 1)
+
+
+def test_a_form_that_says_nothing_is_forgiven(tmp_path):
+    same = ['How do I read it?', 'how do I read it', ' How  do I read it ? ']
+    write_episodes(tmp_path / 'in.jsonl', map(chat, same))
+    assert dedup(tmp_path / 'in.jsonl', tmp_path / 'out.jsonl', threshold=1)['kept'] == 1
 
 
 def test_generators_hold_no_exact_duplicates(tmp_path):

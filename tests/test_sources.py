@@ -18,7 +18,8 @@ from mypt.sources.chat import OPEN_TREES
 from mypt.sources.convert import HUB, SOURCE_FORMS, convert, form_for
 from mypt.sources.qa import QA_SETS, trivia_question
 from mypt.sources.questions import dataset_questions
-from mypt.sources.rows import Skip, Tally, json_rows
+from mypt.sources.row_files import json_rows
+from mypt.sources.rows import Skip, Tally
 from mypt.sources.tool_calls import parse_calls
 from mypt.sources.tool_schemas import json_schema_of, tools_of, typed
 from mypt.sources.tools import share, split_context
@@ -595,7 +596,7 @@ def test_dolci_calls_are_all_kept_and_typed():
         'city': '007',
         'days': 3,
     }  # the schema says string, then integer
-    assert roles(eps[2]) == ['user', 'assistant'] and eps[2]['system'] == 'You are MyPT.'
+    assert roles(eps[2]) == ['user', 'assistant'] and 'system' not in eps[2]
     assert why == {
         'a call of a tool that is not offered': 1,
         'a call without a required argument': 1,
@@ -691,7 +692,7 @@ def test_german_calls_are_mapped():
 
 
 def test_german_rag_context_becomes_context():
-    eps, _ = run(RAG)
+    eps, _ = run(RAG, 'german_rag')
     user = eps[0]['messages'][0]
     assert user['content'] == 'Wo lebt der Fuchs?'
     assert (
@@ -710,7 +711,7 @@ def test_instructions():
     assert roles(run(CHAT['mayflowergmbh/ultra-chat_de'][0])[0][0]) == ['user', 'assistant'] * 2
     assert run(CHAT['LeoLM/OpenSchnabeltier'][0])[0][0]['messages'][1]['content'] == 'Es.'
     dolly = run(DOLLY)[0]
-    assert dolly[0]['messages'][0]['context'] == '[1] (passage.md) The fox lives in the forest.'
+    assert dolly[0]['messages'][0]['context'] == '[1] (passage.md) The fox lives\nin the forest.'
     assert dolly[0]['messages'][1]['cite'] == 'passage.md'
     assert 'context' not in dolly[1]['messages'][0]
 
@@ -724,9 +725,7 @@ def test_tags_in_the_data_stay_text():
         )
     ]
     ids = to_ids(serialize(run(rows)[0][0]), tok := get_tokenizer('gpt2'))
-    blocks = [
-        f'<{slash}myPT_{name}>' for name in ('system', 'user', 'assistant') for slash in ('', '/')
-    ]
+    blocks = [f'<{slash}myPT_{name}>' for name in ('user', 'assistant') for slash in ('', '/')]
     assert Counter(map(tok.token_str, filter(tok.is_tag, ids))) == Counter([*blocks, '<myPT_eot>'])
     talk = dict(
         messages=[
@@ -842,14 +841,10 @@ def test_schemas_become_json_schema():
 
 
 def test_results_are_shared_out():
-    assert (
-        share(['1\n2'], 2) == [{'result': 1}, {'result': 2}]
-        and share(['a\nb'], 2) == ['a', 'b']
-        and share([], 2) == [{}, {}]
-    )
-    assert share(['all of it, at once'], 3) == [{}, {}, 'all of it, at once']
-    with pytest.raises(Skip):
-        share(['a', 'b'], 3)
+    assert share(['1\n2'], 2) == [{'result': 1}, {'result': 2}] and share(['a\nb'], 2) == ['a', 'b']
+    for results, n in ((['all of it, at once'], 3), (['a', 'b'], 3), ([], 2)):
+        with pytest.raises(Skip, match=f'{n} calls and {len(results)} results'):
+            share(results, n)  # nothing is made up
 
 
 def test_languages():
@@ -975,7 +970,7 @@ def test_several_shards_and_splits(tmp_path):
         ),
         (dict(dataset='rows.jsonl', format='alpacca'), "unknown; did you mean 'alpaca'"),
         (dict(dataset='rows.jsonl'), 'no known form has the columns'),
-        (dict(dataset='alpaca.jsonl', languages=['fr']), 'use en or de'),
+        (dict(dataset='alpaca.jsonl', languages=['fr']), 'only en and de are told apart'),
         (dict(dataset='alpaca.jsonl', languages=['de']), 'none of 3 rows could be used'),
         (
             dict(dataset='mayflowergmbh/alpaca-gpt4_de', languages=['en'], mirror='m'),
@@ -1084,13 +1079,11 @@ def test_bfcl(name, rows, calls, shared_data, tmp_path, capsys):
     checked(eps[:40])
     assert read == rows == n + rejected and share > 98
     for e in eps:
-        assert (
-            roles(e) == ['user', 'assistant_toolcall' if calls else 'assistant']
-            and '\nTools:\n' in e['system']
-        )
+        assert roles(e) == ['user', 'assistant_toolcall' if calls else 'assistant'] and e[
+            'system'
+        ].startswith('Tools:\n')
         offered = {
-            t['name']: t['parameters']
-            for t in map(json.loads, e['system'].split('\nTools:\n')[1].splitlines())
+            t['name']: t['parameters'] for t in map(json.loads, e['system'].splitlines()[1:])
         }
         if calls:
             call = e['messages'][1]

@@ -861,3 +861,101 @@ def test_a_dry_run_counts_and_leaves_nothing(server, capsys):
     )
     run_translation('temp')
     assert run_translation('temp', dry_run=True)['texts'] == 0
+
+
+KEPT = [
+    (
+        'Run this:\n\n    for i in range(3):\n        print(i)\n\nThen go on.',
+        '    for i in range(3):\n        print(i)',
+    ),
+    ('Run this:\n\tmake all\nThen go on.', '\tmake all'),
+    ('Hi {% if user %}dear {{ user }}{% endif %}, welcome.', '{% if user %}'),
+    ('Hi <%= user.name %>, welcome to <% if x %>us<% end %>.', '<%= user.name %>'),
+    ('That is %5.2f percent of %1$s for %-10s and %03d.', ['%5.2f', '%1$s', '%-10s', '%03d']),
+    ('Return JSON like {"name": "value"} only.', '{"name": "value"}'),
+    (
+        'Return {\n  "name": ["value", {"on": true}]\n} only.',
+        '{\n  "name": ["value", {"on": true}]\n}',
+    ),
+    ('Return {"name": <the name>} only.', '{"name": <the name>}'),
+    ('The formula \\(a^2 + for\\) holds, and \\[x = for\\] too.', ['a^2', 'x =']),
+    ('With $x_{for}$ and $$y = for$$ it holds.', ['x_', 'y =']),
+    (
+        'See\n\\begin{align}\na &= for \\\\\n\\end{align}\nfor it.',
+        '\\begin{align}\na &= for \\\\\n\\end{align}',
+    ),
+    ('Use ``a ` for`` and `for`.', ['a `', 'for`']),
+    ('A <code>for x</code> loop.', '<code>for x</code>'),
+]
+
+
+@pytest.mark.parametrize('text, kept', KEPT)
+def test_code_of_any_kind_is_not_sent(text, kept):
+    parts = split(text, shields())
+    assert ''.join(p if isinstance(p, str) else p.text for p in parts) == text
+    sent = ' '.join(p.words for p in parts if isinstance(p, Unit))
+    done = {p.xml: p.xml for p in parts if isinstance(p, Unit)}
+    rebuilt = rebuild(parts, done)
+    assert rebuilt.text == text
+    assert not any(piece in sent for piece in (kept if isinstance(kept, list) else [kept]))
+
+
+def test_prose_is_still_sent():
+    for text in (
+        'It costs $5 and $6 today.',
+        'About 50% a year, 20 % of it.',
+        '- One\n\n    and more of it',
+        'A set {1, 2} and [1, 2] here.',
+    ):
+        words = ' '.join(p.words for p in split(text, shields()) if isinstance(p, Unit))
+        assert 'and' in words or 'year' in words
+
+
+def test_the_review_says_what_was_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_episodes(
+        'e.jsonl',
+        [
+            {
+                'messages': [
+                    {'role': 'user', 'content': 'Run this:\n\n    go\n\nand say {"a": 1}.'},
+                    {'role': 'assistant', 'content': 'Good.'},
+                ]
+            }
+        ],
+    )
+    extract('e.jsonl', 't')
+    run_translation('t', translator=lambda texts: texts)
+    review = Path('t/review_de.txt').read_text()
+    assert '# kept in user_messages:1:     go · {"a": 1}\n' in review
+    assert recombine('e.jsonl', 'o.jsonl', 't') == 1
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '`' * 40_000,
+        '~' * 40_000 + '\n',
+        '~~~ ' * 10_000 + '\n',
+        ''.join('`' * (i % 200 + 1) + ' ' for i in range(400)),
+        '{"a": ' * 10_000,
+        '<code>' * 10_000,
+        '<a b ' * 10_000,
+        '\\(' * 20_000,
+        '{%' * 20_000,
+        '<%' * 20_000,
+        '/.' * 20_000,
+        '$$' * 20_000,
+        '\\begin{a}' * 5_000,
+        'x' * 200_000,
+        ' ' * 200_000 + 'x',
+        '....' * 20_000 + 'x',
+        '\n' * 60_000,
+    ],
+)
+def test_no_text_takes_more_than_linear_time_to_shield(text):
+    begin = time.monotonic()
+    parts = split(f'a {text} b', shields())
+    list(shields().finditer(text))
+    assert ''.join(p if isinstance(p, str) else p.text for p in parts) == f'a {text} b'
+    assert time.monotonic() - begin < 15

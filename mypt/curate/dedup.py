@@ -11,6 +11,7 @@ import hashlib
 import json
 import numpy as np
 import re
+import unicodedata
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,12 +58,33 @@ def anchors(text: str) -> str:
     "What must be equal in two short messages for them to mean the same."
     return ' '.join(_ANCHOR.findall(text.casefold())) if len(text) <= ANCHORED else ''
 
+# %% ../../nbs/curate/dedup.ipynb #9aad103d
+_MARKS = r""".,;:!?…"'“”„‘’«»"""
+_FORGIVEN = re.compile(
+    rf"""(?<![\d{_MARKS}])[{_MARKS}]+(?=\s|$)|(?<=\d)[.,;:?…"'“”„‘’«»]+(?=\s|$)"""
+    r"""|(?<!\S)["'“”„‘«»¿¡]+"""
+)
+
+
+def _form(text: str) -> str:
+    "A text with its lines, indentation and capitals, without what a reader passes over."
+    text = text if text.isascii() else unicodedata.normalize('NFC', text)
+    lines = []
+    for line in text.strip('\n').split('\n'):
+        indent = line[: len(line) - len(line.lstrip())]
+        if not lines and indent == ' ':
+            indent = ''  # a slip, and no program's
+        lines.append(indent + ' '.join(_FORGIVEN.sub(' ', line).split()))
+    form = '\n'.join(lines).strip('\n')
+    return form[:1].lower() + form[1:]
+
 # %% ../../nbs/curate/dedup.ipynb #90cb0bdb
 class EpisodeText(NamedTuple):
     "What is compared of an episode."
 
     text: str  # Normalised
     anchors: str
+    form: str = ''  # What equal texts have in common
 
 # %% ../../nbs/curate/dedup.ipynb #0f405e39
 def episode_text(
@@ -76,7 +98,8 @@ def episode_text(
         parts = [next((m['content'] for m in ep['messages'] if m['role'] == 'user'), '')]
     else:
         parts = [_value_text(v) for m in ep['messages'] for k, v in m.items() if k != 'role']
-    return EpisodeText(normalise('\n'.join(parts)), '\n'.join(map(anchors, parts)))
+    form = '\n'.join(map(_form, parts))
+    return EpisodeText(normalise('\n'.join(parts)), '\n'.join(map(anchors, parts)), form)
 
 
 def _value_text(v) -> str:
@@ -84,8 +107,10 @@ def _value_text(v) -> str:
 
 # %% ../../nbs/curate/dedup.ipynb #00305f25
 def similarity(a: EpisodeText, b: EpisodeText) -> float:  # 0 … 1
-    "Jaccard similarity of the shingles; 0 when the anchors differ."
-    return jaccard(shingles(a.text), shingles(b.text)) if a.anchors == b.anchors else 0.0
+    "Jaccard similarity of the shingles; 0 when the anchors differ, or nothing but the form."
+    if a.anchors != b.anchors or (a.text == b.text and a.form != b.form):
+        return 0.0
+    return jaccard(shingles(a.text), shingles(b.text))
 
 # %% ../../nbs/curate/dedup.ipynb #db50dbf4
 def digest(s: str) -> int:  # A 64-bit hash
@@ -235,7 +260,7 @@ def _index_lines(held: list, path: str, by: str) -> _LineIndex:
             offset.append(at)
             file.append(f)
             line.append(n)
-            exact.append(digest(f'{text.text}\0{text.anchors}'))
+            exact.append(digest(f'{text.form}\0{text.anchors}'))
             batch.append(text)
             if len(batch) == 2000:
                 signatures.append(minhash(batch))

@@ -202,7 +202,8 @@ def mix_general(
         if sft.val:
             _write_sources(writer, 'val', [sft.val], False, seed)
         lineage = [_lineage_entry(sft, n_sft, total), _lineage_entry(general, n_text, total)]
-        writer.commit(dict(lineage=lineage, mix_general=mixed, seed=seed))
+        own = {k: v for k, v in sft.meta.items() if k == 'message_weights'}
+        writer.commit(dict(lineage=lineage, mix_general=mixed, seed=seed) | own)
     sizes = f'{n_sft:,} tokens of episodes + {n_text:,} of general text'
     percent = f'{1 - n_text / total:.1%} / {n_text / total:.1%}'
     print(f'{sizes} = {percent}; of the tokens that are trained, {learned:.1%} are text')

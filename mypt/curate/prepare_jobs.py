@@ -225,7 +225,8 @@ def _copy_piece(piece: Dataset, writer: DatasetWriter):
 def _merged_metadata(manifest: dict, pieces: list[Dataset]) -> dict:
     "What the pieces' metadata say together; one lineage entry for each range that was read."
     metas = [p.meta for p in pieces]
-    return dict(
+    own = {'message_weights': True} if any(m.get('message_weights') for m in metas) else {}
+    return own | dict(
         lineage=[entry for m in metas for entry in m['lineage']],
         rows_read=sum(m['rows_read'] for m in metas),
         rows_rejected=sum(m['rows_rejected'] for m in metas),

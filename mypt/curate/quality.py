@@ -22,7 +22,7 @@ from hashlib import blake2b
 from itertools import islice
 from typing import NamedTuple
 from ..data.episodes import iter_episodes
-from ..data.masks import encode_batch, role_weights
+from ..data.masks import encode_batch, message_weights, role_weights
 from ..data.prepare import find_inputs
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_state import open_tokenizer
@@ -30,7 +30,9 @@ from ..errors import UserError
 from ..files import atomic_write, json_text
 
 # %% ../../nbs/curate/quality.ipynb #ce036e35
-_OUTER_MARKS = re.compile(r"""[.,;:!?…"'“”„‘’«»]+(?=\s|$)|(?<!\S)["'“”„‘«»¿¡]+""")
+_OUTER_MARKS = re.compile(
+    r"""(?<![.,;:!?…"'“”„‘’«»])[.,;:!?…"'“”„‘’«»]+(?=\s|$)|(?<!\S)["'“”„‘«»¿¡]+"""
+)
 
 
 def normalise(text: str) -> str:  # Lower case, single spaces, no marks at the ends of words
@@ -356,9 +358,11 @@ def _lengths(
     eps = iter(episodes)
     batch = list(islice(eps, 1000))
     while batch:
-        _, roles, _, n = encode_batch(batch, tok)
-        lengths.append(n)
-        trained += int((weights[roles] > 0).sum())
+        encoded = encode_batch(batch, tok)
+        factors = message_weights(batch, encoded)
+        learned = weights[encoded.roles] * (1 if factors is None else factors)
+        lengths.append(encoded.lengths)
+        trained += int((learned > 0).sum())
         batch = list(islice(eps, 1000))
     return np.concatenate(lengths), trained
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from .deepl import DeepL, batches
 from .journal import Journal
 from .message_lines import escape, read_lines, unescape, write_lines
-from .placeholders import Rebuilt, Unit, rebuild, shields, split
+from .placeholders import Rebuilt, Shields, Unit, rebuild, shields, split
 from .review import REVIEW_HEAD, checksum, decide, read_review, review_block
 from ..data.episodes import EpisodeError, check_episode, read_episodes, write_episodes
 from ..errors import UserError
@@ -231,12 +231,16 @@ class _Draft:
 
     lines: dict[str, list[str]] = field(default_factory=dict)  # by column
     blocks: list[str] = field(default_factory=list)  # of the review file
+    kept: list[str] = field(default_factory=list)  # lines that say what was not sent
     must: int = 0  # blocks that need a decision
 
     def add(self, column: str, line: str, message: Rebuilt, source: str, target: str):
         "One line of a column and its translation."
         lines = self.lines.setdefault(column, [])
         lines.append(line if message.wrong else escape(message.text))
+        if message.kept:
+            kept = ' · '.join(map(escape, dict.fromkeys(message.kept)))
+            self.kept.append(f'# kept in {column}:{len(lines)}: {kept}\n')
         if message.wrong or message.odd:
             place = f'{column}:{len(lines)}'
             block = review_block(place, f'{source}: {line}', f'{target}: ', message)
@@ -249,7 +253,8 @@ class _Draft:
         for column, lines in self.lines.items():
             text = ''.join(f'{line}\n' for line in lines)
             out[folder / f'{column}_{target}.txt'] = text.encode()
-        out[folder / f'review_{target}.txt'] = (REVIEW_HEAD + ''.join(self.blocks)).encode()
+        review = [REVIEW_HEAD, *self.blocks, '\n' if self.kept else '', *self.kept]
+        out[folder / f'review_{target}.txt'] = ''.join(review).encode()
         return out
 
 # %% ../../nbs/curate/translate.ipynb #c8379e55
@@ -359,7 +364,7 @@ def _fill(eps: list[dict], lines: dict, names: dict, language: str) -> list[dict
     return out
 
 # %% ../../nbs/curate/translate.ipynb #6ce579a6
-def _untranslated(line: str, source: str, pattern: re.Pattern) -> bool:
+def _untranslated(line: str, source: str, pattern: Shields) -> bool:
     "Is it still the original, with four words or more in a row?"
     parts = split(unescape(source), pattern) if line == source else []
     return any(isinstance(p, Unit) and p.words.count(' ') > 2 for p in parts)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from .episodes import EpisodeError, parse_line
-from .masks import encode, encode_batch
+from .masks import encode, encode_batch, message_weights
 from .tokenizer import Tokenizer
 from .tokenizer_state import open_tokenizer
 from ..errors import UserError
@@ -35,6 +35,7 @@ class EncodeSettings:
     text_only: bool = False  # Take replay episodes alone: text that may be cut anywhere
     seed: int = 42
     held_out: frozenset = frozenset()  # Fingerprints of the validation file
+    weighted: bool = True  # The dataset holds weights; otherwise 0 and 1 only
 
 # %% ../../nbs/data/encode.ipynb #ba887e4d
 class Reject(NamedTuple):
@@ -65,6 +66,7 @@ class EncodedPart(NamedTuple):
     rejects: list[Reject]
     shrunk: list[str]  # Where context was shortened
     leaks: list[Leak]
+    factors: np.ndarray = np.zeros(0, np.float32)  # [N] of the messages; empty: all are 1
 
 # %% ../../nbs/data/encode.ipynb #212a7968
 class _TextSlot(NamedTuple):
@@ -165,6 +167,22 @@ def fingerprints(ep: dict) -> frozenset:  # Such as {('payload', 'blue fox'), ('
     prints.append(('question', ' '.join(first.lower().split())))
     return frozenset(prints)
 
+# %% ../../nbs/data/encode.ipynb #9007ccc6
+_SAYS = ('assistant', 'assistant_toolcall')
+
+
+def _check_weights(ep: dict, where: str, weighted: bool) -> None:
+    "Raise `UserError` on message weights that train nothing, or that the dataset cannot hold."
+    own = [
+        (i, m.get('weight', 1)) for i, m in enumerate(ep.get('messages', ())) if m['role'] in _SAYS
+    ]
+    if own and not any(weight for _, weight in own):
+        raise UserError(f'{where}: every answer has weight 0, so nothing is trained; drop it')
+    for i, weight in own:
+        if weight not in (0, 1) and not weighted:
+            way = 'which a mask without weights cannot hold; use --weighted_mask'
+            raise UserError(f'{where}: messages[{i}].weight: {weight}, {way}')
+
 # %% ../../nbs/data/encode.ipynb #2d5e53c6
 class _Line(NamedTuple):
     "A line that holds an episode."
@@ -190,6 +208,7 @@ def _parse(where: str, raw: bytes | None, settings: EncodeSettings) -> _Line:
     if settings.text_only and 'messages' in ep:
         problem = 'has turns, which must not be cut where a row ends'
         raise UserError(f'{where}: {problem}; use --format episodes')
+    _check_weights(ep, where, settings.weighted)
     return _Line(where, raw, _with_system(ep, settings.system_prompt))
 
 # %% ../../nbs/data/encode.ipynb #c8a7e87d
@@ -243,12 +262,14 @@ def encode_lines(
         arrays = encode_batch([line.episode for line in parsed], tok, settings.layout)
     ids, roles, _, lengths = arrays
     episodes = [line.episode for line in parsed]
+    factors = message_weights(episodes, arrays)
     keys = np.array([question_key(ep, settings.seed) for ep in episodes], np.uint64)
     groups = []
     if settings.group_by:
         groups = [str(dotted_field(ep, settings.group_by)) for ep in episodes]
     leaks = _leaks(parsed, settings.held_out) if settings.held_out else []
-    return EncodedPart(ids, roles, lengths, keys, groups, rejects, shrunk, leaks)
+    part = EncodedPart(ids, roles, lengths, keys, groups, rejects, shrunk, leaks)
+    return part if factors is None else part._replace(factors=factors)
 
 # %% ../../nbs/data/encode.ipynb #9987b557
 def _encode_bulk(lines: list[_Line], tok: Tokenizer, settings: EncodeSettings) -> Any:

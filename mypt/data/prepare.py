@@ -154,7 +154,7 @@ def save_part(path: Path, part: EncodedPart):
     "Keep a clean part for later. Where the disk refuses nothing is kept, and the work goes on."
     f, tmp = io.BytesIO(), path.with_suffix(f'.{os.getpid()}')
     texts = np.array(json.dumps([part.groups, part.shrunk]))
-    for a in (part.ids, part.roles, part.lengths, part.keys, texts):
+    for a in (part.ids, part.roles, part.lengths, part.keys, texts, part.factors):
         np.save(f, a)
     try:
         tmp.write_bytes(hashlib.sha256(f.getbuffer()).digest() + f.getbuffer())
@@ -172,9 +172,9 @@ def load_part(path: Path) -> EncodedPart | None:  # None where there is none, or
     if hashlib.sha256(raw[32:]).digest() != raw[:32]:
         return None
     f = io.BytesIO(raw[32:])
-    ids, roles, lengths, keys, texts = (np.load(f) for _ in range(5))
+    ids, roles, lengths, keys, texts, factors = (np.load(f) for _ in range(6))
     groups, shrunk = json.loads(str(texts))
-    return EncodedPart(ids, roles, lengths, keys, groups, [], shrunk, [])
+    return EncodedPart(ids, roles, lengths, keys, groups, [], shrunk, [], factors)
 
 # %% ../../nbs/06_prepare.ipynb #a0044831
 @dataclass
@@ -186,7 +186,8 @@ class _PartEncoder:
 
     def __post_init__(self):
         held_out = sorted(self.settings.held_out)  # a set has another order in every process
-        self.salt = repr((__version__, replace(self.settings, held_out=held_out))).encode()
+        settings = replace(self.settings, held_out=held_out)
+        self.salt = repr((__version__, 'factors', settings)).encode()
 
     def __call__(self, lines: list[tuple[str, bytes | None]]) -> EncodedPart:
         if self.work is None:
@@ -218,12 +219,22 @@ def _kept(part: EncodedPart, keep: np.ndarray) -> EncodedPart:  # keep: bool[n]
         lengths=part.lengths[keep],
         keys=part.keys[keep],
         groups=[g for g, k in zip(part.groups, keep, strict=False) if k],
+        factors=part.factors[tokens] if len(part.factors) else part.factors,
     )
 
 
 def _joined(parts: list[EncodedPart], name: str) -> np.ndarray:
     "One array of all parts, end to end."
     return np.concatenate([getattr(p, name) for p in parts])
+
+
+def _token_weights(parts: list[EncodedPart], of_role: np.ndarray) -> np.ndarray:  # float32[N]
+    "The weight of each token: its role's, times its message's own."
+    weights = of_role[_joined(parts, 'roles')]
+    if not any(len(p.factors) for p in parts):
+        return weights
+    ones = [p.factors if len(p.factors) else np.ones(len(p.ids), np.float32) for p in parts]
+    return weights * np.concatenate(ones)
 
 # %% ../../nbs/06_prepare.ipynb #5b0988c9
 @dataclass
@@ -258,7 +269,7 @@ class EpisodeWindow:
     def write(self, parts: list[EncodedPart]):
         "Store a window: packed where the writer has rows, else episode by episode."
         ids, lens = _joined(parts, 'ids'), _joined(parts, 'lengths')
-        weights = self.weights[_joined(parts, 'roles')]
+        weights = _token_weights(parts, self.weights)
         starts = np.cumsum(lens) - lens
         block = self.writer.block
         if not block:
@@ -326,6 +337,7 @@ class _Accounts:
     rejects: list[Reject] = field(default_factory=list)
     shrunk: list[str] = field(default_factory=list)
     n_read: int = 0
+    message_weights: bool = False  # Does any message carry its own?
 
     def record(self, part: EncodedPart):
         "Take down a part; raises `UserError` on a leak, and on a reject that ends the run."
@@ -345,6 +357,7 @@ class _Accounts:
             raise UserError(f'{fatal[0].where}: {fatal[0].reason}{more}')
         self.rejects += part.rejects
         self.shrunk += part.shrunk
+        self.message_weights |= len(part.factors) > 0
 
     def _ends_the_run(self, reject: Reject) -> bool:
         return self.overlong == 'error' if reject.overlong else self.on_error == 'fail'
@@ -352,7 +365,8 @@ class _Accounts:
     def metadata(self) -> dict:
         n = len(self.rejects)
         counts = dict(rows_read=self.n_read, rows_rejected=n, shrunk=self.shrunk)
-        return dict(lineage=self.lineage) | counts
+        own = dict(message_weights=True) if self.message_weights else {}
+        return dict(lineage=self.lineage) | counts | own
 
     def reject_lines(self) -> Iterator[bytes]:
         "As `rejects.jsonl` holds them."
@@ -505,7 +519,7 @@ def prepare(
     how = EncodeSettings(tok.kind, layout, mask_policy, system, 0 if stream else block, overlong)
     held_out = _held_out(val_file)
     apart = dict(group_by=pack_by_field, text_only=stream, seed=seed, held_out=held_out)
-    settings = replace(how, **apart)
+    settings = replace(how, weighted=weighted_mask, **apart)
     recorded: Any = dict(layout=layout, mask_policy=mask_policy, weighted=weighted_mask)
     stored: Any = dict(block=block, tokens_per_shard=tokens_per_shard, overwrite=overwrite)
     writer = DatasetWriter(output_dir, tok, **recorded, **stored)

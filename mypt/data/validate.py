@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from .dataset import Dataset, REPAIR_HINT, Shard, newest_folder, open_dataset
+from .episodes import MAX_WEIGHT
 from .masks import role_weights, roles_of
 from .packing import ranges
 from .serialize import ROLES
-from .tokenizer import TAGS, Tokenizer
+from .tokenizer import TAGS, Tokenizer, open_tag
 from .writer import cut_at
 from ..errors import UserError
 from ..files import sha256_of
@@ -72,6 +73,27 @@ def _roles_end_to_end(ids: np.ndarray, lens: np.ndarray, tok: Tokenizer) -> np.n
     tagged = np.logical_or.reduceat(is_tag, first)
     return np.where(np.repeat(tagged, lens), roles_of(ids, tok), ROLES.index('replay'))
 
+# %% ../../nbs/data/validate.ipynb #c602e5e3
+def _own_factors(
+    ids: np.ndarray,  # uint32[n]
+    weights: np.ndarray,  # float32[n] of the roles
+    stored: np.ndarray,  # [n], of the dataset
+    starts: np.ndarray,  # int64[k], where the episodes begin
+    tok: Tokenizer,
+) -> np.ndarray:  # float32[n]
+    "The factor of each token's message, as its first trained token has it."
+    speaks = ids == tok.tag_ids[open_tag('assistant')]
+    begins = speaks.copy()
+    begins[starts] = True  # what comes before the model's first words, or a text, is by itself
+    message = np.cumsum(begins)
+    learned = np.flatnonzero(weights > 0)
+    numbers, first = np.unique(message[learned], return_index=True)
+    at = learned[first]
+    factors = np.ones(int(message[-1]) + 1, np.float32)
+    factors[numbers] = np.clip(stored[at] / weights[at], 0, MAX_WEIGHT)
+    factors[1:][~speaks[begins]] = 1
+    return factors[message]
+
 # %% ../../nbs/data/validate.ipynb #39b0b66c
 class _Expected(NamedTuple):
     "What the tokens of a piece should be, from the index and the tags."
@@ -87,6 +109,9 @@ def _expected(ds: Dataset, s: Shard, piece: Piece) -> _Expected:
     table = role_weights(ds.meta['mask_policy'], ds.meta['weighted'])
     weights = np.zeros(b - a, np.float32)
     weights[inside] = table[_roles_end_to_end(s.tokens[a:b][inside], length, ds.tok)]
+    if ds.meta.get('message_weights'):
+        stored = s.mask[a:b] if s.weights is None else s.weights[a:b]
+        weights *= _own_factors(s.tokens[a:b], weights, stored, start - a, ds.tok)
     row = start // (ds.train.block or 1)
     number = np.arange(len(row)) - np.searchsorted(row, row) + 1
     segments = np.zeros(b - a, np.uint16)

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from ..data.language import guess_language
-from .rows import Skip, Tally, by_row, file_rows
+from .row_files import file_rows
+from .rows import Skip, Tally, by_row, part
 from .tool_calls import parse_calls
-from .tool_schemas import fit_schema, tool_prompt, tools_of
-from .tools import SourceTurn, assemble
+from .tool_schemas import fit_schema, tool_lines, tools_of
+from .tools import SourceTurn, assemble, system_of
 
 # %% ../../nbs/sources/bfcl.ipynb #cf630700
 def _first_accepted(value: Any) -> Any:
@@ -65,8 +66,8 @@ def _bfcl_episode(row: dict, answers: dict, language: str) -> dict:
     turns = turns if isinstance(turns[0], list) else [turns]
     if len(turns) != 1:
         raise Skip('several turns, and no results between them')
-    prompts = [m['content'] for m in turns[0] if m['role'] == 'system']
-    spoken = [m for m in turns[0] if m['role'] != 'system']
+    rows = [part(row, 'question[]', m) for m in turns[0]]
+    spoken = [m for m in rows if m['role'] != 'system']
     language = guess_language(spoken[-1]['content']) or language or 'en'
     accepted = row.get('ground_truth', answers.get(row['id']))
     if accepted is None and 'irrelevance' not in row['id']:
@@ -75,7 +76,8 @@ def _bfcl_episode(row: dict, answers: dict, language: str) -> dict:
     talk = [SourceTurn(m['role'], m['content']) for m in spoken]
     answer = SourceTurn('assistant', '' if calls else NO_TOOL[language], calls)
     return {
-        'system': tool_prompt(prompts[0] if prompts else '', tools),
+        'system': system_of(row, rows, tools),
+        'tools': tool_lines(tools),
         'messages': assemble([*talk, answer]),
         'id': row['id'],
         'language': language,

@@ -6,11 +6,22 @@
 __all__ = ['OASST_COLUMNS', 'OPEN_TREES', 'alpaca', 'dolly', 'Branch', 'best_branch', 'oasst']
 
 # %% ../../nbs/sources/chat.ipynb #a7abe1c2
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from ..data.prompts import context_block
-from .rows import Skip, Tally, by_row, counted_rows, text_of, finished_episode
+from mypt.sources.rows import (
+    SourceRow,
+    Skip,
+    Tally,
+    account,
+    by_row,
+    counted_rows,
+    finished_episode,
+    text_of,
+)
+from .tool_schemas import tool_lines
+from .tools import system_of, tools_of_row
 
 # %% ../../nbs/sources/chat.ipynb #a16565f4
 def _dialogue(*texts: str) -> list[dict]:  # Question, answer, question, answer …
@@ -23,21 +34,27 @@ def alpaca(row: dict, tally: Tally) -> dict:
     "Instruction, input, output; German columns come first where a row has both languages."
     question = text_of(row, 'instruction_de', 'instruction')
     answer = text_of(row, 'output_de', 'output')
-    if answer.lower() in ('<nooutput>', 'nooutput'):
+    if answer.strip().lower() in ('<nooutput>', 'nooutput'):
         raise Skip('no output')
-    extra = (row.get('input_de') or row.get('input') or '').strip()
-    if extra.lower() not in ('', '<noinput>', 'noinput', 'no input'):
+    extra = row.get('input_de') or row.get('input') or ''
+    if extra.strip().lower() not in ('', '<noinput>', 'noinput', 'no input'):
         question = f'{question}\n\n{extra}'
     earlier = chain.from_iterable(row.get('history') or ())
-    return {'messages': _dialogue(*earlier, question, answer), 'id': row.get('id')}
+    tools = tools_of_row(row, [])
+    return {
+        'system': system_of(row, [], tools),
+        'tools': tool_lines(tools),
+        'messages': _dialogue(*earlier, question, answer),
+        'id': row.get('id'),
+    }
 
 # %% ../../nbs/sources/chat.ipynb #8efb7ae8
 @by_row
 def dolly(row: dict, tally: Tally) -> dict:
     "Instruction, context, response; with a context the answer rests on it, so it names it."
     question, answer = _dialogue(text_of(row, 'instruction'), text_of(row, 'response'))
-    passage = ' '.join((row.get('context') or '').split())
-    if passage:
+    passage = row.get('context') or ''
+    if passage.strip():
         question['context'] = context_block([('passage.md', passage)])
         answer['cite'] = 'passage.md'
     return {'messages': [question, answer]}
@@ -82,7 +99,7 @@ class Branch:
     reasons: list[str]  # for each message; '' on the path
 
 # %% ../../nbs/sources/chat.ipynb #13e6f397
-def _children(tree: list[dict]) -> dict[str | None, list[int]]:
+def _children(tree: Sequence[dict]) -> dict[str | None, list[int]]:
     "Positions of the messages that follow each message; under None those that follow none."
     children = {}
     for i, m in enumerate(tree):
@@ -91,7 +108,7 @@ def _children(tree: list[dict]) -> dict[str | None, list[int]]:
 
 # %% ../../nbs/sources/chat.ipynb #b0942a03
 def best_branch(
-    tree: list[dict],  # The messages of one tree, in any order
+    tree: Sequence[dict],  # The messages of one tree, in any order
 ) -> Branch:
     "From the first prompt, always on to the best-ranked reply, as far as the last answer."
     children = _children(tree)
@@ -100,14 +117,15 @@ def best_branch(
     ids = {m['message_id'] for m in tree}
     language = tree[children[None][0]]['lang']
     faults = [_unusable(m, ids, language) for m in tree]
-    path, parent = [], None
+    path, taken, parent = [], set(), None
     while True:
         role = ('prompter', 'assistant')[len(path) % 2]
-        usable = [i for i in children.get(parent, ()) if not faults[i] and i not in path]
+        usable = [i for i in children.get(parent, ()) if not faults[i] and i not in taken]
         usable = [i for i in usable if tree[i]['role'] == role]
         if not usable:
             break
         path.append(min(usable, key=lambda i: _rank(tree[i])))  # the first where ranks are equal
+        taken.add(path[-1])
         parent = tree[path[-1]]['message_id']
     if len(path) % 2:
         faults[path.pop()] = 'a prompt that no one answered'
@@ -116,23 +134,31 @@ def best_branch(
     return Branch(path, ['' if i in on_path else r for i, r in enumerate(reasons)])
 
 # %% ../../nbs/sources/chat.ipynb #3706418d
-def _close_tree(tree: list[dict], tally: Tally) -> list[dict]:  # Its episode, or nothing
+def _episode_of(tree: list[SourceRow], branch: Branch, tally: Tally) -> dict:  # Else Skip
+    "The episode on a tree's best branch."
+    languages = [m['lang'] for m in tree if m['parent_id'] is None] or ['unknown']
+    language = tally.wanted(languages[0])
+    if not branch.path:
+        raise Skip('no answered prompt')
+    messages = _dialogue(*(tree[i]['text'] for i in branch.path))
+    ep = {'messages': messages, 'language': language, 'id': tree[0]['message_tree_id']}
+    ep = finished_episode(ep, tally)
+    kept = [account(tree[i], ep, tally) for i in branch.path]
+    return kept[0]
+
+
+def _close_tree(tree: list[SourceRow], tally: Tally) -> list[dict]:  # Its episode, or nothing
     "Make the episode of a tree and account for all its messages."
     branch = best_branch(tree)
     reasons, eps = branch.reasons, []
-    languages = [m['lang'] for m in tree if m['parent_id'] is None] or ['unknown']
     try:
-        language = tally.wanted(languages[0])
-        if not branch.path:
-            raise Skip('no answered prompt')
-        messages = _dialogue(*(tree[i]['text'].strip() for i in branch.path))
-        ep = {'messages': messages, 'language': language, 'id': tree[0]['message_tree_id']}
-        eps = [finished_episode(ep, tally)]
+        eps = [_episode_of(tree, branch, tally)]
     except Skip as e:
         keep = not branch.path  # each message knows better why it is left out
         reasons = [r if r and keep else str(e) for r in reasons]
-    for reason in filter(None, reasons):
-        tally.reject(reason)
+    for row, reason in zip(tree, reasons, strict=True):
+        if reason:
+            tally.reject(reason, row)
     tally.used += reasons.count('')
     return eps
 
@@ -142,14 +168,16 @@ OPEN_TREES = 64  # held until their rows are complete
 
 def oasst(rows: Iterable, tally: Tally) -> Iterator[dict]:
     "Message trees: one episode per tree, its best-ranked branch."
-    trees: dict[str, list[dict]] = {}
+    trees: dict[str, list[SourceRow]] = {}
     for row in counted_rows(rows, tally):
-        wrong = [c for c, t in OASST_COLUMNS.items() if not isinstance(row.get(c, ...), t)]
+        wrong = [c for c, t in OASST_COLUMNS.items() if not isinstance(dict.get(row, c, ...), t)]
         if wrong:
-            tally.reject(f'{wrong[0]} is missing or not of its type')
+            tally.reject(f'{wrong[0]} is missing or not of its type', row)
             continue
         name = row['message_tree_id']
-        trees[name] = [*trees.pop(name, []), row]  # the tree of the latest row is the last
+        tree = trees.pop(name, [])
+        tree.append(row)
+        trees[name] = tree  # the tree of the latest row is the last
         if len(trees) > OPEN_TREES:
             oldest = next(iter(trees))
             yield from _close_tree(trees.pop(oldest), tally)

@@ -65,18 +65,25 @@ def squad_question(row: dict, language: str = 'en') -> Question:
     gold = [0] if answers else []
     return _question(row['question'], [(title, text)], answers, gold, language, row.get('id', ''))
 
+# %% ../../nbs/sources/qa.ipynb #c0eab59d
+def _pairs(value: Any, first: str, second: str) -> list[tuple]:
+    "Pairs, from a list of them or from a record of two lists."
+    if isinstance(value, dict):
+        return list(zip(value[first], value[second], strict=True))
+    return [(a, b) for a, b in value]
+
 # %% ../../nbs/sources/qa.ipynb #a82b572b
 def hotpot_question(row: dict, language: str = 'en') -> Question:
     "HotpotQA, distractor setting: ten passages, two of them needed."
-    context = row['context']
     pages = [
         (title, ''.join(sentences))
-        for title, sentences in zip(context['title'], context['sentences'], strict=False)
+        for title, sentences in _pairs(row['context'], 'title', 'sentences')
     ]
-    needed = set(row['supporting_facts']['title'])
+    needed = {title for title, _ in _pairs(row['supporting_facts'], 'title', 'sent_id')}
     gold = [i for i, (title, _) in enumerate(pages) if title in needed]
     answers = [text_of(row, 'answer')]
-    return _question(row['question'], pages, answers, gold, language, row.get('id', ''))
+    number = row.get('id') or row.get('_id', '')
+    return _question(row['question'], pages, answers, gold, language, number)
 
 # %% ../../nbs/sources/qa.ipynb #be4e7088
 def musique_question(row: dict, language: str = 'en') -> Question:

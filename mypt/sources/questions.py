@@ -43,7 +43,7 @@ def dataset_questions(
             try:
                 question = question_of(row, reader, tally)
             except Skip as e:
-                tally.reject(e)
+                tally.reject(e, row)
             else:
                 tally.used += 1
                 yield question

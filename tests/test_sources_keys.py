@@ -1,0 +1,354 @@
+"""Nothing lost on the way in: every key of a row is used or reported, every text arrives whole."""
+
+import json
+import time
+import pytest
+from mypt.data.episodes import read_episodes
+from mypt.errors import UserError
+from mypt.sources.convert import convert
+
+
+@pytest.fixture
+def conv(tmp_path, capsys):
+    "Converts rows (or a file's bytes) and gives episodes, what was printed, and the rejects."
+
+    def run(rows, name='in.jsonl', **options):
+        path, out = tmp_path / name, tmp_path / 'out.jsonl'
+        if isinstance(rows, list):
+            rows = '\n'.join(json.dumps(row) for row in rows)
+        path.write_bytes(rows if isinstance(rows, bytes) else rows.encode())
+        out.unlink(missing_ok=True)
+        convert(str(path), str(out), **options)
+        rejects = tmp_path / 'out.jsonl.rejects.jsonl'
+        lines = rejects.read_text().splitlines() if rejects.exists() else []
+        return read_episodes(out), capsys.readouterr().out, [json.loads(x) for x in lines]
+
+    return run
+
+
+def talk(*messages, **row):
+    "A row of messages: user and assistant in turn, unless they are objects."
+    roles = ('user', 'assistant')
+    said = [
+        m if isinstance(m, dict) else dict(role=roles[i % 2], content=m)
+        for i, m in enumerate(messages)
+    ]
+    return dict(messages=said) | row
+
+
+def calls(*pairs):
+    made = [
+        dict(id=i, type='function', function=dict(name='f', arguments=json.dumps(a)))
+        for i, a in pairs
+    ]
+    return dict(role='assistant', content=None, tool_calls=made)
+
+
+def result(i, value):
+    return dict(role='tool', tool_call_id=i, content=value)
+
+
+# --- keys
+
+
+def test_keys_that_nobody_read_are_reported(conv):
+    row = talk('Hi', dict(role='assistant', content='Ho', refusal='no', audio=None), score=3)
+    _, said, _ = conv([row, row])
+    assert 'not used: score (2 rows), messages[].refusal (2 rows)' in said
+    eps, said, _ = conv([row], keep_meta=['score'])
+    assert eps[0]['_meta'] == {'score': 3} and 'score' not in said
+    with pytest.raises(UserError, match=r'score \(1 rows\), messages\[\].refusal \(1 rows\)'):
+        conv([row], strict=True)
+    with pytest.raises(UserError, match=r'understood: messages\[\].refusal \(1 rows\); keep'):
+        conv([row], strict=True, keep_meta=['all'])
+
+
+def test_a_message_keeps_its_weight_thought_context_and_citations(conv):
+    notes = [dict(type='url_citation', url_citation=dict(title='a.md', start_index=2))]
+    row = talk(
+        dict(role='user', content='Who?', context='[1] (a.md) Anna.'),
+        dict(role='assistant', content='Me.', reasoning_content='Hm.', weight=0),
+        'Really?',
+        dict(role='assistant', content='Yes.', think='So.', annotations=notes, train=False),
+    )
+    (ep,), said, _ = conv([row], strict=True)
+    user, first, _, second = ep['messages']
+    assert user['context'] == '[1] (a.md) Anna.'
+    assert (first['think'], first['weight']) == ('Hm.', 0)
+    assert second['think'] == 'So.' and second['cite'] == [{'at': 2, 'text': 'a.md'}]
+    assert second['weight'] == 0 and 'not used' not in said
+
+
+def test_an_episode_of_ours_comes_back_as_it_went_in(conv):
+    row = dict(
+        system='Be kind.',
+        messages=[
+            dict(role='user', content='Warm?', context='c'),
+            dict(role='assistant_toolcall', name='f', arguments={'x': None}, think='Look.'),
+            dict(role='toolresult', name='f', content={'t': 1}),
+            dict(role='assistant', content='Yes.', cite='a.md', weight=2),
+        ],
+        language='de',
+        id='7',
+        _meta={'k': 1},
+    )
+    (ep,), _, _ = conv([row], strict=True)
+    assert ep == row | {'source': 'in'}
+
+
+@pytest.mark.parametrize('order', [('c1', 'c2'), ('c2', 'c1')])
+def test_results_find_their_calls_by_id(conv, order):
+    value = {'c1': '{"city": 1}', 'c2': '{"city": 2}'}
+    row = talk(
+        '?', calls(('c1', {'n': 1}), ('c2', {'n': 2})), *(result(i, value[i]) for i in order), 'x'
+    )
+    row['messages'][-1]['role'] = 'assistant'
+    (ep,), _, _ = conv([row])
+    m = ep['messages']
+    assert [(m[i]['arguments']['n'], m[i + 1]['content']['city']) for i in (1, 3)] == [
+        (1, 1),
+        (2, 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    'results, reason',
+    [
+        ([('c1', 'x')], 'a call without a result, and the talk goes on'),
+        ([('c1', 'x'), ('c3', 'y')], 'a call without a result, and the talk goes on'),
+        ([('c1', 'x'), ('c1', 'y')], 'two results for one call'),
+        ([('c1', 'x'), ('c2', 'y'), ('c3', 'z')], 'a result whose id is that of no call'),
+        ([('c1', 'x'), (None, 'y')], 'results with and without an id'),
+        ([], 'a call without a result, and the talk goes on'),
+    ],
+)
+def test_results_are_never_made_up(conv, results, reason):
+    asked = calls(('c1', {'n': 1}), ('c2', {'n': 2}))
+    row = talk('?', asked, *(result(*r) for r in results), dict(role='assistant', content='x'))
+    _, said, rejects = conv([talk('a', 'b'), row])
+    assert rejects == [{'where': rejects[0]['where'], 'reason': reason, 'row': row}]
+    assert rejects[0]['where'].endswith('in.jsonl:2') and reason in said
+
+
+def test_system_prompts(conv):
+    plain = dict(instruction='Name a colour.', output='Blue.')
+    assert 'system' not in conv([plain])[0][0]
+    assert conv([plain], system_prompt='You are MyPT.')[0][0]['system'] == 'You are MyPT.'
+    for column in ('system', 'system_prompt'):
+        pirate = plain | {column: 'A pirate.'}
+        assert conv([pirate], system_prompt='x')[0][0]['system'] == 'A pirate.'
+        (ep,), said, _ = conv([pirate], no_system_prompt=True)
+        assert 'system' not in ep and '1 rows: system prompt removed' in said
+    two = talk('a', 'b', system='First.')
+    two['messages'] = [dict(role='system', content=x) for x in 'AB'] + two['messages']
+    assert conv([two])[0][0]['system'] == 'First.\n\nA\n\nB'
+    late = talk('a', 'b', dict(role='developer', content='Now in capitals.'), 'c', 'd')
+    late['messages'][3]['role'], late['messages'][4]['role'] = 'user', 'assistant'
+    with pytest.raises(UserError, match='a system message in the middle of the talk'):
+        conv([late])
+
+
+def test_tools_columns_reach_the_prompt(conv):
+    tool = dict(name='f', description='', parameters=dict(type='object', properties={}))
+    row = dict(instruction='a', output='b', tools=json.dumps([tool]))
+    (ep,), _, _ = conv([row], strict=True, system_prompt='Be kind.')
+    assert ep['system'] == 'Be kind.\nTools:\n' + json.dumps(tool)
+
+
+def test_nulls_of_arrow(conv):
+    call = dict(id='1', type='function', function=dict(name='f', arguments={'a': 1, 'b': None}))
+    row = talk('?', dict(role='assistant', content=None, tool_calls=[call]))
+    (ep,), said, _ = conv([row])
+    assert ep['messages'][1]['arguments'] == {'a': 1} and 'null arguments of a table' in said
+    call['function']['arguments'] = '{"a": 1, "b": null}'
+    assert conv([row])[0][0]['messages'][1]['arguments'] == {'a': 1, 'b': None}
+
+
+def test_a_last_question_is_trimmed_on_demand(conv):
+    row = talk('a', 'b', 'c')
+    with pytest.raises(UserError, match='an episode ends with the assistant'):
+        conv([row])
+    (ep,), said, _ = conv([row], trim_last_user=True)
+    assert len(ep['messages']) == 2 and 'trimmed' in said
+
+
+def test_rows_in_are_rows_out_plus_rows_reported(conv):
+    good = json.dumps(talk('a', 'b'))
+    lines = [good, 'no json', '', '[1]', '{"messages": [], "messages": []}', '{"a": 1}', good]
+    eps, said, rejects = conv('\n'.join(lines))
+    assert (len(eps), len(rejects)) == (2, 4) and '33.3% of 6 rows' in said
+    assert [r['where'].rsplit(':', 1)[1] for r in rejects] == ['2', '4', '5', '6']
+    assert rejects[2]['reason'] == "a key twice in one object, 'messages'"
+
+
+def test_what_is_printed_cannot_steer_a_terminal(conv):
+    row = talk('a', 'b') | {'\x1b[31mred\n' + 'k' * 3000: 1}
+    _, said, _ = conv([row])
+    assert '\x1b' not in said and 'kkkk…' in said and max(map(len, said.splitlines())) < 300
+
+
+# --- text
+
+
+WHOLE = '    y = 1\n\n\treturn y  \nUser: no\n### Quelle:\n  x\n<tool_call> is a tag\n'
+
+
+@pytest.mark.parametrize(
+    'row',
+    [
+        talk(WHOLE, WHOLE),
+        dict(conversations=[{'from': f, 'value': WHOLE} for f in ('human', 'gpt')]),
+        dict(conversation=[dict(input=WHOLE, output=WHOLE)]),
+        dict(data=[WHOLE, WHOLE]),
+        dict(prompt=WHOLE, completion=WHOLE),
+        dict(
+            prompt=[dict(role='user', content=WHOLE)],
+            completion=[dict(role='assistant', content=WHOLE)],
+        ),
+        dict(prompt='p', chosen=talk(WHOLE, WHOLE)['messages'], rejected='no'),
+        dict(instruction=WHOLE, input='', output=WHOLE),
+        dict(instruction=WHOLE, context='', response=WHOLE),
+        talk(
+            *(
+                [
+                    dict(
+                        role=r, content=[dict(type='text', text=t) for t in (WHOLE[:9], WHOLE[9:])]
+                    )
+                    for r in ('user', 'assistant')
+                ]
+            )
+        ),
+    ],
+)
+def test_text_arrives_byte_for_byte(conv, row):
+    (ep,), _, _ = conv([row])
+    assert [m['content'] for m in ep['messages']] == [WHOLE, WHOLE]
+
+
+def test_plain_text_is_a_replay_episode(conv):
+    (ep,), _, _ = conv([dict(text=WHOLE, label=1)])
+    assert ep['_replay'] is True and ep['text'] == WHOLE
+
+
+def test_thoughts_at_the_head_of_an_answer(conv):
+    def answer(text, **more):
+        return conv([talk('q', dict(role='assistant', content=text, **more))])[0][0]['messages'][1]
+
+    assert answer('<think>\nA\n  b\n</think>\n\n  It is 4.') == dict(
+        role='assistant', content='  It is 4.', think='A\n  b'
+    )
+    assert answer('<think>\n\n</think>\n\nIt is 4.') == dict(role='assistant', content='It is 4.')
+    assert answer('<think>A</think>4', reasoning_content='B')['think'] == 'B\n\nA'
+    assert answer('The tag <think>x</think> is text.')['content'].startswith('The tag <think>')
+    with pytest.raises(UserError, match='a thought that does not end'):
+        answer('<think>A')
+
+
+def test_a_part_that_is_no_text_says_so(conv):
+    picture = dict(role='user', content=[dict(type='image_url', image_url='x')])
+    with pytest.raises(UserError, match="a part of type 'image_url', which is no text"):
+        conv([talk(picture, 'b')])
+
+
+def test_results_between_tags_are_results(conv):
+    hermes = [
+        dict(role='user', content='?'),
+        dict(role='assistant', content='<tool_call>{"name": "f", "arguments": {}}</tool_call>'),
+        dict(
+            role='tool',
+            content='<tool_response>\n{"name": "f", "content": {"t": 1}}\n</tool_response>',
+        ),
+        dict(role='assistant', content='1'),
+    ]
+    for role in ('tool', 'user'):
+        hermes[2]['role'] = role
+        (ep,), _, _ = conv([dict(messages=hermes)])
+        assert ep['messages'][2] == dict(role='toolresult', name='f', content={'t': 1})
+
+
+def test_user_inside_of_an_answer(conv):
+    chat = 'USER: Write a play.\n\n\nASSISTANT: Here:\n\nUser: hi\nAssistant: ho <|endoftext|>'
+    (ep,), _, _ = conv([dict(system='SYSTEM: You help.', chat=chat)])
+    assert ep['messages'][1]['content'] == 'Here:\n\nUser: hi\nAssistant: ho'
+    cut = chat.replace('User:', 'USER:')
+    with pytest.raises(UserError, match='an answer that ends at a line like a speaker'):
+        conv([dict(system='SYSTEM: You help.', chat=cut)])
+
+
+def test_xlam(conv):
+    tools = json.dumps([dict(name='f', description='', parameters=dict(a=dict(type='int')))])
+    call = '{"name": "f", "arguments": {"a": 1}}'
+    rows = [dict(id=0, query='q', tools=tools, answers=f'[{a}]') for a in (call, f'{call}, {call}')]
+    (ep,), said, _ = conv(rows, strict=True)
+    assert ep['messages'][1]['arguments'] == {'a': 1} and ep['id'] == '0'
+    assert 'several calls at once, and no results' in said
+
+
+# --- files
+
+
+@pytest.mark.parametrize(
+    'name, data',
+    [
+        ('a.csv', 'Frage;Antwort\nWas?;"Das,\n  hier."\n'),
+        ('b.csv', '\ufeffFrage,Antwort\r\nWas?,"Das,\n  hier."\r\n'),
+        ('c.tsv', 'Frage\tAntwort\nWas?\t"Das,\n  hier."\n'),
+        ('d.jsonl', json.dumps(dict(Frage='Was?', Antwort='Das,\n  hier.'), indent=2)),
+        ('e.json', '\ufeff' + json.dumps([dict(Frage='Was?', Antwort='Das,\n  hier.')])),
+    ],
+)
+def test_tables_and_other_names_of_columns(conv, name, data):
+    (ep,), _, _ = conv(data, name, columns=['prompt=Frage', 'completion=Antwort'], strict=True)
+    assert [m['content'] for m in ep['messages']] == ['Was?', 'Das,\n  hier.']
+
+
+@pytest.mark.parametrize('name', ['a.json', 'a.csv'])
+def test_another_encoding_is_told_with_a_way_out(conv, name):
+    text = (
+        '[{"prompt": "Größe", "completion": "x"}]' if 'json' in name else 'prompt,completion\nß,x\n'
+    )
+    with pytest.raises(
+        UserError, match=r'so it is not UTF-8 but LATIN1, perhaps; .*iconv -f LATIN1'
+    ):
+        conv(text.encode('latin-1'), name)
+    with pytest.raises(UserError, match='mark of UTF-16'):
+        conv(text.encode('utf-16'), name)
+
+
+def test_parquet_without_datasets(tmp_path, conv, monkeypatch):
+    import sys
+
+    pa = pytest.importorskip('pyarrow')
+    pq = pytest.importorskip('pyarrow.parquet')
+    monkeypatch.setitem(sys.modules, 'datasets', None)
+    pq.write_table(pa.Table.from_pylist([talk('a', '  b\n')]), tmp_path / 'x.parquet')
+    (ep,), _, _ = conv((tmp_path / 'x.parquet').read_bytes(), 'y.parquet')
+    assert ep['messages'][1]['content'] == '  b\n'
+
+
+# --- time
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'What is this log?' + '\n' * 60_000 + 'end',
+        '_' * 200_000,
+        '<tools>' * 30_000,
+        '<tool_call>' * 30_000,
+        '<invoke name="' * 20_000,
+        ''.join(f'<a{i}>' for i in range(30_000)),
+        'word ' * 60_000,
+        '`' * 40_000,
+        ' ' * 1_000_000 + 'x',
+    ],
+)
+def test_no_text_takes_more_than_linear_time(conv, text):
+    tool = dict(name='f', description='', parameters={})
+    rag = dict(conversations=[{'from': 'human', 'value': text}, {'from': 'gpt', 'value': 'ok'}])
+    begin = time.monotonic()
+    conv([rag], format='german_rag')
+    for row in (talk(text, text + '</function_calls>'), talk('a', 'b', system=text + 'XML')):
+        conv([talk('a', 'b'), row | dict(tools=[tool])])
+    conv([dict(system='x', chat='USER: a\n\nASSISTANT: b' + text)], format='german_tools')
+    assert time.monotonic() - begin < 10
