@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'TokenDecoder', 'DTYPES', 'fastest', 'Quantized', 'quantize_head', 'Shortlist', 'Head', 'cpu_head',
-           'ColumnBlock', 'Columns', 'half_product', 'HalfBlock', 'Halves', 'Measured', 'cpu_decoder', 'for_inference']
+           'ColumnBlock', 'Columns', 'packed_half', 'HalfBlock', 'Halves', 'Measured', 'cpu_decoder', 'for_inference']
 
 # %% ../../nbs/inference/cpu.ipynb #211c70cf
 import math
@@ -301,7 +301,7 @@ class Columns:
         return _contiguous_columns(x * scale * weight)
 
 # %% ../../nbs/inference/cpu.ipynb #4f5e20ed
-def half_product(W: Tensor) -> Callable[[Tensor], Tensor]:  # [n, C] → a function [B, C] → [B, n]
+def packed_half(W: Tensor) -> Callable[[Tensor], Tensor]:  # [n, C] → a function [B, C] → [B, n]
     "`x @ W.T` with the weights in float16, the rest in float32."
     packed = torch.ops.quantized.linear_prepack_fp16(W.detach().contiguous(), None)
     product = torch.ops.quantized.linear_dynamic_fp16
@@ -324,11 +324,11 @@ class HalfBlock(NamedTuple):
         w = ColumnBlock.of(block)
         return cls(
             block.input_layernorm.weight,
-            half_product(w.qkv),
-            half_product(w.out),
+            packed_half(w.qkv),
+            packed_half(w.out),
             block.post_attention_layernorm.weight,
-            half_product(w.gate_up),
-            half_product(w.down),
+            packed_half(w.gate_up),
+            packed_half(w.down),
         )
 
 # %% ../../nbs/inference/cpu.ipynb #038b0821
@@ -453,7 +453,7 @@ def for_inference(
             p.copy_(p.half())
     _CHOSEN.pop(model, None)
     _HALVES[model] = Halves(model)
-    _HEADS[model] = Head(model.head.detach(), half_product(model.head))
+    _HEADS[model] = Head(model.head.detach(), packed_half(model.head))
     return model
 
 
@@ -487,7 +487,7 @@ def _dtype_seconds(model: GPT) -> dict[str, float]:
             n += Ws[-1].numel()
     products: dict = dict(float32=[lambda x, W=W: torch.mm(W, _doubled(x).T) for W in Ws])
     if _can_halve(model):
-        products['float16'] = [half_product(W) for W in Ws]
+        products['float16'] = [packed_half(W) for W in Ws]
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         low = [W.bfloat16() for W in Ws]
         products['bfloat16'] = [lambda x, W=W: nn.functional.linear(x.bfloat16(), W) for W in low]

@@ -572,8 +572,14 @@ def _lineage(ds: Dataset, cfg: Config, steps: int, base: dict | None) -> dict:
     return dict(dataset=data, base=base, steps=steps, config=cfg.to_dict())
 
 
-def _check_same_data(folder: Path, before: dict, now: dict):  # Two lineages
+def _check_same_data(
+    folder: Path,
+    before: dict | None,  # Lineage of what is resumed; None: nothing is
+    now: dict,
+):
     "Raise `UserError` when a run would be resumed on other data."
+    if not before:
+        return
     was = before['dataset']
     if now['dataset']['sha256'] != was['sha256']:
         raise UserError(
@@ -737,8 +743,7 @@ def train(
         plan = plan_run(cfg, ds, start, process)
         _set_up_model(start.model, cfg, ds, process)
         lineage = _lineage(ds, cfg, plan.steps, start.base)
-        if start.lineage:
-            _check_same_data(folder, start.lineage, lineage)
+        _check_same_data(folder, start.lineage, lineage)
         about = dict(lineage=lineage, layout=ds.meta['layout'], mask_policy=ds.meta['mask_policy'])
         strategy = _choose_strategy(folder, ds.tok, about, process, sharded)
         from_base = bool(init_from_model) and not start.state
