@@ -15,7 +15,7 @@ from mypt.inference.fixed import FixedDecode, FixedShapes
 from mypt.inference.generate import feed, generate
 from mypt.inference.sampling import GREEDY, Sampling
 from mypt.model.cache import KVCache
-from mypt.model.gpt import GPT
+from mypt.model.gpt import GPT, compile_blocks
 from mypt.model.rope import rope_tables
 from mypt.errors import UserError
 
@@ -395,7 +395,7 @@ def test_a_compiled_model_generates():
     before = generate(model, None, prompts, 20, frozenset())
     torch._dynamo.reset()
     counters.clear()
-    model.compile_blocks(backend='aot_eager')
+    compile_blocks(model, backend='aot_eager')
     monkey = pytest.MonkeyPatch()
     for walk in ('cpu', 'plain', 'fixed'):
         if walk != 'cpu':
@@ -405,9 +405,6 @@ def test_a_compiled_model_generates():
         assert generate(model, None, prompts, 20, frozenset()) == before
     monkey.undo()
     assert counters['stats']['unique_graphs'] == 0
-    with torch.no_grad():
-        model(torch.tensor([prompts[0]]))  # training goes on compiled
-    assert counters['stats']['unique_graphs'] == 1
 
 
 class Fixed(mypt.inference.generate._Decode):

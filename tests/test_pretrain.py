@@ -253,7 +253,7 @@ def test_recipes():
         and CONTEXT.pack_block_size == 4096
         and CONTEXT.base == 'pretrain'
     )
-    assert {s.kind: s.share for s in CONTEXT.sources} == dict(qa=0.4, general=0.6)
+    assert {s.kind: s.share for s in CONTEXT.sources} == dict(qa_text=0.4, long_text=0.6)
     tok = get_tokenizer('gpt2')
     for s in CONTEXT.sources:
         assert max(len(tok.encode(t)) for t in texts(s.make(60, language='mixed', seed=3))) <= 4096

@@ -50,7 +50,6 @@ PRELOADED = (  # into the process that is forked; none of ours, for tests import
     'transformers',
     'safetensors.torch',
     'matplotlib.figure',
-    'hypothesis',
     'pytest',
     'IPython',
     'fastcore.all',

@@ -35,6 +35,7 @@ from ..data.masks import encode
 from ..data.packing import attention_svg, rows_svg
 from ..errors import UserError
 from ..eval.gates import GateReport
+from ..inference.cpu import for_inference
 from ..inference.generate import reply
 from ..model.checkpoint import load_model
 from ..model.device import pick_device
@@ -58,7 +59,7 @@ def chat_sample(
 ) -> list[dict]:  # Episodes: question and the model's answer
     "What a model answers, greedily."
     model, tok, meta = load_model(model_name)
-    model = model.to(pick_device(device))
+    model = for_inference(model, device=pick_device(device))
     out = []
     for q in questions:
         ep = {'system': 'You are MyPT.', 'messages': [{'role': 'user', 'content': q}]}
@@ -369,7 +370,7 @@ def ask_unseen(
     "Ask the model about the folder, with its tools; hits are cut short, so that reading is needed."
     asked = unseen_folder(folder)
     model, tok, meta = load_model(model_name)
-    model = model.to(pick_device(device))
+    model = for_inference(model, device=pick_device(device))
     workspace, system = Workspace(Index.build(folder), snippet=SHORT_SNIPPET), own_prompt(meta)
     runs = run_agents(
         model_reply(model, tok, meta['layout'], 160),

@@ -16,6 +16,7 @@ from ..errors import UserError
 from .metrics import wilson
 from .suite import Responder, SuiteResult, load_suite, responder, run_suite
 from ..files import atomic_write, watched
+from ..inference.cpu import for_inference
 from ..model.checkpoint import load_model
 from ..model.device import pick_device
 
@@ -212,7 +213,7 @@ def judge_model(
     "Judge a checkpoint at a gate and print the table."
     where = pick_device(device)
     gpt, tok, meta = load_model(model)
-    asked = responder(gpt.to(where), tok, meta['layout'])
+    asked = responder(for_inference(gpt, device=where), tok, meta['layout'])
     earlier = _read_report(previous) if previous else None
     out = judge(asked, gate, phase, Path(model).name, previous=earlier, language=language)
     out.weights_sha256 = meta.get('weights_sha256')
@@ -232,7 +233,7 @@ def eval_model(
     "Run suites on a model and print the rates, whole and by tag."
     where = pick_device(device)
     gpt, tok, meta = load_model(model)
-    asked = responder(gpt.to(where), tok, meta['layout'])
+    asked = responder(for_inference(gpt, device=where), tok, meta['layout'])
     names = suite or ['format_en', 'format_de', 'echo', 'anti_echo', 'regression_basics']
     out = {s: run_suite(asked, s, max_new_tokens) for s in watched(names, 'ask', 'suite')}
     counts = {}

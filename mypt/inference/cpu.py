@@ -19,6 +19,7 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary
 from ..errors import UserError
 from ..model.cache import KVCache
+from ..model.device import pick_device
 from ..model.gpt import GPT
 from ..model.layers import joined
 from ..model.rope import rotate_pairs
@@ -432,14 +433,12 @@ DTYPES = ('auto', 'float32', 'float16', 'bfloat16')
 def for_inference(
     model: GPT,
     dtype: str = 'auto',  # One of `DTYPES`; 'auto': what is measured to be fastest here
-    device: str = 'cpu',  # 'auto': a GPU where there is one
+    device: str | torch.device = 'cpu',  # 'auto': a GPU where there is one
 ) -> GPT:  # The model itself, changed in place
     "Ready to generate; raises `UserError` on a precision that is unknown or not to be had."
     if dtype not in DTYPES:
         raise UserError(f'dtype {dtype!r} is none of {", ".join(DTYPES)}')
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    model.eval().to(device)
+    model.eval().to(pick_device(device))
     if dtype == 'auto':
         dtype = _fastest_dtype(model)
     if dtype == 'float32':

@@ -19,7 +19,7 @@ from ..data.episodes import check_episode
 from ..data.serialize import parse_reply, parse_text, serialize, to_ids
 from ..data.tokenizer import TAGS, Tokenizer
 from ..errors import UserError
-from .fixed import FixedShapes, uncompiled
+from .fixed import FixedShapes
 from .cpu import TokenDecoder, cpu_decoder, cpu_head, for_inference
 from .sampling import GREEDY, Sampling, pick, row_generator
 from ..model.cache import KVCache
@@ -107,8 +107,7 @@ def feed(
     last = None
     if T > 1:
         last = torch.tensor([b * T + n - 1 for b, n in enumerate(lens)], device=device)
-    with uncompiled(model):
-        h = model.hidden(ids, positions=positions, cache=cache, keep=last)
+    h = model.hidden(ids, positions=positions, cache=cache, keep=last)
     return h.view(len(new), -1)
 
 # %% ../../nbs/12_generate.ipynb #80b503f2
@@ -117,8 +116,7 @@ def _feed_packed(model: GPT, cache: KVCache, prompts: list[list[int]]) -> Tensor
     n = torch.tensor([len(p) for p in prompts])
     rows = torch.repeat_interleave(torch.arange(1, len(prompts) + 1), n)[None]
     ids = torch.tensor([list(chain.from_iterable(prompts))])
-    with uncompiled(model):
-        return model.hidden(ids, rows, cache=cache, keep=n.cumsum(0) - 1)
+    return model.hidden(ids, rows, cache=cache, keep=n.cumsum(0) - 1)
 
 # %% ../../nbs/12_generate.ipynb #1498971c
 def fit_prompts(
