@@ -217,7 +217,7 @@ _WRITING: set[tuple[int, int]] = set()  # (device, inode) of the folders that th
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:  # The folder is made where it is missing
     "Be the only process that writes a folder; raises `UserError` when another one does."
-    made = not folder.exists()
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stat = folder.stat()
@@ -238,9 +238,9 @@ def writing(folder: Path) -> Iterator[None]:  # The folder is made where it is m
     finally:
         _WRITING.discard(key)
         os.close(lock)
-        if made:
-            with suppress(OSError):
-                folder.rmdir()  # only an empty one
+        with suppress(OSError):
+            for p in made:
+                p.rmdir()  # only empty ones
 
 # %% ../nbs/base/files.ipynb #f4cbc751
 T = TypeVar('T')

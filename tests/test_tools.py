@@ -275,7 +275,17 @@ def test_optional_is_what_extras_say(root):
     core, extra = light_imports.required(root)
     optional = {'datasets', 'fastapi', 'deepl', 'llguidance', 'bm25s', 'jsonschema', 'transformers'}
     assert optional <= extra
-    assert core == {'numpy', 'tiktoken', 'safetensors', 'tqdm', 'torch', 'matplotlib'}
+    assert core == {
+        'charset_normalizer',
+        'matplotlib',
+        'numpy',
+        'safetensors',
+        'selectolax',
+        'tiktoken',
+        'torch',
+        'tqdm',
+        'yaml',
+    }
 
 
 # ---- reading order

@@ -261,7 +261,7 @@ def test_enough_data_is_left_alone(here, capsys):
     capsys.readouterr()
     t = train('m', 'many', 'finetune', init_from_model='base', quiet=True)
     assert (t.cfg.batch_size, t.cfg.grad_accum_steps, t.cfg.epochs) == (4, 4, 2)
-    assert 'only' not in capsys.readouterr().out
+    assert 'make only' not in capsys.readouterr().out
 
 
 def test_few_steps_warn_and_steps_beat_passes(folder, here, capsys):

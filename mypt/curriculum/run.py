@@ -460,7 +460,7 @@ def run(
     seed: int = 42,
     language: str | None = None,  # `en`, `de` or `both`; found from --docs_dir, else the recipe's
     docs_dir: str | None = None,  # Documents for the generators that ask about some
-    data: list | None = None,  # Own episodes, FILE:SHARE of the training mix
+    data: list | None = None,  # Own episodes and their share of the training mix: own.jsonl:0.2
     num_examples: int | None = None,  # Episodes of each source, in place of the recipe's
     pretrain_replay: str | None = None,  # JSONL of raw text (mypt make replay): a share of 5 %
     no_replay: bool = False,  # Leave out what earlier phases were trained on
