@@ -262,7 +262,7 @@ def test_what_has_no_place_is_an_error():
 
 def test_long_results_take_linear_time():
     for long in (
-        '{"a": "' + '\\n' * 50_000 + '"}',
+        '{"a": "' + '\\n' * 20_000 + '"}',
         '{"a": "' + 'x' * 10**6 + '"}',
         'x' * 10**6,
         '{' + 'x' * 10**5,
