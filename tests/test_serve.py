@@ -1082,6 +1082,16 @@ def test_page_talks(browser, there):
 
 
 @needs_browser
+def test_page_goes_on_after_an_answer_that_was_cut_off(browser, there):
+    b = load(browser, there)
+    b.js("document.getElementById('fresh').click()")
+    b.js("document.getElementById('tokens').value = '5'")
+    assert chat(b, 'parental', 'rag') == 'Twelv'
+    b.js("document.getElementById('tokens').value = ''")
+    assert chat(b, 'again', 'chat') == '3'
+
+
+@needs_browser
 def test_page_shows_no_html_of_others(browser, there):
     b = load(browser, there)
     assert chat(b, 'evil') == EVIL
