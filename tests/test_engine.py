@@ -176,22 +176,27 @@ def test_memory_is_allocated_once():
     assert before == (e.slots.cache.k.data_ptr(), e.slots.cache.v.data_ptr(), e.slots.cache.k.shape)
 
 
-def test_a_rule_that_fails_harms_no_other_request():
-    class Bad:
-        on = True
+def test_a_row_that_fails_harms_no_other_request():
+    "A rule, a draw or a prompt that fails ends its own request; dice of the others go on."
 
+    class Bad:
         def mask(self, ids, left):
-            if self.on and left == 3:
+            if left == 3:
                 raise ValueError('rule')
 
-    e, bad = Engine(model_of(), slots=3), Bad()
-    r, s = e.submit([1, 2, 3], 8), e.submit([4, 5], 6, allow=bad)
-    with pytest.raises(ValueError):
-        drain(e)
-    bad.on = False
+    e, warm = Engine(model_of(), slots=4), Sampling(temperature=1.0, seed=7)
+    fine = [e.submit([1, 2, 3], 8), e.submit([1, 2, 9], 8, warm), e.submit([1, 8], 8, warm)]
+    rule = e.submit([4, 5], 6, allow=Bad())
+    prompt = e.submit([4, 10**6], 6)
+    seen = [(r, s) for _ in range(20) for r, s in e.step()]
+    assert len(rule.generated) == 3 and str(rule.error) == 'rule' and rule.done == 'failed'
+    assert prompt.done == 'failed' and prompt.generated == []
+    assert [r for r, s in seen if s is None] == [rule, prompt] and not e.busy
+    for x in fine:
+        assert x.generated == alone(e.model, x.ids, 8, x.sampling)
+    again = e.submit([4, 5, 6], 6)  # in a slot that one of them left
     drain(e)
-    for x in (r, s):
-        assert x.generated == alone(e.model, x.ids, x.max_new_tokens)
+    assert again.generated == alone(e.model, again.ids, 6)
 
 
 def test_threads():

@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -630,6 +631,53 @@ def test_a_model_that_fails_goes_on(there, capfd):
     assert 'CUDA is on fire' in err and 'Traceback' not in err
 
 
+def test_a_bad_request_harms_only_itself(folder, monkeypatch, capfd):
+    "Numbers that no float32 holds, and a row that fails: the others get what they get alone."
+
+    def said(place, n, **kw):
+        r = place.say(f'What is {n}?', max_tokens=24, **kw)
+        return r.choices[0].message.content
+
+    def bad(place):
+        with pytest.raises(openai.InternalServerError):
+            said(place, 99, temperature=1.999)
+
+    def pick(logits, sampling, *rest):
+        if sampling.temperature == 1.999:
+            raise RuntimeError('this row has a fault')
+        return plain(logits, sampling, *rest)
+
+    import mypt.inference.generate as g
+
+    plain = g.pick
+    monkeypatch.setattr(g, 'pick', pick)
+    with running(folder) as place:
+        how = [dict(temperature=n % 2, seed=n) for n in range(6)]
+        alone = [said(place, n, **kw) for n, kw in enumerate(how)]
+        greedy = said(place, 7)
+        with ThreadPoolExecutor(9) as pool:
+            others = [pool.submit(said, place, n, **kw) for n, kw in enumerate(how)]
+            cold = pool.submit(said, place, 7, temperature=5e-324)
+            faults = [pool.submit(bad, place) for _ in range(2)]
+            assert [o.result() for o in others] == alone and cold.result() == greedy
+            assert [f.result() for f in faults] == [None, None]
+    err = capfd.readouterr().err
+    assert 'this row has a fault' in err and 'Traceback' not in err
+
+
+def test_weights_that_are_no_numbers_say_so(tmp_path, capfd):
+    model = checkpoint(tmp_path)
+    for p in model.parameters():
+        p.data.fill_(float('nan'))
+    save_checkpoint(tmp_path / 'rambler', model, tok)
+    with running(tmp_path) as place, pytest.raises(openai.InternalServerError):
+        place.say('hello')
+    (line,) = capfd.readouterr().err.splitlines()
+    assert 'no numbers (NaN)' in line
+    with pytest.raises(UserError, match='no numbers'):
+        generate(model, tok, [[1, 2]], 3, temperature=1.0)
+
+
 def test_a_broken_checkpoint_is_the_operators_business(tmp_path, capfd):
     checkpoint(tmp_path)
     (tmp_path / 'rambler/model.safetensors').write_bytes(b'junk')
@@ -663,6 +711,25 @@ BODIES = [
     b'{"model": "\\udcff", "messages": [{"role": "user", "content": "x"}]}',
     b'{"' + b'k' * 900_000 + b'": 1}',
     b'{"model": "rambler", "messages": [{"role": "user", "content": ""}]}',
+    *(
+        b'{"model": "rambler", "messages": [{"role": "user", "content": "x"}], ' + more + b'}'
+        for more in (
+            b'"mypt": {"mode": ["chat"]}',
+            b'"mypt": {"mode": {}}',
+            b'"temperature": 1' + b'0' * 400,
+            b'"top_p": -1' + b'0' * 400,
+            b'"stop": "\\udc80"',
+            b'"seed": [1]',
+            b'"tool_choice": {"type": "function"}',
+            b'"tools": [{"type": "function", "function": {"name": ["x"]}}]',
+            b'"tools": [{"type": "function", "function": {"name": "\\ud800"}}]',
+            b'"user": ' + b'[' * 900 + b']' * 900 + b', "n": 2',
+        )
+    ),
+    b'{"model": ["rambler"], "messages": [{"role": "user", "content": "x"}]}',
+    b'{"model": "rambler", "messages": [{"role": ["user"], "content": "x"}]}',
+    b'{"model": "rambler", "messages": [{"role": "assistant", "tool_calls": [{"id": "a", '
+    b'"function": {"name": "f", "arguments": "{\\"x\\": \\"\\\\ud800\\"}"}}]}]}',
 ]
 
 
@@ -741,6 +808,61 @@ def test_too_slow(there):
         s.settimeout(6)
         while s.recv(1 << 16):
             pass
+
+
+@contextlib.contextmanager
+def many(place, n, data=b''):
+    "So many connections that send this and then nothing."
+    with contextlib.ExitStack() as stack:
+        for _ in range(n):
+            s = stack.enter_context(socket.create_connection(('127.0.0.1', place.port), 10))
+            with contextlib.suppress(ConnectionError):
+                s.sendall(data)
+        yield
+
+
+@pytest.mark.parametrize('data', [b'', b'GET / HT', POST + b'Content-Length: 50\r\n\r\n{'])
+def test_those_who_say_nothing_shut_nobody_out(folder, data):
+    "Neither idle connections nor slow bodies take the places of clients that ask."
+    limits = Limits(patience=5.0, at_once=4, waiting=12)
+    with running(folder, limits, engine=Scripted) as place:
+        assert place.say('hello').choices
+        Scripted.slow = 0.01
+        try:
+            stream = iter(place.say('long', stream=True))
+            next(stream)
+            with many(place, 60, data):
+                start = time.monotonic()
+                assert place.http()[0] == 200
+                body = json.dumps(dict(model='rambler', messages=ask('hello'))).encode()
+                status, said, _ = place.http('POST', CHAT_PAGE, body)
+                assert status == 200, said
+                assert said['choices'][0]['message']['content'] == 'You said hello'
+                assert time.monotonic() - start < 3
+                wait(lambda: place.app.at_work == 1)
+            assert sum(1 for _ in stream) > 100  # an answer at work is not cut off
+        finally:
+            Scripted.slow = 0.0
+
+
+TWICE = b'Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n'
+
+
+def test_two_ways_to_read_a_request(there):
+    "What another server could read as another request is refused."
+    assert b'"two_lengths"' in there.raw(POST + TWICE)
+    head = b'GET /health HTTP/1.1\r\nHost: localhost\r\n'
+    fine = head + b'Connection: close\r\n\r\n'
+    assert there.raw(fine).startswith(b'HTTP/1.1 200')
+    for bad in (
+        fine.replace(b'\r\n', b'\n'),
+        head.replace(b'1.1\r', b'1.1') + b'\r\n',
+        head + b'X: a\nY: b\r\n\r\n',
+        head + b'\n',
+    ):
+        assert there.raw(bad).startswith(b'HTTP/1.1 400'), bad
+    second = there.raw(head + b'\r\n' + fine.replace(b'\r\n', b'\n'))  # behind a good one
+    assert second.count(b'HTTP/1.1 200') == 1 and b'HTTP/1.1 400' in second
 
 
 def test_who_may_ask(there):
@@ -957,6 +1079,16 @@ def test_page_talks(browser, there):
     assert chat(b, 'again', 'chat') == '9' and chat(b, 'parental', 'rag') == 'Twelve weeks.'
     b.js("document.getElementById('fresh').click()")
     assert chat(b, 'again', 'chat') == '1' and not b.problems((there.url,))
+
+
+@needs_browser
+def test_page_goes_on_after_an_answer_that_was_cut_off(browser, there):
+    b = load(browser, there)
+    b.js("document.getElementById('fresh').click()")
+    b.js("document.getElementById('tokens').value = '5'")
+    assert chat(b, 'parental', 'rag') == 'Twelv'
+    b.js("document.getElementById('tokens').value = ''")
+    assert chat(b, 'again', 'chat') == '3'
 
 
 @needs_browser

@@ -125,7 +125,10 @@ async function ask(text) {
   busy(true)
   try {
     for await (const e of events(await call('/v1/chat/completions', body, work.signal))) { const low = atEnd(); reply.take(e); if (low) toEnd() }
-    if (reply.message.content.trim() && (reply.stopped ?? 'answer') == 'answer') messages.push(...(reply.turn ?? [question, reply.message]))
+    if (reply.message.content.trim() && (reply.stopped ?? 'answer') == 'answer') {
+      const turn = reply.turn ?? [question]      // without the answer where that was cut off
+      messages.push(...turn, ...(turn.at(-1).role == 'assistant' ? [] : [reply.message]))
+    }
     else if (reply.stopped == null) reply.note('The model said nothing.')
   } catch (e) {
     reply.note(work.signal.aborted ? 'Stopped.' : e.message, !work.signal.aborted)
