@@ -90,75 +90,320 @@ def tokenizer_json(tok: Tokenizer) -> dict:  # As `tokenizers` reads it
         model=_bpe_model(tok, special),
     )
 
-# %% ../../nbs/data/hf_tokenizer.ipynb #3b025507
-_CALL_MACRO = (
-    '{%- macro call(name, args) -%}'
-    "{{- '<toolcall>' -}}"
-    "{%- if 'name' in args or (args | length == 1 and 'arguments' in args) -%}"
-    "{{- '{\"name\": ' + (name | tojson) + ', \"arguments\": ' + (args | tojson) + '}' -}}"
-    '{%- else -%}{{- \'{"name": \' + (name | tojson) -}}'
-    '{%- for k, v in args.items() -%}'
-    "{{- ', ' + (k | tojson) + ': ' + (v | tojson) -}}"
-    "{%- endfor -%}{{- '}' -}}{%- endif -%}"
-    "{{- '</toolcall>' -}}"
-    '{%- endmacro -%}'
-)
-_CITES_MACRO = (
-    '{%- macro cites(m) -%}{%- set ns = namespace(at=0) -%}'
-    '{%- set all = m.cite if (m.cite is defined and m.cite is not string) '
-    'else ([m.cite] if m.cite is defined and m.cite else []) -%}'
-    '{%- for x in all -%}'
-    '{%- if x is mapping -%}'
-    '{{- m.content[ns.at:x.at] -}}{%- set ns.at = x.at -%}{%- set t = x.text -%}'
-    '{%- else -%}'
-    '{{- m.content[ns.at:] -}}{%- set ns.at = m.content | length -%}{%- set t = x -%}'
-    '{%- endif -%}'
-    "{{- '<cite>' + t + '</cite>' -}}"
-    '{%- endfor -%}{{- m.content[ns.at:] -}}{%- endmacro -%}'
-)
+# %% ../../nbs/data/hf_tokenizer.ipynb #6d2e1a01
+_ESCAPE_MACRO = r"""
+{%- macro escape(js, seg) -%}
+{%- set c = seg[:1] -%}
+{%- if c != 'u' and js.high -%}{%- set js.ok = false -%}{%- endif -%}
+{%- if c == 'u' -%}
+{%- set n = seg[1:5] | int(-1, 16) -%}
+{%- if seg[1:5] | length < 4 or seg[1:5] | trim != seg[1:5] or n < 0 or '_' in seg[1:5] -%}
+{%- set js.ok = false -%}
+{%- elif 55296 <= n < 56320 and not js.high -%}{%- set js.high = n -%}
+{%- elif 56320 <= n < 57344 and js.high -%}
+{{- '%c' | format(65536 + (js.high - 55296) * 1024 + n - 56320) -}}{%- set js.high = 0 -%}
+{%- elif 55296 <= n < 57344 or js.high -%}{%- set js.ok = false -%}
+{%- else -%}{{- ('%c' | format(n) | tojson)[1:-1] -}}{%- endif -%}
+{%- elif c == '/' -%}{{- c -}}
+{%- elif c in 'bfnrt' -%}{{- '\\' + c -}}
+{%- else -%}{%- set js.ok = false -%}{%- endif -%}
+{%- endmacro -%}
+"""
 
-# %% ../../nbs/data/hf_tokenizer.ipynb #81adfa91
-_USER = (
-    "{%- elif m.role == 'user' -%}{{- '<user>' -}}"
-    '{%- if m.context is defined and m.context -%}'
-    "{{- '<user_context>' + m.context + '</user_context>' -}}"
-    '{%- endif -%}'
-    "{{- m.content + '</user>' + end -}}"
-)
+# %% ../../nbs/data/hf_tokenizer.ipynb #6d2e1a03
+_STRING_MACRO = r"""
+{%- macro string(js, piece) -%}
+{%- for seg in piece.split('\\') if js.ok -%}
+{%- set plain = namespace(text=seg) -%}
+{%- if not loop.first -%}
+{%- if js.escaped -%}{{- '\\\\' -}}{%- endif -%}
+{%- set js.escaped = not js.escaped -%}
+{%- endif -%}
+{%- if seg and js.escaped -%}
+{{- escape(js, seg) -}}{%- set js.escaped = false -%}
+{%- set plain.text = seg[5:] if seg[0] == 'u' else seg[1:] -%}
+{%- endif -%}
+{%- if plain.text and (js.high or (plain.text | tojson)[1:-1] != plain.text) -%}
+{%- set js.ok = false -%}{%- endif -%}
+{{- plain.text -}}
+{%- endfor -%}
+{%- endmacro -%}
+"""
+
+# %% ../../nbs/data/hf_tokenizer.ipynb #7a10000b
+_WORD_MACRO = r"""
+{%- macro word(js, w) -%}
+{%- set digits = w[1:] if w[0] == '-' else w -%}
+{%- if w in ('true', 'false', 'null') or w | int | string == w -%}{{- w -}}
+{%- elif w == '-0' -%}{{- '0' -}}
+{%- elif digits[:1] in '0123456789' and w[-1] in '0123456789' and '_' not in w
+and (digits[:1] != '0' or digits[1:2] in '.eE') and '.e' not in w | lower
+and w | float(none) is not none and w | float | string not in ('inf', '-inf') -%}
+{{- w | float | tojson -}}
+{%- else -%}{%- set js.ok = false -%}{%- endif -%}
+{%- endmacro -%}
+"""
+
+# %% ../../nbs/data/hf_tokenizer.ipynb #6d2e1a05
+_BETWEEN_MACRO = r"""
+{%- macro between(js, piece) -%}
+{%- for c in piece ~ ' ' if js.ok -%}
+{%- if c in ' \t\n\r{}[],:' -%}
+{%- if js.word -%}{{- word(js, js.word) -}}{%- set js.word = '' -%}
+{%- if js.want not in ('value', 'item') -%}{%- set js.ok = false -%}{%- endif -%}
+{%- set js.want = 'comma' -%}{%- endif -%}
+{%- if c in ' \t\n\r' -%}
+{%- elif c in '{[' and js.want in ('value', 'item') and js.stack | length < 400 -%}
+{{- c -}}{%- set js.stack = js.stack + c -%}{%- set js.want = 'first' if c == '{' else 'item' -%}
+{%- elif c + js.stack[-1:] in ('}{', '][') and js.want in ('comma', 'first', 'item') -%}
+{{- c -}}{%- set js.stack = js.stack[:-1] -%}{%- set js.want = 'comma' -%}
+{%- elif c == ',' and js.want == 'comma' and js.stack -%}
+{{- ', ' -}}{%- set js.want = 'key' if js.stack[-1] == '{' else 'value' -%}
+{%- elif c == ':' and js.want == 'colon' -%}{{- ': ' -}}{%- set js.want = 'value' -%}
+{%- else -%}{%- set js.ok = false -%}{%- endif -%}
+{%- elif js.word | length > 400 -%}{%- set js.ok = false -%}
+{%- else -%}{%- set js.word = js.word + c -%}{%- endif -%}
+{%- endfor -%}
+{%- endmacro -%}
+"""
+
+# %% ../../nbs/data/hf_tokenizer.ipynb #6d2e1a07
+_SCAN_MACRO = r"""
+{%- macro scan(js, text) -%}
+{%- set js.ok = true -%}{%- set js.keys = [] -%}{%- set js.want = 'value' -%}
+{%- set js.stack = '' -%}{%- set js.word = '' -%}{%- set js.inside = false -%}
+{%- set js.escaped = false -%}{%- set js.high = 0 -%}{%- set js.key = '' -%}
+{%- for piece in text.split('"') if js.ok -%}
+{%- if loop.first -%}
+{%- elif js.inside and js.escaped -%}
+{{- '\\"' -}}{%- set js.escaped = false -%}{%- set js.key = js.key + '"' -%}
+{%- elif js.inside -%}
+{{- '"' -}}{%- set js.inside = false -%}
+{%- if js.high -%}{%- set js.ok = false -%}{%- endif -%}
+{%- if js.want in ('key', 'first') and js.stack == '{' -%}
+{%- set js.keys = js.keys + [js.key] -%}{%- endif -%}
+{%- set js.want = 'colon' if js.want in ('key', 'first') else 'comma' -%}
+{%- elif js.want in ('value', 'item', 'key', 'first') -%}
+{{- '"' -}}{%- set js.inside = true -%}{%- set js.key = '' -%}
+{%- else -%}{%- set js.ok = false -%}{%- endif -%}
+{%- if js.inside -%}
+{%- set said = string(js, piece) -%}{{- said -}}
+{%- if js.stack == '{' and js.want in ('key', 'first') -%}
+{%- set js.key = js.key + said -%}{%- endif -%}
+{%- else -%}{{- between(js, piece) -}}{%- endif -%}
+{%- endfor -%}
+{%- if js.inside or js.stack or js.want != 'comma' -%}{%- set js.ok = false -%}{%- endif -%}
+{%- endmacro -%}
+"""
+
+# %% ../../nbs/data/hf_tokenizer.ipynb #6d2e1a09
+_CALL_MACRO = r"""
+{%- macro call(name, args) -%}
+{{- '<toolcall>' -}}
+{%- set js = namespace(keys=args | list if args is mapping else []) -%}
+{%- if args is mapping -%}{%- set json = args | tojson -%}
+{%- else -%}{%- set json = scan(js, args or '{}') -%}
+{%- if not js.ok or json[:1] != '{' -%}
+{{- raise_exception('the arguments of a tool call must be a JSON object') -}}
+{%- endif -%}{%- endif -%}
+{%- if 'name' in js.keys or js.keys == ['arguments'] -%}
+{{- '{"name": ' + (name | tojson) + ', "arguments": ' + json + '}' -}}
+{%- else -%}
+{{- '{"name": ' + (name | tojson) + (', ' if js.keys else '') + json[1:] -}}
+{%- endif -%}
+{{- '</toolcall>' -}}
+{%- endmacro -%}
+"""
+
+# %% ../../nbs/data/hf_tokenizer.ipynb #7a10001b
+_RESULT_MACRO = r"""
+{%- macro result(content) -%}
+{%- if content is mapping -%}{{- content | tojson -}}
+{%- else -%}
+{%- set js = namespace(ok=false) -%}{%- set said = text(content) -%}
+{%- set json = scan(js, said) if (said | trim)[:1] == '{' -%}
+{{- json if js.ok else said | tojson -}}
+{%- endif -%}
+{%- endmacro -%}
+"""
+
+# %% ../../nbs/data/hf_tokenizer.ipynb #6d2e1a11
+_TEXT_MACRO = r"""
+{%- macro text(content) -%}
+{%- if content is string -%}{{- content -}}
+{%- elif content and content is iterable and content is not mapping -%}
+{%- for part in content -%}
+{%- if part.type in ('text', 'input_text') and part.text is string -%}{{- part.text -}}
+{%- else -%}{{- raise_exception('this model reads text only') -}}{%- endif -%}
+{%- endfor -%}
+{%- else -%}{{- raise_exception('content must be a string, or a list of text parts') -}}
+{%- endif -%}
+{%- endmacro -%}
+"""
+
+# %% ../../nbs/data/hf_tokenizer.ipynb #7a10002b
+_CITES_MACRO = r"""
+{%- macro cites(m) -%}
+{%- set said = text(m.content) -%}{%- set ns = namespace(at=0, all=[]) -%}
+{%- if m.cite is string -%}{%- set ns.all = [m.cite] -%}
+{%- elif m.cite -%}{%- set ns.all = m.cite -%}{%- endif -%}
+{%- for note in m.annotations or [] -%}
+{%- set place = dict(at=note.url_citation.start_index, text=note.url_citation.title) -%}
+{%- set ns.all = ns.all + [place] -%}
+{%- endfor -%}
+{%- for x in ns.all -%}
+{%- set at = x.at if x is mapping else said | length -%}
+{{- said[ns.at:at] + '<cite>' + (x.text if x is mapping else x) + '</cite>' -}}
+{%- set ns.at = at -%}
+{%- endfor -%}{{- said[ns.at:] -}}
+{%- endmacro -%}
+"""
+
+# %% ../../nbs/data/hf_tokenizer.ipynb #6d2e1a13
+_SYSTEM = r"""
+{%- set has_system = messages and messages[0].role in ('system', 'developer') -%}
+{%- set ns = namespace(
+system=text(messages[0].content) if has_system else '', tools=[], calls=[], used=[], at=-1
+) -%}
+{%- for t in tools or [] -%}
+{%- set f = t.function if t.function else t -%}
+{%- if f.name not in ns.system -%}
+{%- set properties = (f.parameters.properties if f.parameters else none) or {} -%}
+{%- set one = f.name + ' {' + properties | list | join(', ') + '} to ' -%}
+{%- set ns.tools = ns.tools + [one + (f.description or 'use it')] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if ns.tools -%}
+{%- set ns.system = (ns.system + ' Tools: ' + ns.tools | join('; ') + '.') | trim -%}
+{%- endif -%}
+{%- if has_system or ns.tools -%}{{- '<system>' + ns.system + '</system>' + end -}}{%- endif -%}
+"""
+
+# %% ../../nbs/data/hf_tokenizer.ipynb #7a10003b
+_USER = r"""
+{%- elif m.role == 'user' -%}
+{{- '<user>' -}}
+{%- if m.context -%}{{- '<user_context>' + m.context + '</user_context>' -}}{%- endif -%}
+{{- text(m.content) + '</user>' + end -}}
+{%- elif m.role == 'assistant_context' -%}
+{{- '<assistant_context>' + text(m.content) + '</assistant_context>' + end -}}
+"""
+
+# %% ../../nbs/data/hf_tokenizer.ipynb #6d2e1a15
+_THINK = r"""
+{%- set think = m.think or m.reasoning_content -%}
+{%- if think -%}{{- '<think>' + think + '</think>' -}}{%- endif -%}
+"""
 _ASSISTANT = (
-    "{%- else -%}{{- '<assistant>' -}}{% generation %}"
-    "{%- if m.think is defined and m.think -%}{{- '<think>' + m.think + '</think>' -}}{%- endif -%}"
-    "{%- if m.role == 'assistant_toolcall' -%}{{- call(m.name, m.arguments) -}}"
-    '{%- elif m.tool_calls is defined and m.tool_calls -%}'
-    '{%- set f = m.tool_calls[0].function -%}'
-    '{{- call(f.name, f.arguments) -}}'
-    '{%- else -%}{{- cites(m) -}}{%- endif -%}'
-    "{{- '</assistant>' -}}{% endgeneration %}{{- end -}}"
-    "{%- if loop.last or loop.nextitem.role == 'user' -%}"
-    "{% generation %}{{- '<eot>' -}}{% endgeneration %}{{- end -}}{%- endif -%}"
+    r"""
+{%- elif m.role == 'assistant' and m.tool_calls -%}
+{%- if m.content -%}
+{{- raise_exception('a message is either text or tool calls') -}}
+{%- endif -%}
+{%- set ns.calls = m.tool_calls -%}{%- set ns.used = [] -%}
+{%- set ns.think = m.think or m.reasoning_content or '' -%}
+{%- elif m.role in ('assistant', 'assistant_toolcall') -%}
+{{- '<assistant>' -}}{% generation %}"""
+    + _THINK
+    + r"""
+{%- if m.role == 'assistant' -%}{{- cites(m) -}}
+{%- else -%}{{- call(m.name, m.arguments) -}}{%- endif -%}
+{{- '</assistant>' -}}{% endgeneration %}{{- end -}}
+{%- if loop.last or loop.nextitem.role == 'user' -%}
+{% generation %}{{- '<eot>' -}}{% endgeneration %}{{- end -}}{%- endif -%}
+"""
 )
 
-# %% ../../nbs/data/hf_tokenizer.ipynb #e96e4c1f
+# %% ../../nbs/data/hf_tokenizer.ipynb #7a10004b
+_PENDING = r"""
+{%- set f = ns.calls[ns.at].function if ns.calls[ns.at].function else ns.calls[ns.at] -%}
+{{- '<assistant>' -}}{% generation %}
+{%- if ns.think and ns.at == 0 -%}{{- '<think>' + ns.think + '</think>' -}}{%- endif -%}
+{{- call(f.name, f.arguments) + '</assistant>' -}}{% endgeneration %}{{- end -}}
+"""
+
+# %% ../../nbs/data/hf_tokenizer.ipynb #6d2e1a17
+_TOOL = (
+    r"""
+{%- elif m.role == 'toolresult' -%}
+{{- '<toolresult>' + (m.content | tojson) + '</toolresult>' + end -}}
+{%- elif m.role == 'tool' -%}
+{%- set ns.at = -1 -%}
+{%- for c in ns.calls -%}
+{%- set same = not m.tool_call_id or not c.id or c.id == m.tool_call_id -%}
+{%- if ns.at < 0 and same and loop.index0 not in ns.used -%}
+{%- set ns.at = loop.index0 -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if ns.at >= 0 -%}
+{%- set ns.used = ns.used + [ns.at] -%}"""
+    + _PENDING
+    + r"""
+{%- elif loop.first or loop.previtem.role != 'assistant_toolcall' -%}
+{{- raise_exception('a tool result that answers no tool call') -}}
+{%- endif -%}
+{{- '<toolresult>' + result(m.content) + '</toolresult>' + end -}}
+"""
+)
+
+# %% ../../nbs/data/hf_tokenizer.ipynb #7a10005b
+_LAST_CALL = (
+    r"""
+{%- if ns.calls | length == ns.used | length + 1 and not add_generation_prompt -%}
+{%- for c in ns.calls -%}
+{%- if loop.index0 not in ns.used -%}{%- set ns.at = loop.index0 -%}{%- endif -%}
+{%- endfor -%}"""
+    + _PENDING
+    + r"""
+{% generation %}{{- '<eot>' -}}{% endgeneration %}{{- end -}}
+{%- elif ns.calls | length > ns.used | length -%}
+{{- raise_exception('a tool call has no result') -}}
+{%- endif -%}
+"""
+)
+
+# %% ../../nbs/data/hf_tokenizer.ipynb #6d2e1a19
 _MESSAGES = (
-    '{%- for m in messages -%}'
-    "{%- if m.role == 'system' -%}"
-    "{{- '<system>' + m.content + '</system>' + end -}}"
-    f'{_USER}'
-    "{%- elif m.role == 'assistant_context' -%}"
-    "{{- '<assistant_context>' + m.content + '</assistant_context>' + end -}}"
-    "{%- elif m.role in ('toolresult', 'tool') -%}"
-    "{{- '<toolresult>' + (m.content | tojson) + '</toolresult>' + end -}}"
-    f'{_ASSISTANT}'
-    '{%- endif -%}{%- endfor -%}'
-    "{%- if add_generation_prompt -%}{{- '<assistant>' -}}{%- endif -%}"
+    r"""
+{%- for m in messages -%}
+{%- if m.role != 'tool' and ns.calls | length > ns.used | length -%}
+{{- raise_exception('a tool call has no result before the next message') -}}
+{%- endif -%}
+{%- if m.role in ('system', 'developer') -%}
+{%- if not loop.first -%}
+{{- raise_exception('only the first message can be a system message') -}}
+{%- endif -%}"""
+    + _USER
+    + _TOOL
+    + _ASSISTANT
+    + r"""
+{%- else -%}{{- raise_exception('unknown role ' ~ m.role) -}}
+{%- endif -%}{%- endfor -%}"""
+    + _LAST_CALL
+    + r"""
+{%- if add_generation_prompt -%}{{- '<assistant>' -}}{%- endif -%}
+"""
+)
+
+# %% ../../nbs/data/hf_tokenizer.ipynb #7a10006b
+_MACROS = (
+    _ESCAPE_MACRO,
+    _STRING_MACRO,
+    _WORD_MACRO,
+    _BETWEEN_MACRO,
+    _SCAN_MACRO,
+    _TEXT_MACRO,
+    _CALL_MACRO,
+    _RESULT_MACRO,
+    _CITES_MACRO,
 )
 
 # %% ../../nbs/data/hf_tokenizer.ipynb #bc089102
 def chat_template(layout: str = 'compact') -> str:  # Jinja
     "A template under which `apply_chat_template` equals `serialize`, newlines included."
     end = r'\n' if layout == 'lines' else ''
-    jinja = f"{{%- set end = '{end}' -%}}" + _CALL_MACRO + _CITES_MACRO + _MESSAGES
-    return re.sub(r'<(/?)(\w+)>', r'<\1myPT_\2>', jinja)
+    jinja = f"{{%- set end = '{end}' -%}}" + ''.join(_MACROS) + _SYSTEM + _MESSAGES
+    return re.sub(r'<(/?)(\w+)>', r'<\1myPT_\2>', jinja.replace('-%}\n', '-%}'))
 
 
 def tokenizer_config(

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import UserError
 from .cpu import cpu_decoder
 from .fixed import FixedShapes
-from .generate import DecodeRow, Picked, Step, TokenRule, feed, pick_all
+from .generate import DecodeRow, Faults, Picked, Step, TokenRule, feed, pick_all
 from .sampling import GREEDY, Sampling, row_generator
 from ..model.cache import KVCache
 from ..model.gpt import GPT
@@ -30,7 +30,8 @@ class Request:
     stop: frozenset = frozenset()  # Ids that end it; they are part of the answer
     allow: TokenRule | None = None  # Limits what may come next
     generated: list = field(default_factory=list)
-    done: str | None = None  # 'stop', 'length' or 'cancelled'
+    done: str | None = None  # 'stop', 'length', 'cancelled' or 'failed'
+    error: Exception | None = None  # Why it failed
     reused: int = 0  # Tokens of the prompt that some slot knew already
 
     def __post_init__(self):
@@ -52,6 +53,10 @@ class Request:
             self.done = 'stop'
         elif len(self.generated) == self.max_new_tokens:
             self.done = 'length'
+
+    def fail(self, e: Exception) -> None:
+        "End with an error."
+        self.done, self.error = 'failed', e
 
 # %% ../../nbs/inference/engine.ipynb #1c8a563f
 class RequestQueue:
@@ -90,12 +95,17 @@ class RequestQueue:
         with self.lock:
             return self.waiting.popleft() if self.waiting else None
 
-    def record(self, running: list[Request], picked: list[Picked]) -> list[tuple[Request, Step]]:
-        "Give each running request its token, unless it was cancelled meanwhile."
+    def record(
+        self, running: list[Request], picked: list[Picked], faults: Faults
+    ) -> list[tuple[Request, Step | None]]:
+        "Give each running request its token or its error, unless it was cancelled meanwhile."
         out = []
         with self.lock:
             for i, (request, p) in enumerate(zip(running, picked, strict=True)):
-                if not request.done:
+                if not request.done and i in faults:
+                    request.fail(faults[i])
+                    out.append((request, None))
+                elif not request.done:
                     request.append(p.id)
                     out.append((request, Step(i, p.id, p.prob)))
         return out
@@ -194,6 +204,15 @@ class Decode:
             return feed(self.model, cache[:n], last, starts[:n], self.decoder)
         return self.fixed(last, starts)
 
+# %% ../../nbs/inference/engine.ipynb #7a1000ab
+def _pick(
+    queue: RequestQueue, model: GPT, running: list[Request], h: Tensor
+) -> list[tuple[Request, Step | None]]:
+    "One token for every running request; its hidden state is a row of `h`."
+    rows, faults = [r.row() for r in running], Faults()
+    picked = pick_all(model, h, rows, probs=False, faults=faults)
+    return queue.record(running, picked, faults)
+
 # %% ../../nbs/inference/engine.ipynb #d71622e2
 class Engine(RequestQueue):
     "Continuous batching. `submit` and `cancel` from any thread, `step` from one."
@@ -218,21 +237,24 @@ class Engine(RequestQueue):
         return bool(self.slots.running or self.waiting)
 
     @torch.inference_mode()
-    def step(self) -> list[tuple[Request, Step]]:  # `Step.row` is the slot; no probabilities
+    def step(self) -> list[tuple[Request, Step | None]]:  # `Step.row` is the slot; None: it failed
         "Let waiting requests join, then one token for every running one; done ones leave."
         slots, running = self.slots, self.slots.running
         slots.clock += 1
         slots.release_done()
         hs = [self.decode()] if running else []
+        out = []
         while len(running) < len(slots.memory) and (request := self.next_waiting()):
-            hs.append(self._prefill(request, slots.admit(request)))
-            running.append(request)
-        if not running:
-            return []
-        rows = [r.row() for r in running]
-        picked = pick_all(self.model, torch.cat(hs), rows, probs=False)
-        out = self.record(running, picked)
-        slots.release_done()
+            try:
+                hs.append(self._prefill(request, slots.admit(request)))
+                running.append(request)
+            except Exception as e:
+                slots.memory[len(running)] = []  # read in part, or not at all
+                request.fail(e)
+                out.append((request, None))
+        if running:
+            out += _pick(self, self.model, running, torch.cat(hs))
+            slots.release_done()
         return out
 
     def _prefill(self, request: Request, slot: int) -> Tensor:  # [1, C]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHAT_PAGE', 'PUBLIC', 'HEADERS', 'is_loopback', 'check_sender', 'Guard', 'read_request', 'whole', 'stream_chunks',
-           'ModelEndpoints', 'Endpoints', 'make_app', 'make_server', 'find_models', 'RunningServer', 'serve']
+           'ModelEndpoints', 'Endpoints', 'make_app', 'WaitingRoom', 'make_server', 'find_models', 'RunningServer',
+           'serve']
 
 # %% ../../nbs/serve/app.ipynb #5e8766ed
 import asyncio
@@ -12,6 +13,7 @@ import hmac
 import ipaddress
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -98,13 +100,17 @@ async def _send_error(send: Callable, e: ApiError) -> None:
         'content-length': str(len(body)),
         'connection': 'close',
     }
-    if e.status == 429:
-        headers['retry-after'] = '1'
-    if e.status == 401:
-        headers['www-authenticate'] = 'Bearer'
+    headers |= _more_headers(e)
     start = dict(type='http.response.start', status=e.status, headers=_raw_headers(headers))
     await send(start)
     await send(dict(type='http.response.body', body=body))
+
+
+def _more_headers(e: ApiError) -> dict[str, str]:
+    "What a client is told to do about an error."
+    if e.status == 429:
+        return {'retry-after': '1'}
+    return {'www-authenticate': 'Bearer'} if e.status == 401 else {}
 
 
 def _raw_headers(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:  # as ASGI has them
@@ -139,7 +145,17 @@ class Guard:
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope['type'] != 'http':
             return await self.app(scope, receive, send)
-        started = False
+        started = counted = False
+
+        async def arriving():  # a body that comes slowly takes nobody's place
+            nonlocal counted
+            message = await receive()
+            if busy and not counted and _is_last(message):
+                counted = True
+                self.at_work += 1
+                if self.at_work > self.limits.at_once:
+                    raise ApiError('too many requests at once; try again soon', 429, code='busy')
+            return message
 
         async def guarded(message):
             nonlocal started
@@ -150,25 +166,31 @@ class Guard:
             await send(message)
 
         busy = scope['path'] == CHAT_PAGE and scope['method'] == 'POST'
-        self.at_work += busy
         try:
-            self._check(scope, busy)
+            _check_head(scope, self.token)
             most = self.limits.seconds + 2 * self.limits.patience  # a client may stop reading
-            await asyncio.wait_for(self.app(scope, receive, guarded), most)
+            await asyncio.wait_for(self.app(scope, arriving, guarded), most)
         except Exception as e:
             if not isinstance(e, (ApiError, asyncio.TimeoutError, OSError)):
                 _log_error(e, f'{scope["path"][:60]!r}: ')
             if not started:
                 await _send_error(guarded, _public_error(e))
         finally:
-            self.at_work -= busy
+            self.at_work -= counted
 
-    def _check(self, scope: dict, busy: bool) -> None:
-        headers = {k.decode('latin-1').lower(): v.decode('latin-1') for k, v in scope['headers']}
-        public = scope['path'] in PUBLIC and scope['method'] in ('GET', 'HEAD')
-        check_sender(headers, self.token, public)
-        if busy and self.at_work > self.limits.at_once:
-            raise ApiError('too many requests at once; try again soon', 429, code='busy')
+# %% ../../nbs/serve/app.ipynb #7a10009b
+def _check_head(scope: dict, token: str | None) -> None:
+    "Raise `ApiError` for a request that can be read in two ways, or comes from somewhere else."
+    headers = {k.decode('latin-1').lower(): v.decode('latin-1') for k, v in scope['headers']}
+    if 'content-length' in headers and 'transfer-encoding' in headers:
+        problem = 'a body has Content-Length or Transfer-Encoding, never both'
+        raise ApiError(problem, code='two_lengths')
+    public = scope['path'] in PUBLIC and scope['method'] in ('GET', 'HEAD')
+    check_sender(headers, token, public)
+
+
+def _is_last(message: dict) -> bool:  # of a request's body
+    return message['type'] == 'http.request' and not message.get('more_body')
 
 # %% ../../nbs/serve/app.ipynb #706478cf
 async def read_request(request: Any, limits: Limits) -> Any:
@@ -278,11 +300,15 @@ class ModelEndpoints:
     async def answer(self, request: Any) -> Answer:
         "The answer to a request for `/v1/chat/completions`, before any token of it."
         loop = asyncio.get_running_loop()
-        ask = read_body(await read_request(request, self.limits))
-        runner = await loop.run_in_executor(self.pool, self.runners.__getitem__, ask.model)
-        return await loop.run_in_executor(
-            self.pool, Answer, runner, ask, self.limits, self.workspace
-        )
+        body = await read_request(request, self.limits)
+        try:
+            ask = read_body(body)
+            runner = await loop.run_in_executor(self.pool, self.runners.__getitem__, ask.model)
+            return await loop.run_in_executor(
+                self.pool, Answer, runner, ask, self.limits, self.workspace
+            )
+        except RecursionError:
+            raise ApiError('the body is nested too deeply') from None
 
     async def models(self) -> dict:
         return dict(object='list', data=[self._about(name) for name in self.runners.paths])
@@ -400,7 +426,9 @@ def _answer_errors(app: Any) -> None:
         async def handle(request, e):
             error = to_error(request, e)
             closing = {'connection': 'close'} if error.status in (408, 413, 415) else {}
-            return responses.JSONResponse(error.body(), error.status, closing)
+            return responses.JSONResponse(
+                error.body(), error.status, closing | _more_headers(error)
+            )
 
         return handle
 
@@ -410,9 +438,49 @@ def _answer_errors(app: Any) -> None:
     app.add_exception_handler(405, handler(wrong_method))
     app.add_exception_handler(Exception, handler(lambda request, e: _internal_error()))
 
+# %% ../../nbs/serve/app.ipynb #5fd32b02
+class WaitingRoom:
+    "Connections that have no answer at work, the longest waiting first."
+
+    def __init__(self, most: int):
+        self.most = most
+        self.waiting: dict[Any, None] = {}  # in the order of their coming
+
+    def join(self, connection: Any) -> None:
+        "One more waits; when the room is full, the one that waits longest is closed."
+        self.waiting.setdefault(connection)
+        if len(self.waiting) > self.most:
+            oldest = next(iter(self.waiting))
+            self.leave(oldest)
+            oldest.transport.close()
+
+    def leave(self, connection: Any) -> None:
+        "An answer is at work for it, or it is gone."
+        self.waiting.pop(connection, None)
+
+# %% ../../nbs/serve/app.ipynb #5fd32b05
+def _strict_lines() -> Any:  # a `h11` buffer
+    "A buffer whose lines must end with a carriage return and a line feed."
+    from h11._receivebuffer import ReceiveBuffer
+    from h11._util import LocalProtocolError
+
+    class StrictLines(ReceiveBuffer):
+        def maybe_extract_lines(self):
+            before = bytes(self)
+            lines = super().maybe_extract_lines()
+            head = before[: len(before) - len(self)]
+            if _BARE_FEED.search(head):
+                raise LocalProtocolError('a line ends with a bare line feed')
+            return lines
+
+    return StrictLines()
+
+
+_BARE_FEED = re.compile(rb'(?<!\r)\n')
+
 # %% ../../nbs/serve/app.ipynb #dba34bd1
-def _impatient_protocol(patience: float) -> type:
-    "uvicorn's HTTP protocol, with a limit in seconds on how long a request's head may take."
+def _impatient_protocol(patience: float, waiting: WaitingRoom) -> type:
+    "uvicorn's HTTP protocol; `patience` is how many seconds a request's head may take."
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Impatient(H11Protocol):
@@ -420,24 +488,36 @@ def _impatient_protocol(patience: float) -> type:
 
         def connection_made(self, transport):
             super().connection_made(transport)
+            self.conn._receive_buffer = _strict_lines()
             self.watch()
 
         def data_received(self, data):
             super().data_received(data)
             self.watch()
 
+        def on_response_complete(self):
+            waiting.leave(self)  # from now on it waits for its next request
+            super().on_response_complete()
+            if not self.transport.is_closing():
+                self.watch()
+
         def connection_lost(self, exc):
+            waiting.leave(self)
             if self.timer:
                 self.timer.cancel()
             super().connection_lost(exc)
 
         def watch(self):
-            waits = self.cycle is None or self.cycle.response_complete
-            if waits and self.timer is None:
+            idle = self.cycle is None or self.cycle.response_complete
+            if idle and self.timer is None:
                 self.timer = self.loop.call_later(patience, self.transport.close)
-            elif not waits and self.timer:
+            elif not idle and self.timer:
                 self.timer.cancel()
                 self.timer = None
+            if idle or self.cycle.more_body or self.scope['path'] != CHAT_PAGE:
+                waiting.join(self)
+            else:
+                waiting.leave(self)
 
     return Impatient
 
@@ -452,13 +532,12 @@ def make_server(app: Guard, limits: Limits) -> Any:  # a `uvicorn.Server`; `run(
         ) from None
     config = uvicorn.Config(
         app,
-        http=_impatient_protocol(limits.patience),
+        http=_impatient_protocol(limits.patience, WaitingRoom(limits.waiting)),
         ws='none',
         lifespan='off',
         log_level='critical',
         access_log=False,
         server_header=False,
-        limit_concurrency=8 * limits.at_once,
         timeout_graceful_shutdown=3,
     )
     return uvicorn.Server(config)

@@ -45,11 +45,11 @@ class RequestTable:
         self.queues: dict[int, Callable] = {}  # id of a request → takes its tokens, None at the end
         self.lock = threading.Lock()
 
-    def _deliver(self, request: Request, token: int) -> None:
+    def _deliver(self, request: Request, token: int | None) -> None:  # None: it failed
         with self.lock:
             put = self.queues.get(id(request))
         if put:
-            put(token)
+            put(_MODEL_FAILED if token is None else token)
             if request.done:
                 put(None)
 
@@ -59,7 +59,10 @@ class RequestTable:
             self.queues = {}
             self.engine = Engine(self.model, self.slots)
         for put in puts:
-            put(ApiError('the model failed on this request; try again', 500))
+            put(_MODEL_FAILED)
+
+
+_MODEL_FAILED = ApiError('the model failed on this request; try again', 500)
 
 # %% ../../nbs/serve/runner.ipynb #c6b58aa2
 class ModelThread(RequestTable):
@@ -77,13 +80,19 @@ class ModelThread(RequestTable):
         while not self.closed:
             try:
                 for request, step in self.engine.step():
-                    self._deliver(request, step.id)
+                    if step is None:  # this answer is lost, those beside it are not
+                        self._log(request.error)
+                    self._deliver(request, step and step.id)
             except Exception as e:  # these answers are lost, the server is not
-                print(f'mypt serve: model {self.name}: {type(e).__name__}: {e}', file=sys.stderr)
+                self._log(e)
                 self._fail()
             if not self.engine.busy:
                 self.wake.wait(1.0)
                 self.wake.clear()
+
+    def _log(self, e: Exception | None) -> None:
+        what = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
+        print(f'mypt serve: model {self.name}: {what}', file=sys.stderr)
 
     def close(self) -> None:
         "Let the thread end."
@@ -186,6 +195,7 @@ class Limits:
     seconds: float = 120.0  # for an answer
     new_tokens: int = 1024  # of an answer
     at_once: int = 64  # answers being made
+    waiting: int = 256  # connections without an answer at work
     calls: int = 5  # of an agent
     passages: int = 3  # put before the model in mode `rag`
 
