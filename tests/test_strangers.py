@@ -24,7 +24,7 @@ from mypt.data.tokenizer import get_tokenizer
 from mypt.data.tokenizer_state import load_tokenizer
 from mypt.data.validate import validate_dataset
 from mypt.errors import UserError
-from mypt.files import MAX_JSON, json_text, read_text, signed
+from mypt.files import JSON_BYTES, json_text, read_text, signed
 from mypt.interop.import_model import import_model
 from mypt.model.checkpoint import load_model, load_state, save_checkpoint
 from mypt.model.config import ModelConfig, load_config
@@ -364,7 +364,7 @@ def test_no_pipe_no_device_no_folder_no_endless_text(tmp_path):
         with pytest.raises(UserError, match=f'{name}: not an ordinary file; restore it'):
             read_text(tmp_path / name)
     with open(tmp_path / 'long', 'wb') as f:
-        f.truncate(MAX_JSON + 1)
+        f.truncate(JSON_BYTES + 1)
     with pytest.raises(UserError, match='long: longer than 64 MiB'):
         read_text(tmp_path / 'long')
 
