@@ -1,0 +1,403 @@
+"""Files from strangers: either they open, or one line says why not; soon, and in little memory.
+
+pytest tests/test_strangers.py
+pytest tests/test_strangers.py -m slow      # ten times as many mutations
+"""
+
+import copy
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+import pytest
+import torch
+from mypt.curriculum.recipe import Stages, stored_report
+from mypt.data.dataset import open_dataset
+from mypt.data.episodes import write_episodes
+from mypt.data.hf_tokenizer import foreign_tokenizer, tokenizer_json
+from mypt.data.mix import mix
+from mypt.data.prepare import prepare
+from mypt.data.tokenizer import get_tokenizer
+from mypt.data.tokenizer_state import load_tokenizer
+from mypt.data.validate import validate_dataset
+from mypt.errors import UserError
+from mypt.files import JSON_BYTES, json_text, read_text, signed
+from mypt.interop.import_model import import_model
+from mypt.model.checkpoint import load_model, load_state, save_checkpoint
+from mypt.model.config import ModelConfig, load_config
+from mypt.model.gpt import GPT
+
+NUMBERS = [0, -1, 1, 3, 10**9, -(10**9), 2**63, 10**400, 0.5, 1e400, float('nan'), -1e308]
+OTHERS = [None, True, False, '', 'x', 'ü🙂', '\ud800', '../../x', '\n\x1b[31m', [], {}, [[]], ['x']]
+MOST_SECONDS = 5
+
+
+# ---------------------------------------------------------------- mutations
+
+
+def places(value, path=()):
+    "Paths of all entries of a JSON value; of long lists and objects only some."
+    entries = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in list(entries)[:40]:
+        yield (*path, key)
+        if isinstance(inner, dict | list):
+            yield from places(inner, (*path, key))
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = {'a': value} if depth % 2 else [value]
+    return value
+
+
+def mutated(value, rng):
+    "A copy in which one or two entries are others."
+    value = copy.deepcopy(value)
+    for _ in range(rng.choice([1, 1, 2])):
+        all_places = list(places(value))
+        if not all_places:
+            return value
+        *way, key = rng.choice(all_places)
+        parent = value
+        for k in way:
+            parent = parent[k]
+        kind = rng.randrange(8)
+        if kind == 0:
+            del parent[key]
+        elif kind in (1, 2, 3):
+            parent[key] = rng.choice(NUMBERS)
+        elif kind in (4, 5):
+            parent[key] = copy.deepcopy(rng.choice(OTHERS))
+        elif kind == 6:
+            parent[key] = nested(rng.choice([3, 150, 400]))
+        elif isinstance(parent, dict):
+            parent[rng.choice(['new', 'ü', '\ud800', '../x'])] = rng.choice(NUMBERS)
+        else:
+            parent += parent[:1] * rng.choice([1, 7])
+    return value
+
+
+def broken(text: bytes, rng) -> bytes:
+    "The bytes of a file, cut, with other bytes in it, or something else altogether."
+    at = rng.randrange(len(text))
+    return rng.choice(
+        [
+            text[:at],
+            text[:at] + bytes([rng.randrange(256)]) + text[at + 1 :],
+            text[:at] + b'\xff\xfe' + text[at:],
+            b'\xef\xbb\xbf' + text,
+            b'',
+            b'null',
+            b'[' * 100_000,
+            b'9' * 5000,
+            text.decode().encode('utf-16'),
+        ]
+    )
+
+
+def dumps(value) -> str:
+    return json.dumps(value)  # ASCII: lone surrogates stay escapes
+
+
+def sign(value) -> str:
+    try:
+        return json_text(signed(value))
+    except UnicodeEncodeError:
+        return dumps(value)
+
+
+def mutations(file: Path, n: int, text=dumps):
+    "`n` false versions of a file, as bytes; always the same ones."
+    rng = random.Random(file.name)
+    raw = file.read_bytes()
+    value = json.loads(raw)
+    for i in range(n):
+        if i % 5 == 4:
+            yield broken(raw, rng)
+            continue
+        false = text(mutated(value, rng))
+        yield false.encode('utf-8', 'surrogatepass')
+
+
+def refused(file: Path, n: int, use, text=dumps) -> list[str]:
+    "What is said to `n` false versions of a file; the true one is put back."
+    true, said = file.read_bytes(), []
+    try:
+        for i, false in enumerate(mutations(file, n, text)):
+            file.write_bytes(false)
+            start = time.monotonic()
+            try:
+                use()
+            except UserError as e:
+                said.append(str(e))
+                assert str(e).isprintable(), (i, str(e))
+            except BaseException as e:
+                raise AssertionError(f'{file.name} {i}: {type(e).__name__} {e}: {false!r}') from e
+            assert time.monotonic() - start < MOST_SECONDS, (i, false)
+    finally:
+        file.write_bytes(true)
+    use()
+    return said
+
+
+# ---------------------------------------------------------------- one valid file of each kind
+
+
+def episodes(path, n=8):
+    rows = [
+        dict(messages=[dict(role='user', content=f'{i}+1'), dict(role='assistant', content=f'{i}')])
+        for i in range(n)
+    ]
+    write_episodes(path, rows)
+
+
+def llama(folder: Path) -> Path:
+    "A Hugging Face directory of the shape of a Llama."
+    torch.manual_seed(0)
+    gpt = GPT(ModelConfig(n_layer=1, n_embd=32, n_head=2, n_kv_head=1, rope_scale=2.0))
+    save_checkpoint(folder, gpt, get_tokenizer('byte'))
+    (folder / 'mypt.json').unlink()
+    (folder / 'tokenizer_state.json').unlink()
+    spec = tokenizer_json(get_tokenizer('byte'))
+    spec['added_tokens'] = [t for t in spec['added_tokens'] if 'myPT' not in t['content']]
+    spec['model']['vocab'] = {k: i for k, i in spec['model']['vocab'].items() if 'myPT' not in k}
+    (folder / 'tokenizer.json').write_text(json.dumps(spec))
+    return folder
+
+
+LINEAGE = dict(
+    dataset=dict(dir='d', sha256='0' * 64, sources=[]),
+    base=dict(name='b', sha256='0' * 64, lineage=dict(base=None, steps=3, config={})),
+    steps=5,
+    config=dict(learning_rate=1e-3, system_prompt=['You are MyPT.']),
+)
+
+
+class Kind:
+    "How a kind of file is made, opened, and written by a stranger."
+
+    def __init__(self, name, make, use, text=dumps):
+        self.name, self.make, self.use, self.text = name, make, use, text
+
+
+def model_file(folder: Path) -> Path:
+    gpt = GPT(ModelConfig(n_layer=1, n_embd=32, n_head=2))
+    state = dict(step=5, tokens=9, supervised=3, skipped=0, best=float('inf'), precision='fp32')
+    meta = dict(lineage=LINEAGE, layout='compact')
+    return save_checkpoint(folder / 'm', gpt, get_tokenizer('byte'), state, {}, meta)
+
+
+def dataset_file(folder: Path) -> Path:
+    episodes(folder / 'a.jsonl')
+    prepare(str(folder / 'a.jsonl'), str(folder / 'd'), tokenization='byte', pack_block_size=64)
+    return folder / 'd'
+
+
+def read_dataset(folder: Path):
+    ds = open_dataset(folder)
+    for split in ds.splits:
+        assert len(split.row_lengths) == split.n_rows
+        split.row(0)
+    ds._repr_html_()
+    validate_dataset(folder)
+
+
+def use_foreign(folder: Path):
+    foreign_tokenizer(folder).encode('Hello, Köln!')
+
+
+def make_mix(folder: Path) -> Path:
+    episodes(folder / 'a.jsonl')
+    mix([f'{folder}/a.jsonl:1.0'], str(folder / 'mixed.jsonl'))
+    return folder
+
+
+def use_mix(folder: Path):
+    mix([f'{folder}/mixed.jsonl:1.0'], str(folder / 'again.jsonl'))
+
+
+def make_stages(folder: Path) -> Path:
+    use_stages(folder)
+    return folder
+
+
+def use_stages(folder: Path):
+    stages = Stages(folder, log=lambda _: None)
+    stages.run('make', folder, dict(n=3), lambda: None, clear=lambda: None)
+
+
+def make_report(folder: Path) -> Path:
+    row = dict(name='echo', passed=True, k=3, n=4, floor=0.5, before=None, warns=False)
+    report = dict(phase='1', model='m', weights_sha256='0' * 64, suites=[row])
+    (folder / 'gate.json').write_text(json.dumps(report))
+    return folder
+
+
+def make_config_file(folder: Path) -> Path:
+    keys = dict(extends='tiny', n_layer=2, curriculum=[], eval_sets={}, system_prompt=['a'])
+    (folder / 'mine.json').write_text(json.dumps(keys))
+    return folder
+
+
+def use_import(folder: Path):
+    out = folder.parent / 'out'
+    import_model(str(folder), str(out))
+    for f in out.iterdir():
+        f.unlink()
+    out.rmdir()
+
+
+def make_index(folder: Path) -> Path:
+    llama(folder / 'hf')
+    table = dict(metadata={}, weight_map=dict(a='model.safetensors', b='model.safetensors'))
+    (folder / 'hf' / 'model.safetensors.index.json').write_text(json.dumps(table))
+    return folder / 'hf'
+
+
+KINDS = dict(
+    meta=Kind('mypt.json', model_file, lambda d: load_model(d, verify=True), sign),
+    state=Kind('training_state.json', model_file, load_state),
+    vocabulary=Kind('tokenizer_state.json', model_file, load_tokenizer),
+    dataset=Kind('dataset_metadata.json', dataset_file, read_dataset, sign),
+    tokenizer=Kind('tokenizer.json', lambda d: llama(d / 'hf'), use_foreign),
+    config=Kind('config.json', lambda d: llama(d / 'hf'), use_import),
+    index=Kind('model.safetensors.index.json', make_index, use_import),
+    mix=Kind('mixed.jsonl.mix.json', make_mix, use_mix),
+    stages=Kind('stages.json', make_stages, use_stages),
+    report=Kind('gate.json', make_report, lambda d: stored_report(d / 'gate.json')),
+    settings=Kind('mine.json', make_config_file, lambda d: load_config(d / 'mine.json')),
+)
+
+
+def walk(name, folder, n, capsys) -> list[str]:
+    kind = KINDS[name]
+    home = kind.make(folder)
+    said = refused(home / kind.name, n, lambda: kind.use(home), kind.text)
+    capsys.readouterr()
+    return said
+
+
+@pytest.mark.parametrize('name', KINDS)
+def test_a_false_file_is_one_line_or_works(name, tmp_path, capsys):
+    n = 100 if name in ('config', 'index', 'dataset') else 200
+    assert len(walk(name, tmp_path, n, capsys)) > n / 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', KINDS)
+def test_many_false_files(name, tmp_path, capsys):
+    walk(name, tmp_path, 2000, capsys)
+
+
+# ---------------------------------------------------------------- memory
+
+OPENING = """
+import resource, sys
+from pathlib import Path
+from mypt.errors import UserError
+from mypt.model.checkpoint import load_model
+from mypt.interop.import_model import import_model
+used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 512 * 2**20,) * 2)
+for folder in map(Path, sys.argv[2:]):
+    try:
+        import_model(folder, f'{folder}.out') if sys.argv[1] == 'import' else load_model(folder)
+        print('works')
+    except UserError as e:
+        print(e)
+"""
+
+VAST = [
+    dict(),
+    dict(n_layer=10**9),
+    dict(n_layer=4096),
+    dict(n_head=0),
+    dict(vocab_size=2**24),
+    dict(n_embd=2**20, hidden=2**20),
+    dict(hidden=2**20),
+    dict(block_size=2**20, pos_encoding='learned'),
+]
+
+
+def opened(how: str, folders: list[Path]) -> list[str]:
+    "What a process with 512 MiB says to each folder."
+    env = os.environ | {'OMP_NUM_THREADS': '1'}
+    command = [sys.executable, '-c', OPENING, how, *map(str, folders)]
+    p = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert p.returncode == 0, p.stderr[-2000:]
+    return p.stdout.splitlines()
+
+
+def test_a_vast_config_takes_no_memory(tmp_path):
+    folder, folders = model_file(tmp_path), []
+    for i, false in enumerate(VAST):
+        folders.append(shutil.copytree(folder, tmp_path / f'm{i}'))
+        meta = json.loads((folder / 'mypt.json').read_text())
+        (folders[-1] / 'mypt.json').write_text(sign(meta | dict(model=meta['model'] | false)))
+    works, *said = opened('load', folders)
+    assert works == 'works' and len(said) == len(VAST) - 1
+    assert all(' is ' in line or ' says ' in line for line in said), said
+
+
+def test_a_vast_config_is_not_imported(tmp_path):
+    folder, folders = llama(tmp_path / 'hf'), []
+    wide = dict(hidden_size=2**20, num_attention_heads=2**12, head_dim=2**8, attention_bias=True)
+    deep = dict(num_hidden_layers=4096, mlp_bias=True)
+    for i, false in enumerate((deep, wide, dict(vocab_size=2**24))):
+        folders.append(shutil.copytree(folder, tmp_path / f'm{i}'))
+        c = json.loads((folder / 'config.json').read_text())
+        (folders[-1] / 'config.json').write_text(json.dumps(c | false))
+    said = opened('import', folders)
+    assert len(said) == 3 and all('its config says' in line for line in said), said
+
+
+# ---------------------------------------------------------------- what is no file, and names
+
+
+def test_no_pipe_no_device_no_folder_no_endless_text(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    (tmp_path / 'zero').symlink_to('/dev/zero')
+    (tmp_path / 'folder').mkdir()
+    for name in ('pipe', 'zero', 'folder'):
+        with pytest.raises(UserError, match=f'{name}: not an ordinary file; restore it'):
+            read_text(tmp_path / name)
+    with open(tmp_path / 'long', 'wb') as f:
+        f.truncate(JSON_BYTES + 1)
+    with pytest.raises(UserError, match='long: longer than 64 MiB'):
+        read_text(tmp_path / 'long')
+
+
+@pytest.mark.parametrize('name', ['../victim/tokens.bin', '/etc/hosts', 'train/../../x'])
+def test_a_dataset_names_only_its_own_files(name, tmp_path, capsys):
+    folder = dataset_file(tmp_path)
+    path = folder / 'dataset_metadata.json'
+    meta = json.loads(path.read_text())
+    meta['files'][name] = dict(bytes=1, sha256='0' * 64)
+    path.write_text(sign(meta))
+    with pytest.raises(UserError, match=r'not in its folder; copy the dataset again'):
+        open_dataset(folder)
+
+
+def test_a_model_names_only_its_own_files(tmp_path):
+    folder = model_file(tmp_path)
+    path = folder / 'mypt.json'
+    meta = json.loads(path.read_text())
+    meta['files_sha256']['../victim'] = '0' * 64
+    path.write_text(sign(meta))
+    with pytest.raises(UserError, match=r"names the file '../victim', which is not in its folder"):
+        load_model(folder, verify=True)
+
+
+def test_an_import_reads_only_its_own_weights(tmp_path):
+    folder = make_index(tmp_path)
+    table = dict(weight_map=dict(a='../victim.safetensors'))
+    (folder / 'model.safetensors.index.json').write_text(json.dumps(table))
+    with pytest.raises(
+        UserError, match=r"names the file '../victim.safetensors', which is not in its"
+    ):
+        import_model(str(folder), str(tmp_path / 'out'))
