@@ -22,7 +22,7 @@ from ..data.prepare import InputFiles, find_inputs, prepare
 from ..data.validate import changed_files, iter_pieces
 from ..data.writer import DatasetWriter, settings_like
 from ..errors import UserError
-from ..files import MAX_LINE, atomic_write, json_object, open_input, signed_text
+from ..files import MAX_LINE, atomic_write, json_object, open_input, read_text, signed_text
 from ..model.config import parse_sets
 
 # %% ../../nbs/curate/prepare_jobs.ipynb #e5c7de78
@@ -129,10 +129,10 @@ def read_manifest(jobs_dir: str | Path) -> dict:
     path = Path(jobs_dir) / 'manifest.json'
     if not path.is_file():
         raise UserError(f'{path}: not there; make it with mypt prepare-jobs plan')
-    text = path.read_text(encoding='utf-8', errors='replace')
-    manifest = json_object(path, text)
+    way = 'run mypt prepare-jobs plan again'
+    text = read_text(path, way)
+    manifest = json_object(path, text, way)
     if signed_text(manifest) != text:
-        way = 'run mypt prepare-jobs plan again'
         raise UserError(f'{path}: changed since it was written; {way}')
     return manifest
 

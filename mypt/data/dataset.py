@@ -14,10 +14,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
+from .masks import POLICIES
 from .tokenizer import Tokenizer
 from .tokenizer_state import load_tokenizer
 from ..errors import UserError
-from ..files import beside, json_object, read_version, signed_text
+from mypt.files import (
+    Rule,
+    beside,
+    check_json,
+    check_names,
+    json_object,
+    read_text,
+    read_version,
+    signed_text,
+)
 
 # %% ../../nbs/05_dataset.ipynb #cc9a9eee
 SCHEMA = 'episode_indexed_sft_v1'
@@ -40,6 +50,31 @@ ARRAYS = dict(
     segments=ArrayFile('segment_ids.bin', None),
 )
 
+# %% ../../nbs/05_dataset.ipynb #0fb7a583
+_COUNT, _TEXT = Rule((int,), needed=True), Rule((str,), needed=True)
+_PACKING = dict(
+    enabled=Rule((bool,), needed=True),
+    block_size=Rule((int,), 0, 2**24),
+    fill=Rule((int, float), 0, 1),
+)
+_FILE = Rule((dict,), inside=dict(bytes=_COUNT, sha256=_TEXT))
+_METADATA = dict(
+    packing=Rule((dict,), needed=True, inside=_PACKING),
+    files=Rule((dict,), needed=True, inside=_FILE),
+    lineage=Rule((list,), inside=Rule((dict,))),
+    tokenization=_TEXT,
+    layout=Rule((str,), needed=True, among=('compact', 'lines')),
+    mask_policy=Rule((str,), needed=True, among=tuple(POLICIES)),
+    weighted=Rule((bool,), needed=True),
+    message_weights=Rule((bool, int)),
+    segment_dtype=Rule((str, type(None)), among=('uint8', 'uint16', None)),
+    tokens_per_shard=Rule((int,)),
+    train_mask_ratio=Rule((int, float), 0, 1, needed=True),
+)
+for _split in ('train', 'val'):
+    for _what in ('episodes', 'tokens', 'supervised'):
+        _METADATA[f'num_{_split}_{_what}'] = _COUNT
+
 # %% ../../nbs/05_dataset.ipynb #a8e10698
 def _read_metadata(folder: Path) -> dict:
     "The metadata of a dataset folder, intact; raises `UserError` otherwise."
@@ -48,13 +83,18 @@ def _read_metadata(folder: Path) -> dict:
         raise UserError(f'{folder}: no such dataset; make one with mypt prepare')
     if not path.is_file():
         raise UserError(f'{folder}: No episodes found, no {METADATA}; did mypt prepare write this?')
-    text = path.read_text(encoding='utf-8', errors='replace')
-    meta = json_object(path, text)
+    text = read_text(path, REPAIR_HINT)
+    meta = json_object(path, text, REPAIR_HINT)
     if meta.get('schema') != SCHEMA:
         raise UserError(f'{path}: not of schema {SCHEMA}; prepare the data again with this mypt')
     if signed_text(meta) != text:
         raise UserError(f'{path}: changed since it was written; {REPAIR_HINT}')
     del meta['sha256']
+    check_json(path, meta, _METADATA, REPAIR_HINT)
+    check_names(path, meta['files'], REPAIR_HINT)
+    packing = meta['packing']
+    if packing['enabled'] and not (packing.get('block_size') and meta.get('segment_dtype')):
+        raise UserError(f'{path}: packed, without block_size or segment_dtype; {REPAIR_HINT}')
     return meta
 
 # %% ../../nbs/05_dataset.ipynb #059d1b71
@@ -81,10 +121,25 @@ def _open_shard(folder: Path, name: str, meta: dict) -> Shard:
     maps = {}
     for key, (file, dtype) in ARRAYS.items():
         if f'{name}/{file}' in meta['files']:
-            memmap = np.memmap(folder / name / file, dtype or meta['segment_dtype'], 'r')
-            maps[key] = np.asarray(memmap)
+            maps[key] = _map_array(folder / name / file, dtype or meta['segment_dtype'])
+        elif key in ('tokens', 'mask', 'index'):
+            raise UserError(f'{folder / METADATA}: no {name}/{file}; {REPAIR_HINT}')
+    if maps['index'].size % 2:
+        raise UserError(f'{folder / name}: half of an entry in its index; {REPAIR_HINT}')
     maps['index'] = maps['index'].reshape(-1, 2)
+    n = len(maps['tokens'])
+    for key in ('mask', 'weights', 'segments'):
+        if key in maps and len(maps[key]) != n:
+            problem = f'{len(maps[key]):,} in {ARRAYS[key].file} for {n:,} tokens'
+            raise UserError(f'{folder / name}: {problem}; {REPAIR_HINT}')
     return Shard(name, **maps)
+
+# %% ../../nbs/05_dataset.ipynb #eb36ef3f
+def _map_array(path: Path, dtype: str | None) -> np.ndarray:
+    try:
+        return np.asarray(np.memmap(path, dtype or 'u1', 'r'))
+    except (OSError, ValueError) as e:  # empty, or not a whole number of items
+        raise UserError(f'{path}: cannot be mapped ({e}); {REPAIR_HINT}') from None
 
 # %% ../../nbs/05_dataset.ipynb #39377072
 def _cut_row(shard: Shard, start: int, length: int, one_segment: bool) -> Row:
@@ -99,6 +154,9 @@ def _cut_row(shard: Shard, start: int, length: int, one_segment: bool) -> Row:
 
 def _row_lengths(shard: Shard, block: int) -> np.ndarray:  # int64[rows]
     "Real tokens of every row of a shard; `block` is 0 for unpacked data."
+    bad = shard.index.max(initial=0) > len(shard.tokens)
+    if bad:
+        raise UserError(f'{shard.name}: an episode lies past the last token; {REPAIR_HINT}')
     start, length = shard.index.T.astype(np.int64)
     if not block:
         return length
@@ -164,7 +222,7 @@ def _dataset_table(ds: 'Dataset') -> str:  # HTML
     body = ''
     for s in ds.splits:
         counts = [f'{n:,}' for n in (s.n_episodes, s.n_rows, s.n_tokens)]
-        cells = [s.name, *counts, f'{s.n_supervised / s.n_tokens:.1%}', len(s.shards)]
+        cells = [s.name, *counts, f'{s.n_supervised / max(s.n_tokens, 1):.1%}', len(s.shards)]
         body += '<tr>' + ''.join(map(right.format, cells)) + '</tr>'
     title = f'<caption style="white-space:nowrap">{caption}</caption>'
     return f'<table>{title}<tr>{head}</tr>{body}</table>'

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import IO, NamedTuple
 from .episodes import dump_line, parse_line
 from ..errors import UserError
-from ..files import MAX_LINE, atomic_write, open_input, watched
+from mypt.files import (
+    MAX_LINE,
+    REPORT_HINT,
+    atomic_write,
+    json_object,
+    open_input,
+    read_text,
+    watched,
+)
 
 # %% ../../nbs/data/mix.ipynb #18a6e8ae
 def lines_to_take(
@@ -116,7 +124,7 @@ def _write_mix(sources: list[_Source], plan: np.ndarray, output: str):
 # %% ../../nbs/data/mix.ipynb #44ed4ebb
 def _source_entry(source: _Source, rows: int, total: int) -> dict:
     "What the report says about one source."
-    entry = dict(
+    entry: dict = dict(
         file=Path(source.path).name,
         sha256=source.sha256,
         rows_there=len(source.offsets),
@@ -126,7 +134,7 @@ def _source_entry(source: _Source, rows: int, total: int) -> dict:
     )
     own_report = Path(f'{source.path}.mix.json')
     if own_report.exists():
-        entry['mix'] = json.loads(own_report.read_text())
+        entry['mix'] = json_object(own_report, read_text(own_report, REPORT_HINT), REPORT_HINT)
     return entry
 
 # %% ../../nbs/data/mix.ipynb #c600aaa5

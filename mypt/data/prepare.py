@@ -32,7 +32,7 @@ from .packing import pack_arrays, plan_rows, ranges, segment_dtype
 from .tokenizer_state import open_tokenizer
 from .writer import DatasetWriter, work_folder
 from ..errors import UserError
-from ..files import ARRAY, iter_lines, watched
+from ..files import ARRAY, REPORT_HINT, iter_lines, json_object, read_text, watched
 
 # %% ../../nbs/06_prepare.ipynb #072da26c
 def find_inputs(spec: str | Path) -> list[Path]:
@@ -107,10 +107,10 @@ class InputFiles:
                 rows += 1
                 yield f'{path}:{n}', raw
             size, digest = path.stat().st_size, sha.hexdigest()
-            entry = dict(file=path.name, sha256_of_lines=digest, bytes=size, rows=rows)
+            entry: dict = dict(file=path.name, sha256_of_lines=digest, bytes=size, rows=rows)
             mix = path.with_name(path.name + '.mix.json')
             if mix.exists():
-                entry['mix'] = json.loads(mix.read_text(encoding='utf-8'))
+                entry['mix'] = json_object(mix, read_text(mix, REPORT_HINT), REPORT_HINT)
             lineage.append(entry)
 
 # %% ../../nbs/06_prepare.ipynb #cd354ccd

@@ -11,7 +11,7 @@ from pathlib import Path
 from .hf_tokenizer import foreign_tokenizer
 from .tokenizer import Tokenizer, get_tokenizer
 from ..errors import UserError
-from ..files import newest_save
+from ..files import Rule, check_json, json_object, newest_save, read_text, value_text
 
 # %% ../../nbs/data/tokenizer_state.ipynb #ab513579
 def open_tokenizer(kind: str) -> Tokenizer:
@@ -22,6 +22,13 @@ def open_tokenizer(kind: str) -> Tokenizer:
 
 # %% ../../nbs/data/tokenizer_state.ipynb #f1660bf9
 STATE_VERSION = 1
+_ID = Rule((int,), 0, 2**24)
+_STATE = dict(
+    kind=Rule((str,), needed=True),
+    base_vocab_size=_ID,
+    model_vocab_size=_ID,
+    tags=Rule((dict, type(None)), inside=_ID),
+)
 
 
 def tokenizer_state(tok: Tokenizer) -> dict:  # JSON-ready: kind, sizes, tag → id, version
@@ -49,8 +56,9 @@ def _check_tags(tok: Tokenizer, saved: dict, where: str) -> None:
     for tag in [*tok.tag_ids, *saved]:
         pinned = tok.tag_ids.get(tag)
         if saved.get(tag) != pinned:
+            name = tag if tag in tok.tag_ids else value_text(tag)
             raise UserError(
-                f'{where}: tag {tag} has id {saved.get(tag)}, the pinned table says {pinned}; '
+                f'{where}: tag {name} has id {saved.get(tag)}, the pinned table says {pinned}; '
                 'the tokens were written by another vocabulary, prepare the data again'
             )
 
@@ -65,14 +73,17 @@ def tokenizer_from_state(
         raise UserError(f"{where}: no 'kind'; is this a mypt tokenizer state?")
     if state.get('version') != STATE_VERSION:
         raise UserError(
-            f'{where}: version {state.get("version")!r}, this mypt reads {STATE_VERSION}; '
-            'prepare the data again or update mypt'
+            f'{where}: version {value_text(state.get("version"))}, '
+            f'this mypt reads {STATE_VERSION}; prepare the data again or update mypt'
         )
+    check_json(where, state, _STATE, 'prepare the data again')
     tok = open_tokenizer(kind or state['kind'])
     _check_tags(tok, state.get('tags') or {}, where)
     for key, want in tokenizer_state(tok).items():
         if state.get(key) != want:
-            raise UserError(f'{where}: {key} is {state.get(key)!r}, expected {want!r}')
+            raise UserError(
+                f'{where}: {key} is {value_text(state.get(key))}, expected {value_text(want)}'
+            )
     return tok
 
 # %% ../../nbs/data/tokenizer_state.ipynb #4edb3048
@@ -80,11 +91,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     "The tokenizer of a dataset or checkpoint folder, from its `tokenizer_state.json`."
     path = newest_save(Path(folder)) / 'tokenizer_state.json'
     try:
-        state = json.loads(path.read_text(encoding='utf-8'))
+        text = read_text(path)
     except FileNotFoundError:
         raise UserError(f'{path}: not there; is {folder} a mypt dataset or checkpoint?') from None
-    except ValueError as e:
-        raise UserError(f'{path}: not JSON ({e}); restore it or prepare the data again') from None
-    foreign = isinstance(state, dict) and str(state.get('kind')).startswith('hf:')
+    state = json_object(path, text, 'restore it or prepare the data again')
+    foreign = str(state.get('kind')).startswith('hf:')
     kind = f'hf:{folder}' if foreign else None
     return tokenizer_from_state(state, str(path), kind)

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..errors import UserError
 from .metrics import wilson
 from .suite import Responder, SuiteResult, load_suite, responder, run_suite
-from ..files import atomic_write, watched
+from ..files import atomic_write, json_object, read_text, watched
 from ..inference.cpu import for_inference
 from ..model.checkpoint import load_model
 from ..model.device import pick_device
@@ -195,10 +195,11 @@ def _write_report(report: dict, path: str) -> None:
 
 
 def _read_report(path: str) -> dict:
+    way = 'write one with --report'
     try:
-        return json.loads(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e:
-        raise UserError(f'{path}: no gate report ({e}); write one with --report') from None
+        return json_object(path, read_text(Path(path), way), way)
+    except FileNotFoundError:
+        raise UserError(f'{path}: no gate report there; {way}') from None
 
 # %% ../../nbs/18_gates.ipynb #04660b3f
 def judge_model(

@@ -18,7 +18,7 @@ from typing import Any
 from ..data.hf_tokenizer import chat_template, tokenizer_json
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
-from ..files import atomic_write, temporary, writing
+from ..files import Rule, atomic_write, check_json, json_object, read_text, temporary, writing
 from ..model.checkpoint import checkpoint_dir, load_meta, load_model
 from ..model.config import ModelConfig
 from ..model.gpt import GPT
@@ -197,6 +197,18 @@ def _ancestors(meta: dict) -> list[dict]:  # Each: name, sha256, lineage
         chain.append(base)
 
 # %% ../../nbs/interop/export.ipynb #b43c1498
+_ROW = dict(
+    name=Rule((str,), needed=True),
+    passed=Rule((bool,), needed=True),
+    k=Rule((int,), needed=True),
+    n=Rule((int,), needed=True),
+    floor=Rule((int, float), 0, 1, needed=True),
+    low=Rule((int, float), 0, 1),
+    high=Rule((int, float), 0, 1),
+)
+_REPORT = dict(suites=Rule((list,), inside=Rule((dict,), inside=_ROW)), phase=Rule((str, int)))
+
+# %% ../../nbs/interop/export.ipynb #6a1e1865
 def find_reports(
     folder: Path,  # A checkpoint; reports lie in it, beside it, or one folder further up
     hashes: set,  # Of weights
@@ -208,10 +220,11 @@ def find_reports(
     reports = {}
     for path in sorted(paths):
         try:
-            report = json.loads(path.read_text(encoding='utf-8'))
-        except (OSError, ValueError):
+            report = json_object(path, read_text(path))
+            check_json(path, report, _REPORT)
+        except (OSError, UserError):
             continue
-        if not isinstance(report, dict) or not {'phase', 'suites', 'passed'} <= report.keys():
+        if not {'phase', 'suites', 'passed'} <= report.keys():
             continue
         if report.get('weights_sha256') in hashes:
             reports[str(report['phase'])] = report

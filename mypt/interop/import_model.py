@@ -7,7 +7,6 @@ __all__ = ['OLD_TAGS', 'llama_shape', 'read_weight_shards', 'build_model', 'impo
            'import_old', 'import_model']
 
 # %% ../../nbs/interop/import_model.ipynb #e2257159
-import json
 import pickle
 import re
 import torch
@@ -16,11 +15,26 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing import Any
-from ..data.hf_tokenizer import foreign_tokenizer
+from ..data.hf_tokenizer import TAKE_ANOTHER, foreign_tokenizer
 from ..data.tokenizer import EOT, TAGS, Tokenizer, close_tag, get_tokenizer, open_tag
 from ..errors import UserError
-from ..files import sha256_of, writing
-from ..model.checkpoint import checkpoint_dir, load_model, recover, save_checkpoint
+from mypt.files import (
+    Rule,
+    check_json,
+    check_names,
+    json_object,
+    read_text,
+    sha256_of,
+    value_text,
+    writing,
+)
+from mypt.model.checkpoint import (
+    checkpoint_dir,
+    expected_shapes,
+    load_model,
+    recover,
+    save_checkpoint,
+)
 from ..model.config import ModelConfig, make_config
 from ..model.gpt import GPT, init_tags
 
@@ -60,13 +74,26 @@ def _rope_type(rope: dict) -> str:
     return rope.get('rope_type', rope.get('type', 'default'))
 
 # %% ../../nbs/interop/import_model.ipynb #fd21106d
+_ROPE = Rule(
+    (dict, type(None)),
+    inside=dict(
+        rope_type=Rule((str, type(None))),
+        type=Rule((str, type(None))),
+        factor=Rule((int, float), 0, 2**20),
+        rope_theta=Rule((int, float, type(None)), 0, 1e12),
+    ),
+)
+_LLAMA = dict(rope_parameters=_ROPE, rope_scaling=_ROPE)
+
+
 def _check_sizes(c: dict, where: str):
     "Raise `UserError` naming the first size that is no number."
     sizes = ('hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size')
     for k in (*sizes, 'vocab_size'):
         if type(c.get(k)) is not int:
             raise UserError(
-                f'{where}: {k} is {c.get(k)!r}, no number; is this the config.json of a Llama?'
+                f'{where}: {k} is {value_text(c.get(k))}, no number; '
+                'is this the config.json of a Llama?'
             )
 
 # %% ../../nbs/interop/import_model.ipynb #51366659
@@ -76,12 +103,13 @@ def llama_shape(
 ) -> ModelConfig:
     "The same shape as a `ModelConfig`; raises `UserError` naming the first field that cannot be."
     _check_sizes(c, where)
+    check_json(where, c, _LLAMA, TAKE_ANOTHER)
     rope = c.get('rope_parameters') or c.get('rope_scaling') or {}
     for field, value, supported in _unsupported(c, rope):
         have = ' or '.join(repr(x) for x in supported if x is not None) or 'none'
         raise UserError(
-            f'{where}: {field} is {value!r}, a mypt model has {have}; take a base model of that '
-            'shape'
+            f'{where}: {field} is {value_text(value)}, a mypt model has {have}; '
+            'take a base model of that shape'
         )
     settings = dict(block_size=2048)
     settings |= {ours: c[k] for k, ours in _LLAMA_FIELDS.items() if c.get(k) is not None}
@@ -89,7 +117,7 @@ def llama_shape(
         vocab_size=c['vocab_size'],
         bias=bool(c.get('attention_bias') or c.get('mlp_bias')),
         tie_weights=bool(c.get('tie_word_embeddings', False)),
-        rope_scale=rope['factor'] if _rope_type(rope) == 'linear' else 1.0,
+        rope_scale=rope.get('factor', 1.0) if _rope_type(rope) == 'linear' else 1.0,
         rope_theta=rope.get('rope_theta') or c.get('rope_theta') or 10000.0,
     )
     return make_config(settings, where).model
@@ -97,14 +125,9 @@ def llama_shape(
 # %% ../../nbs/interop/import_model.ipynb #bba61284
 def _read_json_object(path: Path) -> dict:
     try:
-        d = json.loads(path.read_text(encoding='utf-8'))
+        return json_object(path, read_text(path))
     except FileNotFoundError:
         raise UserError(f'{path}: not there; a checkpoint to import has it') from None
-    except ValueError as e:
-        raise UserError(f'{path}: not JSON ({e}); restore it from a copy') from None
-    if not isinstance(d, dict):
-        raise UserError(f'{path}: not a JSON object; restore it from a copy')
-    return d
 
 # %% ../../nbs/interop/import_model.ipynb #0bb03a30
 def _weight_files(folder: Path) -> list[Path]:
@@ -112,7 +135,10 @@ def _weight_files(folder: Path) -> list[Path]:
     index = folder / 'model.safetensors.index.json'
     if not index.exists():
         return [folder / 'model.safetensors']
-    names = set(_read_json_object(index).get('weight_map', {}).values())
+    table = _read_json_object(index)
+    check_json(index, table, dict(weight_map=Rule((dict,), needed=True, inside=Rule((str,)))))
+    names = set(table['weight_map'].values())
+    check_names(index, names)
     return [folder / Path(n).name for n in sorted(names)]
 
 # %% ../../nbs/interop/import_model.ipynb #71980a14
@@ -139,26 +165,27 @@ def _check_shapes(weights: dict[str, Tensor], shapes: dict[str, tuple], where: s
         have = tuple(weights[k].shape) if k in weights else 'missing'
         if have != shapes.get(k):
             need = shapes.get(k, 'nothing of it')
+            name = k if k in shapes else value_text(k)
             raise UserError(
-                f'{where}: {k} is {have}, its config says {need}; fetch the model again'
+                f'{where}: {name} is {have}, its config says {need}; fetch the model again'
             )
 
 # %% ../../nbs/interop/import_model.ipynb #7bd047c5
 def _check_weights(
     weights: dict[str, Tensor],  # Gets zeros where it may
-    model: GPT,  # Of the wanted shape
+    cfg: ModelConfig,  # Of the wanted shape
     tables: list[str],  # Names of the tables with a row per token
     rows: int,  # Of the tables in `weights`
     where: str,
     is_zero: Callable[[str], bool],
 ):
-    "Fill in what may be missing, then compare every shape."
-    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    shapes |= {k: (rows, model.cfg.n_embd) for k in tables}
-    for k, shape in shapes.items():
-        if k not in weights and is_zero(k):
-            weights[k] = torch.zeros(shape)
-    _check_shapes(weights, shapes, where)
+    "Compare every shape, then fill in what may be missing."
+    shapes = expected_shapes(cfg, weights, where)
+    shapes |= {k: (rows, cfg.n_embd) for k in tables}
+    zeros = {k: s for k, s in shapes.items() if k not in weights and is_zero(k)}
+    _check_shapes(weights, {k: s for k, s in shapes.items() if k not in zeros}, where)
+    for k, shape in zeros.items():
+        weights[k] = torch.zeros(shape)
 
 # %% ../../nbs/interop/import_model.ipynb #b14f7654
 def _grown(table: Tensor, tok: Tokenizer) -> Tensor:
@@ -180,11 +207,14 @@ def build_model(
 ) -> GPT:
     "A model with these weights and a row for each of the tokenizer's tags."
     rows, cfg.vocab_size = cfg.vocab_size, tok.vocab_size
-    model = GPT(cfg)
+    if tok.n_base > 2 * rows + 1024:
+        problem = f'its tokenizer has ids up to {tok.n_base:,}, its weights {rows:,} rows'
+        raise UserError(f'{where}: {problem}; {TAKE_ANOTHER}')
     tables = ['model.embed_tokens.weight']
     if not cfg.tie_weights:
         tables.append('lm_head.weight')
-    _check_weights(weights, model, tables, rows, where, is_zero)
+    _check_weights(weights, cfg, tables, rows, where, is_zero)
+    model = GPT(cfg)
     given = {k: weights[k] for k in tables}
     for k, table in given.items():
         weights[k] = _grown(table, tok)
@@ -212,10 +242,12 @@ def import_llama(
         part = 'mlp_bias' if '.mlp.' in name else 'attention_bias'
         return name.endswith('.bias') and not c.get(part)
 
-    eos = c.get('eos_token_id')
+    eos: Any = c.get('eos_token_id')
     if isinstance(eos, list) and eos:
         eos = eos[0]
-    keep = {tok.endoftext: eos} if isinstance(eos, int) and eos < cfg.vocab_size else {}
+    keep: dict[int, int] = {}
+    if type(eos) is int and 0 <= eos < cfg.vocab_size:
+        keep[tok.endoftext] = eos
     return build_model(cfg, weights, tok, keep, str(folder), is_zero), tok
 
 # %% ../../nbs/interop/import_model.ipynb #3a73ad13
@@ -365,7 +397,8 @@ def old_shape(
     for k in ('n_layer', 'n_embd', 'vocab_size', 'mlp_type', 'pos_encoding'):
         if c.get(k, seen[k]) != seen[k]:
             raise UserError(
-                f'{where}: {k} is {c[k]!r}, the weights say {seen[k]!r}; restore one of them'
+                f'{where}: {k} is {value_text(c[k])}, the weights say {seen[k]!r}; '
+                'restore one of them'
             )
     named = ('n_head', 'n_kv_head', 'block_size', 'dropout', 'rope_theta', 'rope_scale', 'norm_eps')
     settings: dict = dict(norm_eps=1e-5 if seen['norm_type'] == 'layernorm' else 1e-6)
@@ -380,9 +413,9 @@ def _rows_of_tags(folder: Path, tags: str) -> dict[str, int]:  # Tag → row of 
         return known[tags]
     if tags != 'auto':
         raise UserError(f'--tags {tags}: use auto, {", ".join(known)}')
-    for path in sorted(folder.glob('*.json')):
+    for path in filter(Path.is_file, sorted(folder.glob('*.json'))):
         text = path.read_text(encoding='utf-8', errors='replace')
-        found = re.findall(r'"(</?myPT_\w+>)"\s*:\s*(\d+)', text)
+        found = re.findall(r'"(</?myPT_\w+>)"\s*:\s*(\d{1,9})', text)
         if found:
             return {t: int(i) for t, i in found if t in TAGS}
     raise UserError(
@@ -423,7 +456,7 @@ def import_old(
 def _license(folder: Path) -> str | None:
     "The licence that a model card names."
     card = folder / 'README.md'
-    if not card.exists():
+    if not card.is_file():
         return None
     text = card.read_text(encoding='utf-8', errors='replace')
     found = re.search(r'^license:\s*(\S+)', text, re.M)

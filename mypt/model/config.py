@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARCH_FIELDS', 'ModelConfig', 'mlp_width', 'matmul_params', 'count_params', 'flops_per_token', 'OptimConfig',
-           'TrainConfig', 'list_configs', 'find_config', 'parse_sets', 'Config', 'make_config', 'load_config',
-           'rope_note', 'check_same_arch']
+           'TrainConfig', 'list_configs', 'find_config', 'parse_sets', 'Config', 'make_config', 'model_config',
+           'load_config', 'rope_note', 'check_same_arch']
 
 # %% ../../nbs/model/config.ipynb #e25a7605
 import json
@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 from ..errors import UserError
+from ..files import TYPE_NAMES, json_value, read_text, value_text
 
 # %% ../../nbs/model/config.ipynb #8b02c463
 @dataclass
@@ -170,7 +171,8 @@ _CHOICES = dict(
 _BOUNDS = {
     'n_layer n_head n_kv_head': (1, 4096),
     'n_embd hidden batch_size grad_accum_steps rope_scale': (1, 2**20),
-    'block_size vocab_size': (1, 2**24),
+    'block_size': (1, 2**20),
+    'vocab_size': (1, 2**24),
     'max_iters eval_interval eval_iters': (1, 2**31),
     'epochs min_steps warmup_iters save_every episode_min_tokens': (0, 2**31),
     'seed epoch_seed': (0, 2**63 - 1),
@@ -196,17 +198,6 @@ def _range_problem(name: str, value: float) -> str:
     if name in _BELOW_1:
         return '' if value < high else f'it must be below {high}'
     return '' if value <= high else f'it must be at most {high:g}'
-
-# %% ../../nbs/model/config.ipynb #2bd14f05
-_TYPE_NAMES = {
-    int: 'a whole number',
-    float: 'a number',
-    bool: 'true or false',
-    str: 'a string',
-    list: 'a list',
-    dict: 'an object',
-    type(None): 'null',
-}
 
 # %% ../../nbs/model/config.ipynb #3cea7c27
 def _stage_problem(stage, before: int) -> str:  # before: where the last stage ended
@@ -239,7 +230,7 @@ def _value_problem(f, value) -> str:
     "What is wrong with a value of the field `f`; '' when nothing is."
     types = getattr(f.type, '__args__', (f.type,))
     if type(value) not in types:
-        return 'it must be ' + ' or '.join(_TYPE_NAMES[t] for t in types)
+        return 'it must be ' + ' or '.join(TYPE_NAMES[t] for t in types)
     if f.name in _CHOICES and value not in _CHOICES[f.name]:
         choices = (json.dumps(c).strip('"') for c in _CHOICES[f.name])
         return 'choose one of ' + ', '.join(choices)
@@ -261,9 +252,7 @@ def _check_value(f, value, where: str):
         value = _as_float(value)
     problem = _value_problem(f, value)
     if problem:
-        shown = repr(value)
-        shown = shown if len(shown) <= 80 else f'{shown[:80]}…'
-        raise UserError(f'{where}: {f.name} is {shown}, {problem}')
+        raise UserError(f'{where}: {f.name} is {value_text(value)}, {problem}')
     return value
 
 # %% ../../nbs/model/config.ipynb #f285a378
@@ -314,20 +303,19 @@ def _read_json(path: Path) -> dict:
         keys = [k for k, _ in pairs]
         twice = [k for k in keys if keys.count(k) > 1]
         if twice:
-            raise UserError(f'{path}: {twice[0]!r} is there twice; keep one')
+            raise UserError(f'{path}: {value_text(twice[0])} is there twice; keep one')
         return dict(pairs)
 
     try:
-        text = path.read_text(encoding='utf-8-sig')  # Notepad begins a file with a byte-order mark
-        d = json.loads(text, object_pairs_hook=without_repeats)
+        d = json_value(read_text(path), without_repeats)
+    except FileNotFoundError:
+        raise UserError(f'{path}: no such config; check the path') from None
     except UserError:
         raise
-    except OSError as e:
-        raise UserError(f'{path}: cannot be read ({e.strerror}); check its permissions') from None
-    except (ValueError, RecursionError) as e:
-        raise UserError(f'{path}: not JSON ({e})') from None
+    except ValueError as e:
+        raise UserError(f'{path}: not JSON ({e}); correct it') from None
     if not isinstance(d, dict):
-        raise UserError(f'{path}: a config is a JSON object, this is {_TYPE_NAMES[type(d)]}')
+        raise UserError(f'{path}: a config is a JSON object, this is {TYPE_NAMES[type(d)]}')
     return d
 
 # %% ../../nbs/model/config.ipynb #f71496be
@@ -352,7 +340,7 @@ def _read_layers(path: Path, seen: tuple = ()) -> list[_Layer]:
     if base is None:
         return [layer]
     if not isinstance(base, str):
-        raise UserError(f'{path}: extends is {base!r}, it must be the name of a config')
+        raise UserError(f'{path}: extends is {value_text(base)}, it must be the name of a config')
     return [*_read_layers(find_config(base, path.parent), (*seen, path.resolve())), layer]
 
 # %% ../../nbs/model/config.ipynb #005f6af0
@@ -413,11 +401,23 @@ def make_config(
         if k not in _FIELDS:
             near = get_close_matches(k, _FIELDS, 1, 0.5)
             hint = f'did you mean {near[0]!r}?' if near else 'mypt.model.config lists all keys'
-            raise UserError(f'{where}: unknown key {k!r}, {hint}')
+            raise UserError(f'{where}: unknown key {value_text(k)}, {hint}')
     d = {k: _check_value(_FIELDS[k], v, where) for k, v in d.items()}
     model = ModelConfig(**{f.name: d[f.name] for f in fields(ModelConfig) if f.name in d})
     train = TrainConfig(**{f.name: d[f.name] for f in fields(TrainConfig) if f.name in d})
     return Config(_check_model(model, where), train, d, where, frozenset(d) if own is None else own)
+
+# %% ../../nbs/model/config.ipynb #2b0a3605
+def model_config(
+    d: dict,  # As `asdict` gives it
+    where: str = 'mypt.json',  # Named in errors
+) -> ModelConfig:
+    "The `ModelConfig` that a file holds; raises `UserError` on an unknown key, type or range."
+    known = {f.name for f in fields(ModelConfig)}
+    for k in d:
+        if k not in known:
+            raise UserError(f'{where}: unknown key {value_text(k)} of a model; update mypt')
+    return make_config(d, where).model
 
 # %% ../../nbs/model/config.ipynb #c578e5cb
 def load_config(

@@ -9,7 +9,7 @@ __all__ = ['join', 'gather_objects', 'ParallelTrainer', 'LossModule', 'DDPTraine
 
 # %% ../../nbs/train/distributed.ipynb #fc132d0d
 import atexit
-import json
+import math
 import os
 import shutil
 import torch
@@ -30,14 +30,16 @@ from typing import Any, NamedTuple
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_state import load_tokenizer, save_tokenizer
 from ..errors import UserError
-from ..files import checksums, json_object, signed, sync, write_json, writing
+from ..files import checksums, json_object, read_text, signed, sync, write_json, writing
 from mypt.model.checkpoint import (
+    check_state,
     check_sums,
     checkpoint_dir,
     load_meta,
     noted_sums,
     recover,
     save_checkpoint,
+    tensor_shapes,
 )
 from ..model.config import ModelConfig, TrainConfig
 from ..model.gpt import GPT
@@ -243,7 +245,9 @@ def newest(
     "Where a run goes on: the ordinary checkpoint, or shards of a later step."
     state, whole_step = folder / 'training_state.json', -1
     if state.exists():
-        whole_step = json_object(state, state.read_text(errors='replace')).get('step', -1)
+        numbers = json_object(state, read_text(state))
+        check_state(state, numbers)
+        whole_step = numbers.get('step', -1)
     shards = max((folder / 'sharded').glob('step-*'), default=None)
     if shards and int(shards.name.removeprefix('step-')) > whole_step:
         return shards
@@ -358,8 +362,16 @@ def open_shards(
     "Open a checkpoint; raises `UserError` if any file is not as it was written."
     meta = load_meta(folder)
     _check_files(folder, meta, alone)
-    state = json.loads((folder / 'training_state.json').read_text())
-    model = GPT(ModelConfig(**meta['model']))
+    path, cfg = folder / 'training_state.json', ModelConfig(**meta['model'])
+    state = json_object(path, read_text(path))
+    check_state(path, state)
+    found = sum(
+        math.prod(s) for f in folder.glob('*.safetensors') for s in tensor_shapes(f).values()
+    )
+    if cfg.n_params > found:
+        problem = f'its files hold {found:,} numbers, its config asks for {cfg.n_params:,}'
+        raise UserError(f'{folder}: {problem}; restore it from a copy')
+    model = GPT(cfg)
     return ShardedCheckpoint(
         model, load_tokenizer(folder), meta, state, lambda t: read_training_shards(t.model, folder)
     )

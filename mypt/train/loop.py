@@ -432,6 +432,8 @@ def restore_trainer(
     "Put numbers and optimizer state back; the inverse of reading them off."
     state = dict(precision='fp32', precision_on='cpu') | state
     for f in fields(RunState):
+        if f.name not in state:
+            raise UserError(f'training_state.json: no {f.name}; restore it from a copy')
         setattr(t, f.name, state[f.name])
     possible = possible_precisions(t.cfg, t.device)
     if t.precision_on != t.device.type or t.precision not in possible:

@@ -109,7 +109,7 @@ def _resume(folder: Path, cfg: Config, ds: Dataset, sharded: bool) -> Start:
     _check_tokenizer(tok, ds, folder)
     note = rope_note(model.cfg, cfg) if 'rope_scale' in cfg.own else ''
     model = _with_config(model, check_same_arch(model.cfg, cfg))
-    lineage = meta.get('lineage', {})
+    lineage = meta.get('lineage') or {}
     return Start(model, lineage.get('base'), lineage, state, read_tensors, note)
 
 # %% ../../nbs/16_train.ipynb #2ae099be
@@ -378,8 +378,9 @@ def lr_jump(
     "A warning when a resumed run goes on at another learning rate than it had."
     was, t = TrainConfig(), cfg.train
     for key in ('learning_rate', 'warmup_iters', 'min_lr_ratio'):
-        setattr(was, key, before.get('config', {}).get(key, getattr(t, key)))
-    old_steps = before.get('steps', steps)
+        value = (before.get('config') or {}).get(key)
+        setattr(was, key, value if type(value) in (int, float) else getattr(t, key))
+    old_steps = before.get('steps') or steps
 
     def rate(c: TrainConfig, total: int) -> float:
         return c.learning_rate * lr_scale(step, total, c.warmup_iters, c.min_lr_ratio)
@@ -580,10 +581,10 @@ def _check_same_data(
     "Raise `UserError` when a run would be resumed on other data."
     if not before:
         return
-    was = before['dataset']
-    if now['dataset']['sha256'] != was['sha256']:
+    was = before.get('dataset') or {}
+    if now['dataset']['sha256'] != was.get('sha256'):
         raise UserError(
-            f'{folder} was being trained on {was["dir"]}, this is other data; give the same '
+            f'{folder} was being trained on {was.get("dir")}, this is other data; give the same '
             f'dataset to resume, or another --model_name with --init_from_model {folder.name}'
         )
 
@@ -680,7 +681,8 @@ def _print_start(
     print(describe_run(ds, cfg))
     print(coverage(plan.data, t.max_steps))
     print(_start_line(t, plan.data, folder, base))
-    changes = _config_changes(start.lineage['config'], cfg) if start.lineage else []
+    before = (start.lineage or {}).get('config') or {}
+    changes = _config_changes(before, cfg)
     if changes:
         print('changed since it was last saved:', ', '.join(changes))
     for note in plan.notes:
