@@ -197,7 +197,7 @@ def read_documents(
     if report is None:
         found.tell(docs_dir)
 
-
+# %% ../../nbs/agent/documents.ipynb #93cf3520
 def no_document(docs_dir: str | Path, report: FolderReport) -> UserError:
     "The error of a folder without documents, with what was left out."
     named = [f'{name}: {reason}' for name, reason in first_files(report.left_out)]

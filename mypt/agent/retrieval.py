@@ -367,7 +367,7 @@ def search(
         print(f'nothing found: no passage has {", ".join(query_words(query)) or "a word of it"}')
     return found
 
-
+# %% ../../nbs/22_retrieval.ipynb #9b66f918
 def _print_finding(f: Finding) -> None:
     print(f'{f.rank}. {f.document}, passage {f.passage}, score {f.score:.2f}')
     print(f'   {f.title}')

@@ -264,7 +264,7 @@ def _version(folder: Path) -> tuple[Path, int, bytes] | None:
     except OSError:
         return None
 
-
+# %% ../../nbs/05_dataset.ipynb #907b2c0e
 def _check_sizes(folder: Path, meta: dict):
     "Raise `UserError` on the first file that is missing or of another size than was written."
     for name, entry in meta['files'].items():

@@ -197,7 +197,7 @@ def _exchanged(
     dist.all_to_all_single(received, pieces)
     return received
 
-
+# %% ../../nbs/train/distributed.ipynb #f3326324
 def sharded_directions(
     momenta: list[Any],  # `DTensor`s [rows, cols] of one shape, cut by rows
 ) -> list[DTensor]:  # Cut the same way
