@@ -404,8 +404,8 @@ def test_a_config_with_a_byte_order_mark_is_read(here):
     assert load_config('c.json').train.max_iters == 2
     (here / 'utf16.json').write_text('{"max_iters": 2}', encoding='utf-16')
     (here / 'deep.json').write_text('[' * 100_000)
-    for name in ('utf16.json', 'deep.json'):
-        with pytest.raises(UserError, match='not JSON'):
+    for name, words in (('utf16.json', 'save it as JSON in UTF-8'), ('deep.json', 'not JSON')):
+        with pytest.raises(UserError, match=words):
             load_config(name)
     (here / 'own.json').write_text('{"extends": "phase2_operators", "dropout": 0.3}')
     assert load_config('own.json', ['seed=2']).own == {'dropout', 'seed'}

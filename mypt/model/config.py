@@ -307,7 +307,7 @@ def _read_json(path: Path) -> dict:
         return dict(pairs)
 
     try:
-        d = json_value(read_text(path), without_repeats)
+        d = json_value(read_text(path, 'save it as JSON in UTF-8'), without_repeats)
     except FileNotFoundError:
         raise UserError(f'{path}: no such config; check the path') from None
     except UserError:
