@@ -581,7 +581,11 @@ def _checked_token(host: str, token: str | None) -> str | None:
     return token
 
 # %% ../../nbs/serve/app.ipynb #2f344be3
-def _inside_a_loop() -> bool:
+def _in_a_notebook() -> bool:
+    "Whether a cell or an event loop calls, which a server must not hold up."
+    ipython = sys.modules.get('IPython')
+    if ipython and ipython.get_ipython():
+        return True
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -652,7 +656,7 @@ def serve(
         url = f'http://{shown}:{sock.getsockname()[1]}'
         secured = 'with a token' if token else 'without a token'
         print(f'{url}  ({secured}; models: {", ".join(runners.paths)})', flush=True)
-        if _inside_a_loop():
+        if _in_a_notebook():
             running = RunningServer(url, server, sock, runners)
         else:
             with sock:
