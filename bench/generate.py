@@ -53,6 +53,7 @@ from mypt.inference.engine import Engine
 from mypt.inference.generate import generate
 from mypt.model.gpt import GPT
 from mypt.data.tokenizer import get_tokenizer
+from shapes import SMOLLM2_135M
 
 
 class Shape(NamedTuple):
@@ -71,20 +72,7 @@ SHAPES = {
         (64, 256),
         128,
     ),
-    '135m': Shape(
-        ModelConfig(
-            n_layer=30,
-            n_head=9,
-            n_kv_head=3,
-            n_embd=576,
-            hidden=1536,
-            block_size=512,
-            vocab_size=49152,
-        ),
-        32,
-        (16, 64),
-        64,
-    ),
+    '135m': Shape(SMOLLM2_135M, 32, (16, 64), 64),
 }
 
 

@@ -26,6 +26,7 @@ and uses torch's fused AdamW. Everybody's first step is left out.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -43,7 +44,7 @@ from mypt.model.config import ModelConfig, TrainConfig
 from mypt.model.gpt import GPT
 from mypt.model.half import has_bf16
 from mypt.train.precision import BF16_PRODUCTS, autocast, pick_precision
-import itertools
+from shapes import SMOLLM2_135M
 
 ROOT = Path(__file__).resolve().parent
 CPU = torch.device('cpu')
@@ -60,19 +61,9 @@ class Shape(NamedTuple):
 
 
 TOY = ModelConfig(n_layer=6, n_head=4, n_embd=256, block_size=1024, vocab_size=50304)
-REAL = ModelConfig(
-    n_layer=30,
-    n_head=9,
-    n_kv_head=3,
-    n_embd=576,
-    hidden=1536,
-    block_size=512,
-    vocab_size=49152,
-    rope_theta=1e5,
-)
 SHAPES = {
     'toy': Shape(TOY, 4, ('short', 'long'), (True, False), 8),
-    '135m': Shape(REAL, 2, ('mid',), (False,), 4),
+    '135m': Shape(SMOLLM2_135M, 2, ('mid',), (False,), 4),
 }
 KINDS = {
     'short': (1500, 18, 42),
