@@ -118,7 +118,6 @@ def test_two_processes_compute_what_one_does(alone, two):
         same_run(alone / name, two / name)
 
 
-@pytest.mark.slow
 def test_four_processes_compute_what_one_does(dataset, alone, tmp_path):
     names = 'mute', 'muon'
     runs = [(tmp_path / name, *VARIANTS[name], 'batch_size=1') for name in names]

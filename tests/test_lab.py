@@ -163,10 +163,7 @@ print('went on to', go(Short('again', over='checkpoints/mine/log.jsonl')).step -
     nbformat.write(nb, folder / 'stop.ipynb')
 
 
-SLOW = pytest.param('index.ipynb', marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize('name', [SLOW, '03_masks.ipynb', 'report/inspect.ipynb'])
+@pytest.mark.parametrize('name', ['index.ipynb', '03_masks.ipynb', 'report/inspect.ipynb'])
 def test_a_notebook_runs_top_to_bottom(lab, name):
     lab.open(name).start().done(80)
     assert lab.red() == []
