@@ -51,9 +51,9 @@ class Row:
 
 
 def trainer(root, steps=200, choice=None, **kw) -> Trainer:
-    "A model of bytes on the project's own pages; `choice` is what measuring would say."
+    "A model of bytes on the licence, which never changes; `choice` is what measuring would say."
     torch.manual_seed(0)
-    text = (root / 'README.md').read_bytes() + (root / 'CONTRIBUTING.md').read_bytes()
+    text = (root / 'LICENSE').read_bytes()
     cfg = TrainConfig(**dict(learning_rate=3e-3, batch_size=4, eval_interval=1000) | kw)
     data = Batches(Rows(text), cfg.batch_size, T, seed=1, grad_accum=cfg.grad_accum_steps)
     t = Trainer(GPT(replace(SHAPE, dropout=0.1)), data, cfg, steps)
@@ -81,17 +81,20 @@ def same_weights(a, b):
 
 
 def test_two_hundred_steps_teach_the_same_in_bfloat16(root):
-    "Curves of both precisions are nearer to each other than two draws of dropout."
+    """Both precisions learn the same: their curves are nearer to each other than two draws of
+    dropout are, and window by window the mean losses agree to a percent."""
     kw = dict(batch_size=2)
-    full = run(trainer(root, choice=FP32, **kw))
-    other = run(trainer(root, choice=FP32, seed=1, **kw))
+    full = np.array(run(trainer(root, choice=FP32, **kw)))
+    other = np.array(run(trainer(root, choice=FP32, seed=1, **kw)))
     t = trainer(root, choice=BF16, **kw)
-    half = run(t)
-    assert t.precision == BF16 and not t.skipped and half != full
-    assert np.mean(full[-20:]) < 0.7 * full[0]
-    noise, apart = (np.abs(np.subtract(x, full)) for x in (other, half))
-    assert apart.mean() < 0.5 * noise.mean()
-    assert np.mean(half[-50:]) == pytest.approx(np.mean(full[-50:]), rel=0.01)
+    half = np.array(run(t))
+    assert t.precision == BF16 and not t.skipped and (half != full).any()
+    assert full[-20:].mean() < 0.7 * full[0]
+    noise, apart = abs(other - full), abs(half - full)
+    assert apart.mean() < noise.mean()
+    assert apart[:50].mean() < 0.2 * noise[:50].mean()  # before differences have grown
+    windows = half.reshape(4, 50).mean(1) / full.reshape(4, 50).mean(1)
+    assert windows == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize('choice', [BF16, BF16_PRODUCTS])
