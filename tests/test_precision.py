@@ -83,7 +83,7 @@ def same_weights(a, b):
 def test_two_hundred_steps_teach_the_same_in_bfloat16(root):
     """Both precisions learn the same: their curves are nearer to each other than two draws of
     dropout are, and window by window the mean losses agree to a percent."""
-    kw = dict(batch_size=2)
+    kw = dict(learning_rate=5e-4)  # at 3e-3 rounding alone sends two runs apart
     full = np.array(run(trainer(root, choice=FP32, **kw)))
     other = np.array(run(trainer(root, choice=FP32, seed=1, **kw)))
     t = trainer(root, choice=BF16, **kw)
@@ -91,7 +91,7 @@ def test_two_hundred_steps_teach_the_same_in_bfloat16(root):
     assert t.precision == BF16 and not t.skipped and (half != full).any()
     assert full[-20:].mean() < 0.7 * full[0]
     noise, apart = abs(other - full), abs(half - full)
-    assert apart.mean() < noise.mean()
+    assert apart.mean() < 0.5 * noise.mean()
     assert apart[:50].mean() < 0.2 * noise[:50].mean()  # before differences have grown
     windows = half.reshape(4, 50).mean(1) / full.reshape(4, 50).mean(1)
     assert windows == pytest.approx(1, abs=0.01)
