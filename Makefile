@@ -10,13 +10,22 @@ SOURCES := settings.ini setup.py pyproject.toml constraints.txt
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo speedrun test bench docs lab export clean
+.PHONY: help setup locked lock demo speedrun test bench docs lab export clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.dev.stamp  ## everything for work on mypt, in .venv
 	@echo "setup: ready; 'source $(VENV)/bin/activate' puts mypt, nbdev and pytest on your path"
+
+locked: $(VENV)/bin/python  ## as setup, each package checked by its hash: what continuous integration installs
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r .github/requirements.txt
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(VENV)/.dev.stamp $(VENV)/.core.stamp
+
+lock:  ## the hashes of `make locked`, after constraints.txt or settings.ini changed (needs uv)
+	@uv pip compile setup.py --extra dev -c constraints.txt --generate-hashes --universal --python-version 3.11.9 \
+	  --no-annotate --no-header -q -o .github/requirements.txt
 
 demo: $(VENV)/.core.stamp  ## the whole way on this machine: data, training, gate, a chat, a report
 	@echo "demo: one small model's schooling, from random weights to its gate"

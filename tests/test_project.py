@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zipfile
 import pytest
+import yaml
 
 
 @pytest.fixture(scope='module')
@@ -214,3 +215,36 @@ def test_make_help_names_every_target(root):
     targets = re.search(r'^\.PHONY: (.*)$', (root / 'Makefile').read_text(), re.M)[1].split()
     assert code == 0 and {'setup', 'demo', 'test', 'bench', 'docs', 'lab', 'clean'} <= set(targets)
     assert [line.split()[1] for line in out.splitlines()] == targets
+
+
+def pins(path) -> dict[str, str]:
+    "Package → version of a file of requirements."
+    found = re.findall(r'^([\w.-]+)==([\w.]+)', path.read_text(), re.M)
+    return {name.lower().replace('_', '-'): version for name, version in found}
+
+
+def test_the_lock_is_in_step_with_the_constraints(root, settings):
+    "Each package of the lock has a hash, and the version that constraints.txt names."
+    lock, constraints = root / '.github/requirements.txt', pins(root / 'constraints.txt')
+    locked = pins(lock)
+    assert {k: locked[k] for k in locked.keys() & constraints.keys()} == {
+        k: constraints[k] for k in locked.keys() & constraints.keys()
+    }
+    wanted = settings['requirements'] + ' ' + settings['dev_requirements']
+    names = re.findall(r'(?:^|\s)([A-Za-z][\w.-]*)(?=[=<>~\s]|$)', wanted)
+    assert {n.lower().replace('_', '-') for n in names} - locked.keys() == set()
+    blocks = re.split(r'\n(?=\S)', lock.read_text().strip())
+    assert all('--hash=sha256:' in block for block in blocks)
+
+
+def test_workflows_run_what_was_read_and_may_write_nothing(root):
+    "Actions by commit; a job that may write runs one action of the host and no command."
+    for path in (root / '.github/workflows').glob('*.yml'):
+        flow = yaml.safe_load(path.read_text())
+        assert flow['permissions'] == {'contents': 'read'}, path.name
+        for name, job in flow['jobs'].items():
+            used = [step['uses'] for step in job['steps'] if 'uses' in step]
+            assert all(re.fullmatch(r'[\w./-]+@[0-9a-f]{40}', u) for u in used), (path.name, name)
+            if 'permissions' in job:
+                assert all(u.startswith('actions/') for u in used), (path.name, name)
+                assert not any('run' in step for step in job['steps']), (path.name, name)
