@@ -25,15 +25,16 @@ from .errors import UserError
 # %% ../nbs/commands/cli.ipynb #11e20b8f
 def _number(kind: type) -> Callable[[str], Any]:
     "A converter to int or float that takes what is finite and not negative."
-    what = 'whole number' if kind is int else 'number'
+    what, most = ('whole number', 2**63) if kind is int else ('number', inf)
 
     def convert(word: str):
         try:
             x = kind(word)
         except ValueError:
             x = -1
-        if not 0 <= x < inf:
-            raise argparse.ArgumentTypeError(f'{word!r} is no {what} from 0 up')
+        if not 0 <= x < most:
+            until = 'below 2^63' if kind is int and x >= most else 'from 0 up'
+            raise argparse.ArgumentTypeError(f'{word[:40]!r} is no {what} {until}')
         return x
 
     return convert

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['MAX_LINE', 'ARRAY', 'JSON_BYTES', 'JSON_DEPTH', 'RESTORE', 'REPORT_HINT', 'TYPE_NAMES', 'T', 'READ_TRIES',
-           'open_input', 'iter_lines', 'too_long_error', 'watched', 'sync', 'temporary', 'atomic_write', 'sha256_of',
-           'checksums', 'json_text', 'write_json', 'signed', 'signed_text', 'read_text', 'json_value', 'json_object',
-           'Rule', 'value_text', 'check_json', 'stays_inside', 'check_names', 'beside', 'lock_folder', 'writing',
-           'read_version', 'newest_save', 'json_asset', 'text_assets']
+           'open_input', 'iter_lines', 'too_long_error', 'watched', 'sync', 'check_output', 'temporary', 'atomic_write',
+           'sha256_of', 'checksums', 'json_text', 'write_json', 'signed', 'signed_text', 'read_text', 'json_value',
+           'json_object', 'Rule', 'value_text', 'check_json', 'stays_inside', 'check_names', 'beside', 'lock_folder',
+           'writing', 'read_version', 'newest_save', 'json_asset', 'text_assets']
 
 # %% ../nbs/base/files.ipynb #1df9fd78
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -92,11 +93,27 @@ def sync(path: Path) -> None:
     finally:
         os.close(fd)
 
+# %% ../nbs/base/files.ipynb #5f7324f5
+def check_output(path: str | Path) -> Path:
+    "The path of a file to write; raises `UserError` where something other than a file has its name."
+    path = Path(path)
+    if not path.name or (path.is_dir() and not path.is_symlink()):
+        raise UserError(f'{path}: is a folder; name a file in it')
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # nothing there, or nothing that can be looked at: writing will say
+        return path
+    if not stat.S_ISREG(mode):
+        what = 'a link' if stat.S_ISLNK(mode) else 'a device, pipe or socket'
+        raise UserError(f'{path}: is {what}, which a file would replace; give another name')
+    return path
+
 # %% ../nbs/base/files.ipynb #019b32fa
 @contextmanager
 def temporary(path: Path) -> Iterator[Path]:
     "A hidden file beside `path`, gone when the block ends; removes those that killed writers left."
-    for old in path.parent.glob(f'.{path.name}.*.tmp'):
+    check_output(path)
+    for old in path.parent.glob(f'.{glob.escape(path.name)}.*.tmp'):
         lock = _lock_file(old)
         if lock is not None:
             old.unlink(missing_ok=True)
@@ -130,7 +147,7 @@ def _lock_file(path: Path) -> int | None:  # A file descriptor; None when anothe
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     "A file open for bytes that becomes `path` when the block ends well, and is gone otherwise."
-    path = Path(path)
+    path = check_output(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary(path) as tmp:
@@ -336,7 +353,9 @@ def check_names(where: str | Path, names: Iterable[str], way: str = RESTORE):
 
 # %% ../nbs/base/files.ipynb #7db4a41a
 def beside(target: Path, kind: str) -> Path:
-    "The hidden sibling `.NAME.KIND` of a file or folder."
+    "The hidden sibling `.NAME.KIND` of a file or folder; raises `UserError` for one without a name."
+    if not target.name:
+        raise UserError(f'{target}: is a folder of others; name one in it')
     return target.with_name(f'.{target.name}.{kind}')
 
 

@@ -9,12 +9,16 @@ import json
 import os
 import random
 import shutil
+import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
 import pytest
 import torch
+from mypt.cli import main
+from mypt.curate.dedup import dedup
+from mypt.curriculum.format_lock import make_echo
 from mypt.curriculum.recipe import Stages, stored_report
 from mypt.data.dataset import open_dataset
 from mypt.data.episodes import write_episodes
@@ -401,3 +405,57 @@ def test_an_import_reads_only_its_own_weights(tmp_path):
         UserError, match=r"names the file '../victim.safetensors', which is not in its"
     ):
         import_model(str(folder), str(tmp_path / 'out'))
+
+
+# ---------------------------------------------------------------- where results go
+
+
+def test_nothing_but_a_file_is_replaced_by_a_file(tmp_path, monkeypatch):
+    "A device, a pipe, a link or a folder at --output stays what it was; one line says so."
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo('pipe')
+    Path('kept.txt').write_text('mine')
+    Path('link').symlink_to('kept.txt')
+    Path('broken').symlink_to('nowhere.txt')
+    write_episodes('e.jsonl', make_echo(30))
+    for name in ('pipe', 'link', 'broken', '.', '..', '/', '/dev/null'):
+        for write in (
+            lambda name=name: write_episodes(name, make_echo(3)),
+            lambda name=name: mix(['e.jsonl:1.0'], name),
+            lambda name=name: dedup('e.jsonl', name),
+        ):
+            with pytest.raises(UserError, match=r'is a (folder|link|device)'):
+                write()
+    for name in ('pipe', 'link', '/', '.', '..'):
+        with pytest.raises(UserError, match=r'choose another|name one in it'):
+            prepare('e.jsonl', name, tokenization='byte', workers=1)
+    assert stat.S_ISFIFO(os.stat('pipe').st_mode) and stat.S_ISCHR(os.stat('/dev/null').st_mode)
+    assert Path('link').is_symlink() and Path('kept.txt').read_text() == 'mine'
+    assert not Path('nowhere.txt').exists()
+    assert sorted(os.listdir()) == ['broken', 'e.jsonl', 'kept.txt', 'link', 'pipe']
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        'make echo --output e2.jsonl --seed 18446744073709551616',
+        'prepare --input e.jsonl --output_dir d --seed 99999999999999999999999',
+        'prepare --input e.jsonl --output_dir d --enable_packing --pack_block_size 1000000000000',
+        'mix --inputs e.jsonl:1e400 --output m.jsonl',
+        'train --model_name / --config_file tiny --dataset_dir d',
+        'train --model_name .. --config_file tiny --dataset_dir d',
+        'train --model_name own --config_file tiny --dataset_dir d',
+    ],
+)
+def test_numbers_and_names_beyond_all_bounds_are_one_line(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_episodes('e.jsonl', make_echo(30))
+    prepare('e.jsonl', 'd', tokenization='byte', workers=1)
+    Path('checkpoints/own').mkdir(parents=True)
+    Path('checkpoints/own/diary.txt').write_text('Monday')
+    before = sorted(os.listdir())
+    capsys.readouterr()
+    assert main(line.split()) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith('mypt: ') and '\n' not in said and len(said) < 300
+    assert sorted(os.listdir()) == before and os.listdir('checkpoints/own') == ['diary.txt']

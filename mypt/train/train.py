@@ -28,7 +28,7 @@ from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_state import open_tokenizer
 from ..errors import UserError
 from ..files import writing
-from ..model.checkpoint import checkpoint_dir, load_model, load_state, recover, save_checkpoint
+from ..model.checkpoint import folder_to_write, load_model, load_state, recover, save_checkpoint
 from mypt.model.config import (
     Config,
     ModelConfig,
@@ -734,7 +734,7 @@ def train(
 ) -> Trainer:
     "Train a model on a dataset: resume bit for bit, else start from a base, else fresh."
     cfg, ds = _open_both(config_file, sets, max_iters, dataset_dir)
-    folder = checkpoint_dir(model_name)
+    folder = folder_to_write(model_name)
     process = this_process(device)
     if tokenization:
         _check_tokenizer(open_tokenizer(tokenization), ds, '--tokenization')
