@@ -12,25 +12,19 @@ from mypt.curriculum.facts import facts, stands_alone, states
 from mypt.curriculum.grammar import (
     CASES,
     GENDER,
-    a,
-    count,
+    count_noun,
     determiner,
     enumerate_items,
     noun_form,
     phrase,
+    with_article,
     wrong_forms,
 )
 from mypt.curriculum.invented import make_document, other_value
 from mypt.curriculum.questions import follow_up, question, search_query, with_typo
 from mypt.curriculum.shelf import Shelf, passage
 from mypt.curriculum.synthetic import held_out
-from mypt.curriculum.values import (
-    Fact,
-    long_forms,
-    split_sentences,
-    unwrap_lines,
-    value_facts,
-)
+from mypt.curriculum.values import Fact, long_forms, split_sentences, unwrap_lines, value_facts
 
 LANGUAGES = ('en', 'de')
 
@@ -127,11 +121,11 @@ def test_every_phrase_of_the_grammar_agrees():
 
 
 def test_numbers_lists_and_articles():
-    assert [count(n, 'Fakt', 'de') for n in (1, 3)] == ['1 Fakt', '3 Fakten']
-    assert [count(n, 'year', 'en') for n in (1, 3)] == ['1 year', '3 years']
+    assert [count_noun(n, 'Fakt', 'de') for n in (1, 3)] == ['1 Fakt', '3 Fakten']
+    assert [count_noun(n, 'year', 'en') for n in (1, 3)] == ['1 year', '3 years']
     assert enumerate_items(['a', 'b', 'c'], 'en') == 'a, b and c'
     assert enumerate_items(['a', 'b'], 'de') == 'a und b'
-    assert [a(w) for w in ('owner', 'hour', 'unit')] == ['an owner', 'an hour', 'a unit']
+    assert [with_article(w) for w in ('owner', 'hour', 'unit')] == ['an owner', 'an hour', 'a unit']
     assert noun_form('Fakt', 'dative', plural=True) == 'Fakten'
 
 
@@ -229,7 +223,7 @@ def test_another_source_says_otherwise_and_looks_like_any(lang):
 def test_rivals_share_a_name_or_an_attribute_and_are_silent(lang, simple):
     shelf, rng = Shelf(simple=simple), random.Random(2)
     for _ in range(60):
-        (doc, found), *_ = shelf.sample(rng, lang, 1)
+        ((_, found),) = shelf.sample(rng, lang, 1)
         fact = rng.choice(found)
         rivals = shelf.rivals(rng, fact, 4)
         assert len(rivals) == 4
