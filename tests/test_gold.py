@@ -171,10 +171,10 @@ def test_limits_are_obeyed_and_the_same_question_comes_with_several():
     assert 10 in numbers and len(set(numbers)) > 8
 
 
-WORDS = {
-    'en': 'one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen',
-    'de': 'eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn',
-}
+WORDS = dict(
+    en='one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen',
+    de='eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn',
+)
 
 
 def test_the_limit_of_the_question_is_counted_again():
@@ -299,7 +299,7 @@ def test_json_conforms_to_the_schema_of_the_question_says_jsonschema():
 def test_a_tool_is_called_only_where_it_is_listed_with_arguments_of_the_question():
     for e in make_structured(1500, kinds=('tool', 'direct', 'no_such_tool')):
         q, x = e['messages'][0]['content'], json.loads(e['messages'][1]['content'])
-        listed = dict(re.findall(r'([\w.]+)\(([^)]*)\)', q.split('JSON')[0]))
+        listed = dict(re.findall(r'([\w.]+)\(([^)]*)\)', q))
         assert (x['action'] == 'tool') == (e['_meta']['category'] == 'tool')
         if x['action'] == 'tool':
             assert listed[x['name']] == ', '.join(x['arguments']) and all(
