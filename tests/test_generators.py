@@ -4,7 +4,7 @@ import json
 import re
 from collections import Counter
 from importlib.resources import files
-from itertools import islice
+from itertools import accumulate, islice
 
 import pytest
 
@@ -133,12 +133,8 @@ def test_wrong_options_are_named(call):
 def share_of_forms(eps: list[dict], share: float) -> int:
     "How many question forms make up this share of the episodes."
     counts = Counter(e['_meta']['template'] for e in eps)
-    seen = n = 0
-    for n, (_, count) in enumerate(counts.most_common(), 1):
-        seen += count
-        if seen >= share * len(eps):
-            break
-    return n
+    sums = accumulate(count for _, count in counts.most_common())
+    return 1 + sum(1 for seen in sums if seen < share * len(eps))
 
 
 @pytest.mark.parametrize('lang', ['en', 'de'])
