@@ -198,14 +198,14 @@ def think_of_number(ep):
 def other_language(ep):
     m = last(ep)
     english = 'This is what the text says about it, and there is nothing else that I can tell you.'
-    german = 'Das ist es, was der Text dazu sagt, und mehr kann ich dir darüber nicht sagen, weil nichts da steht.'
+    german = 'Das ist es, was der Text dazu sagt, und mehr kann ich dir nicht sagen.'
     m['content'] = german if ep['language'] == 'en' else english
     return ep
 
 
 def other_system(ep):
     english = 'You are MyPT. Answer from the given context, cite it, and say when you do not know.'
-    german = 'Du bist MyPT. Antworte aus dem Kontext, nenne die Quelle, und sag es, wenn du etwas nicht weißt.'
+    german = 'Du bist MyPT. Antworte aus dem Kontext, nenne die Quelle, und erfinde nichts.'
     ep['system'] = german if ep['language'] == 'en' else english
     return ep
 
@@ -318,7 +318,7 @@ def list_what_is_known(ep):
 def count_wrong(ep):
     if not listing(ep):
         return None
-    turn, names = listing(ep)
+    turn, _ = listing(ep)
     text, n = re.subn(r'(?<![\w.#-])\d+(?![\w.#-])', '99', turn.answer, count=1)
     last(ep)['content'] = text
     return ep if n else None
