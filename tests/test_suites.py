@@ -122,6 +122,18 @@ def test_prose_says_what_is_expected_and_nothing_of_what_is_missing():
                     assert any(squash(a) in squash(doc.text) for a in q.answers), q
 
 
+@pytest.mark.parametrize('name', OOD)
+def test_the_answer_stands_where_it_is_looked_for(name):
+    "In the cited passage or document; and nowhere where the case is to be refused."
+    for case in load_suite(name):
+        context = case.episode['messages'][0].get('context', '')
+        shown = dict(re.findall(r'^\[\d\] \((.+?)\) (.+)$', context, re.M))
+        texts = shown | (case.documents or {})
+        for want in case.wants:
+            if case.check in ('answers', 'completes'):
+                assert any(squash(a) in squash(texts[want['cite']]) for a in want['answer'])
+
+
 def cases_by_question(name: str) -> dict:
     return {c.episode['messages'][0]['content']: c for c in load_suite(name)}
 
