@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KINDS = 'format_lock echo operators rag_chat multiturn toolcall agentic'.split()
 KINDS += 'minimal_qa tasks structured gold'.split()
 FOLDERS = dict(en='owasp_cheatsheets', de='law_de')
+PROMPT_RULE = 'the system prompt is in the language'
 DOCUMENTED = dict(  # what the documents and the issue ask for
     tokens=dict(
         format_lock=30, echo=30, operators=45, rag_chat=250, multiturn=500, toolcall=400,
@@ -97,7 +98,8 @@ def known_words(ep: dict) -> list[str]:
     about = meta.get('about') or {}
     words = [str(about.get(k) or '') for k in ('subject', 'attribute', 'value')]
     payload = str(meta.get('payload') or '')
-    return [*words, payload if len(payload) < 60 else '']
+    question = next(m['content'] for m in ep['messages'] if m['role'] == 'user')
+    return [*words, payload if 2 * len(payload) < len(question) else '']
 
 
 def core(text: str) -> str:
@@ -109,6 +111,9 @@ def core(text: str) -> str:
 
 def form(ep: dict, attributes: re.Pattern) -> str:
     "The form of the first question: its last sentence, masked; a payload after a colon is cut."
+    template = (ep.get('_meta') or {}).get('template')
+    if template:
+        return mask(template)
     question = next(m['content'] for m in ep['messages'] if m['role'] == 'user')
     known = known_words(ep)
     for word in sorted(filter(None, known), key=len, reverse=True):
@@ -341,6 +346,8 @@ def measure(path: Path, data: Path) -> dict:
         return dict(episodes=0)
     words = attribute_words()
     report = check_meaning(eps, str(data / FOLDERS[lang]) if source == 'real' else None)
+    prompts = [f for f in report.findings if f.rule == PROMPT_RULE]
+    labels = [f for f in report.findings if f.rule != PROMPT_RULE]
     kinds = Counter(str((ep.get('_meta') or {}).get('category')) for ep in eps)
     return dict(
         episodes=len(eps),
@@ -352,7 +359,8 @@ def measure(path: Path, data: Path) -> dict:
         tokens=lengths(eps),
         kinds={k: round(n / len(eps), 3) for k, n in kinds.most_common()},
         wrong_labels=dict(
-            episodes=len({f.line for f in report.findings}),
+            episodes=len({f.line for f in labels}),
+            prompts=len({f.line for f in prompts}),
             by_rule=report.by_rule(),
             judged=sum(report.judged.values()),
             not_judged=dict(report.not_judged),
@@ -392,7 +400,7 @@ def line(name: str, row: dict) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     parser.add_argument('--code', type=Path, help='make the data by this checkout')
-    parser.add_argument('--episodes', type=int, default=1000, help='of each generator')
+    parser.add_argument('--episodes', type=int, default=500, help='of each generator')
     parser.add_argument('--only', nargs='+', default=KINDS, help='generators')
     parser.add_argument('--data', type=Path, default=ROOT.parent / 'shared/data')
     parser.add_argument('--make', type=Path, help=argparse.SUPPRESS)

@@ -7,10 +7,11 @@ import shutil
 import pytest
 import mypt.curate.translate
 from mypt.cli import main
-from mypt.data.episodes import write_episodes
+from mypt.data.episodes import check_episode, write_episodes
 from mypt.curriculum.invented import make_documents
 from mypt.curriculum.run import PHASES
 from mypt.data.prompts import systems_in
+from mypt.data.serialize import serialize
 from mypt.data.tokenizer import get_tokenizer
 from mypt.model.config import list_configs, load_config
 from mypt.train.callbacks import read_log
@@ -91,7 +92,7 @@ def place(tmp_path_factory):
     write_episodes(
         d / 'data/gold_en.jsonl',
         [
-            {'context': f'episode_id: {i:04d}', 'messages': ask(i), 'language': 'en'}
+            {'context': f'episode_id: {i:04d}, language: en', 'messages': ask(i), 'language': 'en'}
             for i in range(24)
         ],
     )
@@ -272,6 +273,19 @@ def test_every_command_runs(root, place, monkeypatch, capsys):
         said = capsys.readouterr()
         judged = line.split()[1] in ('gate', 'validate', 'check-masks')
         assert code == 0 or (judged and code == 1), f'{line}\n{said.err}\n{said.out[-1500:]}'
+
+
+@pytest.mark.parametrize(
+    'context', ['episode_id: 0042, language: en', 'episode_id: 0042\nlanguage: en']
+)
+def test_metadata_in_a_context_is_not_shown(context):
+    "The documents write the language beside the number; neither is a passage."
+    talk = [dict(role='user', content='Hi?'), dict(role='assistant', content='Hi.')]
+    ep = check_episode(dict(context=context, messages=talk))
+    assert ep['language'] == 'en' and ep['_meta'] == dict(episode_id='0042')
+    assert 'episode_id' not in ''.join(span.text for span in serialize(ep))
+    told = check_episode(dict(context='episode_id: 1 is a ticket', messages=talk))
+    assert told['messages'][0]['context'] == 'episode_id: 1 is a ticket'
 
 
 def train_argv(config, *more):
