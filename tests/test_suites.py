@@ -78,7 +78,7 @@ def pattern(form: str) -> re.Pattern:
 
 @pytest.fixture(scope='module')
 def made():
-    return {kind: list(GENERATORS[kind](1200, seed=11)) for kind in ASKERS}
+    return {kind: list(GENERATORS[kind](600, seed=11)) for kind in ASKERS}
 
 
 @pytest.fixture(scope='module')

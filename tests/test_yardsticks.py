@@ -196,7 +196,9 @@ def test_no_stranger_holds_the_answer(shared_data):
     assert len(held) == 100 and not any(held)
 
 
-@pytest.mark.parametrize('name, n', [('simple_python', 400), ('multiple', 200), ('irrelevance', 240)])
+@pytest.mark.parametrize(
+    'name, n', [('simple_python', 400), ('multiple', 200), ('irrelevance', 240)]
+)
 def test_bfcl(shared_data, name, n):
     "Every case is read; a call of the first accepted values is right, and a foreign name is not."
     cases = read_bfcl(shared_data / 'bfcl' / f'BFCL_v4_{name}.json')
@@ -262,7 +264,11 @@ def test_a_gate_prints_yardsticks_beside_its_verdict(shared_data, model, tmp_pat
 
 @pytest.mark.parametrize(
     'spec, says_so',
-    [('squad:none.json', 'no such file'), ('squad:', 'not an ordinary file'), ('bfcl:none.json', 'none.json')],
+    [
+        ('squad:none.json', 'no such file'),
+        ('squad:', 'not an ordinary file'),
+        ('bfcl:none.json', 'none.json'),
+    ],
 )
 def test_a_wrong_yardstick_is_told_before_the_model_is_loaded(spec, says_so, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -276,7 +282,9 @@ def test_leaks_in_the_command_line(shared_data, tmp_path, capsys):
     _, questions = read_squad(path)
     rng = random.Random(1)
     known = rng.sample([q.text for q in questions if len(q.text.split()) > 9], 3)
-    lines = [dict(messages=[dict(role='user', content=f'Well, {q.lower()} Tell me.')]) for q in known]
+    lines = [
+        dict(messages=[dict(role='user', content=f'Well, {q.lower()} Tell me.')]) for q in known
+    ]
     leaky, clean = tmp_path / 'leaky.jsonl', tmp_path / 'clean.jsonl'
     leaky.write_text('\n'.join(map(json.dumps, lines)))
     clean.write_text(json.dumps(dict(text='Nothing of that kind was ever asked here.')))
