@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from mypt.agent.prompts import system_for
+from mypt.agent.prompts import system_for, with_system
 from mypt.serve.session import Reading, Session, Settings
 from mypt.serve.terminal import Terminal, chat, read_question, safe
 from mypt.model.checkpoint import save_checkpoint
@@ -213,6 +213,14 @@ def test_prompts_promise_only_what_is_there():
         and system_for(tools, False) == 'You are MyPT.'
     )
     assert system_for(plain, False) == 'Be MyPT.' and system_for({}, False) == 'You are MyPT.'
+    both = dict(lineage=dict(config=dict(system_prompt=dict(en=['Be MyPT.'], de=['Sei MyPT.']))))
+    assert (system_for(both, False), system_for(both, False, lang='de')) == (
+        'Be MyPT.',
+        'Sei MyPT.',
+    )
+    for asked, prompt in [('Wer ist das?', 'Sei MyPT.'), ('Who is it?', 'Be MyPT.')]:
+        episode = dict(messages=[dict(role='user', content=asked)])
+        assert with_system(episode, {}, both)['system'] == prompt
     assert 'context' in system_for({}, False, True) and 'workspace.search' in system_for({}, True)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
+from mypt.agent.tools import TOOLS
 from mypt.data.batches import Batch
 from mypt.model.config import (
     ModelConfig,
@@ -21,6 +22,8 @@ from mypt.model.gpt import GPT, init_tags
 from mypt.model.loss import head_loss
 from mypt.train.cost import estimate_memory
 from mypt.model.rope import rope_tables
+from mypt.data.language import language_of
+from mypt.data.prompts import systems_in
 from mypt.data.tokenizer import INIT_WORDS, get_tokenizer
 from mypt.errors import UserError
 
@@ -438,15 +441,28 @@ def test_every_config_loads_and_obeys_the_rules():
     } <= set(names)
     for n in names:
         c = load_config(n)
-        prompts = (
-            [c.train.system_prompt]
-            if isinstance(c.train.system_prompt, str)
-            else c.train.system_prompt
-        )
-        assert not any('<' in p for p in prompts), n
+        by_language = {lang: systems_in(c.train.system_prompt, lang) for lang in ('en', 'de')}
+        assert not any('<' in p for prompts in by_language.values() for p in prompts), n
         assert set(c.train.eval_sets) <= set(names) | {'general', 'domain', 'code', 'retrieval'}, n
         if c.model.n_embd == 1280:
             assert c.model.n_params == 698_860_800, n
+
+
+@pytest.mark.parametrize(
+    'name, variants, least, most',
+    [('phase1_format_lock', 1, 4, 6), ('phase2_operators', 1, 4, 6)]
+    + [(name, 4, 15, 20) for name in ('phase3_chat_sft', 'phase4_multiturn')]
+    + [(name, 8, 70, 90) for name in ('phase5_simple_toolcall', 'phase6_agentic_rag')],
+)
+def test_system_prompts_are_short_and_in_the_language_of_the_episode(name, variants, least, most):
+    gpt2 = get_tokenizer('gpt2')
+    for lang in ('en', 'de'):
+        prompts = systems_in(load_config(name).train.system_prompt, lang)
+        assert len(set(prompts)) == variants
+        for p in prompts:
+            assert least <= len(gpt2.encode(p)) <= most, p
+            assert variants == 1 or language_of(p) == lang, p
+            assert variants < 8 or all(tool in p for tool in TOOLS), p
 
 
 @pytest.mark.parametrize(

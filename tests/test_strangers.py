@@ -178,7 +178,7 @@ LINEAGE = dict(
     dataset=dict(dir='d', sha256='0' * 64, sources=[]),
     base=dict(name='b', sha256='0' * 64, lineage=dict(base=None, steps=3, config={})),
     steps=5,
-    config=dict(learning_rate=1e-3, system_prompt=['You are MyPT.']),
+    config=dict(learning_rate=1e-3, system_prompt=dict(en=['You are MyPT.'], de='Du bist MyPT.')),
 )
 
 

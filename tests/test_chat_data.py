@@ -1,0 +1,270 @@
+"Promises of the data of phases 3 and 4: true labels, reading needed, lengths, variety, German."
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mypt.agent.documents import Document
+from mypt.curriculum.chat_words import CHAT_FORMS
+from mypt.curriculum.facts import facts
+from mypt.curriculum.grammar import wrong_forms
+from mypt.curriculum.multiturn import TURN_KINDS, make_multiturn
+from mypt.curriculum.rag_chat import CHAT_KINDS, make_rag_chat
+from mypt.data.encode import encode
+from mypt.data.language import language_of
+from mypt.data.tokenizer import get_tokenizer
+from mypt.errors import UserError
+from shortcuts import bag_of_words, logistic_accuracy, rule_accuracy
+
+MAKERS = dict(rag_chat=make_rag_chat, multiturn=make_multiturn)
+DATA = Path(__file__).resolve().parents[2] / 'shared' / 'data'
+REAL = dict(en=DATA / 'owasp_cheatsheets', de=DATA / 'law_de')
+ABSTAINS = ('insufficient', 'silent')
+_PASSAGE = re.compile(r'^\[(\d+)\] \((.*?)\) (.*)$', re.M)
+
+PRODUCTS = {
+    'Kettle': 'The kettle boils a litre of water in 4 minutes. | Descaling: Fill it with vinegar once in 8 weeks and rinse it well. | Cord: The cord is stored in the base below the handle.',
+    'Lamp': 'The lamp lights a desk without a shadow. | Bulb: A new bulb is needed after 900 hours of light. | Switch: The switch on the cord turns the lamp on and off.',
+    'Router': 'The router connects a flat to the network. | Setup: Wait 30 seconds until the green light stays on. | Reset: A pin pressed into the small hole deletes all settings.',
+    'Drill': 'The drill makes holes in wood and brick. | Battery: The battery is charged after 50 minutes on the mains. | Safety: Nobody should work with the drill without glasses.',
+    'Scale': 'The scale weighs letters and small parcels. | Accuracy: It errs by at most 2 grams when it stands level. | Display: The display goes dark when nothing is weighed.',
+    'Heater': 'The heater warms a room of medium size. | Timer: The timer ends after 6 hours and cannot be set longer. | Safety: A heater that falls over turns itself off at once.',
+    'Camera': 'The camera takes pictures under water. | Depth: It stays dry down to 15 metres below the surface. | Battery: A cold battery gives only half as many pictures.',
+    'Speaker': 'The speaker plays music from a phone. | Pairing: Hold the button for 3 seconds until a tone is heard. | Display: There is no display, only a ring of light.',
+    'Printer': 'The printer prints on paper and on cloth. | Ink: A set of ink lasts for about 400 pages of text. | Setup: The printer finds the network when it is first started.',
+    'Fan': 'The fan cools a room quietly in summer. | Care: Its blades are wiped with a dry cloth every 2 weeks. | Switch: A fan has three speeds, chosen with the round switch.',
+    'Toaster': 'The toaster browns two slices of bread. | Crumbs: The tray with the crumbs is emptied after 20 days of use. | Cord: A damaged cord is replaced by the service only.',
+    'Radio': 'The radio receives stations from far away. | Aerial: The aerial is 80 centimetres long when it is pulled out. | Reset: Both knobs turned to the left bring back the first station.',
+}
+
+
+def write_products(folder: Path) -> str:
+    "Twelve short product sheets."
+    for name, text in PRODUCTS.items():
+        first, *parts = text.split(' | ')
+        sections = [f'## {head}\n\n{said}\n' for head, said in (p.split(': ') for p in parts)]
+        page = '\n'.join([f'# {name} manual\n\n{first}\n', *sections])
+        (folder / f'{name.lower()}.md').write_text(page, encoding='utf-8')
+    return str(folder)
+
+
+@pytest.fixture(scope='module')
+def made():
+    return {kind: list(maker(1200, 'mixed', seed=11)) for kind, maker in MAKERS.items()}
+
+
+def shown_before(e: dict, i: int) -> list[tuple[int, str, str]]:
+    "Passages as (number, doc_id, text) that stand before the message `i`, or in it."
+    blocks = [m.get('context', '') for m in e['messages'][: i + 1]]
+    blocks += [m['content'] for m in e['messages'][:i] if m['role'] == 'assistant_context']
+    return [(int(n), d, t) for block in blocks for n, d, t in _PASSAGE.findall(block)]
+
+
+def answered(e: dict) -> list[tuple[dict, dict | None, list]]:
+    "Each answer, what it is about, and the passages before it."
+    places = [i for i, m in enumerate(e['messages']) if m['role'] == 'assistant']
+    meta = e['_meta']
+    assert len(meta['abouts']) == len(places) and meta['about'] == meta['abouts'][-1]
+    pairs = zip(places, meta['abouts'], strict=True)
+    return [(e['messages'][i], about, shown_before(e, i)) for i, about in pairs]
+
+
+def stated(passages: list, lang: str) -> set[tuple[str, str]]:
+    "What passages state by themselves, read again."
+    found = []
+    for _, doc_id, text in passages:
+        head = doc_id.rpartition('.')[0].capitalize()
+        found += facts(Document(doc_id, head, f'# {head}\n\n{text}\n'))
+    return {(f.subject.lower(), f.attribute) for f in found if f.kind == 'value'}
+
+
+def check_labels(e: dict, invented: bool) -> Counter:
+    "Every answer against the passages before it; counts what was checked."
+    done = Counter()
+    for m, about, passages in answered(e):
+        if isinstance(m.get('cite'), str):
+            cited = [text for _, doc_id, text in passages if doc_id == m['cite']]
+            assert any(about['sentence'] in text for text in cited), m
+            assert about['sentence'] in m['content'] or about['value'] in m['content'], m
+            done['cited'] += 1
+        elif 'cite' in m:
+            for place in m['cite']:
+                said = m['content'][: place['at']]
+                cited = [text for _, doc_id, text in passages if doc_id == place['text']]
+                ending = re.search(r'\S+$', said.rstrip('.!?“"'))[0].strip('„"“.!?,;:')
+                assert any(ending in text for text in cited), (m, ending)
+            done['several'] += 1
+        elif about and passages:
+            assert not any(about['sentence'] in text for _, _, text in passages), m
+            if invented:
+                asked = about['subject'].lower(), about['attribute']
+                assert asked not in stated(passages, e['language']), (e['messages'], asked)
+            done['abstained'] += 1
+    return done
+
+
+@pytest.mark.parametrize('kind', MAKERS)
+def test_labels_are_true(kind, made):
+    done = sum((check_labels(e, True) for e in made[kind]), Counter())
+    assert done['cited'] > 600 and done['several'] > 60 and done['abstained'] > 60
+
+
+def test_a_wrong_label_is_found(made):
+    for e in made['rag_chat']:
+        if e['_meta']['category'] == 'answer':
+            other = dict(e['messages'][-1], cite='nowhere.md')
+            with pytest.raises(AssertionError):
+                check_labels(e | {'messages': [*e['messages'][:-1], other]}, True)
+            break
+    for e in made['rag_chat']:
+        if e['_meta']['category'] == 'silent':
+            about = e['_meta']['about']
+            user = dict(e['messages'][0])
+            user['context'] += f'\n[9] (x.md) {about["sentence"]}'
+            with pytest.raises(AssertionError):
+                check_labels(e | {'messages': [user, *e['messages'][1:]]}, True)
+            break
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+@pytest.mark.parametrize('kind', MAKERS)
+def test_labels_of_real_documents_are_true(kind, lang):
+    if not REAL[lang].is_dir():
+        pytest.skip(f'{REAL[lang]} is not there')
+    counts = {}
+    eps = MAKERS[kind](300, lang, docs_dir=str(REAL[lang]), seed=3, made=counts)
+    done = sum((check_labels(e, False) for e in eps), Counter())
+    assert done['cited'] > 120 and done['abstained'] > 10
+    kinds = TURN_KINDS if kind == 'multiturn' else CHAT_KINDS
+    assert [k for k in kinds if not counts[k]] == []
+
+
+def test_a_conflict_has_both_values_in_its_context(made):
+    torn = [e for e in made['rag_chat'] if e['_meta']['category'] == 'conflict']
+    assert len(torn) > 60
+    for e in torn:
+        about = e['_meta']['about']
+        sources = {place['text'] for place in e['messages'][-1]['cite']}
+        passages = [p for p in _PASSAGE.findall(e['messages'][0]['context']) if p[1] in sources]
+        assert len(sources) == len(passages) == 2
+        assert sum(about['value'] in text for _, _, text in passages) == 1
+        for p in passages:
+            assert (about['subject'].lower(), about['attribute']) in stated([p], e['language'])
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+def test_an_abstention_cannot_be_told_without_reading(lang):
+    kinds = ('answer', 'insufficient', 'injection', 'silent')
+    eps = list(make_rag_chat(2000, lang, seed=5, kinds=kinds, long=0))
+    y = np.array([e['_meta']['category'] in ABSTAINS for e in eps], int)
+    assert 0.4 < y.mean() < 0.6
+    orders = [f.split('{')[0] for forms in CHAT_FORMS['inject'].values() for f in forms]
+    assert orders
+    plain = [i for i, e in enumerate(eps) if e['_meta']['category'] != 'injection']
+    assert logistic_accuracy(bag_of_words(eps)[plain], y[plain]) <= 0.65
+    assert rule_accuracy(eps, y) <= 0.65
+
+
+def test_the_measure_finds_a_shortcut():
+    eps = list(make_rag_chat(500, 'en', seed=5, kinds=('answer', 'silent'), long=0))
+    y = np.array([e['_meta']['category'] == 'silent' for e in eps], int)
+    for e, silent in zip(eps, y, strict=True):
+        e['messages'][0]['context'] += ' Nothing is known.' if silent else ''
+    assert logistic_accuracy(bag_of_words(eps), y) > 0.8
+
+
+def lengths(eps: list[dict]) -> np.ndarray:
+    gpt2 = get_tokenizer('gpt2')
+    return np.array([len(encode(e, gpt2)) for e in eps])
+
+
+@pytest.mark.parametrize('kind, low, high', [('rag_chat', 180, 330), ('multiturn', 350, 600)])
+def test_lengths_are_the_documented_ones(kind, low, high, made):
+    n = lengths(made[kind])
+    assert low < n[n < 2900].mean() < high
+    assert 0.03 < (n >= 3000).mean() < 0.07
+    assert n.max() <= 4096
+
+
+@pytest.mark.parametrize('kind, most', [('rag_chat', 190), ('multiturn', 310)])
+def test_simple_episodes_are_short(kind, most):
+    n = lengths(list(MAKERS[kind](300, seed=2, simple=True)))
+    assert n.mean() < most and n.max() < 600
+
+
+def templates(eps: list[dict], role: str, field: str = 'content') -> Counter:
+    "Messages with names, numbers and words of their own context masked."
+    found = Counter()
+    for e in eps:
+        known = set()
+        for about in e['_meta']['abouts']:
+            if about:
+                known |= {about['subject'], about['value'], about['attribute'], about['sentence']}
+        for m in e['messages']:
+            if m['role'] == role and m.get(field):
+                text = m[field]
+                for word in sorted(filter(None, known), key=len, reverse=True):
+                    text = text.replace(word, '_')
+                text = re.sub(r'\[\d+\]|\d+|\b\w+\.md\b', '#', text)
+                found[re.sub(r'(?<!^)(?<![.?!:] )\b[A-ZÄÖÜ]\w+', '_', text)] += 1
+    return found
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+@pytest.mark.parametrize('kind', MAKERS)
+def test_many_forms(kind, lang, made):
+    eps = [e for e in made[kind] if e['language'] == lang]
+    assert len(templates(eps, 'user')) >= 60
+    assert len(templates(eps, 'assistant', 'think')) >= 12
+    commonest = templates(eps, 'user').most_common(5)
+    asked = sum(templates(eps, 'user').values())
+    assert sum(n for _, n in commonest) / asked < 0.5
+
+
+def test_forms_of_both_languages():
+    for name, forms in CHAT_FORMS.items():
+        assert len(forms['en']) == len(forms['de']), name
+        gaps = {lang: {g for f in forms[lang] for g in re.findall(r'\{\w*\}', f)} for lang in forms}
+        articles = {f'{{{g}}}' for g in ('the', 'acc', 'The', 'Acc', 'accb', 'theb')}
+        assert gaps['en'] - articles <= gaps['de'] | {'{b}', '{bs}'}, name
+
+
+def test_german_is_german(made):
+    for kind in MAKERS:
+        for e in made[kind]:
+            if e['language'] != 'de':
+                continue
+            assert language_of(e['system']) != 'en', e['system']
+            for m in e['messages']:
+                for field in ('content', 'think'):
+                    assert list(wrong_forms(m.get(field) or '', 'de')) == [], m
+
+
+@pytest.mark.parametrize('kind', MAKERS)
+def test_a_small_folder_gives_what_it_can_and_says_it(kind, tmp_path):
+    counts = {}
+    docs = write_products(tmp_path)
+    eps = list(MAKERS[kind](200, 'en', docs_dir=docs, seed=4, made=counts))
+    done = sum((check_labels(e, False) for e in eps), Counter())
+    assert done['cited'] > 80 and sum(counts.values()) == 200
+    kinds = TURN_KINDS if kind == 'multiturn' else CHAT_KINDS
+    even = 200 / len(kinds)
+    for k, times in Counter(kinds).items():
+        assert counts[k] > 0.3 * even * times, counts
+
+
+def test_too_few_documents_are_said(tmp_path):
+    docs = Path(write_products(tmp_path))
+    for path in sorted(docs.iterdir())[2:]:
+        path.unlink()
+    counts = {}
+    with pytest.raises(UserError, match='different episodes could be made'):
+        list(
+            make_rag_chat(
+                9000, 'en', docs_dir=str(docs), kinds=('no_context', 'conflict'), made=counts
+            )
+        )
+    assert counts['no_context'] > 50
