@@ -91,7 +91,10 @@ def check_labels(e: dict, invented: bool) -> Counter:
             assert about['sentence'] in m['content'] or about['value'] in m['content'], m
             done['cited'] += 1
         elif 'cite' in m:
+            end = len(m['content'])
             for place in m['cite']:
+                if isinstance(place, str):
+                    place = {'at': end, 'text': place}
                 said = m['content'][: place['at']]
                 cited = [text for _, doc_id, text in passages if doc_id == place['text']]
                 ending = re.search(r'\S+$', said.rstrip('.!?“"'))[0].strip('„"“.!?,;:')
