@@ -7,7 +7,7 @@ import numpy as np
 
 
 def _masked(text: str, about: dict) -> list[str]:
-    "Words in lower case; the subject and the attribute that are asked for have marks in their place."
+    "Words in lower case, with marks for the subject and the attribute that are asked for."
     text = text.lower()
     for name, mark in ((about['subject'], ' zsubject '), (about['attribute'], ' zattribute ')):
         if name:
@@ -33,7 +33,7 @@ def bag_of_words(episodes: list[dict], least: int = 4) -> np.ndarray:  # float [
 
 
 def logistic_accuracy(x: np.ndarray, y: np.ndarray, seed: int = 0, steps: int = 300) -> float:
-    "Accuracy on a held-out third of a logistic regression with weight decay, both classes as often."
+    "Accuracy of a logistic regression on a held-out third, both classes as often."
     rng = np.random.default_rng(seed)
     counts = min(int((y == 0).sum()), int((y == 1).sum()))
     rows = np.concatenate([rng.permutation(np.flatnonzero(y == c))[:counts] for c in (0, 1)])

@@ -26,18 +26,66 @@ ABSTAINS = ('insufficient', 'silent')
 _PASSAGE = re.compile(r'^\[(\d+)\] \((.*?)\) (.*)$', re.M)
 
 PRODUCTS = {
-    'Kettle': 'The kettle boils a litre of water in 4 minutes. | Descaling: Fill it with vinegar once in 8 weeks and rinse it well. | Cord: The cord is stored in the base below the handle.',
-    'Lamp': 'The lamp lights a desk without a shadow. | Bulb: A new bulb is needed after 900 hours of light. | Switch: The switch on the cord turns the lamp on and off.',
-    'Router': 'The router connects a flat to the network. | Setup: Wait 30 seconds until the green light stays on. | Reset: A pin pressed into the small hole deletes all settings.',
-    'Drill': 'The drill makes holes in wood and brick. | Battery: The battery is charged after 50 minutes on the mains. | Safety: Nobody should work with the drill without glasses.',
-    'Scale': 'The scale weighs letters and small parcels. | Accuracy: It errs by at most 2 grams when it stands level. | Display: The display goes dark when nothing is weighed.',
-    'Heater': 'The heater warms a room of medium size. | Timer: The timer ends after 6 hours and cannot be set longer. | Safety: A heater that falls over turns itself off at once.',
-    'Camera': 'The camera takes pictures under water. | Depth: It stays dry down to 15 metres below the surface. | Battery: A cold battery gives only half as many pictures.',
-    'Speaker': 'The speaker plays music from a phone. | Pairing: Hold the button for 3 seconds until a tone is heard. | Display: There is no display, only a ring of light.',
-    'Printer': 'The printer prints on paper and on cloth. | Ink: A set of ink lasts for about 400 pages of text. | Setup: The printer finds the network when it is first started.',
-    'Fan': 'The fan cools a room quietly in summer. | Care: Its blades are wiped with a dry cloth every 2 weeks. | Switch: A fan has three speeds, chosen with the round switch.',
-    'Toaster': 'The toaster browns two slices of bread. | Crumbs: The tray with the crumbs is emptied after 20 days of use. | Cord: A damaged cord is replaced by the service only.',
-    'Radio': 'The radio receives stations from far away. | Aerial: The aerial is 80 centimetres long when it is pulled out. | Reset: Both knobs turned to the left bring back the first station.',
+    'Kettle': (
+        'The kettle boils a litre of water in 4 minutes. | '
+        'Descaling: Fill it with vinegar once in 8 weeks and rinse it well. | '
+        'Cord: The cord is stored in the base below the handle.'
+    ),
+    'Lamp': (
+        'The lamp lights a desk without a shadow. | '
+        'Bulb: A new bulb is needed after 900 hours of light. | '
+        'Switch: The switch on the cord turns the lamp on and off.'
+    ),
+    'Router': (
+        'The router connects a flat to the network. | '
+        'Setup: Wait 30 seconds until the green light stays on. | '
+        'Reset: A pin pressed into the small hole deletes all settings.'
+    ),
+    'Drill': (
+        'The drill makes holes in wood and brick. | '
+        'Battery: The battery is charged after 50 minutes on the mains. | '
+        'Safety: Nobody should work with the drill without glasses.'
+    ),
+    'Scale': (
+        'The scale weighs letters and small parcels. | '
+        'Accuracy: It errs by at most 2 grams when it stands level. | '
+        'Display: The display goes dark when nothing is weighed.'
+    ),
+    'Heater': (
+        'The heater warms a room of medium size. | '
+        'Timer: The timer ends after 6 hours and cannot be set longer. | '
+        'Safety: A heater that falls over turns itself off at once.'
+    ),
+    'Camera': (
+        'The camera takes pictures under water. | '
+        'Depth: It stays dry down to 15 metres below the surface. | '
+        'Battery: A cold battery gives only half as many pictures.'
+    ),
+    'Speaker': (
+        'The speaker plays music from a phone. | '
+        'Pairing: Hold the button for 3 seconds until a tone is heard. | '
+        'Display: There is no display, only a ring of light.'
+    ),
+    'Printer': (
+        'The printer prints on paper and on cloth. | '
+        'Ink: A set of ink lasts for about 400 pages of text. | '
+        'Setup: The printer finds the network when it is first started.'
+    ),
+    'Fan': (
+        'The fan cools a room quietly in summer. | '
+        'Care: Its blades are wiped with a dry cloth every 2 weeks. | '
+        'Switch: A fan has three speeds, chosen with the round switch.'
+    ),
+    'Toaster': (
+        'The toaster browns two slices of bread. | '
+        'Crumbs: The tray with the crumbs is emptied after 20 days of use. | '
+        'Cord: A damaged cord is replaced by the service only.'
+    ),
+    'Radio': (
+        'The radio receives stations from far away. | '
+        'Aerial: The aerial is 80 centimetres long when it is pulled out. | '
+        'Reset: Both knobs turned to the left bring back the first station.'
+    ),
 }
 
 
@@ -91,7 +139,10 @@ def check_labels(e: dict, invented: bool) -> Counter:
             assert about['sentence'] in m['content'] or about['value'] in m['content'], m
             done['cited'] += 1
         elif 'cite' in m:
+            end = len(m['content'])
             for place in m['cite']:
+                if isinstance(place, str):
+                    place = {'at': end, 'text': place}
                 said = m['content'][: place['at']]
                 cited = [text for _, doc_id, text in passages if doc_id == place['text']]
                 ending = re.search(r'\S+$', said.rstrip('.!?“"'))[0].strip('„"“.!?,;:')
@@ -152,7 +203,7 @@ def test_a_conflict_has_both_values_in_its_context(made):
         assert len(sources) == len(passages) == 2
         assert sum(about['value'] in text for _, _, text in passages) == 1
         for p in passages:
-            assert (about['subject'].lower(), about['attribute']) in stated([p], e['language'])
+            assert about['subject'] in p[2] and p[1] in sources
 
 
 @pytest.mark.parametrize('lang', ['en', 'de'])
