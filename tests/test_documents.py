@@ -7,8 +7,12 @@ import shutil
 import pytest
 import mypt.curate.translate
 from mypt.cli import main
-from mypt.data.episodes import write_episodes
+from mypt.data.episodes import check_episode, write_episodes
 from mypt.curriculum.invented import make_documents
+from mypt.curriculum.run import PHASES
+from mypt.data.prompts import systems_in
+from mypt.data.serialize import serialize
+from mypt.data.tokenizer import get_tokenizer
 from mypt.model.config import list_configs, load_config
 from mypt.train.callbacks import read_log
 
@@ -44,13 +48,15 @@ def rows(root):
 def small(line):
     "The same command with a model and numbers that a test can afford."
     argv = shlex.split(line)[1:]
-    for flag, most in dict(
-        num_examples=40, target_count=30, max_examples=20, max_new_tokens=4
-    ).items():
-        if f'--{flag}' in argv:
-            argv[argv.index(f'--{flag}') + 1] = str(most)
-        elif flag == 'num_examples' and argv[0] == 'make':
-            argv += [f'--{flag}', str(most)]
+    most = dict(num_examples=40, num_episodes=40, target_count=30, max_examples=20)
+    most |= dict(max_new_tokens=4, general_target_tokens=4000, max_iters=2)
+    named = [flag for flag in most if f'--{flag}' in argv]
+    for flag in named:
+        argv[argv.index(f'--{flag}') + 1] = str(most[flag])
+    if argv[0] == 'make' and not named:
+        argv += ['--num_examples', '40']
+    if argv[0] == 'context-extension':
+        argv += ['--datasets', 'invented', '--tokenization', 'byte', '--block_size', '512']
     if argv[0] == 'train':
         argv += TINY
     if argv[0] == 'prepare':
@@ -86,13 +92,17 @@ def place(tmp_path_factory):
     write_episodes(
         d / 'data/gold_en.jsonl',
         [
-            {'context': f'episode_id: {i:04d}', 'messages': ask(i), 'language': 'en'}
+            {'context': f'episode_id: {i:04d}, language: en', 'messages': ask(i), 'language': 'en'}
             for i in range(24)
         ],
     )
     write_episodes(
         d / 'data/general.jsonl',
         [{'_replay': True, 'text': f'Text number {i} speaks of the sea. ' * 30} for i in range(60)],
+    )
+    write_episodes(
+        d / 'data/wiki.jsonl',
+        [{'_replay': True, 'text': f'Article {i} is about a hill. ' * 30} for i in range(60)],
     )
     hub = d / 'mirror'
 
@@ -118,13 +128,61 @@ def place(tmp_path_factory):
         return [
             said(i, 'a', None, 'prompter', f'What is {i}?', None),
             said(i, 'b', 'a', 'assistant', 'A number.', 0),
-        ]
+            said(i, 'c', 'b', 'prompter', 'Which one?', 0),
+            said(i, 'd', 'c', 'assistant', f'The number {i}.', 0),
+        ][: 2 + 2 * (i % 2)]
 
     mirror('OpenAssistant/oasst2', [m for i in range(12) for m in tree(i)])
     mirror(
         'mayflowergmbh/alpaca-gpt4_de',
         [
             dict(instruction=f'Was ist die Zahl {i}?', input='', output='Das ist eine Zahl.')
+            for i in range(12)
+        ],
+    )
+    mirror(
+        'LeoLM/OpenSchnabeltier',
+        [
+            dict(instruction_de=f'Was ist {i}?', output_de='Das ist eine Zahl von vielen.')
+            for i in range(12)
+        ],
+    )
+    spoken = [
+        [
+            dict(role='user', content=f'Was ist das Haus mit der Nummer {i}?'),
+            dict(role='assistant', content='Das ist das Haus am Ende der Straße.'),
+        ]
+        for i in range(12)
+    ]
+    mirror('allenai/Dolci-Instruct-SFT', [dict(messages=m) for m in spoken])
+    mirror('mayflowergmbh/ultra-chat_de', [dict(messages=m * 2) for m in spoken])
+    mirror(
+        'flozi00/german-function-calling',
+        [
+            dict(
+                System='SYSTEM: Du bist ein Assistent mit Funktionen -\n' + json.dumps(ADD),
+                Chat=f'USER: Was ist eins und {i}?\n\n\nASSISTANT: <functioncall> '
+                f'{{"name": "add", "arguments": \'{{"a": 1, "b": {i}}}\'}} <|endoftext|>\n\n\n'
+                'FUNCTION RESPONSE: {"sum": 3}\n\n\nASSISTANT: Das ist die Summe. <|endoftext|>',
+            )
+            for i in range(12)
+        ],
+    )
+    mirror(
+        'avemio/German-RAG-SFT-ShareGPT-HESSIAN-AI',
+        [
+            dict(
+                system='Du antwortest nur mit dem Kontext.',
+                tools='',
+                conversations=[
+                    {
+                        'from': 'human',
+                        'value': 'Kontext 1: Der Fuchs lebt im Wald.\n\n'
+                        f'Frage: Wo lebt der Fuchs Nummer {i}?',
+                    },
+                    {'from': 'gpt', 'value': 'Er lebt im Wald.'},
+                ],
+            )
             for i in range(12)
         ],
     )
@@ -158,11 +216,41 @@ def test_the_page_has_every_script_of_the_documents(root):
             ''.join(f.read_text(encoding='utf-8') for f in seeds.glob('*.txt')),
         )
     )
-    known = {
-        'build_context_extension_dataset.py',
-        'prepare_context_extension.py',
-    }  # on the page of phase 1b
-    assert not [n for n in named - known if n not in page]
+    assert not [n for n in named if n not in page]
+
+
+def test_the_page_has_the_hub_sets_flags_and_suites_of_the_documents(root):
+    seeds = root.parent / 'shared/seeds'
+    if not seeds.exists():
+        pytest.skip('the source documents are not beside the repository')
+    page = (root / PAGE).read_text(encoding='utf-8')
+    text = ''.join(f.read_text(encoding='utf-8') for f in seeds.glob('*.txt'))
+    hub = set(re.findall(r'--dataset (\w+/[\w.-]+)', text))
+    hub = {name for name in hub if not name.startswith('data/')}
+    assert len(hub) == 8 and all(name in page for name in hub)
+    suites = set(re.findall(r'phase\d_\w+_ood', text))
+    assert len(suites) == 4 and all(f'--suite {name}' in page for name in suites)
+    flags = set(re.findall(r'--([a-z_]+)', text)) - {'nproc_per_node'}
+    assert not sorted(flag for flag in flags if flag not in page)
+    gates = {line.split('--phase ')[1] for line in rows(root) if line.startswith('mypt gate')}
+    assert gates >= {*'123456', '3a-1', '3a-2', '3a-3', '3a-4'}
+
+
+def test_what_the_phases_train_with(root):
+    "NEFTune and prompts as the page's table says, and within the documents' tiers."
+    page = (root / PAGE).read_text(encoding='utf-8')
+    table = dict(re.findall(r'\| (\d) \| (\d+) \| \d[ \w]* \| [\d–]+ \|', page))
+    assert table == {'1': '5', '2': '5', '3': '10', '4': '10', '5': '5', '6': '5'}
+    tok, tiers = (
+        get_tokenizer('gpt2'),
+        dict(zip('123456', [(4, 6)] * 2 + [(15, 20)] * 2 + [(70, 90)] * 2)),
+    )
+    for number, (least, most) in tiers.items():
+        train = load_config(PHASES[number].config).train
+        assert train.neftune_alpha == float(table[number])
+        prompts = [p for lang in ('en', 'de') for p in systems_in(train.system_prompt, lang)]
+        lengths = [len(tok.encode(p)) for p in prompts]
+        assert least <= min(lengths) and max(lengths) <= most, (number, lengths)
 
 
 def test_every_command_runs(root, place, monkeypatch, capsys):
@@ -185,6 +273,19 @@ def test_every_command_runs(root, place, monkeypatch, capsys):
         said = capsys.readouterr()
         judged = line.split()[1] in ('gate', 'validate', 'check-masks')
         assert code == 0 or (judged and code == 1), f'{line}\n{said.err}\n{said.out[-1500:]}'
+
+
+@pytest.mark.parametrize(
+    'context', ['episode_id: 0042, language: en', 'episode_id: 0042\nlanguage: en']
+)
+def test_metadata_in_a_context_is_not_shown(context):
+    "The documents write the language beside the number; neither is a passage."
+    talk = [dict(role='user', content='Hi?'), dict(role='assistant', content='Hi.')]
+    ep = check_episode(dict(context=context, messages=talk))
+    assert ep['language'] == 'en' and ep['_meta'] == dict(episode_id='0042')
+    assert 'episode_id' not in ''.join(span.text for span in serialize(ep))
+    told = check_episode(dict(context='episode_id: 1 is a ticket', messages=talk))
+    assert told['messages'][0]['context'] == 'episode_id: 1 is a ticket'
 
 
 def train_argv(config, *more):

@@ -1,21 +1,25 @@
-"Promises of the phase-1 generators and of the suites that judge it."
+"Promises of the generators of phases 1 and 2 and of the suites that judge them."
 
 import json
+import re
 from collections import Counter
 from importlib.resources import files
-from itertools import islice
+from itertools import accumulate, islice
 
 import pytest
 
-from mypt.curriculum.format_lock import format_lock_suites, make_echo, make_format_lock
-from mypt.curriculum.synthetic import held_out
+from mypt.curriculum.format_lock import asks, format_lock_suites, make_echo, make_format_lock
+from mypt.curriculum.grammar import wrong_forms
+from mypt.curriculum.operators import OPERATORS, SIGNS, make_operators, operator_suites
+from mypt.curriculum.synthetic import held_out, payload_words
 from mypt.data.episodes import check_episode
 from mypt.data.masks import encode
 from mypt.data.tokenizer import get_tokenizer
 from mypt.errors import UserError
 from mypt.eval.suite import leaks, load_suite
+from mypt.files import json_asset
 
-MAKERS = dict(format_lock=make_format_lock, echo=make_echo)
+MAKERS = dict(format_lock=make_format_lock, echo=make_echo, operators=make_operators)
 SUITES = files('mypt') / 'assets' / 'suites'
 
 
@@ -49,13 +53,14 @@ def test_no_question_of_any_suite_is_ever_generated():
         *make_echo(30_000),
         *make_format_lock(8000, seed=7),
         *make_echo(10_000, seed=8),
+        *make_operators(12_000),
     ]
     assert leaks(made, names) == []
     assert leaks([load_suite('echo')[3].episode], names)  # the check can find something
 
 
 def test_shipped_suites_are_what_the_generator_makes():
-    for name, cases in format_lock_suites().items():
+    for name, cases in (format_lock_suites() | operator_suites()).items():
         text = ''.join(json.dumps(c, ensure_ascii=False) + '\n' for c in cases)
         assert (SUITES / f'{name}.jsonl').read_text(encoding='utf-8') == text
 
@@ -98,7 +103,7 @@ def test_modes(kw, only):
 
 @pytest.mark.parametrize('kw', [dict(gibberish='exclude'), dict(gibberish='only')])
 def test_gibberish(kw):
-    kinds = Counter(e['_meta']['category'] for e in make_echo(400, anti_echo=False, **kw))
+    kinds = Counter(e['_meta']['category'] for e in make_echo(400, anti_echo_ratio=0.0, **kw))
     only = kw['gibberish'] == 'only'
     assert ('gibberish' in kinds) == only
     assert (len(kinds) == 1) == only
@@ -106,7 +111,7 @@ def test_gibberish(kw):
 
 def test_asking_for_too_many_says_how_many_there_are():
     with pytest.raises(UserError, match=r'only .* different'):
-        list(make_format_lock(10**6, 'en', mode='minimal'))
+        list(make_format_lock(10**6, 'en', only=('status',), simple=True))
 
 
 @pytest.mark.parametrize(
@@ -114,6 +119,8 @@ def test_asking_for_too_many_says_how_many_there_are():
     [
         lambda: make_echo(1, 'fr'),
         lambda: make_echo(1, gibberish='x'),
+        lambda: make_echo(1, anti_echo_ratio=2),
+        lambda: make_operators(1, split='x'),
         lambda: make_format_lock(1, mode='x'),
         lambda: make_format_lock(1, math='x'),
     ],
@@ -121,3 +128,178 @@ def test_asking_for_too_many_says_how_many_there_are():
 def test_wrong_options_are_named(call):
     with pytest.raises(UserError):
         list(islice(call(), 1))
+
+
+def share_of_forms(eps: list[dict], share: float) -> int:
+    "How many question forms make up this share of the episodes."
+    counts = Counter(e['_meta']['template'] for e in eps)
+    sums = accumulate(count for _, count in counts.most_common())
+    return 1 + sum(1 for seen in sums if seen < share * len(eps))
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+def test_sixty_forms_make_ninety_percent_of_each_phase(lang):
+    first = [*make_format_lock(7000, lang), *make_echo(3000, lang)]
+    assert share_of_forms(first, 0.9) >= 60
+    assert share_of_forms(list(make_operators(6000, lang)), 0.9) >= 60
+    for operator in OPERATORS:
+        made = [e for e in make_operators(3000, lang) if e['_meta']['operator'] == operator]
+        assert len({e['_meta']['template'] for e in made}) >= 20
+
+
+def test_lengths_are_the_documented_ones():
+    gpt2 = get_tokenizer('gpt2')
+
+    def mean(eps):
+        return sum(len(encode(e, gpt2)) for e in eps) / len(eps)
+
+    assert 27 < mean([*make_format_lock(1400), *make_echo(600)]) < 33
+    assert 40 < mean(list(make_operators(2000))) < 50
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+def test_the_ten_categories_are_there_to_the_end(lang):
+    "Alone in its language, where the small categories are used most."
+    last = list(make_format_lock(10_000, lang))[-2000:]
+    found = Counter(e['_meta']['category'] for e in last)
+    assert len(found) == 10
+    assert max(found.values()) - min(found.values()) <= 40
+
+
+@pytest.mark.parametrize('kind', MAKERS)
+@pytest.mark.parametrize('lang', ['en', 'de'])
+def test_no_wrong_form(kind, lang):
+    for e in MAKERS[kind](2000, lang):
+        assert wrong_forms(e['messages'][0]['content'], lang) == []
+
+
+def test_no_wrong_form_in_the_suites():
+    for name, cases in (format_lock_suites() | operator_suites()).items():
+        for c in cases:
+            lang = 'de' if 'de' in c['tags'] else 'en'
+            assert wrong_forms(c['episode']['messages'][0]['content'], lang) == [], name
+
+
+SIGN_OF = {'plus': '+', 'minus': '-', 'times': '×'}
+
+
+def filled(e: dict) -> dict | None:
+    "What stands in the named or nameless places of a question's form; None after a typing error."
+    form, text = e['_meta']['template'], e['messages'][0]['content']
+    pattern = re.escape(form.rstrip('.?!'))
+    names, k = [], 0
+    for place in re.findall(r'\\{(\w*)\\}', pattern):
+        name = place or f'x{k}'
+        k += not place
+        group = f'(?P={name})' if name in names else f'(?P<{name}>.+?)'
+        names.append(name)
+        pattern = pattern.replace(f'\\{{{place}\\}}', group, 1)
+    after = asks(e['language'])['closer'] + asks(e['language'])['keyword']
+    tail = '|'.join(map(re.escape, after))
+    found = re.fullmatch(rf'(?:.*[.!?] )?{pattern}[.?!]?(?: (?:{tail}))?', text, re.I)
+    return found.groupdict() if found else None
+
+
+def kind_of(e: dict, lang: str) -> str:
+    "The kind of question by its form."
+    form = e['_meta']['template']
+    return next((kind for kind, forms in asks(lang).items() if form in forms), '')
+
+
+def right_answer(kind: str, lang: str, x: dict) -> str | None:
+    "The answer computed anew; None for kinds that are looked up elsewhere."
+    yes, no = asks(lang)['yes_no']
+
+    def claim(true):
+        return yes if true else no
+
+    a, b = (x.get(k, '') for k in ('x0', 'x1'))
+    if kind in ('more', 'less'):
+        return claim(int(a) > int(b) if kind == 'more' else int(a) < int(b))
+    if kind in ('even', 'odd'):
+        return claim((int(a) % 2 == 0) == (kind == 'even'))
+    if kind in ('starts', 'ends', 'contains'):
+        word, letter = x['w'], x['l']
+        return claim(
+            dict(starts=word[0] == letter, ends=word[-1] == letter, contains=letter in word)[kind]
+        )
+    if kind in SIGN_OF:
+        a, b = int(x['a']), int(x['b'])
+        return str(dict(plus=a + b, minus=a - b, times=a * b)[kind])
+    if kind == 'maths':
+        return str(eval(a.replace('×', '*'), {'__builtins__': {}}))
+    if kind in ('first', 'last', 'second', 'third'):
+        return a[dict(first=0, last=-1, second=1, third=2)[kind]]
+    return str(len(a)) if kind == 'length' else None
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+def test_computed_answers_are_right(lang):
+    "From the question alone: numbers, letters, comparisons, sums."
+    checked = Counter()
+    for e in make_format_lock(6000, lang, only=('yesno', 'spelling', 'maths')):
+        kind, x = kind_of(e, lang), filled(e)
+        right = right_answer(kind, lang, x) if x else None
+        if right is not None:
+            checked[kind] += 1
+            assert e['messages'][1]['content'] == right, e['messages']
+    assert sum(checked.values()) > 4000
+    assert len(checked) == 16
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+def test_facts_are_right_and_half_of_the_claims_are_true(lang):
+    facts = json_asset('facts.json')[lang]
+    capitals, colours = dict(facts['capitals']), dict(facts['colours'])
+    yes, _ = asks(lang)['yes_no']
+    answers = Counter()
+    for e in make_format_lock(3000, lang, only=('yesno',)):
+        kind, x, said = kind_of(e, lang), filled(e), e['messages'][1]['content']
+        answers[said] += 1
+        if x and kind == 'is_capital':
+            assert (said == yes) == (capitals[x['x']] == x['v'])
+        if x and kind == 'is_colour' and x['x'] in colours:
+            assert (said == yes) == (colours[x['x']].lower() == x.get('v', x.get('V', '')).lower())
+    assert abs(answers[yes] / 3000 - 0.5) < 0.05
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_operators_say_what_their_question_asks(split):
+    "Computed from the question and the payload: which signs are named, and what stands between."
+    for e in make_operators(3000, split=split):
+        question, answer = (m['content'] for m in e['messages'])
+        operator, payload = e['_meta']['operator'], e['_meta']['payload']
+        assert payload in question
+        if operator == 'COPY':
+            assert answer == payload
+            continue
+        names = [form for form in SIGNS[e['language']] if form in question]
+        left, right = SIGNS[e['language']][max(names, key=len)]
+        if operator == 'WRAP':
+            assert answer == left + payload + right
+            continue
+        between = rf'{re.escape(left)}([^{re.escape(left + right)}]*){re.escape(right)}'
+        assert re.findall(between, question) == [answer]
+
+
+def test_training_and_validation_of_operators_share_nothing():
+    train, val = list(make_operators(12_000)), list(make_operators(2000, split='val'))
+    for key in ('payload', 'template'):
+        assert not {e['_meta'][key] for e in train} & {e['_meta'][key] for e in val}
+    held = {w for lang in ('en', 'de') for w in payload_words(lang, True)}
+    for e in train:
+        words = set(re.findall(r'[\w-]+', e['_meta']['payload']))
+        assert e['_meta']['kind'] not in ('word', 'phrase', 'marked') or not words & held
+
+
+def test_other_signs_stand_beside_and_around():
+    "The name of the sign must be read: there are others, and the payload may hold some itself."
+    eps = [e for e in make_operators(6000) if e['_meta']['operator'] == 'EXTRACT']
+    marks = [
+        {s for s in SIGNS[e['language']].values() if s[0] in e['messages'][0]['content']}
+        for e in eps
+    ]
+    assert sum(len(found) > 1 for found in marks) > 0.5 * len(eps)
+    kinds = Counter(e['_meta']['kind'] for e in eps)
+    assert kinds['sentence'] > 0.2 * len(eps)
+    assert kinds['marked'] > 0.1 * len(eps)

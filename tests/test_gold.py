@@ -29,11 +29,12 @@ from mypt.eval.instructions import (
 )
 from mypt.curriculum.synthetic import held_out
 from mypt.curriculum.gold import GOLD, gold_suites
-from mypt.curriculum.minimal_qa import make_minimal_qa
+from mypt.curriculum.grammar import wrong_forms
+from mypt.curriculum.minimal_qa import is_whole, make_minimal_qa
 from mypt.curriculum.structured import make_structured
 from mypt.curriculum.tasks import make_tasks
 from mypt.curriculum.format_lock import make_format_lock
-from mypt.curate.quality import balance
+from mypt.curate.quality import balance, category_of
 from mypt.eval.suite import Responder, leaks, load_suite
 from mypt.data.tokenizer import get_tokenizer
 from mypt.errors import UserError
@@ -166,19 +167,111 @@ def test_limits_are_obeyed_and_the_same_question_comes_with_several():
         else:
             ways.setdefault(m['payload'], set()).add(a)
     assert sum(len(a) > 1 for a in ways.values()) > len(ways) / 4
-    numbers = [
-        int(re.search(r'\d+', re.sub(r'\d+ plus \d+', '', q))[0])
-        for e in eps
-        if e['_meta']['category'] == 'words'
-        and not re.search(r'\d.*\d{2}.*\d', q := e['messages'][0]['content'])
-    ]
+    numbers = [e['_meta']['constraint']['n'] for e in eps if e['_meta']['category'] == 'words']
     assert 10 in numbers and len(set(numbers)) > 8
+
+
+WORDS = dict(
+    en='one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen',
+    de='eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn',
+)
+
+
+def test_the_limit_of_the_question_is_counted_again():
+    "The number in the question, in digits or as a word, is what the answer has in pieces."
+    checked = 0
+    for e in make_minimal_qa(2000, kinds=('words',)):
+        question, answer = (m['content'] for m in e['messages'])
+        n, words = e['_meta']['constraint']['n'], WORDS[e['language']].split()
+        assert e['_meta']['constraint']['kind'] == 'words'
+        assert len(answer.split()) == n, answer
+        named = re.findall(r'\w+', question.lower())
+        assert str(n) in named or words[n - 1] in named, question
+        checked += n == 10
+    assert checked > 60
 
 
 def test_what_is_unknown_stands_nowhere_in_the_context():
     for e in make_minimal_qa(600, kinds=('unknown',)):
         name, context = e['_meta']['payload'], e['messages'][0].get('context', '')
         assert name in e['messages'][0]['content'] and name not in context
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+def test_twenty_wordings_of_each_kind_of_task(lang):
+    "Names, numbers and lists masked, the questions of a kind still begin in many ways."
+    for kind in ('all', 'count', 'query', 'fields'):
+        opened = set()
+        for e in make_tasks(300, lang, kinds=(kind,)):
+            asked = e['messages'][0]['content'].split('\n\n')[-1]
+            opened.add(asked.replace(e['_meta']['payload'], 'X')[:14])
+        assert len(opened) >= 12, (kind, opened)
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+def test_key_facts_are_whole_different_and_no_summary(lang):
+    for e in make_tasks(1200, lang, kinds=('all', 'count', 'query')):
+        question, answer = e['messages']
+        facts, summary = key_facts(answer['content'])
+        n = e['_meta']['constraint']['n']
+        assert len(facts) == len(set(facts)) == n
+        assert summary not in facts
+        assert all(is_whole(f) or ': ' in f for f in facts), facts
+        asked = question['content'].split('\n\n')[-1]
+        if e['_meta']['category'] == 'count':
+            assert (str(n) in asked) == (n > 1)
+            assert not re.search(r'\b1 (?:Fakt|Tatsache|fact)', asked)
+
+
+def test_a_sentence_that_was_cut_is_no_fact():
+    for cut in (
+        'Use a library (e.g.',
+        'Das steht in Abs.',
+        'It says "no.',
+        'A heading',
+        'One. Two.',
+    ):
+        assert not is_whole(cut)
+    for whole in ('It has the version 18.7.', 'See the list (all of it).', 'Er sagt „ja“.'):
+        assert is_whole(whole)
+
+
+@pytest.mark.parametrize('kind', MAKERS)
+@pytest.mark.parametrize('lang', ['en', 'de'])
+def test_no_wrong_form(kind, lang):
+    for e in MAKERS[kind](600, lang):
+        for m in e['messages']:
+            assert wrong_forms(m['content'], lang) == [], m['content']
+
+
+def test_no_wrong_form_in_the_suites():
+    for name, cases in gold_suites().items():
+        for c in cases:
+            lang = 'de' if 'de' in c['tags'] else 'en'
+            for m in c['episode']['messages']:
+                assert wrong_forms(m['content'], lang) == [], (name, m['content'])
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+def test_kinds_of_gold_are_known_without_metadata(lang):
+    for e in make_gold(600, lang):
+        named = e['_meta']['category']
+        assert category_of({'messages': e['messages']}) == named, e['messages']
+
+
+def test_a_german_episode_has_a_german_system_prompt():
+    prompts = {(e['language'], e['system'].split()[0]) for e in make_gold(60, 'mixed')}
+    assert prompts == {('en', 'You'), ('de', 'Du')}
+
+
+def test_an_order_without_its_tool_is_told_so():
+    "Not that something is not known, but that there is no tool; in more than one wording."
+    answers = set()
+    for e in make_structured(300, kinds=('no_such_tool',)):
+        answers.add(json.loads(e['messages'][1]['content'])['answer'])
+    assert len(answers) >= 10
+    assert not answers & {"I don't know.", 'Das weiß ich nicht.'}
+    assert all(re.search('tool|Werkzeug', a) for a in answers)
 
 
 def test_facts_fields_and_summaries_stand_in_the_text():
@@ -206,7 +299,7 @@ def test_json_conforms_to_the_schema_of_the_question_says_jsonschema():
 def test_a_tool_is_called_only_where_it_is_listed_with_arguments_of_the_question():
     for e in make_structured(1500, kinds=('tool', 'direct', 'no_such_tool')):
         q, x = e['messages'][0]['content'], json.loads(e['messages'][1]['content'])
-        listed = dict(re.findall(r'([\w.]+)\(([^)]*)\)', q.split('JSON')[0]))
+        listed = dict(re.findall(r'([\w.]+)\(([^)]*)\)', q))
         assert (x['action'] == 'tool') == (e['_meta']['category'] == 'tool')
         if x['action'] == 'tool':
             assert listed[x['name']] == ', '.join(x['arguments']) and all(

@@ -1,0 +1,643 @@
+"""`mypt check-meaning` finds every fault that is put into good episodes, and nothing in good ones.
+
+Episodes come from the generators; a fault is made by changing one thing in one of them.
+"""
+
+import copy
+import inspect
+import json
+import random
+import re
+from functools import lru_cache
+from pathlib import Path
+import pytest
+from mypt.curriculum.meaning import abstains, check_meaning, turns_of
+from mypt.curriculum.reading import holds
+from mypt.curriculum.run import GENERATORS
+from mypt.data.episodes import write_episodes
+from mypt.cli import main
+
+KINDS = 'format_lock echo operators rag_chat multiturn toolcall agentic minimal_qa tasks'.split()
+KINDS += ['structured', 'gold']
+REAL = Path(__file__).parents[2] / 'shared/data'
+FOLDERS = dict(en='owasp_cheatsheets', de='law_de')
+
+
+@lru_cache(None)
+def made(kind: str, lang: str, n: int = 240, real: bool = False, seed: int = 5) -> list[dict]:
+    options = dict(docs_dir=str(REAL / FOLDERS[lang])) if real else {}
+    return list(GENERATORS[kind](n, language=lang, seed=seed, **options))
+
+
+def found(ep: dict) -> set[str]:
+    "The rules that find something in an episode."
+    return set(check_meaning([ep]).by_rule())
+
+
+# Good episodes
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_nothing_is_found_in_what_the_generators_make(kind, lang):
+    report = check_meaning(made(kind, lang))
+    assert report.episodes == 240
+    assert not report.findings, '\n'.join(map(str, report.findings[:5]))
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_nothing_is_found_about_real_documents(kind, lang):
+    folder = REAL / FOLDERS[lang]
+    if not folder.is_dir() or 'docs_dir' not in inspect.signature(GENERATORS[kind]).parameters:
+        pytest.skip('no real documents for it')
+    report = check_meaning(made(kind, lang, 160, real=True), str(folder))
+    assert not report.findings, '\n'.join(map(str, report.findings[:5]))
+
+
+# Faults: each takes an episode and changes one thing, or returns None where it does not apply
+
+
+def last(ep: dict) -> dict:
+    return ep['messages'][-1]
+
+
+def about_value(ep: dict) -> dict | None:
+    about = ep['_meta'].get('about')
+    return about if about and about['kind'] == 'value' and about.get('value') else None
+
+
+def answers_with_value(ep: dict) -> dict | None:
+    about = about_value(ep)
+    turn = turns_of(ep)[-1]
+    plain = about and not abstains(turn) and ep['_meta']['category'] != 'conflict'
+    return about if plain and holds(last(ep)['content'], about['value']) else None
+
+
+def first_context(ep: dict) -> dict | None:
+    return next((m for m in ep['messages'] if m.get('context')), None)
+
+
+def add_passage(ep: dict, doc_id: str, text: str):
+    user = first_context(ep)
+    n = user['context'].count('\n') + 2
+    user['context'] += f'\n[{n}] ({doc_id}) {text}'
+
+
+def cite_another(ep):
+    turn = turns_of(ep)[-1]
+    cite = last(ep).get('cite')
+    others = [
+        p.doc_id
+        for p in turn.passages
+        if p.text and p.doc_id != cite and not holds(p.text, last(ep)['content'])
+    ]
+    if not isinstance(cite, str) or not others or not answers_with_value(ep):
+        return None
+    value = ep['_meta']['about']['value']
+    others = [d for d in others if not any(holds(x, value) for x in turn.texts_of(d))]
+    if not others:
+        return None
+    last(ep)['cite'] = others[0]
+    return ep
+
+
+def cite_nothing_shown(ep):
+    if not isinstance(last(ep).get('cite'), str):
+        return None
+    last(ep)['cite'] = 'nowhere.md'
+    return ep
+
+
+def sentence(ep, about: dict, value: str) -> str:
+    if ep['language'] == 'de':
+        return f'{about["subject"]}: {about["attribute"]} ist {value}.'
+    return f'{about["subject"]}: the {about["attribute"]} is {value}.'
+
+
+def answer_in_abstention(ep):
+    about, turn = ep['_meta'].get('about'), turns_of(ep)[-1]
+    if not about or not abstains(turn) or not first_context(ep):
+        return None
+    by_value = about['kind'] == 'value'
+    text = sentence(ep, about, 'Quorix') if by_value else about.get('sentence')
+    if not text:
+        return None
+    add_passage(ep, 'added.md', text)
+    return ep
+
+
+def other_value(ep):
+    about = answers_with_value(ep)
+    if not about or not first_context(ep):
+        return None
+    add_passage(ep, 'added.md', sentence(ep, about, 'Quorix'))
+    return ep
+
+
+def another_value_in_answer(ep):
+    about = answers_with_value(ep)
+    if not about:
+        return None
+    last(ep)['content'] = last(ep)['content'].replace(about['value'], 'Quorix 7')
+    ep['_meta']['expected'] = last(ep)['content']
+    return ep if 'Quorix' in last(ep)['content'] else None
+
+
+def change_digit(ep):
+    about = answers_with_value(ep)
+    if not about or not re.search(r'\d', about['value']):
+        return None
+    value = re.sub(r'\d', lambda m: str((int(m[0]) + 1) % 10), about['value'], count=1)
+    last(ep)['content'] = last(ep)['content'].replace(about['value'], value)
+    ep['_meta']['expected'] = last(ep)['content']
+    return ep
+
+
+def not_expected(ep):
+    if not isinstance(ep['_meta'].get('expected'), str):
+        return None
+    ep['_meta']['expected'] += '!'
+    return ep
+
+
+def one_side_of_conflict(ep):
+    if ep['_meta']['category'] != 'conflict':
+        return None
+    gone = last(ep)['cite'][1]['text']
+    user = first_context(ep)
+    kept = [x for x in user['context'].split('\n') if f'({gone})' not in x]
+    user['context'] = '\n'.join(kept)
+    return ep
+
+
+def conflict_without_difference(ep):
+    if ep['_meta']['category'] != 'conflict':
+        return None
+    cites = last(ep)['cite']
+    last(ep)['cite'] = [cites[0], cites[1] | {'text': cites[0]['text']}]
+    return ep
+
+
+def think_of_unshown(ep):
+    m = next((m for m in ep['messages'] if m.get('think')), None)
+    if m is None:
+        return None
+    m['think'] += ' quorix.md'
+    return ep
+
+
+def think_of_number(ep):
+    m = next((m for m in ep['messages'] if m.get('think')), None)
+    if m is None:
+        return None
+    m['think'] += ' [87]'
+    return ep
+
+
+def other_language(ep):
+    m = last(ep)
+    english = 'This is what the text says about it, and there is nothing else that I can tell you.'
+    german = 'Das ist es, was der Text dazu sagt, und mehr kann ich dir nicht sagen.'
+    m['content'] = german if ep['language'] == 'en' else english
+    return ep
+
+
+def other_system(ep):
+    english = 'You are MyPT. Answer from the given context, cite it, and say when you do not know.'
+    german = 'Du bist MyPT. Antworte aus dem Kontext, nenne die Quelle, und erfinde nichts.'
+    ep['system'] = german if ep['language'] == 'en' else english
+    return ep
+
+
+def cut_sentence(ep):
+    turn = turns_of(ep)[-1]
+    if not turn.passages or turn.calls or len(turn.answer.split()) < 5 or 'want' in ep['_meta']:
+        return None
+    last(ep)['content'] += ' (e.'
+    return ep
+
+
+def ask_for_a_pronoun(ep):
+    about = about_value(ep)
+    if not about or about['subject'] not in ep['messages'][-2].get('content', ''):
+        return None
+    ep['messages'][-2]['content'] = ep['messages'][-2]['content'].replace(about['subject'], 'This')
+    about['subject'] = 'This'
+    return ep
+
+
+# of tools
+
+
+def results(ep) -> list[dict]:
+    return [m for m in ep['messages'] if m['role'] == 'toolresult']
+
+
+def alter_total(ep):
+    m = next((m for m in results(ep) if 'total' in m['content']), None)
+    if m is None:
+        return None
+    m['content']['total'] += 1
+    return ep
+
+
+def alter_text(ep):
+    for m in results(ep):
+        for d in [m['content'], *m['content'].get('documents', [])]:
+            if d.get('text'):
+                d['text'] = d['text'].replace('a', 'o', 1) + ' More.'
+                return ep
+    return None
+
+
+def alter_error(ep):
+    m = next((m for m in results(ep) if 'error' in m['content']), None)
+    if m is None:
+        return None
+    m['content']['error'] += ' Try again.'
+    return ep
+
+
+def alter_arguments(ep):
+    m = next((m for m in ep['messages'] if m['role'] == 'assistant_toolcall'), None)
+    if m is None or 'query' not in m['arguments'] or not results(ep)[0]['content'].get('documents'):
+        return None
+    m['arguments']['query'] = 'zzz'
+    return ep
+
+
+def drop_call(ep):
+    calls = [m for m in ep['messages'] if m['role'] == 'assistant_toolcall']
+    if not calls:
+        return None
+    ep['messages'] = [m for m in ep['messages'] if m is not calls[0]]
+    return ep
+
+
+def read_unnamed(ep):
+    m = next((m for m in ep['messages'] if 'doc_id' in m.get('arguments', ())), None)
+    if m is None or m.get('weight') == 0 or m.get('train') is False:
+        return None
+    m['arguments']['doc_id'] = 'quorix.md'
+    return ep
+
+
+def listing(ep):
+    turn = turns_of(ep)[-1]
+    names = [p.doc_id for p in turn.listed or () if p.doc_id in turn.answer]
+    judged = 'a list is complete' in check_meaning([ep]).judged
+    return (turn, names) if judged and len(names) > 2 else None
+
+
+def list_one_less(ep):
+    if not listing(ep):
+        return None
+    turn, names = listing(ep)
+    kept = [n for n in names if n not in turn.question]
+    text = re.sub(rf'(?:, | und | and )?{re.escape(kept[-1])}', '', turn.answer)
+    last(ep)['content'] = text
+    return ep
+
+
+def list_what_is_known(ep):
+    if not listing(ep):
+        return None
+    turn, names = listing(ep)
+    hidden = [p.doc_id for p in turn.listed if p.doc_id in turn.question]
+    left_out = [d for d in hidden if not re.search(rf'[,:] {re.escape(d)}', turn.answer)]
+    if not left_out:
+        return None
+    found_ = check_meaning([ep])
+    assert found_.ok
+    text = turn.answer.replace(names[-1], f'{names[-1]}, {left_out[0]}', 1)
+    last(ep)['content'] = text
+    return ep
+
+
+def count_wrong(ep):
+    if not listing(ep):
+        return None
+    turn, _ = listing(ep)
+    text, n = re.subn(r'(?<![\w.#-])\d+(?![\w.#-])', '99', turn.answer, count=1)
+    last(ep)['content'] = text
+    return ep if n else None
+
+
+# of short answers
+
+
+def set_answer(ep, text: str):
+    last(ep)['content'] = text
+    if 'expected' in ep['_meta']:
+        ep['_meta']['expected'] = text
+    return ep
+
+
+def of_category(*names):
+    def wrap(change):
+        def fault(ep):
+            return change(ep) if ep['_meta'].get('category') in names else None
+
+        fault.__name__ = change.__name__
+        return fault
+
+    return wrap
+
+
+def answer_of(ep) -> str:
+    return last(ep)['content']
+
+
+def one_letter_more(ep):
+    return set_answer(ep, answer_of(ep) + 'x')
+
+
+def first_letter_gone(ep):
+    return set_answer(ep, answer_of(ep)[1:]) if len(answer_of(ep)) > 1 else None
+
+
+@of_category('anti_echo')
+def echo_all_the_same(ep):
+    return set_answer(ep, ep['_meta']['payload'])
+
+
+def judged_by(rule: str):
+    def wrap(change):
+        def fault(ep):
+            return change(ep) if rule in check_meaning([ep]).judged else None
+
+        fault.__name__ = change.__name__
+        return fault
+
+    return wrap
+
+
+@judged_by('sum')
+def sum_off_by_one(ep):
+    number = re.search(r'\d+', answer_of(ep))
+    return set_answer(ep, str(int(number[0]) + 1)) if number else None
+
+
+@judged_by('comparison')
+def yes_for_no(ep):
+    swaps = {'Yes': 'No', 'No': 'Yes', 'Ja': 'Nein', 'Nein': 'Ja'}
+    word = answer_of(ep).split('.')[0].split(',')[0]
+    return set_answer(ep, swaps[word] + '.') if word in swaps else None
+
+
+@judged_by('spelling')
+def another_letter(ep):
+    answer = answer_of(ep)
+    swaps = {'Yes.': 'No.', 'No.': 'Yes.', 'Ja.': 'Nein.', 'Nein.': 'Ja.'}
+    if answer in swaps:
+        return set_answer(ep, swaps[answer])
+    return set_answer(ep, str(int(answer) + 1) if answer.isdecimal() else '§')
+
+
+@judged_by('calendar')
+def another_day(ep):
+    answer = answer_of(ep)
+    swaps = {'Yes.': 'No.', 'No.': 'Yes.', 'Ja.': 'Nein.', 'Nein.': 'Ja.'}
+    if answer in swaps:
+        return set_answer(ep, swaps[answer])
+    if answer.isdecimal():
+        return set_answer(ep, str(int(answer) - 3))
+    days, months = 'Monday Sunday Montag Sonntag', 'March May März Mai'
+    names = days if re.search('day|tag|woch', answer, re.I) else months
+    names = names.split()[:2] if ep['language'] == 'en' else names.split()[2:]
+    return set_answer(ep, f'{next(n for n in names if n not in answer)}.')
+
+
+@judged_by('say')
+def say_something_else(ep):
+    return set_answer(ep, 'Quorix.')
+
+
+def more_words(ep):
+    if not any(r.startswith('limit') for r in check_meaning([ep]).judged):
+        return None
+    more = (
+        'And this is one more of them. '
+        if ep['language'] == 'en'
+        else 'Und das ist noch einer mehr. '
+    )
+    return set_answer(ep, answer_of(ep) + ' ' + more * 4)
+
+
+def key_facts_of(ep) -> list[str] | None:
+    return re.findall(r'^- (.+)$', answer_of(ep), re.M) if 'KEY_FACTS' in answer_of(ep) else None
+
+
+def fact_twice(ep):
+    facts = key_facts_of(ep)
+    if not facts:
+        return None
+    return set_answer(
+        ep, answer_of(ep).replace(f'- {facts[0]}\n', f'- {facts[0]}\n- {facts[0]}\n', 1)
+    )
+
+
+def summary_is_fact(ep):
+    facts = key_facts_of(ep)
+    return (
+        set_answer(ep, re.sub(r'(?<=SUMMARY: ).*', lambda _: facts[0], answer_of(ep)))
+        if facts
+        else None
+    )
+
+
+def fact_not_in_text(ep):
+    facts = key_facts_of(ep)
+    return (
+        set_answer(ep, answer_of(ep).replace(facts[0], f'{facts[0][:-1]} quorix.', 1))
+        if facts
+        else None
+    )
+
+
+@of_category('fields')
+def another_field(ep):
+    return (
+        set_answer(ep, re.sub(r': [^-\n].*', ': Quorix', answer_of(ep), count=1))
+        if re.search(r': [^-\n]', answer_of(ep))
+        else None
+    )
+
+
+@of_category('fields')
+def field_left_empty(ep):
+    return (
+        set_answer(ep, re.sub(r': [^-\n].*', ': -', answer_of(ep), count=1))
+        if re.search(r': [^-\n]', answer_of(ep))
+        else None
+    )
+
+
+@of_category('extract')
+def another_json_value(ep):
+    value = json.loads(answer_of(ep))
+    if not isinstance(value, dict):
+        return None
+    key = next((k for k, v in value.items() if isinstance(v, str)), None)
+    if key is None:
+        return None
+    return set_answer(ep, json.dumps(value | {key: 'Quorix'}, ensure_ascii=False))
+
+
+@of_category('extract', 'build')
+def json_key_gone(ep):
+    value = json.loads(answer_of(ep))
+    if not isinstance(value, dict) or '"required"' not in ep['messages'][-2]['content']:
+        return None
+    value.pop(next(iter(value)))
+    return set_answer(ep, json.dumps(value, ensure_ascii=False))
+
+
+@of_category('list')
+def json_item_gone(ep):
+    return set_answer(ep, json.dumps(json.loads(answer_of(ep))[1:], ensure_ascii=False))
+
+
+@of_category('classify')
+def another_class(ep):
+    kind = json.loads(answer_of(ep))['kind']
+    return set_answer(ep, json.dumps({'kind': 'number' if kind != 'number' else 'word'}))
+
+
+@of_category('tool')
+def unlisted_tool(ep):
+    value = json.loads(answer_of(ep)) | {'name': 'rocket'}
+    return set_answer(ep, json.dumps(value, ensure_ascii=False))
+
+
+@of_category('tool')
+def another_argument(ep):
+    value = json.loads(answer_of(ep))
+    value['arguments'] = dict.fromkeys(value['arguments'], 'Quorix')
+    return set_answer(ep, json.dumps(value, ensure_ascii=False))
+
+
+TRUE_VALUES = {'answers with the value', 'the value is in what is cited'}
+TRUE_VALUES |= {'the answer stands in what is cited'}
+FAULTS = [  # generators, fault, the rules of which one must find it
+    ('rag_chat', cite_another, TRUE_VALUES),
+    ('toolcall', cite_another, TRUE_VALUES),
+    ('rag_chat multiturn toolcall agentic', cite_nothing_shown, {'cites what was shown'}),
+    ('rag_chat', answer_in_abstention, {'no passage answers what is abstained from'}),
+    ('rag_chat', other_value, {'no other passage says otherwise'}),
+    ('rag_chat toolcall agentic', another_value_in_answer, TRUE_VALUES),
+    ('rag_chat toolcall agentic', change_digit, TRUE_VALUES),
+    ('rag_chat echo toolcall', not_expected, {'the answer is the expected one'}),
+    ('rag_chat', one_side_of_conflict, {'cites what was shown'}),
+    ('rag_chat', conflict_without_difference, {'a conflict has two sources'}),
+    ('rag_chat toolcall agentic', think_of_unshown, {'thinks of what was shown'}),
+    ('rag_chat', think_of_number, {'thinks of what was shown'}),
+    ('rag_chat toolcall', other_language, {'question and answer are in the language'}),
+    ('rag_chat multiturn', other_system, {'the system prompt is in the language'}),
+    ('rag_chat', cut_sentence, {'a sentence is whole'}),
+    ('rag_chat', ask_for_a_pronoun, {'asks for a thing'}),
+    ('toolcall agentic', alter_total, {'results are what the tools return'}),
+    ('toolcall agentic', alter_text, {'results are what the tools return'}),
+    ('agentic', alter_error, {'results are what the tools return'}),
+    ('toolcall agentic', alter_arguments, {'results are what the tools return'}),
+    ('toolcall agentic', drop_call, {'a result has its call'}),
+    ('toolcall agentic', read_unnamed, {'reads what was named'}),
+    ('toolcall', list_one_less, {'a list is complete'}),
+    ('toolcall', list_what_is_known, {'a list leaves out what is known'}),
+    ('toolcall', count_wrong, {'a list counts right'}),
+    ('operators', one_letter_more, {'COPY', 'WRAP', 'EXTRACT'}),
+    ('operators', first_letter_gone, {'COPY', 'WRAP', 'EXTRACT'}),
+    ('echo', one_letter_more, {'echo', 'anti-echo'}),
+    ('echo', echo_all_the_same, {'anti-echo'}),
+    ('format_lock', sum_off_by_one, {'sum'}),
+    ('format_lock', yes_for_no, {'comparison'}),
+    ('format_lock', another_letter, {'spelling'}),
+    ('format_lock', another_day, {'calendar'}),
+    ('format_lock', say_something_else, {'say'}),
+    ('minimal_qa', more_words, {'limit of words', 'limit of sentences'}),
+    ('tasks', fact_twice, {'key facts differ'}),
+    ('tasks', summary_is_fact, {'summary is no key fact'}),
+    ('tasks', fact_not_in_text, {'key facts stand in the text'}),
+    ('tasks', another_field, {'a field stands in the text'}),
+    ('tasks', field_left_empty, {'an empty field is not in the text'}),
+    ('structured', another_json_value, {'values of JSON'}),
+    ('structured', json_key_gone, {'schema'}),
+    ('structured', json_item_gone, {'JSON list'}),
+    ('structured', another_class, {'class'}),
+    ('structured', unlisted_tool, {'tool is listed'}),
+    ('structured', another_argument, {'arguments from the question'}),
+]
+CASES = [(kind, fault, rules) for kinds, fault, rules in FAULTS for kind in kinds.split()]
+NAMES = [f'{kind}-{fault.__name__}' for kind, fault, _ in CASES]
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+@pytest.mark.parametrize('kind, fault, rules', CASES, ids=NAMES)
+def test_every_fault_is_found(kind, fault, rules, lang):
+    n, missed = 0, []
+    for ep in made(kind, lang):
+        if not check_meaning([ep]).ok:
+            continue  # the tests above say so
+        wrong = fault(copy.deepcopy(ep))
+        if wrong is None:
+            continue
+        n += 1
+        if not rules & found(wrong):
+            missed.append(wrong)
+    assert n >= 2, f'{fault.__name__} was never applied'
+    shown = [(m['messages'][-2:], m['_meta']) for m in missed[:2]]
+    assert not missed, f'{len(missed)} of {n} not found: {shown}'
+
+
+# What needs no generator
+
+
+def test_a_question_with_two_answers_is_found():
+    first, second = (
+        {'messages': [{'role': 'user', 'content': 'What is the capital of Norway?'}, reply]}
+        for reply in ({'role': 'assistant', 'content': x} for x in ('Oslo.', 'Bergen.'))
+    )
+    eps = [ep | {'_meta': {'category': 'capitals'}, 'language': 'en'} for ep in (first, second)]
+    assert check_meaning(eps).by_rule() == {'the same question, the same answer': 1}
+    assert check_meaning(eps[:1]).not_judged == {'capitals': 1}
+
+
+def test_an_order_is_not_answered_with_ignorance():
+    question = 'Tools: timer(minutes). Answer as JSON.\n\nOpen the file a.txt.'
+    reply = json.dumps({'action': 'direct', 'answer': "I don't know."})
+    messages = [{'role': 'user', 'content': question}, {'role': 'assistant', 'content': reply}]
+    meta = dict(category='no_such_tool', want=dict(json=json.loads(reply)))
+    ep = {'messages': messages, 'language': 'en', '_meta': meta}
+    assert found(ep) == {'an order is declined, not unknown'}
+
+
+def test_foreign_episodes_get_the_rules_that_need_no_notes():
+    user = {'role': 'user', 'content': 'Who?', 'context': '[1] (a.md) Anna owns it.'}
+    good = {'messages': [user, {'role': 'assistant', 'content': 'Anna.', 'cite': 'a.md'}]}
+    assert check_meaning([good]).ok
+    wrong = copy.deepcopy(good)
+    wrong['messages'][1]['cite'] = 'b.md'
+    assert found(wrong) == {'cites what was shown'}
+    alone = {'role': 'toolresult', 'name': 'find', 'content': {'x': 1}}
+    assert found({'messages': [user, alone]}) == {'a result has its call'}
+    assert check_meaning([{'_replay': True, 'text': 'Once.'}]).not_judged == {'plain text': 1}
+
+
+def test_each_finding_names_its_line_and_the_exit_code_is_one(tmp_path, capsys):
+    good = made('echo', 'en')[:3]
+    wrong = one_letter_more(copy.deepcopy(good[1]))
+    path = tmp_path / 'echo.jsonl'
+    write_episodes(path, [good[0], wrong, good[2]])
+    assert main(['check-meaning', str(path)]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith('2: echo: ') and '≠' in out[0]
+    assert '3 episodes, 1 with a finding' in out
+    write_episodes(path, good)
+    assert main(['check-meaning', str(path)]) == 0
+
+
+def test_the_same_seed_gives_the_same_report():
+    rng = random.Random(1)
+    eps = rng.sample(made('rag_chat', 'de'), 40)
+    assert str(check_meaning(eps)) == str(check_meaning(eps))

@@ -1,0 +1,357 @@
+"The invented world, the facts of real documents, and the grammar of both."
+
+import random
+import re
+from collections import Counter
+
+import pytest
+
+from mypt.agent.documents import Document
+from mypt.curriculum.attributes import TABLE, WORLD, attribute_value, fill_sentence
+from mypt.curriculum.facts import facts, stands_alone, states
+from mypt.curriculum.grammar import (
+    CASES,
+    GENDER,
+    count_noun,
+    determiner,
+    enumerate_items,
+    noun_form,
+    phrase,
+    with_article,
+    wrong_forms,
+)
+from mypt.curriculum.invented import make_document, other_value
+from mypt.curriculum.questions import follow_up, question, search_query, with_typo
+from mypt.curriculum.shelf import Shelf, passage
+from mypt.curriculum.synthetic import held_out
+from mypt.curriculum.values import Fact, long_forms, split_sentences, unwrap_lines, value_facts
+
+LANGUAGES = ('en', 'de')
+
+
+# grammar
+
+
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        'Was steht in eckige Klammern?',
+        'Umgib das Wort mit runde Klammern.',
+        'Setze es in der Klammern.',
+        'Was ist Den Gemeinden?',
+        'Die ersten 1 Fakten, dann eine Zusammenfassung.',
+        'Wie ist der Besitzer von Velm?',
+        'Wie ist die Gründerin von Velm?',
+        'Was ist der Autor von Velm?',
+        'Welche Funktion druckt in Python?',
+        'Nenne der Preis von Velm.',
+        'Welcher Farbe hat Velm?',
+        'Er fährt mit der Schiff.',
+        'Es geht um dem Hafen.',
+        'Velm ist ein kleine Mühle.',
+        'Velm ist eine kleines Turm.',
+        'Im Mühle steht es.',
+        'Das sind 3 Wort.',
+        'Antworte in genau 2 Satz.',
+        'Wer von von Velm weiß es?',
+        'Er kommt aus dem kleine Museum.',
+        'Sie gab den Kuh Heu.',
+        'Sein Farbe ist rot.',
+        'Wegen des Titel fragt niemand, mit seine Fakten.',
+    ],
+)
+def test_wrong_german_is_found(wrong):
+    assert wrong_forms(wrong, 'de'), wrong
+
+
+@pytest.mark.parametrize(
+    'right',
+    [
+        'Was steht in eckigen Klammern?',
+        'Umgib das Wort mit runden Klammern.',
+        'Setze es in runde Klammern.',
+        'Wer ist der Besitzer von Velm? Wem gehört Velm?',
+        'Der erste Fakt, 1 Fakt, 3 Fakten, die ersten 3 Fakten.',
+        'Nenne den Preis. Welche Farbe hat es, welchen Preis, welches Gewicht?',
+        'Nach § 1 Absatz 2 Satz 1 gilt die Frist von vier Wochen.',
+        'Der Turm, der Tieren gehört, steht in der kleinen Stadt.',
+        'Im Falle der Banken, auf der einen Seite, seit Jahren, ohne Namen.',
+        'Die zu bestimmende Frist und die der Bank obliegenden Pflichten.',
+        'Antworte in einem Satz, in zwei Sätzen, mit 3 Wörtern.',
+        'Danke. Und ihre Farbe? Und sein Preis? Wie hoch ist er?',
+    ],
+)
+def test_right_german_is_left_alone(right):
+    assert wrong_forms(right, 'de') == []
+
+
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        'A owner asks.',
+        'It has 1 facts.',
+        'It has 3 fact.',
+        'What is the owner of Velm?',
+        'Who is the colour of it?',
+        'How much pages does it have?',
+        'Give the first 1 facts.',
+        'It is an unit of the the army.',
+    ],
+)
+def test_wrong_english_is_found(wrong):
+    assert wrong_forms(wrong, 'en'), wrong
+
+
+def test_right_english_is_left_alone():
+    right = 'An owner, a unit, an hour, a user, an SQL query, 1 fact, 3 facts, a European one.'
+    assert wrong_forms(right, 'en') == []
+    assert wrong_forms('Who is the owner of Velm? What is the price of Velm?', 'en') == []
+
+
+def test_every_phrase_of_the_grammar_agrees():
+    "What `phrase` makes, the rules accept; what it does not, they refuse."
+    for noun in GENDER:
+        for case in CASES:
+            one = phrase(noun, case, 'welch', ('klein',))
+            assert wrong_forms(one, 'de') == [], one
+            many = phrase(noun, case, 'der', ('klein',), plural=True)
+            assert wrong_forms(many, 'de') == [], many
+    wrong = [f'{determiner("der", "f")} {noun}' for noun in ('Hafen', 'Museum', 'Falke')]
+    assert all(wrong_forms(text, 'de') for text in wrong)
+
+
+def test_numbers_lists_and_articles():
+    assert [count_noun(n, 'Fakt', 'de') for n in (1, 3)] == ['1 Fakt', '3 Fakten']
+    assert [count_noun(n, 'year', 'en') for n in (1, 3)] == ['1 year', '3 years']
+    assert enumerate_items(['a', 'b', 'c'], 'en') == 'a, b and c'
+    assert enumerate_items(['a', 'b'], 'de') == 'a und b'
+    assert [with_article(w) for w in ('owner', 'hour', 'unit')] == ['an owner', 'an hour', 'a unit']
+    assert noun_form('Fakt', 'dative', plural=True) == 'Fakten'
+
+
+# invented documents
+
+
+@pytest.mark.parametrize('lang', LANGUAGES)
+def test_every_form_is_read_as_what_it_says(lang):
+    rng = random.Random(1)
+    for entry in TABLE[lang].values():
+        name = 'Mira Velm' if 'person' in entry.groups else 'Velm'
+        value = attribute_value(rng, lang, entry.kind)
+        said = [fill_sentence(form, entry, name, value) for form in entry.say]
+        for where, form in long_forms(entry):
+            clause = fill_sentence(form, entry, name, value)
+            for opening in WORLD[where][lang]:
+                long = opening.format(x=clause) if where == 'subs' else f'{opening} {clause}.'
+                said.append(long)
+        for sentence in said:
+            found = value_facts(Document('x.md', name, f'# {name}\n\n{sentence}\n'), lang)
+            assert [(f.attribute, f.value) for f in found] == [(entry.noun, value)], sentence
+        assert entry.say[0].endswith('{v}.')
+
+
+@pytest.mark.parametrize('lang', LANGUAGES)
+@pytest.mark.parametrize('simple', [False, True])
+def test_all_that_is_stated_is_found_and_nothing_else(lang, simple):
+    for seed in range(300):
+        doc = make_document(random.Random(seed), lang, facts=4, simple=simple)
+        found = value_facts(doc, lang)
+        assert len({f.attribute for f in found}) == len(found) == 4, doc.text
+        assert len({f.subject for f in found}) == 1
+        for f in found:
+            assert f.sentence in unwrap_lines(doc.text)
+            assert f.value in f.sentence
+            assert f.thing
+            assert states(doc.text, f)
+
+
+@pytest.mark.parametrize('lang', LANGUAGES)
+def test_texts_and_questions_have_no_wrong_forms(lang):
+    rng = random.Random(3)
+    for _ in range(300):
+        doc = make_document(rng, lang, words=rng.choice((0, 150)))
+        assert wrong_forms(doc.text, lang) == []
+        for f in value_facts(doc, lang):
+            for asked in (question(rng, f), follow_up(rng, f), question(rng, f, unseen=True)):
+                assert wrong_forms(asked, lang) == [], asked
+                assert '{' not in asked
+
+
+@pytest.mark.parametrize('lang', LANGUAGES)
+def test_no_filler_states_an_attribute(lang):
+    nouns = '|'.join(re.escape(noun) for noun in TABLE[lang])
+    for forms in WORLD['filler'][lang].values():
+        named = [form for form in forms if '{s}' in form]
+        assert [form for form in named if re.search(rf'\b(?:{nouns})\b', form)] == []
+
+
+def test_names_and_values_keep_to_their_side_of_the_split():
+    for held in (False, True):
+        for seed in range(60):
+            lang = LANGUAGES[seed % 2]
+            found = value_facts(make_document(random.Random(seed), lang, 4, held), lang)
+            assert held_out(found[0].subject) == held
+            for f in found:
+                if TABLE[lang][f.attribute].kind in ('word', 'number', 'code', 'firm', 'town'):
+                    assert held_out(f.value) == held
+
+
+def test_documents_can_be_as_long_as_a_window():
+    doc = make_document(random.Random(1), 'en', words=2000)
+    assert len(doc.text.split()) >= 2000
+    assert len(value_facts(doc, 'en')) == 4
+    assert make_document(random.Random(1), 'en', words=2000) == doc
+
+
+@pytest.mark.parametrize('lang', LANGUAGES)
+def test_another_source_says_otherwise_and_looks_like_any(lang):
+    names = Counter()
+    for seed in range(100):
+        rng = random.Random(seed)
+        fact = value_facts(make_document(rng, lang), lang)[0]
+        doc, other = other_value(rng, fact)
+        assert (other.subject, other.attribute) == (fact.subject, fact.attribute)
+        assert other.value != fact.value
+        assert doc.doc_id != fact.doc_id
+        assert states(doc.text, fact)
+        names[other.subject.lower().replace(' ', '-') in doc.doc_id] += 1
+    assert min(names.values()) > 10
+
+
+@pytest.mark.parametrize('lang', LANGUAGES)
+@pytest.mark.parametrize('simple', [False, True])
+def test_rivals_share_a_name_or_an_attribute_and_are_silent(lang, simple):
+    shelf, rng = Shelf(simple=simple), random.Random(2)
+    for _ in range(60):
+        ((_, found),) = shelf.sample(rng, lang, 1)
+        fact = rng.choice(found)
+        rivals = shelf.rivals(rng, fact, 4)
+        assert len(rivals) == 4
+        for rival, said in rivals:
+            assert not states(rival.text, fact)
+            same = fact.subject in rival.text
+            assert same or fact.attribute in {f.attribute for f in said}
+            if same and said:
+                assert not {f.attribute for f in said} & {f.attribute for f in found}
+
+
+def test_a_pronoun_is_shown_with_its_name():
+    shelf, rng = Shelf(), random.Random(4)
+    for _ in range(300):
+        (doc, found), *_ = shelf.sample(rng, 'de', 1, words=200)
+        for f in found:
+            text = passage(doc, f, 150)
+            assert f.subject in text
+            assert f.sentence in text
+
+
+# questions
+
+
+def masked(f: Fact, text: str) -> str:
+    for word in (f.subject, f.thing, f.attribute):
+        text = text.replace(word, '_') if word else text
+    return text
+
+
+@pytest.mark.parametrize('lang', LANGUAGES)
+def test_questions_have_many_forms_and_held_out_ones_are_others(lang):
+    rng, seen, unseen = random.Random(5), Counter(), Counter()
+    for _ in range(2000):
+        f = value_facts(make_document(rng, lang, 2), lang)[0]
+        seen[masked(f, question(rng, f))] += 1
+        unseen[masked(f, question(rng, f, unseen=True))] += 1
+    assert len(seen) > 600
+    assert sum(n for _, n in seen.most_common(5)) < 0.25 * seen.total()
+    assert not seen.keys() & unseen.keys()
+
+
+def test_typing_errors_spare_names_and_numbers():
+    rng = random.Random(6)
+    for _ in range(300):
+        text = with_typo(rng, 'Tell me the height of velmar harbour 4711 in Tolmar.', 'velmar')
+        assert all(word in text for word in ('velmar', '4711', 'Tolmar'))
+        assert text != 'Tell me the height of velmar harbour 4711 in Tolmar.'
+
+
+@pytest.mark.parametrize(
+    'thing,attribute,right',
+    [
+        ('Mühle', 'Farbe', 'ihre Farbe'),
+        ('Turm', 'Farbe', 'seine Farbe'),
+        ('Mühle', 'Code', 'ihr Code'),
+        ('Zelt', 'Preis', 'sein Preis'),
+    ],
+)
+def test_follow_ups_have_the_gender_of_the_thing(thing, attribute, right):
+    f = Fact('a.md', 'Velm', 'de', 'value', 'Velm', attribute, '', '', thing)
+    asked = [follow_up(random.Random(i), f) for i in range(80)]
+    assert any(right in text for text in asked)
+    assert all(wrong_forms(text, 'de') == [] and 'Velm' not in text for text in asked)
+
+
+@pytest.mark.parametrize('lang', LANGUAGES)
+def test_a_search_is_not_the_question_again(lang):
+    rng, same = random.Random(7), 0
+    for _ in range(300):
+        f = value_facts(make_document(rng, lang), lang)[0]
+        query = search_query(rng, f)
+        assert f.subject in query
+        same += query == question(rng, f)
+        assert len(query.split()) <= len(f.subject.split()) + 8
+    assert same < 6  # where the question itself is key words
+
+
+# real documents
+
+
+def test_sentences_are_not_cut_at_abbreviations():
+    text = 'Use e.g. Apache. See Abs. 2 and No. 5. Am 4. Mai 1987, z. B. um 9 Uhr, nach Art. 3. Ja.'
+    assert [s for _, s in split_sentences(text)] == [
+        'Use e.g. Apache.',
+        'See Abs. 2 and No. 5.',
+        'Am 4. Mai 1987, z. B. um 9 Uhr, nach Art. 3.',
+        'Ja.',
+    ]
+
+
+def test_what_leans_on_other_sentences_is_no_fact():
+    text = """# Notes
+
+## Danger
+
+It is a problem that many applications have today.
+
+## Details
+
+This depends on the following list of all the things that were said before.
+
+## Reason
+
+The goal is a system that nobody can break into within a day.
+"""
+    found = facts(Document('notes.md', 'Notes', text))
+    assert [(f.kind, f.subject) for f in found] == [('section', 'Reason')]
+    assert not stands_alone('Dies gilt nicht für die in Absatz 1 genannten Personen.', 'de')
+
+
+@pytest.mark.parametrize('corpus,lang', [('owasp_cheatsheets', 'en'), ('law_de', 'de')])
+def test_facts_of_real_documents(corpus, lang, shared_data):
+    folder = shared_data / corpus
+    shelf, rng = Shelf(str(folder)), random.Random(8)
+    kinds = Counter(f.kind for _, found in shelf.read[lang] for f in found)
+    assert len(kinds) >= 6
+    assert kinds['section'] < 0.6 * kinds.total()
+    for doc, found in rng.sample(shelf.read[lang], 150):
+        text = unwrap_lines(doc.text)
+        for f in found:
+            assert f.sentence in text
+            assert not re.match(r'(?:It|This|These|Es|Dies|Den|Dem)\b', f.subject)
+            asked = question(rng, f)
+            mine = asked.replace(f.subject, '').replace(f.title, '').replace(f.attribute, '')
+            assert wrong_forms(mine, lang) == [], asked
+            assert '{' not in mine
+    for doc, found in rng.sample(shelf.read[lang], 10):
+        for rival, _ in shelf.rivals(rng, found[0], 3):
+            assert rival.doc_id != doc.doc_id
+            assert not states(rival.text, found[0])
