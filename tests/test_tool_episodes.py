@@ -39,7 +39,9 @@ def products(tmp_path_factory):
     folder = tmp_path_factory.mktemp('products')
     for name, text in PRODUCTS.items():
         first = text.split(' gives ')[0].split(' is ')[0].split(' has ')[0].split(' ')[2]
-        body = f'# The {name} {first}\n\n{first} is a {name} for every home and office.\n\n{text}\n\n'
+        body = (
+            f'# The {name} {first}\n\n{first} is a {name} for every home and office.\n\n{text}\n\n'
+        )
         care = f'## Care\n\nThe {name} is cleaned with a soft and dry cloth once a month.\n'
         (folder / f'{name}.md').write_text(body + care, encoding='utf-8')
     return folder
