@@ -252,7 +252,7 @@ def bag_of_words_accuracy(texts: list[str], labels: list[str]) -> float:
 
 @pytest.mark.parametrize('kind', MAKERS)
 def test_words_alone_do_not_tell_whether_a_tool_is_needed(kind, made):
-    "As many requests with a tool as without; chance is 0.5. Who names a list gets a list: see the page."
+    "As many requests with a tool as without; chance is 0.5. Who names a list gets a list."
     texts, tools = turns_and_tools(made[kind])
     none = [t for t, tool in zip(texts, tools, strict=True) if tool == 'none']
     some = [t for t, tool in zip(texts, tools, strict=True) if tool != 'none']
