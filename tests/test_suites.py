@@ -1,4 +1,4 @@
-"""The shipped suites: enough cases, none that a generator makes, passed by who is right and by nobody else."""
+"The shipped suites: no case is made, who is right passes them, and nobody else does."
 
 import json
 import re

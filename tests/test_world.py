@@ -24,7 +24,13 @@ from mypt.curriculum.invented import make_document, other_value
 from mypt.curriculum.questions import follow_up, question, search_query, with_typo
 from mypt.curriculum.shelf import Shelf, passage
 from mypt.curriculum.synthetic import held_out
-from mypt.curriculum.values import Fact, long_forms, split_sentences, unwrap_lines, value_facts
+from mypt.curriculum.values import (
+    Fact,
+    long_forms,
+    split_sentences,
+    unwrap_lines,
+    value_facts,
+)
 
 LANGUAGES = ('en', 'de')
 

@@ -1,4 +1,4 @@
-"""Yardsticks: the rules of the public scorers on cases made by hand, real files, the command line."""
+"Yardsticks: the rules of the public scorers on hand-made cases, real files, the command line."
 
 import json
 import random
@@ -304,5 +304,5 @@ def test_runs_of_words_are_found_however_they_are_cut():
 
 
 def test_leaks_need_a_file(tmp_path):
-    with pytest.raises(UserError, match='no such file|not there'):
+    with pytest.raises(UserError, match=r'no such file|not there'):
         check_leaks([str(tmp_path / 'none.jsonl')], ['echo'])
