@@ -292,7 +292,7 @@ class Rule(NamedTuple):
     high: float = 2**53
     needed: bool = False  # The key must be there
     among: tuple = ()  # The only values allowed
-    inside: Any = None  # A `Rule` for every entry, or a table of key → `Rule`
+    inside: Any = None  # A `Rule` for every entry, a table of key → `Rule`, or value → either
 
 # %% ../nbs/base/files.ipynb #ebd3004a
 def value_text(value: Any) -> str:
@@ -334,7 +334,8 @@ def check_json(
         if problem:
             raise UserError(f'{where}: {name} is {value_text(entries[key])}, {problem}; {way}')
         if rule.inside is not None and isinstance(entries[key], list | dict):
-            check_json(where, entries[key], rule.inside, way, f'{name}.')
+            inner = rule.inside(entries[key]) if callable(rule.inside) else rule.inside
+            check_json(where, entries[key], inner, way, f'{name}.')
 
 # %% ../nbs/base/files.ipynb #7750b742
 def stays_inside(name: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Iterator
 from .agent import STOPPED, AgentRun, cite_texts, model_reply
 from .conversation import Conversation
 from .log import log_episode, log_for_sft
-from .prompts import own_prompt
+from .prompts import conversation_language, own_prompt
 from .retrieval import Index
 from .tools import TOOLS, Workspace
 from ..errors import UserError
@@ -39,16 +39,21 @@ class DocumentChat(Conversation):
         self.turn = self.new_turn(
             mode, max_tokens=max_new_tokens, max_calls=max_calls, passages=passages
         )
-        self.system = own_prompt(self.meta, mode == 'agent') if system is None else system
+        self.system = system
         grammar = CallGrammar(self.tok, TOOLS) if constrain else None
         self.reply = model_reply(
             self.model, self.tok, self.turn.layout, max_new_tokens, grammar, temperature=temperature
         )
 
+    def _system(self, messages: list[dict]) -> str:
+        if self.system is not None:
+            return self.system
+        return own_prompt(self.meta, self.turn.mode == 'agent', conversation_language(messages))
+
     def ask(self, question: str) -> AgentRun:
         "One turn; `turn.hits` are the passages that were looked up for it."
         message = {'role': 'user', 'content': question}
-        history = self.turn.begin(message, self.past, self.system)
+        history = self.turn.begin(message, self.past, self._system([*self.past, message]))
         run = self.turn.run(self.reply, history)
         if run.stopped == 'length' and not run.steps and self.past:
             alone = {**history, 'messages': history['messages'][-1:]}

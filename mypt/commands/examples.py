@@ -90,6 +90,10 @@ mypt inspect data/echo --show_samples 3
 mypt inspect data/echo.jsonl --html echo.html
 # after copying a dataset: is it whole?
 mypt validate data/echo
+# are the labels true?
+mypt check-meaning data/phase3/rag_chat.jsonl
+# … of episodes about a folder
+mypt check-meaning data/phase3/rag_chat.jsonl --docs_dir documents
 # before training
 mypt check-masks data/echo
 # after training: whose loss fell?
@@ -318,6 +322,11 @@ ok: the verdict; broken: tokens that break each rule; roles: tokens and trained 
 fall: with --model, in place of broken and roles: how far the loss fell
 before: loss of each role; after: loss of each role
 """)
+_CHECK_MEANING = _keys("""
+ok: nothing was found; episodes; findings: each with its line, rule and two texts
+judged: how often each rule was applied; found: findings of each rule
+not_judged: answers of each kind that no rule knows
+""")
 _TRANSLATE_RUN = _keys("""
 lines; characters: sent; review: lines to look at; must: of them that must be
 """)
@@ -326,6 +335,7 @@ REPORTS |= {
     'diversify': ReportFormat(_as_it_is, _DIVERSIFY),
     'inspect': ReportFormat(None, _keys('name; facts: sentences; samples: the tokens of each')),
     'check-masks': ReportFormat(_data_of, _CHECK_MASKS),
+    'check-meaning': ReportFormat(_data_of, _CHECK_MEANING),
     'translate extract': ReportFormat(lambda n: dict(lines=n), _keys('lines: of each file')),
     'translate run': ReportFormat(_as_it_is, _TRANSLATE_RUN),
 }

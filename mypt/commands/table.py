@@ -47,12 +47,26 @@ _MODEL_NAME = {'model_name': 'model'}
 # %% ../../nbs/commands/table.ipynb #be01ec4d
 _data = partial(Verb, 'data')
 VERBS |= {
-    'make': _data('mypt.curriculum.run:make', 'generate episodes for a phase', ('kind',)),
+    'make': _data(
+        'mypt.curriculum.run:make',
+        'generate episodes for a phase',
+        ('kind',),
+        aliases=dict(
+            num_episodes='num_examples',
+            target_count='num_examples',
+            workspace_dir='docs_dir',
+            shard_dirs='dataset_dir',
+            teacher_url='teacher',
+        ),
+    ),
     'check': _data(
         'mypt.data.prepare:check', 'list every mistake in a JSONL file', ('input',), failed=bool
     ),
     'convert': _data(
-        'mypt.sources.convert:convert', 'turn other data sets into episodes', ('dataset',)
+        'mypt.sources.convert:convert',
+        'turn other data sets into episodes',
+        ('dataset',),
+        aliases=dict(min_depth='min_turns'),
     ),
     'mix': _data('mypt.data.mix:mix', 'mix files by ratio or share'),
     'prepare': _data(
@@ -112,6 +126,12 @@ VERBS |= {
         'check a dataset: checksums, masks, packing',
         ('dataset',),
         failed=bool,
+    ),
+    'check-meaning': _quality(
+        'mypt.curriculum.meaning:meaning',
+        'does each label hold? derived again from its episode',
+        ('input',),
+        failed=lambda r: not r.ok,
     ),
     'check-masks': _quality(
         'mypt.curate.mask_report:check_masks',
@@ -209,12 +229,22 @@ VERBS |= {
 # %% ../../nbs/commands/table.ipynb #4dcb1242
 _judge = partial(Verb, 'judge')
 VERBS |= {
-    'eval': _judge('mypt.eval.gates:eval_model', 'run suites on a model', aliases=_MODEL_NAME),
+    'eval': _judge(
+        'mypt.eval.gates:eval_model',
+        'run suites on a model',
+        aliases=_MODEL_NAME | dict(v='verbose'),
+    ),
     'gate': _judge(
         'mypt.curriculum.run:gate_model',
         "judge a model at a phase's gate",
         aliases=_MODEL_NAME,
         failed=lambda r: not r.passed,
+    ),
+    'leaks': _judge(
+        'mypt.eval.leaks:check_leaks',
+        'are questions of a yardstick in the training data?',
+        ('input',),
+        failed=lambda r: r.failed,
     ),
 }
 
@@ -330,7 +360,7 @@ _FILES = 'input inputs output report rejects against avoid html gguf keep load v
 KINDS_OF_VALUE = dict(
     FOLDER=_FOLDERS + 'output_dir index_dir out_dir mirror',
     FILE=_FILES + 'original english german log_sft pretrain_replay previous data '
-    'user_translated assistant_translated',
+    'user_translated assistant_translated yardsticks',
     MODEL='model model_name models base init_from_model',
     CONFIG='config config_file',
     KIND='kind',
@@ -354,7 +384,8 @@ def flags_of(p: Param, aliases: Mapping[str, str]) -> list[str]:  # --num_exampl
     names = [p.name, *(alias for alias, name in aliases.items() if name == p.name)]
     flags = []
     for name in names:
-        for spelling in (f'--{name}', f'--{name.replace("_", "-")}'):
+        dashes = '-' if len(name) == 1 else '--'
+        for spelling in (f'{dashes}{name}', f'{dashes}{name.replace("_", "-")}'):
             if spelling not in flags:
                 flags.append(spelling)
     return flags

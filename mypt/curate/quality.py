@@ -292,19 +292,23 @@ _ANSWERS = {
         r'lehne \w+ ab)',
         limitation=r"\b(?:I (?:can(?:no|['’])t|am (?:not able|unable)|"
         r"do(?:n['’]t| not) have (?:access|the ability|live|current))|"
-        r'(?:ich|leider) (?:kann|habe) (?:\w+ ){0,3}(?:nicht|keinen|keine)\b)',
+        r'(?:ich|leider) (?:kann|habe) (?:\w+ ){0,3}(?:nicht|nichts|kein(?:e[nmrs]?)?)\b)',
         uncertainty=r"\b(?:it depends|I(?:['’]| a)m not (?:sure|certain)|hard to say|"
-        r'(?:das )?(?:kommt|hängt) (?:darauf|davon) a[nb]|(?:nicht|un)(?: ganz)? ?sicher|'
-        r'schwer zu sagen)',
+        r'kommt (?:ganz )?(?:darauf an|auf (?:\w+ ){1,6}an)|'
+        r'hängt (?:ganz )?(?:davon ab|(?:von|vom) (?:\w+ ){1,4}?(?:ab|und))|'
+        r'(?:ich bin|bin ich) (?:mir )?(?:\w+ )?(?:nicht(?: ganz)? |un)sicher|schwer zu sagen)\b',
     ).items()
 }
 
 # %% ../../nbs/curate/quality.ipynb #151498e5
 _STEPS = re.compile(r'^\s*(?:1[.)]|Step 1|Schritt 1)', re.M)
 _ASKS_HOW = re.compile(
-    r'\b(?:how (?:do|can|to|should|would)|steps? to|walk me through|'
-    r'wie (?:kann|mache?|muss|richte|lese|installiere|soll)|anleitung|schritt für schritt)\b',
-    re.I,
+    r'\b(?:how (?:do|can|to|should|would)\b(?! you (?:describe|explain|define|see))|steps?\b|'
+    r'walk me through|way to \w+|(?:want|trying|have) to .*\bhow\b|what do i (?:have to do|type)|'
+    r'help me to|wie (?:kann|mache?|muss|richte|lese|installiere|soll|lässt sich|geht|gehe) (?!es)|'
+    r'wie macht man|wie ich .*\bkann\b|was (?:muss|tippe) ich (?!über)|anleitung|'
+    r'schritt für schritt|hilf mir .*\bich will|einfachen weg|soll .*aber nicht, wie)\b',
+    re.I | re.S,
 )
 
 # %% ../../nbs/curate/quality.ipynb #fa101d39

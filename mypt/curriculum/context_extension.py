@@ -16,7 +16,10 @@ from itertools import count
 from pathlib import Path
 from typing import Callable, Iterator
 from ..curate.mix_general import cut_chunks
-from .invented import ATTRIBUTES, facts, make_document, question
+from .attributes import ATTRIBUTES
+from .facts import facts
+from .invented import make_document
+from .questions import question
 from .pretrain import count_skills, make_text
 from .recipe import Phase, Source
 from .replay import TextShards
@@ -234,9 +237,10 @@ CONTEXT = Phase(
     pack_block_size=4096,
     val_split=0.02,
     base='pretrain',
+    mix=dict(by='tokens'),
     sources=(
-        Source('qa_text', make_qa_text, 40_000, 0.4),
-        Source('long_text', make_long_text, 60_000, 0.6),
+        Source('qa_text', make_qa_text, 60_000, 0.4),
+        Source('long_text', make_long_text, 56_000, 0.6),
     ),
     gate=(
         Requirement('skills', (), 0.50, count=count_skills),

@@ -11,7 +11,9 @@ import random
 from functools import lru_cache, partial
 from typing import Iterator, NamedTuple
 from ..agent.documents import chunks, read_documents
-from .invented import ATTRIBUTES, attribute_value, facts, make_document
+from .attributes import ATTRIBUTES, attribute_value
+from .facts import facts
+from .invented import make_document
 from .recipe import Phase, Source
 from .synthetic import distinct, held_out, invent, payload, payload_words
 from ..data.language import language_of

@@ -21,7 +21,9 @@ from ..agent.tools import Workspace
 from .agentic import PHASE6
 from .context_extension import CONTEXT
 from .format_lock import PHASE1
-from .invented import facts, make_documents, question
+from .facts import facts
+from .invented import make_documents
+from .questions import question
 from .multiturn import PHASE4
 from .operators import PHASE2
 from .pretrain import PRETRAIN
@@ -141,7 +143,8 @@ def demo(
     "Phase 1 on this machine, from data to gate, chat and report; run again, it goes on."
     start, folder = time.monotonic(), Path(output_dir).absolute()
     model, seconds = folder / 'model', {}
-    phase = PHASE1.with_sources({}, dict(format_lock=0.5, echo=0.5))
+    simple = dict(format_lock=dict(simple=True), echo=dict(simple=True))
+    phase = PHASE1.with_sources(simple, dict(format_lock=0.5, echo=0.5))
     gate = run_phase(
         phase,
         str(model),
@@ -184,6 +187,7 @@ class Leg:
     needed: bool = True  # stop at a red gate
 
 # %% ../../nbs/29_speedrun.ipynb #c28b1ee1
+_SIMPLE = dict(simple=True)
 _FIRST_LEGS = (
     Leg(PRETRAIN, 'tiny_pretrain', dict(text=1400), dict(text=dict(size=900)), needed=False),
     Leg(
@@ -197,6 +201,7 @@ _FIRST_LEGS = (
         PHASE1,
         'tiny_phase1_format_lock',
         dict(format_lock=9000, echo=7000),
+        dict(format_lock=_SIMPLE, echo=_SIMPLE),
         shares=dict(format_lock=0.55, echo=0.45),
     ),
 )
@@ -207,19 +212,25 @@ _CHAT = (
     *('insufficient', 'insufficient', 'no_context', 'injection'),
 )
 _CHAT_LEGS = (
-    Leg(PHASE2, 'tiny_phase2_operators', dict(operators=9000), replay={'1': 0.35}),
+    Leg(
+        PHASE2,
+        'tiny_phase2_operators',
+        dict(operators=9000),
+        dict(operators=_SIMPLE),
+        replay={'1': 0.35},
+    ),
     Leg(
         PHASE3,
         'tiny_phase3_chat_sft',
         dict(rag_chat=8000),
-        dict(rag_chat=dict(kinds=_CHAT, pages=(1, 2))),
+        dict(rag_chat=dict(kinds=_CHAT, pages=(1, 2)) | _SIMPLE),
         replay={'1': 0.50, '2': 0.08},
     ),
     Leg(
         PHASE4,
         'tiny_phase4_multiturn',
         dict(multiturn=3000),
-        dict(multiturn=dict(facts=3)),
+        dict(multiturn=dict(facts=3) | _SIMPLE),
         replay={'1': 0.45, '2': 0.08, '3': 0.17},
     ),
 )
@@ -230,12 +241,14 @@ _TOOL_LEGS = (
         PHASE5,
         'tiny_phase5_simple_toolcall',
         dict(toolcall=5000),
+        dict(toolcall=dict(docs=(2, 3, 4)) | _SIMPLE),
         replay={'1': 0.40, '2': 0.10, '3': 0.10, '4': 0.05},
     ),
     Leg(
         PHASE6,
         'tiny_phase6_agentic_rag',
         dict(agentic=4000),
+        dict(agentic=dict(docs=(2, 3, 4)) | _SIMPLE),
         replay={'1': 0.38, '2': 0.08, '3': 0.08, '4': 0.04, '5': 0.14},
     ),
 )

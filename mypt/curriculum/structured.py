@@ -7,78 +7,33 @@ __all__ = ['STRUCTURED_KINDS', 'GIVEN', 'StructuredQuestion', 'make_structured']
 
 # %% ../../nbs/curriculum/structured.ipynb #87124594
 import json
+import re
+from functools import lru_cache
 from typing import Any, Iterator, NamedTuple
+from .facts import Fact
 from .format_lock import make_format_lock
-from ..data.prompts import CHAT_SYSTEM
-from .invented import ATTRIBUTES, Fact, attribute_value
+from .minimal_qa import about_fact, is_whole
 from .shelf import Shelf, passage
-from .synthetic import distinct, held_out, invent, payload, payload_words
-from ..data.prompts import context_block
-from ..eval.instructions import DONT_KNOW
+from .synthetic import distinct, held_out, invent, payload, payload_words, phrasings
+from ..data.prompts import CHAT_SYSTEM, context_block
+from ..files import text_assets
 
 # %% ../../nbs/curriculum/structured.ipynb #45b48bae
-_STRUCTURED_EN = dict(
-    extract=(
-        'Extract {s} as JSON of this schema: {schema}',
-        'JSON for {s}, schema {schema}',
-        'Fill this schema for {s}: {schema}',
-    ),
-    list=('As a JSON array: {w}', 'Write as a JSON array of strings: {w}', 'JSON list of {w}.'),
-    build=('As JSON of the schema {schema}: {w}', 'Make an object from {w}. Schema: {schema}'),
-    classify=(
-        'What is "{w}"? JSON of the schema {schema}',
-        'Classify "{w}" as JSON, schema {schema}',
-    ),
-)
-
-# %% ../../nbs/curriculum/structured.ipynb #9d75d4fe
-_STRUCTURED_DE = dict(
-    extract=(
-        'Zieh {s} als JSON nach diesem Schema heraus: {schema}',
-        'JSON zu {s}, Schema {schema}',
-        'Fülle dieses Schema für {s}: {schema}',
-    ),
-    list=('Als JSON-Array: {w}', 'Schreib als JSON-Array von Strings: {w}', 'JSON-Liste von {w}.'),
-    build=('Als JSON nach dem Schema {schema}: {w}', 'Mach ein Objekt aus {w}. Schema: {schema}'),
-    classify=(
-        'Was ist „{w}“? JSON nach dem Schema {schema}',
-        'Ordne „{w}“ ein, als JSON, Schema {schema}',
-    ),
-)
-_STRUCTURED = dict(en=_STRUCTURED_EN, de=_STRUCTURED_DE)
+@lru_cache(None)
+def _texts(lang: str) -> dict[str, tuple[str, ...]]:
+    table = phrasings(text_assets(f'structured_{lang}.txt'))
+    return {name: tuple(f.replace('¶', '\n\n') for f in forms) for name, forms in table.items()}
 
 # %% ../../nbs/curriculum/structured.ipynb #b4ecc8d6
-_TOOLS = {  # tool → (arguments, orders in English, orders in German)
-    'weather': (
-        {'city': '{n}'},
-        ('What is the weather in {n}?', 'Is it raining in {n}?'),
-        ('Wie ist das Wetter in {n}?', 'Regnet es in {n}?'),
-    ),
-    'timer': (
-        {'minutes': '{i}'},
-        ('Set a timer for {i} minutes.', 'Wake me in {i} minutes.'),
-        ('Stell einen Wecker auf {i} Minuten.', 'Weck mich in {i} Minuten.'),
-    ),
-    'workspace.search': (
-        {'query': '{n}'},
-        ('Search for {n}.', 'What do our documents say about {n}?'),
-        ('Suche nach {n}.', 'Was sagen unsere Dokumente zu {n}?'),
-    ),
-    'translate': (
-        {'text': '{w}'},
-        ('Translate "{w}".', 'What is "{w}" in another language?'),
-        ('Übersetze „{w}“.', 'Was heißt „{w}“ in einer anderen Sprache?'),
-    ),
-    'send_mail': (
-        {'to': '{n}', 'subject': '{w}'},
-        ('Write {n} a mail about "{w}".', 'Mail {n}, subject "{w}".'),
-        ('Schreib {n} eine Mail über „{w}“.', 'Mail an {n}, Betreff „{w}“.'),
-    ),
-    'open_file': (
-        {'name': '{n}.txt'},
-        ('Open the file {n}.txt.', 'Show me {n}.txt.'),
-        ('Öffne die Datei {n}.txt.', 'Zeig mir {n}.txt.'),
-    ),
+_TOOLS = {  # tool → its arguments
+    'weather': {'city': '{n}'},
+    'timer': {'minutes': '{i}'},
+    'workspace.search': {'query': '{n}'},
+    'translate': {'text': '{w}'},
+    'send_mail': {'to': '{n}', 'subject': '{w}'},
+    'open_file': {'name': '{n}.txt'},
+    'book_room': {'people': '{i}'},
+    'play_music': {'title': '{w}'},
 }
 
 # %% ../../nbs/curriculum/structured.ipynb #080b1cda
@@ -86,8 +41,7 @@ STRUCTURED_KINDS = (
     *('extract', 'extract', 'list', 'build', 'classify'),
     *('tool', 'tool', 'direct', 'direct', 'no_such_tool'),
 )
-_CLASSES = dict(word='word', number='number', code='code')
-_NUMBER_KINDS = ('years', 'metres', 'price', 'number')
+_CLASSES = ('word', 'phrase', 'number', 'code')
 
 # %% ../../nbs/curriculum/structured.ipynb #6af3688e
 class StructuredQuestion(NamedTuple):
@@ -98,6 +52,7 @@ class StructuredQuestion(NamedTuple):
     schema: dict
     payload: str
     context: str | None = None
+    fact: Fact | None = None  # of the passage: the first that is asked for
 
 
 def _to_json(x) -> str:
@@ -117,51 +72,57 @@ def _json_type(v) -> str:
     return 'integer' if isinstance(v, int) else 'string'
 
 
-def _without_unit(f: Fact) -> int | str:
-    "The value of a fact, a number without its unit."
-    first = f.value.split()[0]
-    is_number = ATTRIBUTES[f.lang].get(f.attribute) in _NUMBER_KINDS and first.isdecimal()
-    return int(first) if is_number else f.value
+_WITH_UNIT = re.compile(r'([1-9]\d{0,8}|0)(?: [^\W\d]+)?')
+
+
+def _without_unit(value: str) -> int | str:
+    "A value, a number without its unit as a number."
+    found = _WITH_UNIT.fullmatch(value)
+    return int(found[1]) if found else value
+
+
+def _key(f: Fact) -> str:
+    "The name of a fact's attribute as a key of an object."
+    return '_'.join(f.attribute.lower().split())
 
 # %% ../../nbs/curriculum/structured.ipynb #b5a75ef0
-def _extract_fields(r, lang: str, values: dict) -> tuple[dict, dict]:  # (value, types)
+def _extract_fields(r, values: dict, others: dict) -> tuple[dict, dict]:  # (value, types)
     "Some of the values in any order, sometimes with a field that is missing in the text."
-    free = [a for a in ATTRIBUTES[lang] if a.lower() not in values]
     names = r.sample(list(values), r.randint(1, len(values)))
-    names += [a.lower() for a in r.sample(free, r.random() < 0.4)]
+    if others and r.random() < 0.4:
+        names.append(r.choice(sorted(others)))
     x = {a: values.get(a) for a in r.sample(names, len(names))}
     types = {}
     for name, v in x.items():
-        if v is not None and r.random() < 0.5:
-            types[name] = _json_type(v)
-        else:
-            types[name] = [_json_type(v) if v is not None else _type_of(lang, name), 'null']
+        kind = _json_type(others[name] if v is None else v)
+        types[name] = kind if v is not None and r.random() < 0.5 else [kind, 'null']
     return x, types
 
-
-def _type_of(lang: str, name: str) -> str:
-    "The JSON type of an attribute, by its name in small letters."
-    kinds = {a.lower(): kind for a, kind in ATTRIBUTES[lang].items()}
-    return 'integer' if kinds[name] in _NUMBER_KINDS else 'string'
-
 # %% ../../nbs/curriculum/structured.ipynb #705ff8f2
+def _values(found: list[Fact]) -> dict[str, int | str]:
+    "Key of each attribute → its value."
+    return {_key(f): _without_unit(f.value) for f in reversed(found) if f.value and f.attribute}
+
+
 def _extract(r, lang: str, shelf: Shelf) -> StructuredQuestion | None:
     "A passage, and some of its facts as an object; None where no fact is shown."
-    ((d, found),) = shelf.sample(r, lang, 1)
+    (d, found), (_, elsewhere) = shelf.sample(r, lang, 2)
     text = passage(d, found[0], 500)
-    shown = [f for f in found if f.sentence in text]
+    shown = [f for f in found if f.sentence in text and is_whole(f.sentence)]
     if not shown:
         return None
-    values = {f.attribute.lower(): _without_unit(f) for f in shown if f.value}
+    first, values = shown[0], _values(shown)
     if values:
-        x, types = _extract_fields(r, lang, values)
-        about = next(f.subject for f in shown if f.value)
+        first = next(f for f in shown if f.value and f.attribute)
+        silent = [f for f in elsewhere if f.attribute.lower() not in text.lower()]
+        x, types = _extract_fields(r, values, _values(silent))
+        name = first.subject
     else:  # a real document: who is spoken of, and the sentence
-        x = dict(title=d.title, topic=shown[0].subject, quote=shown[0].sentence)
-        types, about = dict.fromkeys(x, 'string'), d.title
+        x = dict(title=d.title, topic=first.subject, quote=first.sentence)
+        types, name = dict.fromkeys(x, 'string'), d.title
     schema = _object_schema(types)
-    q = r.choice(_STRUCTURED[lang]['extract']).format(s=about, schema=_to_json(schema))
-    return StructuredQuestion(q, x, schema, about, context_block([(d.doc_id, text)]))
+    q = r.choice(_texts(lang)['extract']).replace('{s}', name).replace('{schema}', _to_json(schema))
+    return StructuredQuestion(q, x, schema, name, context_block([(d.doc_id, text)]), first)
 
 # %% ../../nbs/curriculum/structured.ipynb #575bd699
 def _list_question(r, lang, held) -> StructuredQuestion:
@@ -169,84 +130,84 @@ def _list_question(r, lang, held) -> StructuredQuestion:
     words = [payload(r, lang, kinds, held)[1] for _ in range(r.randint(2, 5))]
     n = len(words)
     schema = dict(type='array', items=dict(type='string'), minItems=n, maxItems=n)
-    q = r.choice(_STRUCTURED[lang]['list']).format(w=', '.join(words))
+    q = r.choice(_texts(lang)['list']).format(w=', '.join(words))
     return StructuredQuestion(q, words, schema, words[0])
 
 # %% ../../nbs/curriculum/structured.ipynb #4dcefa20
 def _class_question(r, lang, held) -> StructuredQuestion:
-    kind, word = payload(r, lang, tuple(_CLASSES), held)
-    classes = r.sample(sorted(_CLASSES), 3)
+    kind, text = payload(r, lang, _CLASSES, held)
+    names = _texts(lang)['classes']
+    classes = r.sample(names, len(names))
     schema = dict(
         type='object',
         properties=dict(kind=dict(enum=classes)),
         required=['kind'],
         additionalProperties=False,
     )
-    q = r.choice(_STRUCTURED[lang]['classify']).format(w=word, schema=_to_json(schema))
-    return StructuredQuestion(q, dict(kind=kind), schema, word)
+    q = r.choice(_texts(lang)['classify']).format(w=text, schema=_to_json(schema))
+    return StructuredQuestion(q, dict(kind=names[_CLASSES.index(kind)]), schema, text)
 
 # %% ../../nbs/curriculum/structured.ipynb #9d55fe4f
 def _object_question(r, lang, held) -> StructuredQuestion:
-    x = {}
-    for name in r.sample(list(ATTRIBUTES[lang]), r.randint(2, 4)):
-        kind = ATTRIBUTES[lang][name]
-        is_number = kind in _NUMBER_KINDS
-        x[name.lower()] = (
-            r.randrange(2, 1000) if is_number else attribute_value(r, lang, kind, held)
-        )
-    x['name'] = invent(r, held)
+    ((_, found),) = Shelf(None, held, 4).sample(r, lang, 1)
+    values = _values(found)
+    names = r.sample(list(values), min(len(values), r.randint(2, 4)))
+    x = {a: values[a] for a in names} | dict(name=found[0].subject)
     pairs = r.sample(sorted(x.items()), len(x))
     schema = _object_schema({k: _json_type(v) for k, v in x.items()})
     given = ', '.join(f'{k} {v}' for k, v in pairs)
-    q = r.choice(_STRUCTURED[lang]['build']).format(w=given, schema=_to_json(schema))
+    q = r.choice(_texts(lang)['build']).format(w=given, schema=_to_json(schema))
     return StructuredQuestion(q, x, schema, x['name'])
 
 
 GIVEN = dict(list=_list_question, classify=_class_question, build=_object_question)
 
 # %% ../../nbs/curriculum/structured.ipynb #027e8fe5
-_DECIDE = dict(
-    en='Tools: {tools}. Answer as JSON: {tool} or {direct}\n\n{q}',
-    de='Werkzeuge: {tools}. Antworte als JSON: {tool} oder {direct}\n\n{q}',
-)
 _ACTIONS = dict(
     tool='{"action": "tool", "name": …, "arguments": …}', direct='{"action": "direct", "answer": …}'
 )
 
 # %% ../../nbs/curriculum/structured.ipynb #440863af
-def _minutes(r, held) -> int:
-    "A number on the wanted side."
+def _small_number(r, held) -> int:
+    "A number on the wanted side, of minutes or of people."
     while True:
-        i = r.randrange(2, 3000)
+        i = r.randrange(2, 180)
         if held_out(str(i)) == held:
             return i
 
 # %% ../../nbs/curriculum/structured.ipynb #ba760cad
+def _order(r, lang, held) -> tuple[str, str, dict, str]:  # (tool, order, arguments, about)
+    "An order that needs a tool."
+    name = r.choice(list(_TOOLS))
+    fill = dict(n=invent(r, held), w=r.choice(payload_words(lang, held)), i=_small_number(r, held))
+    arguments = {
+        key: fill['i'] if value == '{i}' else value.format(**fill)
+        for key, value in _TOOLS[name].items()
+    }
+    about = str(next(fill[k] for k in 'nwi' if f'{{{k}}}' in str(_TOOLS[name])))
+    return name, r.choice(_texts(lang)[name]).format(**fill), arguments, about
+
+
 def _decision(r, lang, kind, plain, held) -> StructuredQuestion:
     "An order or a plain question, a list of tools, and what to do."
-    name = r.choice(list(_TOOLS))
-    minutes = _minutes(r, held)
-    fill = dict(n=invent(r, held), w=r.choice(payload_words(lang, held)), i=minutes)
-    args, english, german = _TOOLS[name]
-    arguments = {k: minutes if v == '{i}' else v.format(**fill) for k, v in args.items()}
-    order = r.choice(german if lang == 'de' else english).format(**fill)
-    others = r.sample([t for t in _TOOLS if t != name], r.randint(1, 3))
-    if kind == 'no_such_tool':
-        listed, x = others, dict(action='direct', answer=DONT_KNOW[lang])
-    else:
-        listed = r.sample([name, *others], len(others) + 1)
+    name, asked, arguments, about = _order(r, lang, held)
+    listed = r.sample([t for t in _TOOLS if t != name], r.randint(1, 4))
+    x = dict(action='direct', answer=r.choice(_texts(lang)['no_tool']))
+    if kind != 'no_such_tool':
+        listed = r.sample([name, *listed], len(listed) + 1)
         x = dict(action='tool', name=name, arguments=arguments)
-    about = str(next(fill[k] for k in 'nwi' if f'{{{k}}}' in str(args)))
     if kind == 'direct':
         question, answer = next(plain[lang])['messages']
-        order = question['content']
-        about = order
+        asked = about = question['content']
         x = dict(action='direct', answer=answer['content'])
-    tools = ', '.join(f'{t}({", ".join(_TOOLS[t][0])})' for t in listed)
-    q = _DECIDE[lang].format(tools=tools, q=order, **_ACTIONS)
+    tools = ', '.join(f'{t}({", ".join(_TOOLS[t])})' for t in listed)
+    q = r.choice(_texts(lang)['decide']).format(tools=tools, q=asked, **_ACTIONS)
     return StructuredQuestion(q, x, dict(type='object', required=['action']), about)
 
 # %% ../../nbs/curriculum/structured.ipynb #5ae8e096
+_ASKED = ('colours', 'capitals', 'opposites', 'days', 'yesno', 'spelling', 'status', 'trivia')
+
+
 def make_structured(
     n: int,  # Episodes
     language: str = 'mixed',  # `en`, `de`, or half and half
@@ -255,12 +216,13 @@ def make_structured(
     kinds: tuple = STRUCTURED_KINDS,
     systems: tuple = (CHAT_SYSTEM,),
     held: bool = False,  # For suites: held-out names and words
+    simple: bool = False,  # For tiny models: short documents
 ) -> Iterator[dict]:
     "JSON that conforms to a schema, and the choice between a tool and a direct answer."
-    shelf = Shelf(docs_dir, held, 4)
+    shelf = Shelf(docs_dir, held, 4, simple)
     plain = {}
     for lang in ('en', 'de'):
-        plain[lang] = make_format_lock(10**6, lang, seed + 1, math='exclude', held=held)
+        plain[lang] = make_format_lock(10**6, lang, seed + 1, held=held, only=_ASKED)
 
     def draw(r, lang):
         kind = r.choice(kinds)
@@ -287,6 +249,7 @@ def _structured_episode(kind: str, made: StructuredQuestion, system: str) -> dic
             'category': kind,
             'payload': made.payload,
             'expected': answer,
+            'about': about_fact(made.fact),
             'want': dict(json=made.value, schema=made.schema),
         },
     }

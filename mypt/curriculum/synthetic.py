@@ -12,6 +12,7 @@ import random
 import string
 from collections.abc import Callable, Hashable, Iterator
 from functools import lru_cache
+from .grammar import is_noun_form
 from ..errors import UserError
 from ..files import json_asset
 
@@ -72,7 +73,7 @@ def invent(rng: random.Random, held: bool = False) -> str:
         n = rng.choice((2, 3))
         syllables = [rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(n)]
         name = ''.join(syllables) + rng.choice(_CODAS)
-        if held_out(name) == held:
+        if held_out(name) == held and not is_noun_form(name.capitalize()):
             return name.capitalize()
 
 # %% ../../nbs/curriculum/synthetic.ipynb #b2026998

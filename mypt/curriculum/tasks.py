@@ -7,150 +7,162 @@ __all__ = ['TASK_KINDS', 'GAP', 'task_summary', 'Task', 'task_episode', 'make_ta
 
 # %% ../../nbs/curriculum/tasks.ipynb #b4b09d77
 import random
+import re
+from functools import lru_cache
 from typing import Iterator, NamedTuple
-from ..data.prompts import CHAT_SYSTEM
-from .invented import ATTRIBUTES, Fact, fill_phrasing
+from .facts import Fact
+from .grammar import enumerate_items
+from .minimal_qa import about_fact, is_whole
 from .shelf import Shelf, passage
-from .synthetic import distinct
-from ..data.prompts import context_block
+from .synthetic import distinct, phrasings
+from ..data.prompts import CHAT_SYSTEM, context_block
 from ..eval.instructions import write_key_facts
+from ..files import text_assets
 
 # %% ../../nbs/curriculum/tasks.ipynb #8741d1b7
-_TASKS_EN = dict(
-    all=(
-        'Key facts about {s}, then a summary.',
-        'Extract the key facts about {s} and summarize them.',
-        'List the facts about {s}, then sum up.',
-        'What matters about {s}? Give KEY_FACTS and SUMMARY.',
-    ),
-    count=(
-        'The first {n} key facts about {s}, then a summary.',
-        'Extract {n} key facts about {s} from the top and summarize them.',
-    ),
-    query=(
-        'Only {w} of {s}: key facts, then a summary.',
-        'Summarize what the text says about {w} of {s}, key facts first.',
-    ),
-    fields=('Fill in for {s}: {w}.', 'Fields for {s}, each on its own line: {w}.'),
-)
-
-# %% ../../nbs/curriculum/tasks.ipynb #4a33c61b
-_TASKS_DE = dict(
-    all=(
-        'Die wichtigsten Fakten zu {s}, dann eine Zusammenfassung.',
-        'Zieh die Fakten zu {s} heraus und fasse sie zusammen.',
-        'Liste die Fakten zu {s} auf, dann fasse zusammen.',
-        'Was ist wichtig an {s}? Gib KEY_FACTS und SUMMARY.',
-    ),
-    count=(
-        'Die ersten {n} Fakten zu {s}, dann eine Zusammenfassung.',
-        'Zieh von oben {n} Fakten zu {s} heraus und fasse sie zusammen.',
-    ),
-    query=(
-        'Nur {w} von {s}: Fakten, dann Zusammenfassung.',
-        'Fasse zusammen, was der Text über {w} von {s} sagt, erst die Fakten.',
-    ),
-    fields=('Fülle aus für {s}: {w}.', 'Felder für {s}, jedes auf einer Zeile: {w}.'),
-)
-_TASKS = dict(en=_TASKS_EN, de=_TASKS_DE)
-
-# %% ../../nbs/curriculum/tasks.ipynb #11643e6a
 TASK_KINDS = ('all', 'count', 'query', 'fields')
 GAP = '-'  # what is written in a field that the text does not fill
-_AND = dict(en=' and ', de=' und ')
-_HAS = dict(en='{} has {}.', de='{} hat {}.')
 
 
-def _enumerate_items(items: list[str], lang: str) -> str:
-    "Items with commas, and *and* before the last."
-    *first, last = items
-    return ', '.join(first) + _AND[lang] + last if first else last
+@lru_cache(None)
+def _texts(lang: str) -> dict[str, tuple[str, ...]]:
+    return phrasings(text_assets(f'tasks_{lang}.txt'))
+
+# %% ../../nbs/curriculum/tasks.ipynb #f09f4d7d
+def _first_facts(lang: str, n: int) -> dict[str, str]:  # name of a place in a wording → text
+    "The first facts, as an order names them."
+    if lang == 'en':
+        first = 'the first fact' if n == 1 else f'the first {n} facts'
+        return dict(first=first, First=first.capitalize(), first_dat=first)
+    first, dative = f'die ersten {n} Fakten', f'den ersten {n} Fakten'
+    if n == 1:
+        first, dative = 'die erste Tatsache', 'der ersten Tatsache'
+    return dict(first=first, First=first[0].upper() + first[1:], first_dat=dative)
 
 
-def task_summary(facts: list[Fact]) -> str:
-    "One sentence of several facts; of facts that are no values, the first."
-    lang, values = facts[0].lang, [f for f in facts if f.value]
-    if not values:
-        return facts[0].sentence
-    items = [fill_phrasing('{acc} {a} ', f) + f.value for f in values]
-    return _HAS[lang].format(values[0].subject, _enumerate_items(items, lang))
+def _number_of_facts(lang: str, n: int) -> str:
+    one, many = dict(en=('one fact', 'facts'), de=('eine Angabe', 'Angaben'))[lang]
+    return one if n == 1 else f'{n} {many}'
+
+# %% ../../nbs/curriculum/tasks.ipynb #11643e6a
+_QUOTES = dict(en='"{}"', de='„{}“')
+
+
+def task_summary(r: random.Random, facts: list[Fact]) -> str:  # Empty where none is short enough
+    "One sentence of several facts, no longer than they are: their values, or what they are about."
+    lang, values = facts[0].lang, [f for f in facts if f.value and f.attribute]
+    fill = dict(s=facts[0].subject, t=_QUOTES[lang].format(facts[0].title))
+    if values:
+        items = [f'{f.attribute} {f.value}' for f in values]
+        fill['n'] = _number_of_facts(lang, len(values))
+    else:
+        items = list(dict.fromkeys(_QUOTES[lang].format(f.subject) for f in facts))
+    forms = _texts(lang)['summary' if values else 'topics']
+    sentences = [form.format(**fill, items=enumerate_items(items, lang)) for form in forms]
+    longest = sum(len(f.sentence) for f in facts)
+    return r.choice([s for s in sentences if len(s) <= longest] or [''])
 
 # %% ../../nbs/curriculum/tasks.ipynb #b5331848
 class Task(NamedTuple):
     "What a task asks for, and its answer."
 
-    subject: str
-    number: int  # facts asked for
-    names: str  # attributes as they are named in the question
+    wanted: list[Fact]
+    fill: dict  # for the wording, beside the subject
     answer: str
     want: dict  # for the check
 
+    @property
+    def subject(self) -> str:
+        "Whom the facts are about; of facts without a value, the text."
+        first = self.wanted[0]
+        return first.subject if first.value else _QUOTES[first.lang].format(first.title)
+
 # %% ../../nbs/curriculum/tasks.ipynb #f9bdbc5e
-def _fields_task(r: random.Random, lang: str, shown: list[Fact]) -> Task:
+def _fields_task(r: random.Random, shown: list[Fact], text: str, others: list[Fact]) -> Task | None:
     "Fields to fill in, in any order, sometimes one that the text does not fill."
-    attributes = [f.attribute for f in shown]
-    missing = r.choice([a for a in ATTRIBUTES[lang] if a not in attributes])
-    names = r.sample([*attributes, missing], len(attributes) + (r.random() < 0.5))
-    values = {f.attribute: f.value for f in reversed(shown)}
-    fields = {a.upper(): values.get(a, GAP) for a in names}
+    values = {f.attribute: f.value for f in reversed(shown) if f.attribute.isalpha()}
+    if not values or not all(f.value for f in shown):
+        return None
+    missing = sorted({f.attribute for f in others if f.attribute.isalpha()} - set(values))
+    missing = [a for a in missing if a.lower() not in text.lower()]
+    names = [*values, *r.sample(missing, min(len(missing), r.randrange(2)))]
+    fields = {a.upper(): values.get(a, GAP) for a in r.sample(names, len(names))}
     answer = '\n'.join(f'{k}: {v}' for k, v in fields.items())
-    subject = shown[0].subject if shown[0].value else shown[0].title
-    return Task(subject, len(shown), ', '.join(fields), answer, dict(fields=fields))
+    return Task(shown[:1], dict(w=', '.join(fields)), answer, dict(fields=fields))
 
 # %% ../../nbs/curriculum/tasks.ipynb #6411e09f
+def _asked_attributes(lang: str, wanted: list[Fact]) -> str:
+    names = [f'the {f.attribute}' if lang == 'en' else f.attribute for f in wanted]
+    return enumerate_items(names, lang)
+
+
 def _facts_task(r, lang, kind, shown: list[Fact], texts: list[str]) -> Task | None:
     "Key facts and a summary: of all facts, of the first few, or of those asked for."
-    wanted, n, names = shown, len(shown), ''
+    wanted, fill = shown, {}
     if kind == 'count':
-        n = r.randint(1, max(1, len(shown) - 1))
-        wanted = shown[:n]
+        n = r.randint(1, max(1, len(shown) - 1)) if shown[0].value else 1
+        if not (shown[0].value or texts[0].startswith(shown[0].sentence)):
+            return None  # something stands before it that might count as the first
+        wanted, fill = shown[:n], _first_facts(lang, n)
     if kind == 'query':
-        if not all(f.value for f in shown):
-            return None
-        wanted = r.sample(shown, r.choice((1, min(2, n))))
-        names = _enumerate_items([fill_phrasing('{acc} {a}', f) for f in wanted], lang)
+        valued = [f for f in shown if f.value and f.attribute]
+        wanted = r.sample(valued, min(len(valued), r.choice((1, 1, 2, 3))))
+        fill = dict(w=_asked_attributes(lang, wanted)) if wanted else {}
     if not wanted:
         return None
-    sentences = [f.sentence for f in wanted]
-    want = dict(
-        text=' '.join(texts),
-        n=len(wanted),
-        facts=sentences,
-        values=[f.value or f.sentence for f in wanted],
-    )
-    subject = wanted[0].subject if wanted[0].value else wanted[0].title
-    answer = write_key_facts(sentences, task_summary(wanted))
-    return Task(subject, n, names, answer, want)
+    sentences, summary = [f.sentence for f in wanted], task_summary(r, wanted)
+    if not summary or summary in sentences:
+        return None
+    values = [f.value if f.value and f.attribute else f.subject for f in wanted]
+    want = dict(text=' '.join(texts), n=len(wanted), facts=sentences, values=values)
+    return Task(wanted, fill, write_key_facts(sentences, summary), want)
 
 # %% ../../nbs/curriculum/tasks.ipynb #629712a8
-def _task(r, lang, kind, shown: list[Fact], texts: list[str]) -> Task | None:
-    "A task of this kind about the facts of a text; None where they do not allow it."
-    if kind != 'fields':
-        return _facts_task(r, lang, kind, shown, texts)
-    fillable = shown and all(f.value for f in shown)
-    return _fields_task(r, lang, shown) if fillable else None
+def _is_entry(sentence: str) -> bool:
+    "Is it a line of a list, `Price: 806 euros`?"
+    return bool(re.fullmatch(r'[^:.!?]{2,40}: [^\n:]{1,80}', sentence))
+
+
+def _shown_facts(found: list[Fact], text: str) -> list[Fact]:
+    "The facts that a text holds, no sentence twice, in its order; none where one was cut."
+    by_sentence = {f.sentence: f for f in reversed(found) if f.sentence in text}
+    if not all(is_whole(s) or _is_entry(s) for s in by_sentence):
+        return []
+    return sorted(by_sentence.values(), key=lambda f: text.index(f.sentence))
 
 # %% ../../nbs/curriculum/tasks.ipynb #c43ac4ae
 def task_episode(r: random.Random, lang: str, kind: str, shelf: Shelf, system: str) -> dict | None:
     "One task; None where the documents do not allow it."
-    pages = shelf.sample(r, lang, r.choice((2, 3)) if kind == 'query' else 1)
+    pages = shelf.sample(r, lang, r.choice((2, 3)) if kind in ('query', 'fields') else 1)
     texts = [(d.doc_id, passage(d, found[0], 600)) for d, found in pages]
-    shown = [f for f in pages[0][1] if f.sentence in texts[0][1]]
-    task = _task(r, lang, kind, shown, [text for _, text in texts])
+    shown = _shown_facts(pages[0][1], texts[0][1])
+    if not shown:
+        return None
+    if kind == 'fields':
+        task = _fields_task(r, shown, texts[0][1], pages[1][1])
+        texts = texts[:1]
+    else:
+        task = _facts_task(r, lang, kind, shown, [text for _, text in texts])
     if task is None:
         return None
-    wording = r.choice(_TASKS[lang][kind])
-    q = wording.format(s=task.subject, n=task.number, w=task.names)
+    q = r.choice(_texts(lang)[kind]).format(s=task.subject, **task.fill)
     user = {'role': 'user', 'content': q, 'context': context_block(r.sample(texts, len(texts)))}
     if len(texts) == 1 and r.random() < 0.3:
         user = {'role': 'user', 'content': f'Text: {texts[0][1]}\n\n{q}'}
+    return _task_episode(kind, task, user, system)
+
+# %% ../../nbs/curriculum/tasks.ipynb #594644a2
+def _task_episode(kind: str, task: Task, user: dict, system: str) -> dict:
+    counted = dict(kind='fields', n=len(task.want['fields'])) if kind == 'fields' else None
     return {
         'system': system,
         'messages': [user, {'role': 'assistant', 'content': task.answer}],
         '_meta': {
             'category': kind,
-            'payload': task.subject,
+            'payload': task.subject.strip('"„“'),
             'expected': task.answer,
+            'constraint': counted or dict(kind='key_facts', n=task.want['n']),
+            'about': about_fact(task.wanted[0]),
             'want': task.want,
         },
     }
@@ -165,9 +177,10 @@ def make_tasks(
     systems: tuple = (CHAT_SYSTEM,),
     facts: int = 4,  # Facts in an invented document
     held: bool = False,  # For suites: held-out names
+    simple: bool = False,  # For tiny models: short documents
 ) -> Iterator[dict]:
     "KEY_FACTS and SUMMARY of a text, or fields of it; every fact is in the text."
-    shelf = Shelf(docs_dir, held, facts)
+    shelf = Shelf(docs_dir, held, facts, simple)
 
     def draw(r, lang):
         return task_episode(r, lang, r.choice(kinds), shelf, r.choice(systems))

@@ -233,7 +233,9 @@ def check_message(
     return out if weight == 1 else out | {'weight': weight}
 
 # %% ../../nbs/01_episodes.ipynb #c494568b
-_EPISODE_ID = re.compile(r'\s*episode_id:\s*(\S+)\s*')
+_NAMED = r'[ \t]*[,;\n][ \t]*\w+:[ \t]*[^\s,;]+'  # such as `, language: en`
+_EPISODE_ID = re.compile(rf'\s*episode_id:\s*([^\s,;]+)((?:{_NAMED})*)\s*')
+_PAIR = re.compile(r'(\w+):[ \t]*([^\s,;]+)')
 
 
 def _place_context(ep: dict, meta: dict) -> None:
@@ -243,6 +245,9 @@ def _place_context(ep: dict, meta: dict) -> None:
         return
     if m := _EPISODE_ID.fullmatch(context):
         meta.setdefault('episode_id', m[1])
+        for key, value in _PAIR.findall(m[2]):
+            place = ep if key in META_FIELDS else meta
+            place.setdefault(key, value)
         return
     first = next((m for m in ep['messages'] if m['role'] == 'user'), None)
     if first is None:

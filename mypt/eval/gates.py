@@ -12,9 +12,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from ..data.episodes import shown
 from ..errors import UserError
-from .metrics import wilson
+from .metrics import Measure, wilson
 from .suite import Responder, SuiteResult, load_suite, responder, run_suite
+from .yardsticks import Yardstick, measures_table
 from ..files import atomic_write, json_object, read_text, watched
 from ..inference.cpu import for_inference
 from ..model.checkpoint import load_model
@@ -105,6 +108,7 @@ class GateReport:
     rows: list[GateRow]
     weights_sha256: str | None = None
     suites: dict[str, SuiteResult] = field(default_factory=dict)  # to look at failures
+    yardsticks: dict[str, list[Measure]] = field(default_factory=dict)  # beside the verdict
 
     @property
     def passed(self) -> bool:
@@ -112,12 +116,14 @@ class GateReport:
 
     def to_json(self) -> dict:
         "JSON-ready; what `mypt gate --report` writes."
+        beside = {name: [m.to_json() for m in ms] for name, ms in self.yardsticks.items()}
         return dict(
             phase=self.phase,
             model=self.model,
             passed=self.passed,
             weights_sha256=self.weights_sha256,
             suites=[r.to_json() for r in self.rows],
+            yardsticks=beside,
         )
 
     def __str__(self):
@@ -142,6 +148,9 @@ def _report_table(report: GateReport) -> str:
         lines.append(line(r.mark, r.name, cases, rate, interval, needs, before))
     verdict = 'passed' if report.passed else 'NOT passed'
     lines.append(f'gate of phase {report.phase}: {verdict}')
+    if report.yardsticks:
+        lines.append('questions of other people, which do not count for the verdict:')
+    lines += [measures_table(name, measures) for name, measures in report.yardsticks.items()]
     return '\n'.join(text.rstrip() for text in lines)
 
 # %% ../../nbs/18_gates.ipynb #8d9396dc
@@ -156,16 +165,22 @@ def _count(
 
 # %% ../../nbs/18_gates.ipynb #5e1d77a2
 def _run_suites(
-    responder: Responder, gate: tuple[Requirement, ...], max_new_tokens: int, language: str | None
+    responder: Responder,
+    gate: tuple[Requirement, ...],
+    max_new_tokens: int,
+    language: str | None,
+    limit: int | None,
 ) -> dict[str, SuiteResult]:
     "The suites of a gate, in one language if any of them has cases in it."
     suites = list(dict.fromkeys(s for r in gate for s in r.suites))
     if language and not any(language in c.tags for s in suites for c in load_suite(s)):
         language = None
-    return {
-        s: run_suite(responder, s, max_new_tokens, language)
-        for s in watched(suites, 'judge', 'suite')
-    }
+    results = {}
+    for s in watched(suites, 'judge', 'suite'):
+        most = [r.most for r in gate if s in r.suites]
+        limits = [n for n in (limit, None if None in most else max(most)) if n]
+        results[s] = run_suite(responder, s, max_new_tokens, language, min(limits, default=None))
+    return results
 
 # %% ../../nbs/18_gates.ipynb #90f8419b
 def judge(
@@ -176,9 +191,10 @@ def judge(
     max_new_tokens: int = 64,
     previous: dict | None = None,  # An earlier report as JSON, to compare with
     language: str | None = None,  # `en` or `de`: only cases in it, where the gate has some
+    limit: int | None = None,  # Cases of a suite at most, always the same ones
 ) -> GateReport:
     "Run the suites of a gate and judge every requirement."
-    results = _run_suites(responder, gate, max_new_tokens, language)
+    results = _run_suites(responder, gate, max_new_tokens, language, limit)
     before = {r['name']: r['rate'] for r in (previous or {}).get('suites', ())}
     rows = []
     for r in gate:
@@ -210,42 +226,69 @@ def judge_model(
     previous: str | None = None,  # An earlier report to compare with
     device: str = 'auto',
     language: str | None = None,  # `en` or `de`: only cases in it, where the gate has some
+    yardsticks: list | None = None,  # Files of other people: squad:FILE, bfcl:FILE
+    limit: int | None = None,  # Cases of a suite or yardstick at most, always the same ones
 ) -> GateReport:
-    "Judge a checkpoint at a gate and print the table."
-    where = pick_device(device)
+    "Judge a checkpoint at a gate and print the table; yardsticks stand beside it."
+    where, sticks = pick_device(device), [Yardstick(spec) for spec in yardsticks or ()]
     gpt, tok, meta = load_model(model)
     asked = responder(for_inference(gpt, device=where), tok, meta['layout'])
     earlier = _read_report(previous) if previous else None
-    out = judge(asked, gate, phase, Path(model).name, previous=earlier, language=language)
+    name = Path(model).name
+    out = judge(asked, gate, phase, name, previous=earlier, language=language, limit=limit)
+    out.yardsticks = {s.name: s.measure(asked, limit) for s in watched(sticks, 'ask', 'yardstick')}
     out.weights_sha256 = meta.get('weights_sha256')
     if report:
         _write_report(out.to_json(), report)
     print(out)
     return out
 
+# %% ../../nbs/18_gates.ipynb #54577d43
+def _print_failed(result: SuiteResult):
+    "Print the cases that did not pass: what was asked last, and what came."
+    for case, reply in result.failed:
+        asked = [m['content'] for m in case.episode['messages'] if m['role'] == 'user']
+        print(f'    ✗ {case.id}: {shown(asked[-1], 100)!r} → {shown(reply.text, 100)!r}')
+
+
+def _print_result(result: SuiteResult) -> dict:  # JSON-ready
+    "Print a suite's rate, whole and by tag, and give the counts."
+    print(result)
+    tags = result.by_tag()
+    for tag, (k, n) in tags.items():
+        if n < len(result.cases):
+            print(f'    {tag:<18} {k}/{n}')
+    k, n = result.count()
+    return dict(k=k, n=n, tags=tags)
+
 # %% ../../nbs/18_gates.ipynb #739cb838
 def eval_model(
     model: str,  # A name under checkpoints/, or a directory
-    suite: list | None = None,  # Suites by name, or JSONL files; all of phase 1 when None
+    suite: list | None = None,  # Suites by name, JSONL files, squad:FILE, bfcl:FILE; else phase 1's
     report: str | None = None,  # Write the counts as JSON
     device: str = 'auto',
     max_new_tokens: int = 64,
-) -> dict[str, SuiteResult]:
+    limit: int | None = None,  # Cases of a suite at most, always the same ones
+    verbose: bool = False,  # Print the cases that did not pass, too
+) -> dict[str, SuiteResult | list[Measure]]:
     "Run suites on a model and print the rates, whole and by tag."
     where = pick_device(device)
+    names = suite or ['format_en', 'format_de', 'echo', 'anti_echo', 'regression_basics']
+    sticks = {s: Yardstick(s) for s in names if Yardstick.names(s)}
     gpt, tok, meta = load_model(model)
     asked = responder(for_inference(gpt, device=where), tok, meta['layout'])
-    names = suite or ['format_en', 'format_de', 'echo', 'anti_echo', 'regression_basics']
-    out = {s: run_suite(asked, s, max_new_tokens) for s in watched(names, 'ask', 'suite')}
-    counts = {}
-    for name, result in out.items():
-        print(result)
-        tags = result.by_tag()
-        for tag, (k, n) in tags.items():
-            if n < len(result.cases):
-                print(f'    {tag:<18} {k}/{n}')
-        k, n = result.count()
-        counts[name] = dict(k=k, n=n, tags=tags)
+    out: dict[str, SuiteResult | list[Measure]] = {}
+    counts: dict[str, Any] = {}
+    for name in watched(names, 'ask', 'suite'):
+        if name in sticks:
+            out[name] = measures = sticks[name].measure(asked, limit)
+            print(measures_table(sticks[name].name, measures))
+            counts[name] = [m.to_json() for m in measures]
+        else:
+            out[name] = result = run_suite(asked, name, max_new_tokens, limit=limit)
+            counts[name] = _print_result(result)
+            if verbose:
+                _print_failed(result)
     if report:
         _write_report(counts, report)
     return out

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 from ..curate.quality import normalise
+from ..data.language import language_of
 from ..errors import UserError
 
 # %% ../../nbs/eval/instructions.ipynb #f9fc89fb
@@ -27,8 +28,9 @@ def n_sentences(text: str) -> int:
     return sum(bool(re.search(r'\w', piece)) for piece in pieces)
 
 # %% ../../nbs/eval/instructions.ipynb #59994678
-LIMITS: dict[str, Callable[[str, int], bool]] = dict(
+LIMITS: dict[str, Callable[[str, Any], bool]] = dict(
     words=lambda text, n: n_words(text) == n,
+    min_words=lambda text, n: n_words(text) >= n,
     max_words=lambda text, n: n_words(text) <= n,
     sentences=lambda text, n: n_sentences(text) == n,
     max_sentences=lambda text, n: n_sentences(text) <= n,
@@ -37,10 +39,53 @@ LIMITS: dict[str, Callable[[str, int], bool]] = dict(
 
 def follows(
     text: str,
-    limits: dict,  # some of `LIMITS` with their number; other keys are left alone
+    limits: dict,  # some of `LIMITS` with their value; other keys are left alone
 ) -> bool:
     "Does a text keep to its limits, and say something?"
     return n_words(text) > 0 and all(LIMITS[k](text, n) for k, n in limits.items() if k in LIMITS)
+
+# %% ../../nbs/eval/instructions.ipynb #b6a7441e
+def _marked_lines(text: str, mark: str) -> int:
+    "Lines, if each has the mark before something else; else 0."
+    lines = text.strip().split('\n')
+    return len(lines) if all(re.fullmatch(rf'{mark} \S.*', line) for line in lines) else 0
+
+
+def _has_words(text: str, words: str) -> bool:
+    return re.search(rf'(?<!\w){re.escape(words.lower())}(?!\w)', text.lower()) is not None
+
+
+LIMITS |= {
+    'begins': lambda text, phrase: text.startswith(phrase),
+    'ends': lambda text, phrase: text.endswith(phrase),
+    'is': lambda text, phrase: text == phrase,
+    'names': _has_words,
+    'avoids': lambda text, phrase: not _has_words(text, phrase),
+    'quoted': lambda text, _: re.fullmatch(r'["„“»›].+["“”«‹]', text, re.S) is not None,
+    'upper': lambda text, _: text == text.upper(),
+    'lower': lambda text, _: text == text.lower(),
+    'no_digits': lambda text, _: not re.search(r'\d', text),
+    'no_stop': lambda text, _: not text.endswith('.'),
+    'dashes': lambda text, n: _marked_lines(text, '-') == n,
+    'numbered': lambda text, n: _marked_lines(text, r'\d+\.') == n and _counts_up(text),
+    'commas': lambda text, n: '\n' not in text and len(text.split(', ')) == n,
+    'language': lambda text, lang: language_of(text) == lang,
+    'languages': lambda text, langs: [language_of(part) for part in text.split(' / ')] == langs,
+    'json_keys': lambda text, keys: _keys_of(text) == keys,
+}
+
+
+def _counts_up(text: str) -> bool:
+    numbers = [int(n) for n in re.findall(r'^(\d+)\.', text, re.M)]
+    return numbers == list(range(1, len(numbers) + 1))
+
+
+def _keys_of(text: str) -> list[str] | None:  # None: no JSON object
+    try:
+        value = parse_json(text)
+    except ValueError:
+        return None
+    return list(value) if isinstance(value, dict) else None
 
 # %% ../../nbs/eval/instructions.ipynb #140ac6ed
 class KeyFacts(NamedTuple):

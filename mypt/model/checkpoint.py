@@ -232,12 +232,19 @@ def save_checkpoint(
 # %% ../../nbs/13_checkpoint.ipynb #4b8eac63
 _TEXT, _SHA = Rule((str,)), Rule((str, type(None)))
 _OBJECT, _WHOLE = Rule((dict, type(None))), Rule((int, type(None)))
+_PROMPTS = Rule((str, list), inside=_TEXT, needed=True)
+
+
+def _inside_prompts(prompts: list | dict) -> Rule | dict:
+    "Texts, or for each language a text or several."
+    return dict(en=_PROMPTS, de=_PROMPTS) if isinstance(prompts, dict) else _TEXT
+
+
+_SYSTEM = Rule((str, list, dict, type(None)), inside=_inside_prompts)
 _LINEAGE = dict(
     dataset=Rule((dict, type(None)), inside=dict(dir=_TEXT, sha256=_SHA)),
     steps=_WHOLE,
-    config=Rule(
-        (dict, type(None)), inside=dict(system_prompt=Rule((str, list, type(None)), inside=_TEXT))
-    ),
+    config=Rule((dict, type(None)), inside=dict(system_prompt=_SYSTEM)),
     imported=_OBJECT,
 )
 _BASE = dict(name=_TEXT, sha256=_SHA, lineage=Rule((dict, type(None)), inside=_LINEAGE))

@@ -151,7 +151,7 @@ class TrainConfig(OptimConfig):
     deterministic: bool = False  # On a GPU, only kernels that add in a fixed order; slower
     freeze: list = field(default_factory=list)  # Names (with `*`) of weights that stay as they are
     curriculum: list = field(default_factory=list)  # Stages [{"dataset_dir": D, "until": step}, …]
-    system_prompt: str | list = ''  # The phase's prompt, or its variants
+    system_prompt: str | list | dict = ''  # The phase's prompt or variants, or {"en": …, "de": …}
     gate: str = ''  # The phase whose gate judges the model; named when training ends
 
 # %% ../../nbs/model/config.ipynb #272e68ec
@@ -210,8 +210,21 @@ def _stage_problem(stage, before: int) -> str:  # before: where the last stage e
     return '' if stage['until'] > before else 'each stage must end after the one before it'
 
 
+def _prompts_problem(prompts: dict) -> str:
+    "What is wrong with system prompts by language; '' when nothing is."
+    if set(prompts) != {'en', 'de'}:
+        return 'by language it must be {"en": […], "de": […]}'
+    for texts in prompts.values():
+        listed = [texts] if isinstance(texts, str) else texts
+        if not isinstance(listed, list) or not listed or _inside_problem('', listed):
+            return 'each language needs a text or a list of texts, none of them empty'
+    return ''
+
+
 def _inside_problem(name: str, value) -> str:
     "What is wrong with the contents of a list or object; '' when nothing is."
+    if name == 'system_prompt' and isinstance(value, dict):
+        return _prompts_problem(value)
     if name == 'curriculum':
         ends = [0]
         for stage in value:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from ..agent.agent import AgentRun, ReplyFn
 from ..agent.conversation import Conversation, Turn, as_episode
-from ..agent.prompts import system_for
+from ..agent.prompts import conversation_language, system_for
 from ..agent.tools import Workspace
 from ..data.serialize import dump_json
 from ..data.tokenizer import Tokenizer
@@ -98,13 +98,17 @@ class Session(Conversation):
         super().__init__(model_name, workspace, device)
         self.settings = Settings(**settings)
 
-    @property
-    def system(self) -> str:
-        "The system prompt in force."
+    def _system(self, messages: list[dict]) -> str:
         s = self.settings
         if s.system is not None:
             return s.system
-        return system_for(self.meta, s.mode == 'agent', s.mode == 'rag')
+        lang = conversation_language(messages)
+        return system_for(self.meta, s.mode == 'agent', s.mode == 'rag', lang)
+
+    @property
+    def system(self) -> str:
+        "The system prompt in force."
+        return self._system(self.past)
 
     def turn(self) -> Turn:
         "A turn with these settings; raises `UserError` where they cannot work."
@@ -122,7 +126,8 @@ class Session(Conversation):
         turn = self.turn()
         reply = streaming_reply(self, show)
         message = {'role': 'user', 'content': question}
-        run = turn.run(reply, turn.begin(message, self.past, self.system))
+        system = self._system([*self.past, message])
+        run = turn.run(reply, turn.begin(message, self.past, system))
         self.keep(run)
         return run
 

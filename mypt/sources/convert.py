@@ -336,6 +336,7 @@ def convert(
     no_system_prompt: bool = False,  # Remove the system prompts that rows bring
     keep_meta: list | None = None,  # Columns to keep in _meta; `all` keeps every unused one
     trim_last_user: bool = False,  # Drop a last user turn without an answer, not the whole row
+    min_turns: int = 0,  # User messages that a conversation has at least; 2 for phase 4
     strict: bool = False,  # A key that is not understood is an error
     rejects: str | None = None,  # File of rejected rows; else OUTPUT.rejects.jsonl
 ) -> int:  # Episodes written
@@ -343,6 +344,7 @@ def convert(
     tally = Tally(dataset if dataset in HUB else Path(dataset).stem, _asked_languages(languages))
     tally.system_prompt = '' if no_system_prompt else system_prompt or None
     tally.keep_meta, tally.trim = tuple(keep_meta or ()), trim_last_user
+    tally.min_turns = min_turns
     names = column_names(columns or ())
     found = episodes(dataset, tally, format, split, mirror, config, names)
     eps = _at_least_one(islice(found, max_examples or None), dataset, tally)

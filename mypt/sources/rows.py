@@ -81,6 +81,7 @@ class Tally:
     system_prompt: str | None = None  # for rows without one; '' removes those there are
     keep_meta: tuple = ()  # columns that go to `_meta`; `all` keeps every unused one
     trim: bool = False  # drop a last user turn that no one answers
+    min_turns: int = 0  # user messages that a conversation has at least
     on_reject: Callable[[dict], Any] | None = None  # gets {where, reason, row}
     read: int = 0
     used: int = 0
@@ -167,6 +168,12 @@ def _trimmed(messages: list[dict], tally: Tally) -> list[dict]:
     return messages[:n]
 
 # %% ../../nbs/sources/rows.ipynb #5e0b202a
+def _check_turns(messages: list[dict], tally: Tally):
+    "Let through conversations of as many turns as were asked for."
+    if sum(m['role'] == 'user' for m in messages) < tally.min_turns:
+        raise Skip(f'fewer than {tally.min_turns} turns')
+
+
 def finished_episode(
     ep: dict,  # System, tools, messages, language and id as far as the row tells them
     tally: Tally,
@@ -183,6 +190,7 @@ def finished_episode(
     try:
         if messages:
             ep['messages'] = [place_thought(m) for m in _trimmed(messages, tally)]
+            _check_turns(ep['messages'], tally)
             ep = _with_system(ep, tally)
         ep = check_episode(ep)
         if 'messages' in ep:
