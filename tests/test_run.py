@@ -187,6 +187,42 @@ def test_a_short_context_shortens_rows(capsys, monkeypatch, tmp_path):
     assert [line.count('--pack_block_size 256') for line in lines if ' prepare ' in line] == [1] * 3
 
 
+def test_data_of_the_hub_takes_its_place(capsys, monkeypatch, tmp_path):
+    "What stands in for it is named, and is not made where it is given."
+    monkeypatch.chdir(tmp_path)
+    lines = dry_run(capsys, '--phase', '5')
+    told = next(line for line in lines if line.startswith('# the mix:'))
+    assert 'foreign_tools stand in for tool use of the hub' in told and '--data FILE:SHARE' in told
+    talk = [{'role': 'user', 'content': 'Hi?'}, {'role': 'assistant', 'content': 'Hi.'}]
+    write_episodes('hub.jsonl', [{'messages': talk, 'id': str(i)} for i in range(9)])
+    lines = dry_run(capsys, '--phase', '5', '--data', 'hub.jsonl:0.3')
+    assert not any('foreign_tools' in line for line in lines if not line.startswith('# '))
+    mixed = next(line for line in lines if line.startswith('mypt mix --inputs data/phase5/'))
+    shares = dict(word.rsplit(':', 1) for word in mixed.split() if '.jsonl:' in word)
+    own = [float(shares[f'data/phase5/{kind}.jsonl']) for kind in ('toolcall', 'no_tool')]
+    assert shares['hub.jsonl'] == '0.3' and own[0] == pytest.approx(2 * own[1], abs=1e-5)
+    assert sum(map(float, shares.values())) == pytest.approx(1, abs=1e-4)
+
+
+def test_text_of_pre_training_is_found(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert any(
+        'no pre-training text under data' in line for line in dry_run(capsys, '--phase', '1')
+    )
+    raw = [{'_replay': True, 'text': f'The sea number {i} is wide. ' * 9} for i in range(90)]
+    write_episodes('raw.jsonl', raw)
+    argv = ['prepare', '--input', 'raw.jsonl', '--output_dir', 'data/general']
+    assert main([*argv, '--format', 'shards', '--tokenization', 'byte']) == 0
+    lines = dry_run(capsys, '--phase', '1', '--num_examples', '100')
+    (made,) = [line for line in lines if line.startswith('mypt make replay')]
+    assert '--dataset_dir data/general' in made
+    mixed = next(line for line in lines if line.startswith('mypt mix'))
+    assert 'data/phase1/replay.jsonl:0.05' in mixed
+    lines = dry_run(capsys, '--phase', '1')  # more than the text gives: its share is what it is
+    assert any('pieces are' in line and 'not 5%' in line for line in lines)
+    assert not any('make replay' in line for line in dry_run(capsys, '--phase', '1', '--no_replay'))
+
+
 def test_speedrun_ends_with_the_verdict_of_its_gates(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     leg = replace(LEGS[0], n=dict(text=60), needed=True)
