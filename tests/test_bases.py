@@ -1,0 +1,199 @@
+"Families of small models: the same numbers as transformers, in every way that mypt runs them."
+
+import json
+import pytest
+import torch
+from test_hub import byte_level
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
+from mypt.cli import main
+from mypt.inference.cpu import Columns, cpu_decoder
+from mypt.inference.generate import generate, stop_ids
+from mypt.interop.import_model import base_checkpoint, import_model
+from mypt.model.cache import KVCache
+from mypt.model.checkpoint import load_model
+
+SHAPE = dict(
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+    rms_norm_eps=1e-5,
+)
+LLAMA3 = dict(
+    rope_type='llama3',
+    rope_theta=5e5,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=64,
+)
+YARN = dict(rope_type='yarn', rope_theta=1e4, factor=4.0, original_max_position_embeddings=128)
+WINDOWS = dict(use_sliding_window=True, sliding_window=24)
+FAMILIES = {
+    'llama-3': (LlamaConfig, dict(rope_parameters=LLAMA3, tie_word_embeddings=True)),
+    'yarn': (LlamaConfig, dict(rope_parameters=YARN, attention_bias=True)),
+    'wide-heads': (LlamaConfig, dict(head_dim=24)),
+    'mistral': (MistralConfig, dict(sliding_window=24)),
+    'mistral-whole': (MistralConfig, dict(sliding_window=None, head_dim=32)),
+    'qwen2': (Qwen2Config, dict(tie_word_embeddings=True)),
+    'qwen2-windows': (Qwen2Config, dict(max_window_layers=2, **WINDOWS)),
+    'qwen3': (Qwen3Config, dict(head_dim=32, tie_word_embeddings=True)),
+    'smollm3': (SmolLM3Config, dict()),
+    'smollm3-all': (SmolLM3Config, dict(no_rope_layer_interval=2, attention_bias=True, **WINDOWS)),
+}
+
+
+def base(folder, name):
+    "A family's small model with random weights, norms and biases too, and its directory."
+    kind, more = FAMILIES[name]
+    tok = byte_level()
+    shape = kind(vocab_size=len(tok), eos_token_id=2, pad_token_id=0, bos_token_id=1, **SHAPE, **more)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(shape).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * (0.2 if p.ndim == 1 else 0.05))
+    model.save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(scope='module', params=FAMILIES)
+def both(request, tmp_path_factory):
+    "Their model, ours, and the directory that was imported."
+    folder = tmp_path_factory.mktemp(request.param)
+    theirs = base(folder / 'base', request.param)
+    out = import_model(str(folder / 'base'), str(folder / 'mine'))
+    return theirs, load_model(out, verify=True), out
+
+
+def ids_of(n=200, rows=2, below=340):
+    return torch.randint(3, below, (rows, n), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_logits_are_theirs(both):
+    theirs, (model, *_), _ = both
+    ids, n = ids_of(), theirs.config.vocab_size
+    assert (model.eval()(ids)[..., :n] - theirs(ids).logits).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_the_checkpoint_is_of_the_same_family(both):
+    theirs, (model, *_), out = both
+    back = AutoModelForCausalLM.from_pretrained(out).eval()
+    assert type(back) is type(theirs)
+    assert AutoConfig.from_pretrained(out).model_type == theirs.config.model_type
+    ids = ids_of()
+    assert (model.eval()(ids) - back(ids).logits).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_packed_is_alone(both):
+    "Episodes in one row give what each gives by itself, in both layouts."
+    _, (model, *_), _ = both
+    model.eval()
+    lens, ids = (70, 31, 90, 9), ids_of(200, 1)
+    segments = torch.repeat_interleave(torch.arange(1, 5), torch.tensor(lens))[None]
+    for kind in ('auto', 'reference'):
+        model.attention = kind
+        packed, at = model(ids, segments), 0
+        for n in lens:
+            alone = model(ids[:, at : at + n])
+            assert (packed[:, at : at + n] - alone).abs().max() < 1e-4
+            at += n
+    model.attention = 'auto'
+
+
+@torch.no_grad()
+def test_cached_is_uncached(both):
+    "Prompts together, packed and token by token, at positions that differ between the rows."
+    _, (model, *_), _ = both
+    model.eval()
+    ids, lens = ids_of(120), (60, 37)
+    whole = [model.hidden(ids[b : b + 1, : n + 40])[0] for b, n in enumerate(lens)]
+    decoder = cpu_decoder(model)
+    for fixed in (0, 128):
+        cache = KVCache(model.cfg, 2, 128)
+        rows = torch.repeat_interleave(torch.arange(1, 3), torch.tensor(lens))[None]
+        packed = torch.cat([ids[b, :n] for b, n in enumerate(lens)])[None]
+        h = model.hidden(packed, rows, cache=cache)[0]
+        assert (h[: lens[0]] - whole[0][: lens[0]]).abs().max() < 1e-4
+        cache.fixed = fixed
+        for step in range(40):
+            at = torch.tensor(lens)[:, None] + step
+            cache.top = int(at.max())
+            now = ids.gather(1, at)
+            if decoder and not fixed and step % 2:
+                h = decoder(now, at, cache)
+            else:
+                h = model.hidden(now, positions=at, cache=cache)[:, 0]
+            for b, n in enumerate(lens):
+                assert (h[b] - whole[b][n + step]).abs().max() < 1e-4
+    cache = KVCache(model.cfg, 1, 100)
+    first = model.hidden(ids[:1, :60], cache=cache)
+    rest = model.hidden(ids[:1, 60:100], cache=cache)
+    assert (torch.cat([first, rest], 1)[0] - whole[0]).abs().max() < 1e-4
+
+
+def test_greedy_text_is_theirs(both):
+    theirs, (model, tok, _), out = both
+    back = AutoModelForCausalLM.from_pretrained(out).eval()
+    stop = sorted(stop_ids(tok))
+    for prompt in ids_of(50).tolist():
+        ours = generate(model, tok, [prompt], 40)[0]
+        ids = torch.tensor([prompt])
+        full = back.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=40,
+            do_sample=False,
+            eos_token_id=stop,
+        )
+        assert full[0, 50:].tolist() == ours
+
+
+def test_a_family_that_is_not_taken_names_those_that_are(tmp_path, capsys):
+    base(tmp_path / 'base', 'qwen3')
+    path = tmp_path / 'base/config.json'
+    c = json.loads(path.read_text())
+    for kind in ('gemma2', 'qwen3_moe', 'mixtral', 7):
+        path.write_text(json.dumps(c | dict(model_type=kind)))
+        assert main(['import', str(tmp_path / 'base'), '--output', str(tmp_path / 'x')]) == 2
+        err = capsys.readouterr().err
+        assert 'model_type' in err and "'qwen3'" in err and "'smollm3'" in err
+        assert err.count('\n') == 1
+
+
+def test_columns_leave_alone_what_they_do_not_know(both):
+    _, (model, *_), _ = both
+    c = model.cfg
+    knows = not (c.bias or c.qkv_bias or c.qk_norm or c.no_rope_layers)
+    assert (Columns.of(model) is not None) == knows
+
+
+def test_the_ends_of_the_base_stop_generation_too(both):
+    _, (_, tok, _), out = both
+    ends = {tok.vocab['<|endoftext|>'], tok.vocab['<|im_end|>']}
+    assert tok.ends == ends and ends <= stop_ids(tok)
+    noted = json.loads((out / 'generation_config.json').read_text())['eos_token_id']
+    assert ends < set(noted)
+
+
+def test_training_takes_a_source(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base(tmp_path / 'Qwen-Tiny', 'qwen2')
+    assert base_checkpoint('Qwen-Tiny') == 'Qwen-Tiny'
+    assert (tmp_path / 'checkpoints/Qwen-Tiny/mypt.json').exists()
+    assert base_checkpoint('Qwen-Tiny') == 'Qwen-Tiny'
+    assert base_checkpoint('nobody') == 'nobody'
