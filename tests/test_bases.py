@@ -53,11 +53,14 @@ FAMILIES = {
 }
 
 
-def base(folder, name):
+def base(folder, name, **changes):
     "A family's small model with random weights, norms and biases too, and its directory."
     kind, more = FAMILIES[name]
+    more = more | changes
     tok = byte_level()
-    shape = kind(vocab_size=len(tok), eos_token_id=2, pad_token_id=0, bos_token_id=1, **SHAPE, **more)
+    shape = kind(
+        vocab_size=len(tok), eos_token_id=2, pad_token_id=0, bos_token_id=1, **SHAPE, **more
+    )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(shape).eval()
     with torch.no_grad():
@@ -197,3 +200,30 @@ def test_training_takes_a_source(tmp_path, monkeypatch):
     assert (tmp_path / 'checkpoints/Qwen-Tiny/mypt.json').exists()
     assert base_checkpoint('Qwen-Tiny') == 'Qwen-Tiny'
     assert base_checkpoint('nobody') == 'nobody'
+
+
+GGUF = ('llama-3', 'yarn', 'wide-heads', 'mistral-whole', 'qwen2', 'qwen3', 'smollm3')
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', GGUF)
+def test_a_gguf_file_comes_back_as_the_same_model(tmp_path, name, capsys):
+    "Written here, read here; llama.cpp itself is asked below."
+    pytest.importorskip('gguf')
+    more = {}
+    if name == 'llama-3':  # the file has its angles as a table, which is read for Meta's numbers
+        rope = LLAMA3 | dict(original_max_position_embeddings=8192)
+        more = dict(head_dim=64, rope_parameters=rope)
+    base(tmp_path / 'base', name, **more)
+    import_model(str(tmp_path / 'base'), str(tmp_path / 'a'))
+    assert (
+        main(['export', str(tmp_path / 'a'), '--gguf', str(tmp_path / 'm.gguf'), '--dtype', 'f32'])
+        == 0
+    )
+    import_model(str(tmp_path / 'm.gguf'), str(tmp_path / 'b'))
+    (a, tok, _), (b, again, _) = load_model(tmp_path / 'a'), load_model(tmp_path / 'b')
+    ids, n = ids_of(), tok.n_tokens  # what lies behind them is padding
+    assert (a.eval()(ids) - b.eval()(ids))[..., :n].abs().max() < 1e-5
+    assert a.cfg.known_as == b.cfg.known_as or name == 'mistral-whole'
+    for text in ("Wir grüßen 42 Zwerge, it's 🙂\x00 so", '{"name": 7}'):
+        assert tok.encode(text) == again.encode(text)
