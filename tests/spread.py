@@ -64,9 +64,7 @@ def one(dataset, model, *sets):
         cbs.append(Die(*die.split(':'), Path(f'{model}.mark')))
     base = words.pop('base', None)
     sets = SETS + [f'{k}={v}' for k, v in words.items()]
-    return train(
-        model, dataset, init_from_model=base, sets=sets, device='cpu', quiet=True, cbs=cbs
-    )
+    return train(model, dataset, init_from_model=base, sets=sets, device='cpu', quiet=True, cbs=cbs)
 
 
 if __name__ == '__main__':

@@ -162,7 +162,7 @@ def test_cached_is_uncached(both):
 
 
 def test_greedy_text_is_theirs(both):
-    theirs, (model, tok, _), out = both
+    _, (model, tok, _), out = both
     back = AutoModelForCausalLM.from_pretrained(out).eval()
     stop = sorted(stop_ids(tok))
     for prompt in ids_of(50).tolist():
