@@ -11,6 +11,7 @@ import sys
 import torch
 from pathlib import Path
 from test_hub import byte_level
+from tokenizers import pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -328,9 +329,15 @@ def ten_thousand_lines():
 
 @pytest.mark.slow
 def test_smollm2_has_its_own_ids_and_text_stays_whole(smollm2):
-    "Theirs is transformers' reading of the same file; where it drops bytes, ours does not."
+    """Theirs is the file's vocabulary in their own library, cut as SmolLM2's tokenizer.json cuts.
+
+    transformers, reading the same file, forgets that every digit stands alone.
+    """
     path, out = smollm2
     theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    split_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, split_bytes])
     tok, equal, lines = load_model(out).tok, 0, ten_thousand_lines()
     assert len(lines) == 10_000
     for line in lines:
