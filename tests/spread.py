@@ -2,8 +2,8 @@
 
     torchrun --standalone --nproc_per_node 2 tests/spread.py DATASET MODEL key=value … [-- MODEL …]
 
-Two settings are its own: `mute=1` takes the loss from every other row, and `die=rank:step:signal`
-ends a process, once.
+Three settings are its own: `mute=1` takes the loss from every other row, `die=rank:step:signal`
+ends a process, once, and `base=MODEL` is the model to start from.
 """
 
 import os
@@ -62,8 +62,9 @@ def one(dataset, model, *sets):
     die = words.pop('die', None)
     if die:
         cbs.append(Die(*die.split(':'), Path(f'{model}.mark')))
+    base = words.pop('base', None)
     sets = SETS + [f'{k}={v}' for k, v in words.items()]
-    return train(model, dataset, sets=sets, device='cpu', quiet=True, cbs=cbs)
+    return train(model, dataset, init_from_model=base, sets=sets, device='cpu', quiet=True, cbs=cbs)
 
 
 if __name__ == '__main__':

@@ -226,3 +226,25 @@ def test_leftovers_of_a_killed_save_are_not_taken(tmp_path):
     assert newest(m).name == 'step-00000008'
     put(m, 8)  # killed between consolidation and removal
     assert newest(m) == m
+
+
+def test_adapters_are_trained_by_two_processes_too(dataset, tmp_path):
+    "DDP and FSDP2 end with the adapters of one process, and the same command finds them done."
+    base = tmp_path / 'base'
+    one(dataset, base, 'max_iters=2', 'batch_size=2')
+    sets = ('lora_rank=4', f'base={base}', 'learning_rate=0.01')
+    one(dataset, tmp_path / 'alone', *sets, 'batch_size=4')
+    both = [(tmp_path / p, f'parallel={p}', *sets, 'batch_size=2') for p in ('ddp', 'fsdp')]
+    out = launch(2, dataset, *both)
+    assert out.returncode == 0, out.stderr
+    expected = load_file(tmp_path / 'alone/adapter_model.safetensors')
+    start = load_model(base).model
+    for p in ('ddp', 'fsdp'):
+        found = load_file(tmp_path / p / 'adapter_model.safetensors')
+        assert found.keys() == expected.keys()
+        for name, w in expected.items():
+            torch.testing.assert_close(found[name], w, atol=1e-5, rtol=0)
+        apart = load_model(tmp_path / p, verify=True, merge=False).model
+        frozen = start.state_dict()['model.layers.0.mlp.up_proj.weight']
+        assert torch.equal(apart.state_dict()['model.layers.0.mlp.up_proj.weight'], frozen)
+        assert load_model(tmp_path / p / 'best').model.adapter is None

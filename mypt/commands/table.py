@@ -171,6 +171,12 @@ VERBS |= {
         ),
         failed=lambda t: 130 * (t.stop or '').startswith('SIGINT'),
     ),
+    'merge': _train(
+        'mypt.interop.merge:merge_model',
+        'write LoRA adapters and their base as one model',
+        ('model_name',),
+        aliases=dict(model='model_name'),
+    ),
     'consolidate': _train(
         'mypt.train.distributed:consolidate',
         'make shards of an interrupted FSDP run an ordinary model',

@@ -48,13 +48,17 @@ _ENDS_SHORT = re.compile(
 )
 
 
+_GERMAN_DATE = re.compile(r'\b\d{1,2}\. (?=[A-ZÄÖÜ][a-zä]+ \d{4}\b)')
+
+
 def is_whole(sentence: str) -> bool:
     "Is it one sentence that was not cut: at an abbreviation, inside brackets or inside quotes?"
     pairs = ('()', '[]', '„“')
     closed = all(sentence.count(a) == sentence.count(b) for a, b in pairs)
     even = sentence.count('"') % 2 == 0 and sentence.count('`') % 2 == 0
     ends = sentence.endswith(('.', '!', '?', '."', '.“', '.)')) and not _ENDS_SHORT.search(sentence)
-    return closed and even and ends and n_sentences(sentence) == 1
+    counted = _GERMAN_DATE.sub('', sentence)
+    return closed and even and ends and n_sentences(counted) == 1
 
 # %% ../../nbs/curriculum/minimal_qa.ipynb #62d9e332
 def _passage_topic(r: random.Random, lang: str, shelf: Shelf) -> Topic | None:

@@ -210,8 +210,10 @@ def make_operators(
         if not waiting[lang]:
             side = held or split == 'val' or (split == 'all' and rng.random() < 0.1)
             kind, text = _payload(rng, lang, kinds, side)
-            waiting[lang] = [(operator, kind, text, side) for operator in rng.sample(OPERATORS, 3)]
-        return _operator_episode(rng, lang, *waiting[lang].pop(), split == 'val', simple)
+            waiting[lang] = [(op, kind, text, side) for op in rng.sample(OPERATORS, 3)]
+        operator, kind, text, side = waiting[lang].pop()
+        held_forms = split == 'val'
+        return _operator_episode(rng, lang, operator, kind, text, side, held_forms, simple)
 
     return distinct(draw, n, language, seed)
 

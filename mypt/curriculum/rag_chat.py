@@ -30,7 +30,7 @@ from mypt.curriculum.scene import (
     silent_scene,
 )
 from .shelf import Shelf
-from .synthetic import all_turns, distinct, payload_words
+from .synthetic import Quota, all_turns, distinct, payload_words
 from ..data.mix import REPLAY
 from ..data.prompts import CHAT_SYSTEM, systems_in
 from ..eval.gates import OOD_FLOOR, Requirement, keeps_earlier
@@ -332,21 +332,23 @@ class KindDraw:
         self.kinds, self.make, self.key = kinds, make, key
         self.made = {} if made is None else made
         self.made |= dict.fromkeys(kinds, 0)
-        self.gone: dict[str, set] = {'en': set(), 'de': set()}
+        self.quotas = {lang: Quota(Counter(kinds)) for lang in ('en', 'de')}
         self.seen: set[int] = set()
 
     def __call__(self, rng: random.Random, lang: str) -> dict | None:
         "An episode that is new; None when every kind is given up."
-        while left := [kind for kind in self.kinds if kind not in self.gone[lang]]:
-            kind = rng.choice(left)
+        quota = self.quotas[lang]
+        while quota.left:
+            kind = quota.draw(rng)
             for _ in range(TRIES):
                 ep = self.make(rng, lang, kind)
                 hashed = hash(self.key(ep)) if ep else 0
                 if ep and hashed not in self.seen:
                     self.seen.add(hashed)
                     self.made[kind] += 1
+                    quota.made[kind] += 1
                     return ep
-            self.gone[lang].add(kind)
+            del quota.left[kind]
         return None
 
 # %% ../../nbs/23_rag_chat.ipynb #d14ed34b

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['START_AGAIN', 'NEAR', 'FEW', 'MAKE_FLAGS', 'JUDGE_AGAIN', 'Source', 'gate_table', 'Phase', 'command_line', 'Command',
-           'stage_key', 'Stages', 'check_options', 'system_prompts', 'make_episodes', 'PhasePlan', 'make_command',
-           'mix_command', 'prepare_command', 'data_commands', 'train_command', 'gate_command', 'plan_commands',
-           'run_commands', 'stored_report', 'run_plan', 'run_phase', 'stated_answer', 'suite_case']
+           'stage_key', 'Stages', 'check_options', 'system_prompts', 'make_episodes', 'PlanFiles', 'PhasePlan',
+           'make_command', 'mix_command', 'prepare_command', 'data_commands', 'train_command', 'gate_command',
+           'plan_commands', 'run_commands', 'stored_report', 'run_plan', 'run_phase', 'stated_answer', 'suite_case']
 
 # %% ../../nbs/19_recipe.ipynb #7ebff206
 import hashlib
@@ -345,10 +345,10 @@ def make_episodes(
         raise UserError(f'{output}: {(lacking or [said])[0]}; see above, --strict asks for none')
     return kinds.total()
 
-# %% ../../nbs/19_recipe.ipynb #3ff5e371
+# %% ../../nbs/19_recipe.ipynb #d61c4256
 @dataclass
-class PhasePlan:
-    "What a run of a phase will do: its files, and the settings of each stage."
+class PlanFiles:
+    "What a run of a phase is made of: its settings, and where everything goes."
 
     phase: Phase
     model_name: str
@@ -375,6 +375,15 @@ class PhasePlan:
         "Where a source's episodes are written."
         return self.folder / f'{source.kind}.jsonl'
 
+    def row_length(self) -> int:
+        "Tokens of a packed row: the recipe's, or those of a config with a shorter context."
+        context = load_config(self.config, self.sets).given.get('block_size')
+        return min(self.phase.pack_block_size, context or self.phase.pack_block_size)
+
+# %% ../../nbs/19_recipe.ipynb #3ff5e371
+class PhasePlan(PlanFiles):
+    "What a run of a phase will do: its files, the settings of each stage, and the mix."
+
     def weights(self) -> dict[str, float]:  # kind → weight; 0 where own data takes its place
         "How the phase's sources divide what replay and own data leave."
         sources = self.phase.sources
@@ -382,7 +391,8 @@ class PhasePlan:
         free = 1 - sum(share for _, share in self._replayed())
         hub = free * sum(s.stands_in for s in sources) / documented
         given = sum(self.data.values())
-        kept = 1 - min(1, given / hub) if hub > 0 else 1.0
+        kept = 1 - given / hub if hub > 0 else 1.0
+        kept = kept if kept > 0.1 else 0.0  # a last tenth is not worth a source
         return {s.kind: s.share + kept * s.stands_in for s in sources}
 
     def sources(self) -> list[Source]:
@@ -420,11 +430,6 @@ class PhasePlan:
         shares = dict(self.shares())
         made = [s for s in self.phase.sources if str(self.file_of(s)) in shares]
         return int(min(s.n / shares[str(self.file_of(s))] for s in made))
-
-    def row_length(self) -> int:
-        "Tokens of a packed row: the recipe's, or those of a config with a shorter context."
-        context = load_config(self.config, self.sets).given.get('block_size')
-        return min(self.phase.pack_block_size, context or self.phase.pack_block_size)
 
 # %% ../../nbs/19_recipe.ipynb #b3bc4257
 MAKE_FLAGS = (  # of `mypt make`

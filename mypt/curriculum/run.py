@@ -43,6 +43,7 @@ from ..data.mix import PRETRAIN_REPLAY, line_offsets, parse_input
 from ..data.tokenizer_state import load_tokenizer, open_tokenizer
 from ..errors import UserError
 from ..eval.gates import GateReport, judge_model
+from ..interop.import_model import base_checkpoint
 from ..model.checkpoint import checkpoint_dir, load_meta
 from ..model.config import list_configs, load_config
 from ..model.device import pick_device
@@ -167,7 +168,9 @@ def make(
         given['journal'] = f'{file}.teacher.jsonl'
     about = docs_dir if 'docs_dir' in signature(generator).parameters else None
     spoken = asked_language(language, about, 'mixed') or 'mixed'
-    wanted = dict(config=config, sets=sets, options=given, strict=strict, check=check)
+    wanted: dict[str, Any] = dict(
+        config=config, sets=sets, options=given, strict=strict, check=check
+    )
     return make_episodes(kind, generator, file, num_examples, spoken, seed, **wanted)
 
 # %% ../../nbs/curriculum/run.ipynb #f22d16f0
@@ -353,7 +356,7 @@ def base_model(
     if init_from_model and fresh:
         raise UserError('--init_from_model and --fresh exclude each other; leave one out')
     if init_from_model or fresh:
-        return init_from_model
+        return init_from_model and base_checkpoint(init_from_model)
     chain = phases_before(recipe)
     nearest = next((number for number in chain if _trained(number)), None)
     if nearest:
@@ -572,7 +575,7 @@ def gate_model(
     recipe = judged.get(str(phase))
     if recipe is None:
         raise UserError(f'phase {phase!r} has no gate; there is {", ".join(judged)}')
-    beside = dict(yardsticks=yardsticks, limit=limit)
+    beside: dict[str, Any] = dict(yardsticks=yardsticks, limit=limit)
     return judge_model(
         model, recipe.gate, recipe.number, report, previous, device, language, **beside
     )

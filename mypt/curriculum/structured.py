@@ -157,7 +157,7 @@ def _object_question(r, lang, held) -> StructuredQuestion:
     schema = _object_schema({k: _json_type(v) for k, v in x.items()})
     given = ', '.join(f'{k} {v}' for k, v in pairs)
     q = r.choice(_texts(lang)['build']).format(w=given, schema=_to_json(schema))
-    return StructuredQuestion(q, x, schema, x['name'])
+    return StructuredQuestion(q, x, schema, found[0].subject)
 
 
 GIVEN = dict(list=_list_question, classify=_class_question, build=_object_question)

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['PAYLOADS', 'MAX_DRAWS', 'held_out', 'payload_words', 'payload', 'invent', 'phrasings', 'all_turns', 'first_question',
-           'distinct']
+           'Quota', 'Shortage', 'distinct']
 
 # %% ../../nbs/curriculum/synthetic.ipynb #c1d3fcff
 import hashlib
 import random
 import string
-from collections.abc import Callable, Hashable, Iterator
-from functools import lru_cache
+import warnings
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from functools import lru_cache, partial
 from .grammar import is_noun_form
 from ..errors import UserError
 from ..files import json_asset
@@ -112,26 +114,90 @@ def _draw_new(draw: Callable, rng, lang: str, seen: set, key: Callable) -> dict 
             return ep
     return None
 
-# %% ../../nbs/curriculum/synthetic.ipynb #535cc231
+# %% ../../nbs/curriculum/synthetic.ipynb #3e1d3dce
+class Quota:
+    "Kinds that come by share; the one that is furthest behind is drawn most often."
+
+    def __init__(self, shares: Mapping[str, float]):
+        total = sum(shares.values())
+        self.wanted = {kind: share / total for kind, share in shares.items() if share > 0}
+        self.left = dict(self.wanted)  # those that still give something new
+        self.made = Counter()
+
+    def draw(self, rng: random.Random) -> str:
+        "The kind of the next episode."
+        if len(self.left) == 1:
+            return next(iter(self.left))
+        n = self.made.total() + 20  # a little room, so that the order stays random
+        behind = [max(share * n - self.made[kind], 1e-6) for kind, share in self.left.items()]
+        return rng.choices(list(self.left), behind)[0]
+
+    def missing(self, n: int) -> dict[str, tuple[int, int]]:  # kind → (made, wanted of `n`)
+        "The kinds that gave nothing new any more."
+        spent = self.wanted.keys() - self.left.keys()
+        counts = {k: (self.made[k], round(self.wanted[k] * n)) for k in self.wanted if k in spent}
+        return {kind: (made, asked) for kind, (made, asked) in counts.items() if made < asked}
+
+# %% ../../nbs/curriculum/synthetic.ipynb #e5666d2d
+class Shortage(UserWarning):
+    "Fewer episodes than were asked for, or fewer of a kind: one line that says which."
+
+
+def _shortages(made: int, n: int, quotas: dict[str, Quota]) -> Iterator[str]:
+    "Which kinds ran out, which language, and whether the number was not reached."
+    counts: dict[str, list[int]] = {}
+    for lang, quota in quotas.items():
+        asked = round(n / len(quotas))
+        if made >= n and not quota.left:
+            yield f'{lang}: {quota.made.total():,} different episodes of {asked:,} could be made'
+        for kind, (there, wanted) in quota.missing(asked).items():
+            total = counts.setdefault(kind, [0, 0])
+            total[0] += there
+            total[1] += wanted
+    for kind, (there, wanted) in counts.items():
+        if kind:
+            yield f'{kind}: {there:,} different episodes of about {wanted:,} could be made'
+    if made < n:
+        way = 'ask for fewer, add documents or widen the options'
+        yield f'only {made:,} different episodes of {n:,} could be made; {way}'
+
+# %% ../../nbs/curriculum/synthetic.ipynb #d257d803
 _LANGUAGES = dict(en=('en',), de=('de',), mixed=('en', 'de'))
 
 
+def _next_of_kinds(draw: Callable, rng, lang: str, seen: set, key: Callable, quota: Quota):
+    "A new episode of the kind that is due; None when no kind gives one."
+    while quota.left:
+        kind = quota.draw(rng)
+        ep = _draw_new(partial(draw, kind=kind) if kind else draw, rng, lang, seen, key)
+        if ep is not None:
+            quota.made[kind] += 1
+            return ep
+        del quota.left[kind]
+    return None
+
+# %% ../../nbs/curriculum/synthetic.ipynb #535cc231
 def distinct(
-    draw: Callable[[random.Random, str], dict | None],  # (rng, lang) → an episode; None: draw again
+    draw: Callable[..., dict | None],  # (rng, lang) → an episode; None: draw again
     n: int,  # how many
     language: str,  # `en`, `de`, or `mixed`: half and half
     seed: int | str,
     key: Callable[[dict], Hashable] = all_turns,  # what must differ between any two
+    shares: Mapping[str, float] | None = None,  # kind → share; `draw` gets the `kind` then
 ) -> Iterator[dict]:
-    "`n` different episodes; raises `UserError` with the number that could be made."
+    "`n` different episodes, or as many as there are; what is lacking is a `Shortage` warning."
     if language not in _LANGUAGES:
         raise UserError(f"language {language!r}: use 'en', 'de' or 'mixed'")
-    langs = _LANGUAGES[language]
-    rng, seen = random.Random(f'{seed}'), set()
-    for i in range(n):
-        lang = langs[i % len(langs)]
-        ep = _draw_new(draw, rng, lang, seen, key)
+    langs = list(_LANGUAGES[language])
+    rng, seen, made = random.Random(f'{seed}'), set(), 0
+    quotas = {lang: Quota(shares or {'': 1}) for lang in langs}
+    while made < n and langs:
+        lang = langs[made % len(langs)]
+        ep = _next_of_kinds(draw, rng, lang, seen, key, quotas[lang])
         if ep is None:
-            way = 'ask for fewer or widen the options'
-            raise UserError(f'only {i:,} different episodes could be made, not {n:,}; {way}')
+            langs.remove(lang)
+            continue
+        made += 1
         yield ep | {'language': lang}
+    for lack in _shortages(made, n, quotas):
+        warnings.warn(Shortage(lack), stacklevel=2)

@@ -16,7 +16,7 @@ from .minimal_qa import about_fact, is_whole
 from .shelf import Shelf, passage
 from .synthetic import distinct, phrasings
 from ..data.prompts import CHAT_SYSTEM, context_block
-from ..eval.instructions import write_key_facts
+from ..eval.instructions import n_sentences, write_key_facts
 from ..files import text_assets
 
 # %% ../../nbs/curriculum/tasks.ipynb #8741d1b7
@@ -60,7 +60,8 @@ def task_summary(r: random.Random, facts: list[Fact]) -> str:  # Empty where non
     forms = _texts(lang)['summary' if values else 'topics']
     sentences = [form.format(**fill, items=enumerate_items(items, lang)) for form in forms]
     longest = sum(len(f.sentence) for f in facts)
-    return r.choice([s for s in sentences if len(s) <= longest] or [''])
+    fit = [s for s in sentences if len(s) <= longest and n_sentences(s) == 1]
+    return r.choice(fit or [''])
 
 # %% ../../nbs/curriculum/tasks.ipynb #b5331848
 class Task(NamedTuple):

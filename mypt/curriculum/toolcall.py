@@ -728,8 +728,7 @@ class ToolSource:
         "A new script for a play."
         style = self.style
         if play in self.short_hits:
-            short = (SHORT_SNIPPET,) if style.simple else SHORT_SNIPPETS
-            style = replace(style, snippet=short)
+            style = replace(style, snippet=(SHORT_SNIPPET,) if style.simple else SHORT_SNIPPETS)
         n = on_hand(self.shelf, lang, max(style.docs))
         style = replace(style, docs=tuple(min(d, n) for d in style.docs))
         if not self.shelf.read:

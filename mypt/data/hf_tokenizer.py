@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['TAKE_ANOTHER', 'tokenizer_json', 'chat_template', 'tokenizer_config', 'extend_tokenizer', 'ForeignTokenizer',
-           'foreign_tokenizer']
+           'take_over', 'foreign_tokenizer']
 
 # %% ../../nbs/data/hf_tokenizer.ipynb #e01f5057
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -429,6 +430,7 @@ def tokenizer_config(
 _END_NAME = '<myPT_endoftext>'  # our padding among their tokens
 _SPACE = '▁'  # SentencePiece's way to write a space
 _BYTE_TOKEN = re.compile(r'<0x([0-9A-F]{2})>')
+_END_NAMES = ('<|endoftext|>', '<|im_end|>', '</s>', '<|eot_id|>', '<|end_of_text|>')
 
 
 TAKE_ANOTHER = 'take another base model'
@@ -509,6 +511,16 @@ def _safe_merges(merges: list, control: set[str], where: str) -> list[list[str]]
             raise UserError(f'{where}: the merge {value_text(pair)} is no pair; {TAKE_ANOTHER}')
     return [[a, b] for a, b in pairs if not control & {a, b, a + b}]
 
+# %% ../../nbs/data/hf_tokenizer.ipynb #eae04a59
+def _with_all_bytes(vocab: dict[str, int], spaces: bool, where: str) -> dict[str, int]:
+    "The vocabulary with a token for each of the 256 bytes."
+    missing = [t for t in _byte_tokens(spaces) if t not in vocab]
+    if missing and spaces:
+        raise UserError(
+            f'{where}: no token for the byte {missing[0]}, so some text has no ids; {TAKE_ANOTHER}'
+        )
+    return vocab | {t: i for i, t in enumerate(missing, max(vocab.values(), default=-1) + 1)}
+
 # %% ../../nbs/data/hf_tokenizer.ipynb #8e2b77c5
 _ID = Rule((int,), 0, 2**22, needed=True)  # the largest vocabularies in use have 2**18
 _ADDED = dict(content=Rule((str,), needed=True), id=_ID)
@@ -542,12 +554,7 @@ def extend_tokenizer(
     vocab |= {t['content']: t['id'] for t in theirs}
     pre = _steps(spec.get('pre_tokenizer'))
     spaces = not any(s['type'] == 'ByteLevel' for s in pre)
-    missing = [t for t in _byte_tokens(spaces) if t not in vocab]
-    if missing:
-        raise UserError(
-            f'{where}: no token for the byte {missing[0]}, so some text has no ids; '
-            'take another base model'
-        )
+    vocab = _with_all_bytes(vocab, spaces, where)
     control = {t['content'] for t in theirs}
     if spaces:
         control |= set(_byte_tokens(spaces))
@@ -602,6 +609,7 @@ class ForeignTokenizer(Tokenizer):
         self,
         spec: dict,  # As `extend_tokenizer` gives it
         kind: str,  # `hf:` and where it was read
+        ends: Iterable[int] = (),  # Ids that end a text, as its configs say
     ):
         self.kind, self.spec = kind, spec
         self.vocabulary = json.dumps(spec, ensure_ascii=False)
@@ -609,6 +617,8 @@ class ForeignTokenizer(Tokenizer):
         self.control = {t['content'] for t in spec['added_tokens']}
         self.spaces = spec['decoder']['type'] == 'Sequence'
         TokenTable.__init__(self, self.vocab[_END_NAME])
+        known = {self.vocab[t] for t in _END_NAMES if t in self.control}
+        self.ends = frozenset(known.union(i for i in ends if 0 <= i < self.n_base))
 
     def __reduce__(self):
         return foreign_tokenizer, (self.kind[3:],)  # a worker process reads the file itself
@@ -684,12 +694,41 @@ def _check_round_trip(tok: ForeignTokenizer, path: Path) -> None:
 
 # %% ../../nbs/data/hf_tokenizer.ipynb #8779e6e6
 @lru_cache(8)
-def _read_tokenizer(path: Path, kind: str, mtime: int, size: int) -> ForeignTokenizer:
+def _read_tokenizer(
+    path: Path, kind: str, mtime: int, size: int, ends: frozenset[int]
+) -> ForeignTokenizer:
     "The tokenizer of one version of a file."
     spec = json_object(path, read_text(path))
-    tok = ForeignTokenizer(extend_tokenizer(spec, str(path)), kind)
+    return take_over(spec, kind, ends, path)
+
+# %% ../../nbs/data/hf_tokenizer.ipynb #c22eb15b
+def take_over(
+    spec: dict,  # Their tokenizer.json
+    kind: str,  # `hf:` and where it was read
+    ends: Iterable[int],  # Ids that end a text, as its configs say
+    path: Path,  # Named in errors
+) -> ForeignTokenizer:
+    "A foreign tokenizer that was tried on the probe; raises `UserError` when it loses text."
+    tok = ForeignTokenizer(extend_tokenizer(spec, str(path)), kind, ends)
     _check_round_trip(tok, path)
     return tok
+
+# %% ../../nbs/data/hf_tokenizer.ipynb #2d704633
+_ENDS = dict(eos_token_id=Rule((int, list, type(None)), inside=Rule((int,))))
+
+
+def _noted_ends(folder: Path) -> frozenset[int]:
+    "Ids that end a text, as the configs beside a tokenizer say."
+    ends = set()
+    for name in ('generation_config.json', 'config.json'):
+        path = folder / name
+        if not path.is_file():
+            continue
+        config = json_object(path, read_text(path))
+        check_json(path, config, _ENDS)
+        noted = config.get('eos_token_id')
+        ends.update(noted if isinstance(noted, list) else [noted])
+    return frozenset(ends - {None})
 
 # %% ../../nbs/data/hf_tokenizer.ipynb #0b13ef04
 def foreign_tokenizer(
@@ -706,4 +745,5 @@ def foreign_tokenizer(
             'AutoTokenizer.from_pretrained(…).save_pretrained(FOLDER)'
         )
     stat = path.stat()
-    return _read_tokenizer(path, f'hf:{folder}', stat.st_mtime_ns, stat.st_size)
+    ends = _noted_ends(path.parent)
+    return _read_tokenizer(path, f'hf:{folder}', stat.st_mtime_ns, stat.st_size, ends)

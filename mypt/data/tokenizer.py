@@ -108,6 +108,7 @@ class TokenTable:
     "What every id means: ordinary tokens, the end of text, the tags, then padding."
 
     end_name = '<|endoftext|>'
+    ends: frozenset[int] = frozenset()  # Further ids that end a text: those of a foreign base
 
     def __init__(self, n_base: int):  # Number of ordinary ids
         self.n_base = n_base
@@ -139,6 +140,10 @@ class TokenTable:
     def decode(self, ids: Iterable[int]) -> str:
         "Text of ids; tags appear by name, broken UTF-8 as `�`."
         return b''.join(self.token_bytes(int(i)) for i in ids).decode(errors='replace')
+
+    def is_end(self, i: int) -> bool:
+        "Does id `i` end a text, without being a tag?"
+        return i == self.endoftext or i in self.ends
 
     def is_tag(self, i: int) -> bool:
         "Is id `i` one of the 19 tags?"

@@ -35,6 +35,7 @@ class Requirement:
     tag: str | None = None
     warns: bool = False  # below the floor it warns and does not fail
     count: Callable[[Responder], tuple[int, int]] | None = None  # in place of suites: (passed, all)
+    most: int | None = None  # cases that are asked, always the same ones; None: all
 
 # %% ../../nbs/18_gates.ipynb #0ca7262b
 FORMAT_SUITES = ('format_en', 'format_de')
@@ -164,6 +165,9 @@ def _count(
     return sum(k for k, _ in counts), sum(n for _, n in counts)
 
 # %% ../../nbs/18_gates.ipynb #5e1d77a2
+_ALL = 10**9  # more cases than any suite has
+
+
 def _run_suites(
     responder: Responder,
     gate: tuple[Requirement, ...],
@@ -177,9 +181,8 @@ def _run_suites(
         language = None
     results = {}
     for s in watched(suites, 'judge', 'suite'):
-        most = [r.most for r in gate if s in r.suites]
-        limits = [n for n in (limit, None if None in most else max(most)) if n]
-        results[s] = run_suite(responder, s, max_new_tokens, language, min(limits, default=None))
+        most = max(r.most or _ALL for r in gate if s in r.suites)
+        results[s] = run_suite(responder, s, max_new_tokens, language, min(most, limit or _ALL))
     return results
 
 # %% ../../nbs/18_gates.ipynb #90f8419b

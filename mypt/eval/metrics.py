@@ -84,7 +84,8 @@ class Reply:
 
     @property
     def text(self) -> str:  # All that is no tag
-        return self.tok.decode([i for i in self.ids if i < self.tok.endoftext])
+        ends = self.tok.ends
+        return self.tok.decode([i for i in self.ids if i < self.tok.endoftext and i not in ends])
 
     @property
     def message(self) -> dict:  # {} when the first block is no legal message

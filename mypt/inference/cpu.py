@@ -217,7 +217,7 @@ _HEADS: WeakKeyDictionary = WeakKeyDictionary()  # model → its head
 def cpu_head(model: GPT) -> Head | None:
     "The model's head, made anew when its weights have changed; None on another device."
     W = model.head
-    if W.device.type != 'cpu' or W.dtype != torch.float32:
+    if W.device.type != 'cpu' or W.dtype != torch.float32 or model.adapter:
         return None
     found = _HEADS.get(model)
     if found is None or found.made_of != _identity(W):
@@ -271,8 +271,10 @@ class Columns:
     def of(cls, model: GPT) -> 'Columns | None':
         "None for another architecture, device or precision."
         c, W = model.cfg, model.head
+        plain = c.is_llama and not (c.bias or c.qkv_bias or c.qk_norm or c.no_rope_layers)
+        plain = plain and model.adapter is None
         on_cpu = W.device.type == 'cpu' and W.dtype == torch.float32
-        return cls(model) if c.is_llama and not c.bias and on_cpu else None
+        return cls(model) if plain and on_cpu else None
 
     def __call__(
         self,

@@ -24,8 +24,7 @@ class FixedDecode:
         self.out: Tensor | None = None
         c, B, device = model.cfg, cache.k.shape[1], cache.k.device
         self.ids, self.at = torch.zeros(2, B, 1, dtype=torch.long, device=device)
-        angles = c.head_dim, c.block_size, c.rope_theta, c.rope_scale, str(device)
-        self.tables = rope_tables(*angles) if c.pos_encoding == 'rope' else None
+        self.tables = rope_tables(*c.rope_key, str(device)) if c.pos_encoding == 'rope' else None
 
     def run(self) -> Tensor:  # [B, C]
         "One pass over the fixed buffers."

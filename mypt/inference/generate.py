@@ -272,7 +272,7 @@ def stop_ids(
     tags: tuple = ('</myPT_assistant>', '<myPT_eot>'),  # Tags that end generation
 ) -> frozenset:
     "Ids at which generation ends; the end of text is always one of them."
-    return frozenset(tok.tag_ids[t] for t in tags) | {tok.endoftext}
+    return frozenset(tok.tag_ids[t] for t in tags) | {tok.endoftext} | tok.ends
 
 # %% ../../nbs/12_generate.ipynb #cd8e6c6b
 def generate(
@@ -337,7 +337,7 @@ def readable_pieces(
                 hidden = not think
             elif tag == '</myPT_think>':
                 hidden = False
-        elif s.id != tok.endoftext and not hidden:
+        elif not tok.is_end(s.id) and not hidden:
             text = decoder.decode(tok.token_bytes(s.id))
             if text:
                 yield text

@@ -14,14 +14,16 @@ import re
 from collections.abc import Iterable, Iterator
 from numpy import ndarray
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from ..data.hf_tokenizer import chat_template, tokenizer_json
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
 from ..files import Rule, atomic_write, check_json, json_object, read_text, temporary, writing
+from .gguf_file import INTERLEAVED, PRE_TOKENIZERS, gguf_package, slowing
 from ..model.checkpoint import checkpoint_dir, load_meta, load_model
 from ..model.config import ModelConfig
 from ..model.gpt import GPT
+from ..model.rope import yarn_length
 
 # %% ../../nbs/interop/export.ipynb #46dfbaa1
 def interleave(
@@ -32,19 +34,32 @@ def interleave(
     return w.reshape(heads, 2, -1, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
 
 # %% ../../nbs/interop/export.ipynb #7c4ce3b6
-def _gguf_package():
-    try:
-        import gguf
-    except ImportError:
-        raise UserError("--gguf needs the gguf package; run: pip install -e '.[gguf]'") from None
-    return gguf
+def _gguf_arch(cfg: ModelConfig) -> str:
+    "llama.cpp's name of the family; raises `UserError` for what llama.cpp does otherwise."
+    why = ''
+    if cfg.window and cfg.window < cfg.block_size:
+        why = f'its window of {cfg.window} tokens is shorter than its context'
+    elif cfg.no_rope_layers and cfg.no_rope_layers != list(range(3, cfg.n_layer, 4)):
+        why = 'other blocks than every fourth are without positions'
+    elif not cfg.rope_scaling.get('truncate', True):
+        why = "its YaRN does not round the pairs' numbers"
+    elif not cfg.known_as:
+        why = 'no family has this mixture of switches'
+    if why:
+        raise UserError(f'{why}, which llama.cpp does not know; use the directory as it is')
+    return 'llama' if cfg.known_as == 'mistral' else cfg.known_as
 
 # %% ../../nbs/interop/export.ipynb #43a87b4a
 def gguf_tensors(model: GPT) -> Iterator[tuple[str, ndarray]]:  # (name, float32)
     "The weights as llama.cpp names and orders them."
-    gguf, cfg = _gguf_package(), model.cfg
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, cfg.n_layer)
-    heads = dict(q_proj=cfg.n_head, k_proj=cfg.kv_heads)
+    gguf, cfg = gguf_package(), model.cfg
+    arch = _gguf_arch(cfg)
+    kind = {name: a for a, name in gguf.MODEL_ARCH_NAMES.items()}[arch]
+    names = gguf.get_tensor_name_map(kind, cfg.n_layer)
+    heads = dict(q_proj=cfg.n_head, k_proj=cfg.kv_heads) if arch in INTERLEAVED else {}
+    if cfg.rope_scaling.get('rope_type') == 'llama3':
+        slow = slowing(cfg.head_dim // 2, cfg.rope_theta, cfg.rope_scaling)
+        yield 'rope_freqs.weight', slow.float().numpy()
     for k, t in model.state_dict().items():
         w, part = t.float().numpy(), k.split('.')[-2]
         if part in heads:
@@ -52,16 +67,23 @@ def gguf_tensors(model: GPT) -> Iterator[tuple[str, ndarray]]:  # (name, float32
         yield names.get_name(k, ('.weight', '.bias')), w
 
 # %% ../../nbs/interop/export.ipynb #84dd2ea5
+def _cut(step: dict) -> tuple:
+    "What a step of a pre-tokenizer does, whatever else is written in it."
+    by_regex = step.get('use_regex', True) if step.get('type') == 'ByteLevel' else None
+    pattern = (step.get('pattern') or {}).get('Regex')
+    return step.get('type'), pattern, step.get('individual_digits'), by_regex
+
+
 def _word_pattern(spec: dict) -> str:  # `spec`: tokenizer.json
     "llama.cpp's name for how a tokenizer splits words."
     steps = spec['pre_tokenizer'] or {}
     steps = steps['pretokenizers'] if steps.get('type') == 'Sequence' else [steps]
-    kinds = [s.get('type') for s in steps]
-    by_regex = steps[-1].get('use_regex', True)
-    if kinds == ['ByteLevel'] and (by_regex or not spec['model']['merges']):
-        return 'gpt-2'
-    if kinds == ['Digits', 'ByteLevel'] and by_regex and steps[0].get('individual_digits'):
-        return 'smollm'
+    own = list(map(_cut, steps))
+    if own == [_cut(dict(type='ByteLevel', use_regex=False))] and not spec['model']['merges']:
+        return 'gpt-2'  # where nothing merges, it does not matter where words end
+    for name, known in PRE_TOKENIZERS.items():
+        if own == list(map(_cut, known)):
+            return name
     raise UserError(
         'this tokenizer cuts words in a way that --gguf does not know; give the directory of the '
         "checkpoint to llama.cpp's own convert_hf_to_gguf.py"
@@ -72,18 +94,37 @@ def plain_template(layout: str) -> str:  # Jinja
     "The chat template without the marks for trainers, which not every reader of Jinja knows."
     return re.sub(r'\{%-? (end)?generation -?%\}', '', chat_template(layout))
 
+# %% ../../nbs/interop/export.ipynb #2b629a28
+class _Words(NamedTuple):
+    "Names of all ids, and merges."
+
+    names: list[str]
+    merges: list[str]  # Two names each, with a space between
+
+
+def _words(tok: Tokenizer, spec: dict) -> _Words:  # `spec`: tokenizer.json
+    "The vocabulary as llama.cpp wants it: with at least one merge."
+    known = {i: t for t, i in spec['model']['vocab'].items()}
+    names = [known.get(i, f'[unused{i}]') for i in range(tok.vocab_size)]
+    merges = [' '.join(m) for m in spec['model']['merges']]
+    if not merges:
+        one, two, joined = tok.vocab_size - 3, tok.vocab_size - 2, tok.vocab_size - 1
+        names[joined] = names[one] + names[two]
+        merges = [f'{names[one]} {names[two]}']
+    return _Words(names, merges)
+
 # %% ../../nbs/interop/export.ipynb #d960ff7e
 def _write_vocabulary(writer, tok: Tokenizer, layout: str):  # `writer`: gguf's `GGUFWriter`
     "Tokens, merges, kinds, control ids and chat template."
-    kind, spec = _gguf_package().TokenType, tokenizer_json(tok)
-    known = {i: t for t, i in spec['model']['vocab'].items()}
-    kinds = {i: kind.NORMAL for i in known} | {t['id']: kind.CONTROL for t in spec['added_tokens']}
-    ids = range(tok.vocab_size)
+    kind, spec = gguf_package().TokenType, tokenizer_json(tok)
+    kinds = dict.fromkeys(spec['model']['vocab'].values(), kind.NORMAL)
+    kinds |= {t['id']: kind.CONTROL for t in spec['added_tokens']}
+    words = _words(tok, spec)
     writer.add_tokenizer_model('gpt2')
     writer.add_tokenizer_pre(_word_pattern(spec))
-    writer.add_token_list([known.get(i, f'[unused{i}]') for i in ids])
-    writer.add_token_types([kinds.get(i, kind.UNUSED) for i in ids])
-    writer.add_token_merges([' '.join(m) for m in spec['model']['merges']])
+    writer.add_token_list(words.names)
+    writer.add_token_types([kinds.get(i, kind.UNUSED) for i in range(tok.vocab_size)])
+    writer.add_token_merges(words.merges)
     writer.add_eos_token_id(tok.tag_ids['<myPT_eot>'])  # generation stops at either of the two
     writer.add_eot_token_id(tok.tag_ids['</myPT_assistant>'])
     writer.add_pad_token_id(tok.endoftext)
@@ -106,14 +147,33 @@ def _write_shape(writer, cfg: ModelConfig):  # `writer`: gguf's `GGUFWriter`
     writer.add_layer_norm_rms_eps(cfg.norm_eps)
     writer.add_rope_dimension_count(cfg.head_dim)
     writer.add_rope_freq_base(cfg.rope_theta)
+    writer.add_key_length(cfg.head_dim)
+    writer.add_value_length(cfg.head_dim)
+    if cfg.window:
+        writer.add_sliding_window(cfg.window)
     if cfg.rope_scale != 1:
-        writer.add_rope_scaling_type(_gguf_package().RopeScalingType.LINEAR)
+        writer.add_rope_scaling_type(gguf_package().RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(cfg.rope_scale)
+    if cfg.rope_scaling.get('rope_type') == 'yarn':
+        _write_yarn(writer, cfg.rope_scaling)
+
+# %% ../../nbs/interop/export.ipynb #4ea740e4
+def _write_yarn(writer, scaling: dict):  # `writer`: gguf's `GGUFWriter`
+    "YaRN's numbers; llama.cpp takes the length of queries relative to the usual one."
+    factor = scaling['factor']
+    writer.add_rope_scaling_type(gguf_package().RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(factor)
+    writer.add_rope_scaling_orig_ctx_len(int(scaling['original_max_position_embeddings']))
+    writer.add_rope_scaling_attn_factors(yarn_length(scaling) / yarn_length(dict(factor=factor)))
+    if 'beta_fast' in scaling:
+        writer.add_rope_scaling_yarn_beta_fast(scaling['beta_fast'])
+    if 'beta_slow' in scaling:
+        writer.add_rope_scaling_yarn_beta_slow(scaling['beta_slow'])
 
 # %% ../../nbs/interop/export.ipynb #b4e20069
 def _gguf_types(dtype: str) -> tuple:  # Of a tensor, of a file
     "gguf's numbers for `f32`, `f16` or `bf16`."
-    gguf = _gguf_package()
+    gguf = gguf_package()
     types, files = gguf.GGMLQuantizationType, gguf.LlamaFileType
     kind = dict(f32=types.F32, f16=types.F16, bf16=types.BF16)[dtype]
     file_type = dict(f32=files.ALL_F32, f16=files.MOSTLY_F16, bf16=files.MOSTLY_BF16)[dtype]
@@ -122,9 +182,9 @@ def _gguf_types(dtype: str) -> tuple:  # Of a tensor, of a file
 # %% ../../nbs/interop/export.ipynb #75aa80ce
 def _write_parts(path: Path, model: GPT, tok: Tokenizer, layout: str, name: str, dtype: str):
     "A GGUF file, part by part."
-    gguf = _gguf_package()
+    gguf = gguf_package()
     kind, file_type = _gguf_types(dtype)
-    writer = gguf.GGUFWriter(path, 'llama')
+    writer = gguf.GGUFWriter(path, _gguf_arch(model.cfg))
     writer.add_name(name)
     writer.add_file_type(file_type)
     _write_shape(writer, model.cfg)
@@ -147,7 +207,7 @@ def write_gguf(
     dtype: str = 'f16',  # Of the matrices: `f32`, `f16` or `bf16`
 ):
     "Write a GGUF file, whole or not at all."
-    _gguf_package()  # a missing package is reported before anything is made
+    gguf_package()  # a missing package is reported before anything is made
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with temporary(out) as part:

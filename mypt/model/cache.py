@@ -27,6 +27,7 @@ class KVMemory:
         dtype: torch.dtype = torch.float32,  # Precision of what is kept
     ):
         shape = (cfg.n_layer, B, cfg.kv_heads, n_slots, cfg.head_dim)
+        self.windows = [cfg.window_of(i) for i in range(cfg.n_layer)]
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.n_slots = n_slots
@@ -55,8 +56,7 @@ class KVPass(KVMemory):
     top = 0  # Where the next tokens go unless positions say otherwise
     fixed = 0  # Slots that every pass sees, so that all have the same shape; 0: the filled ones
     layout: Segments | None = None  # Of packed prompts, where the pass reads some
-    mask: Tensor | None = None  # [B or 1, 1, T, slots], added to the scores
-    causal = False  # Every row begins here: causal attention, no mask
+    causal = False  # Every row begins here: causal attention, no mask where no window ends
 
     def begin(
         self,
@@ -74,7 +74,10 @@ class KVPass(KVMemory):
         end = self.fixed or self.top
         self.causal = in_step and start == 0 and not self.fixed
         sees_all = in_step and shape[1] == 1 and not self.fixed
-        self.mask = None if self.causal or sees_all else _mask(positions, end, self.k.dtype)
+        self.masks: dict[int, Tensor | None] = {}  # Window → [B or 1, 1, T, slots], added to scores
+        for window in set(self.windows):
+            simple = (self.causal or sees_all) and not 0 < window < end
+            self.masks[window] = None if simple else _mask(positions, end, self.k.dtype, window)
         self._look(end)
         return positions
 
@@ -96,9 +99,14 @@ class KVPass(KVMemory):
         self.seen = [(k, v, k[:, :, :end], v[:, :, :end]) for k, v in layers]
 
 # %% ../../nbs/model/cache.ipynb #28b0ae29
-def _mask(positions: Tensor, end: int, dtype: torch.dtype) -> Tensor:  # [B or 1, 1, T, end]
-    "0 for the slots up to each token's own position, -inf behind it."
-    hidden = torch.arange(end, device=positions.device) > positions[..., None]
+def _mask(
+    positions: Tensor, end: int, dtype: torch.dtype, window: int = 0
+) -> Tensor:  # [B or 1, 1, T, end]
+    "0 for the slots up to each token's own position, as far as its window; -inf elsewhere."
+    slots, own = torch.arange(end, device=positions.device), positions[..., None]
+    hidden = slots > own
+    if window:
+        hidden = hidden | (slots <= own - window)
     mask = torch.zeros(hidden.shape, device=positions.device, dtype=dtype)
     return mask.masked_fill_(hidden, -torch.inf)[:, None]
 
@@ -120,11 +128,11 @@ class KVCache(KVPass):
                 mem[:, :, self.at] = x.transpose(1, 2)
             else:
                 mem[self.rows, :, self.at] = x if self.layout is None else x[0]
+        window = self.windows[layer]
         if self.layout is not None:
-            return attention(q, k, v, self.layout)
+            return attention(q, k, v, self.layout, window)
         gqa = q.shape[2] != K.shape[1]
-        q = q.transpose(1, 2).to(K.dtype)
-        out = F.scaled_dot_product_attention(
-            q, K, V, self.mask, is_causal=self.causal, enable_gqa=gqa
-        )
+        q, mask = q.transpose(1, 2).to(K.dtype), self.masks[window]
+        causal = self.causal and mask is None
+        out = F.scaled_dot_product_attention(q, K, V, mask, is_causal=causal, enable_gqa=gqa)
         return out.transpose(1, 2)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GRAPHS_PER_MODEL', 'MODELS', 'Trunk', 'neftune', 'init_weights', 'Decoder', 'HiddenStates', 'GPT', 'compile_blocks',
-           'init_tags']
+           'make_gpt', 'merge_adapters', 'init_tags']
 
 # %% ../../nbs/11_gpt.ipynb #f52ddf5d
 import itertools
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from ..data.tokenizer import INIT_WORDS, Tokenizer
 from ..errors import UserError
-from .attention import Segments
+from .attention import HAS_WINDOW, Segments
 from .cache import KVCache
 from .config import ModelConfig
 from .layers import Block, make_norm
+from .lora import Adapter, RowTable, add_adapters, merged_weights
 from .loss import LOGIT_CHUNK, head_loss
 from .rope import rope_tables
 
@@ -40,7 +41,7 @@ class Trunk(nn.Module):
         c, device = self.cfg, str(positions.device)
         if c.pos_encoding == 'learned':
             return None
-        cos, sin = rope_tables(c.head_dim, c.block_size, c.rope_theta, c.rope_scale, device)
+        cos, sin = rope_tables(*c.rope_key, device)
         return cos[positions][:, :, None], sin[positions][:, :, None]
 
     def forward(
@@ -99,11 +100,17 @@ class Decoder(nn.Module):
         self.full_attention = False  # Attention in float32 also under autocast
         self.compiled = False  # Set by `compile_blocks`
         self.static_tokens = 0  # Tokens of a batch that has graphs of its own
+        self.adapter: Adapter | None = None  # Set by `make_gpt`
         init_weights(self, cfg.n_layer)
 
     @property
-    def head(self) -> Tensor:  # [V, C]: the embedding itself when tied
-        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+    def head_table(self) -> nn.Module:  # Whose weight is the head: the embedding when tied
+        return self.model.embed_tokens if self.lm_head is None else self.lm_head
+
+    @property
+    def head(self) -> Tensor:  # [V, C]
+        table = self.head_table
+        return table.whole() if isinstance(table, RowTable) else table.get_parameter('weight')
 
     def logits(self, h: Tensor) -> Tensor:  # [..., C] → [..., V]
         "Scores of every next token."
@@ -116,13 +123,13 @@ class Decoder(nn.Module):
         self, segments: Tensor | None, shape: tuple[int, ...], runs=None, keep=None, longest=None
     ) -> Segments:  # As `Segments.of`
         "Where the episodes are, in the form that device and precision want."
-        kind, dtype = self.head.device.type, self.head.dtype
+        W = self.head_table.get_parameter('weight')
+        kind, dtype = W.device.type, W.dtype
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
         half = dtype in (torch.bfloat16, torch.float16) and self.cfg.head_dim % 8 == 0
-        layout = Segments.of(
-            segments, shape, self.attention, self.head.device, half, runs, keep, longest
-        )
+        half = half and (HAS_WINDOW or not self.cfg.window)
+        layout = Segments.of(segments, shape, self.attention, W.device, half, runs, keep, longest)
         layout.full = self.full_attention
         layout.varies = math.prod(shape) != self.static_tokens
         return layout
@@ -191,7 +198,11 @@ class GPT(HiddenStates):
         if denom is None:
             denom = weights.sum()
             denom = denom + (denom == 0)  # tokens without weight may be among them
-        return head_loss(h, self.head, batch.targets.flatten()[keep], weights / denom)
+        table, targets = self.head_table, batch.targets.flatten()[keep]
+        if isinstance(table, RowTable):
+            whole = table.whole().detach()
+            return head_loss(h, whole, targets, weights / denom, rows=table.rows)
+        return head_loss(h, self.head, targets, weights / denom)
 
     @torch.no_grad()
     def token_losses(self, batch) -> Tensor:  # A `Batch` → float32 [B, T]
@@ -257,6 +268,27 @@ def compile_blocks(
     for block in model.model.layers:
         assert isinstance(block, Block)
         block.compiled = compute
+
+# %% ../../nbs/11_gpt.ipynb #f63bbcd7
+def make_gpt(
+    cfg: ModelConfig,
+    adapter: Adapter | None = None,  # What is trained beside the weights; None: they themselves
+) -> GPT:
+    "A model with fresh weights."
+    model = GPT(cfg)
+    if adapter:
+        add_adapters(model, adapter)
+        model.adapter = adapter
+    return model
+
+
+def merge_adapters(model: GPT) -> GPT:
+    "An ordinary model that says the same; the model itself when it has no adapters."
+    if model.adapter is None:
+        return model
+    plain = GPT(model.cfg)
+    plain.load_state_dict(merged_weights(model))
+    return plain.train(model.training)
 
 # %% ../../nbs/11_gpt.ipynb #cfd9e46d
 @torch.no_grad()

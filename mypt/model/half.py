@@ -12,6 +12,7 @@ from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
+from .lora import corrections, has_adapter
 
 # %% ../../nbs/model/half.ipynb #2581f61a
 def has_bf16(device: torch.device) -> bool:
@@ -87,7 +88,8 @@ def half_product(
     "The outputs of several linears side by side, where products are bfloat16 on a CPU."
     if not halves(x) or any(p.bias is not None for p in linears):
         return None
-    return _HalfLinear.apply(x, *(p.weight for p in linears))  # pyright: ignore[reportReturnType]
+    y: Tensor = _HalfLinear.apply(x, *(p.weight for p in linears))  # pyright: ignore
+    return y + corrections(x, *linears) if has_adapter(*linears) else y
 
 # %% ../../nbs/model/half.ipynb #0a6fb9ef
 def project(

@@ -15,6 +15,7 @@ from .attention import Segments, attention
 from .cache import KVCache
 from .config import ModelConfig
 from .half import gated, half_product, project
+from .lora import has_adapter
 from .rope import apply_rope
 
 # %% ../../nbs/model/layers.ipynb #2aae90c0
@@ -67,7 +68,7 @@ def project_together(
     *linears: nn.Linear,  # That read it
 ) -> tuple[Tensor, ...]:  # What each makes of it
     "`p(x)` for each linear; in a compiled block by one product."
-    if not (JOIN_PRODUCTS and torch.compiler.is_compiling()):
+    if not (JOIN_PRODUCTS and torch.compiler.is_compiling()) or has_adapter(*linears):
         return project(x, *linears)
     return _project_at_once(x, *linears)
 
@@ -143,12 +144,16 @@ class Attention(nn.Module):
 
     def __init__(self, cfg: ModelConfig, layer: int):
         super().__init__()
-        C, K = cfg.n_embd, cfg.kv_heads * cfg.head_dim
-        self.q_proj = nn.Linear(C, C, cfg.bias)
-        self.o_proj = nn.Linear(C, C, cfg.bias)
-        self.k_proj = nn.Linear(C, K, cfg.bias)
-        self.v_proj = nn.Linear(C, K, cfg.bias)
-        self.layer = layer
+        C, Q, K = cfg.n_embd, cfg.q_width, cfg.kv_heads * cfg.head_dim
+        bias = cfg.bias or cfg.qkv_bias
+        self.q_proj = nn.Linear(C, Q, bias)
+        self.o_proj = nn.Linear(Q, C, cfg.bias)
+        self.k_proj = nn.Linear(C, K, bias)
+        self.v_proj = nn.Linear(C, K, bias)
+        self.q_norm = RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
+        self.k_norm = RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
+        self.layer, self.window = layer, cfg.window_of(layer)
+        self.turns = layer not in cfg.no_rope_layers
         self.head_dim = cfg.head_dim
         lay_together(self.q_proj, self.k_proj, self.v_proj)
 
@@ -162,10 +167,12 @@ class Attention(nn.Module):
     ) -> Tensor:  # [B, T, C], or [M, C] with `keep`
         qkv = project_together(x, self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in qkv)
-        if rope is not None:
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None and self.turns:
             q, k = apply_rope(q, k, *rope)
         if cache is None:
-            o = attention(q, k, v, layout)
+            o = attention(q, k, v, layout, self.window)
         else:
             o = cache.attend(self.layer, q, k, v)
         o = o.flatten(2)

@@ -84,7 +84,7 @@ class _HeadLoss(torch.autograd.Function):
     "Σ w·ce of rows `h` under head `W`; gradients are computed in the forward pass, slice by slice."
 
     @staticmethod
-    def forward(ctx, h, W, targets, weights, dtype, chunk, grad):
+    def forward(ctx, h, W, rows, targets, weights, dtype, chunk, grad):
         M, V = h.shape[0], W.shape[0]
         n = _rows_per_slice(max(1, M), max(1, chunk // V))
         W_low = _head_in(W, dtype)
@@ -94,8 +94,10 @@ class _HeadLoss(torch.autograd.Function):
         dh = dW = None
         if grad and ctx.needs_input_grad[0]:
             dh = torch.empty_like(h)
-        if grad and ctx.needs_input_grad[1]:
-            dW = torch.empty_like(W) if M else torch.zeros_like(W)
+        trained = W if rows is None else rows
+        if grad and ctx.needs_input_grad[1 if rows is None else 2]:
+            dW = torch.empty_like(trained) if M else torch.zeros_like(trained)
+        first = V - len(trained)
         slice_loss = _fused_slice_loss if h.is_cuda else _slice_loss
         for i in range(0, M, n):
             x = h[i : i + n].to(dtype)
@@ -105,9 +107,10 @@ class _HeadLoss(torch.autograd.Function):
             if dh is not None:
                 dh[i : i + n] = g @ W_low
             if dW is not None:
-                _add_product(dW, g.T, x, first=i == 0)
+                _add_product(dW, g[:, first:].T, x, first=i == 0)
         ctx.save_for_backward(*(t for t in (dh, dW) if t is not None))
         ctx.has_grad = dh is not None, dW is not None
+        ctx.rows = rows is not None
         return loss
 
     @staticmethod
@@ -116,7 +119,8 @@ class _HeadLoss(torch.autograd.Function):
         is_one = g.device.type == 'cpu' and g.item() == 1
         saved = iter(ctx.saved_tensors if is_one else [t * g for t in ctx.saved_tensors])
         dh, dW = (next(saved) if has else None for has in ctx.has_grad)
-        return dh, dW, None, None, None, None, None
+        tables = (None, dW) if ctx.rows else (dW, None)
+        return dh, *tables, None, None, None, None, None
 
 # %% ../../nbs/10_loss.ipynb #fe0264c9
 def _rows_per_slice(M: int, most: int) -> int:
@@ -131,10 +135,11 @@ def head_loss(
     targets: Tensor,  # [M] ids
     weights: Tensor,  # [M], already divided by whatever the caller divides by
     chunk: int | None = None,  # Logits held at once; `LOGIT_CHUNK` of the device when None
+    rows: Tensor | None = None,  # [n, C] the last rows of `W`, where only they are trained
 ) -> Tensor:  # Scalar, float32 (float64 if `h` is)
     "Σ w·ce with exact gradients; products in the autocast type, softmax and sums in float32."
     kind = h.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
     chunk = chunk or LOGIT_CHUNK.get(kind, LOGIT_CHUNK['cpu'])
     with torch.autocast(kind, enabled=False):
-        return _HeadLoss.apply(h, W, targets, weights, dtype, chunk, torch.is_grad_enabled())
+        return _HeadLoss.apply(h, W, rows, targets, weights, dtype, chunk, torch.is_grad_enabled())

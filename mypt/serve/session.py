@@ -34,7 +34,7 @@ class Reading:
         self, i: int
     ) -> list[tuple[str, str]]:  # (`text`, `think`, `toolcall` or `cite`, piece)
         "What one more token makes readable."
-        if i == self.tok.endoftext:
+        if self.tok.is_end(i):
             return self._piece(b'')
         if not self.tok.is_tag(i):
             return self._piece(self.tok.token_bytes(i))

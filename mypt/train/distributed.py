@@ -17,7 +17,6 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -32,6 +31,7 @@ from ..data.tokenizer_state import load_tokenizer, save_tokenizer
 from ..errors import UserError
 from ..files import checksums, json_object, read_text, signed, sync, write_json, writing
 from mypt.model.checkpoint import (
+    adapter_of,
     check_state,
     check_sums,
     checkpoint_dir,
@@ -39,10 +39,11 @@ from mypt.model.checkpoint import (
     noted_sums,
     recover,
     save_checkpoint,
+    shape_meta,
     tensor_shapes,
 )
 from ..model.config import ModelConfig, TrainConfig
-from ..model.gpt import GPT
+from ..model.gpt import GPT, make_gpt
 from .loop import Trainer, trainer_state
 from .optim import Muon, orthogonalize
 from .precision import FP32, wants_bf16
@@ -327,7 +328,7 @@ def save_shards(
     dist.barrier()
     sums = _sync_and_hash(next_)
     if t.rank == 0:
-        about = meta | dict(model=asdict(t.model.cfg), files_sha256=sums)
+        about = meta | shape_meta(t.model) | dict(files_sha256=sums)
         write_json(next_ / 'mypt.json', signed(about))
         _publish(next_, done)
     dist.barrier()
@@ -371,7 +372,7 @@ def open_shards(
     if cfg.n_params > found:
         problem = f'its files hold {found:,} numbers, its config asks for {cfg.n_params:,}'
         raise UserError(f'{folder}: {problem}; restore it from a copy')
-    model = GPT(cfg)
+    model = make_gpt(cfg, adapter_of(meta))
     return ShardedCheckpoint(
         model, load_tokenizer(folder), meta, state, lambda t: read_training_shards(t.model, folder)
     )
@@ -439,6 +440,6 @@ def save_whole(
     if t.rank:
         return
     with torch.device('meta'):
-        model = GPT(t.model.cfg)
+        model = make_gpt(t.model.cfg, t.model.adapter)
     model.load_state_dict(weights, assign=True)
     save_checkpoint(folder, model, tok, meta=meta)

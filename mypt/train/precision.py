@@ -11,7 +11,6 @@ import time
 import torch
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import astuple
 from ..model.attention import Segments
 from ..model.config import ModelConfig, TrainConfig
 from ..model.gpt import GPT
@@ -67,8 +66,9 @@ def _head_pass(model: GPT, n: int) -> Callable[[], object]:
     h = torch.ones(n, model.cfg.n_embd).cumsum(0).sin_().requires_grad_()
     targets = torch.arange(n) % model.cfg.vocab_size
     weights = torch.full((n,), 1 / n)
-    wanted = [x for x in (h, model.head) if x.requires_grad]
-    return lambda: torch.autograd.grad(head_loss(h, model.head, targets, weights), wanted)
+    head = model.head
+    wanted = [x for x in (h, head) if x.requires_grad]
+    return lambda: torch.autograd.grad(head_loss(h, head, targets, weights), wanted)
 
 # %% ../../nbs/train/precision.ipynb #23dcb180
 def _seconds(run: Callable[[], object]) -> float:
@@ -132,7 +132,7 @@ def pick_precision(
     if len(choices) == 1:
         return choices[0]
     shape = _timed_shape(model.cfg, cfg.batch_size)
-    key = (astuple(model.cfg), shape, torch.get_num_threads(), choices)
+    key = (repr(model.cfg), shape, torch.get_num_threads(), choices)
     if key not in _CHOSEN:
         was = model.full_attention
         _CHOSEN[key] = compare_precisions(choices, lambda name: time_step(model, name, shape))

@@ -28,7 +28,16 @@ from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_state import open_tokenizer
 from ..errors import UserError
 from ..files import writing
-from ..model.checkpoint import folder_to_write, load_model, load_state, recover, save_checkpoint
+from ..interop.import_model import base_checkpoint
+from mypt.model.checkpoint import (
+    checkpoint_dir,
+    folder_to_write,
+    load_meta,
+    load_model,
+    load_state,
+    recover,
+    save_checkpoint,
+)
 from mypt.model.config import (
     Config,
     ModelConfig,
@@ -39,7 +48,8 @@ from mypt.model.config import (
     rope_note,
 )
 from ..model.device import pick_device
-from ..model.gpt import GPT, init_tags
+from ..model.gpt import GPT, init_tags, make_gpt
+from ..model.lora import Adapter, add_adapters, lora_targets
 from .callbacks import Console, JSONLog, KeepBest, Overfit, Progress, Stuck, TensorBoard
 from .cost import estimate_memory, memory_per_gpu
 from .loop import Callback, EvalSets, Trainer, fit, restore_trainer, trainer_state
@@ -71,7 +81,7 @@ def start_model(
     if (folder / 'training_state.json').exists():
         return _resume(folder, cfg, ds, sharded)
     if base:
-        return _start_from_base(base, cfg, ds)
+        return _start_from_base(folder, _brought(base), cfg, ds)
     _check_fresh(cfg, ds)
     cfg.model.vocab_size = ds.tok.vocab_size
     torch.manual_seed(cfg.train.seed)
@@ -80,6 +90,11 @@ def start_model(
 # %% ../../nbs/16_train.ipynb #b6a56712
 def _check_fresh(cfg: Config, ds: Dataset):
     "Raise `UserError` when a config cannot begin from nothing on this data."
+    if cfg.train.lora_rank:
+        raise UserError(
+            f'{cfg.source}: lora_rank {cfg.train.lora_rank} needs a base whose weights stay; give '
+            'one with --init_from_model'
+        )
     if not {'n_layer', 'n_embd'} & cfg.given.keys():
         raise UserError(
             f'{cfg.source} says how to train, not what the model is; give a base with '
@@ -100,20 +115,31 @@ def _resume(folder: Path, cfg: Config, ds: Dataset, sharded: bool) -> Start:
 
         model, tok, meta, state, read_tensors = open_shards(folder)
     else:
-        model, tok, meta = load_model(folder, verify=True)
+        model, tok, meta = load_model(folder, verify=True, merge=False)
         state, tensors = load_state(folder)
 
         def read_tensors(t: Trainer, /) -> dict[str, torch.Tensor]:
             return tensors
 
     _check_tokenizer(tok, ds, folder)
+    _check_rank(folder, model.adapter, cfg)
     note = rope_note(model.cfg, cfg) if 'rope_scale' in cfg.own else ''
     model = _with_config(model, check_same_arch(model.cfg, cfg))
     lineage = meta.get('lineage') or {}
     return Start(model, lineage.get('base'), lineage, state, read_tensors, note)
 
 # %% ../../nbs/16_train.ipynb #2ae099be
-def _start_from_base(base: str, cfg: Config, ds: Dataset) -> Start:
+def _brought(source: str) -> str:
+    "The base as a checkpoint: a source of another kind is imported, by the first process."
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1:
+        return base_checkpoint(source)
+    from mypt.train.distributed import gather_objects
+
+    first = torch.distributed.get_rank() == 0
+    return gather_objects(base_checkpoint(source) if first else None)[0]
+
+
+def _start_from_base(folder: Path, base: str, cfg: Config, ds: Dataset) -> Start:
     "The weights of another model, under this config."
     model, tok, meta = load_model(base, verify=True)
     _check_tokenizer(tok, ds, base)
@@ -123,7 +149,45 @@ def _start_from_base(base: str, cfg: Config, ds: Dataset) -> Start:
         init_tags(model, ds.tok)
     sha, lineage = meta.get('weights_sha256'), meta.get('lineage')
     about = dict(name=str(base), sha256=sha, lineage=lineage)
+    if cfg.train.lora_rank:
+        model = _with_adapters(model, folder, base, meta, cfg, ds)
     return Start(model, about, note=note)
+
+# %% ../../nbs/16_train.ipynb #144dac29
+def _with_adapters(
+    model: GPT, folder: Path, base: str, meta: dict, cfg: Config, ds: Dataset
+) -> GPT:
+    "The base with fresh adapters."
+    t, where, sha = cfg.train, checkpoint_dir(base), meta.get('weights_sha256')
+    if meta.get('adapter'):
+        where = folder / 'base'
+        if int(os.environ.get('RANK', 0)) == 0:
+            save_checkpoint(where, model, ds.tok, meta=_plain_meta(meta))
+        if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+            torch.distributed.barrier()
+        sha = load_meta(where)['weights_sha256']
+    alpha = t.lora_alpha or 2.0 * t.lora_rank
+    targets = lora_targets(model, t.lora_targets)
+    adapter = Adapter(t.lora_rank, alpha, targets, ds.tok.endoftext, str(where), sha)
+    torch.manual_seed(t.seed)
+    add_adapters(model, adapter)
+    model.adapter = adapter
+    return model
+
+# %% ../../nbs/16_train.ipynb #13690962
+def _plain_meta(meta: dict) -> dict:
+    "What a merged model keeps of the `mypt.json` of its adapters."
+    return {k: meta[k] for k in ('lineage', 'layout', 'mask_policy') if k in meta}
+
+
+def _check_rank(folder: Path, adapter: Adapter | None, cfg: Config):
+    "Raise `UserError` when a run would go on with other adapters than it began with."
+    began, wanted = adapter.rank if adapter else 0, cfg.train.lora_rank
+    if began != wanted:
+        raise UserError(
+            f'{folder} was begun with lora_rank {began}, {cfg.source} says {wanted}; give '
+            f'--sets lora_rank={began}, or another --model_name'
+        )
 
 # %% ../../nbs/16_train.ipynb #69759284
 def _check_tokenizer(tok: Tokenizer, ds: Dataset, where: str | Path):
@@ -138,7 +202,7 @@ def _with_config(model: GPT, cfg: ModelConfig) -> GPT:
     "The same weights under another block size, dropout or rope scale."
     if model.cfg == cfg:
         return model
-    new = GPT(cfg)
+    new = make_gpt(cfg, model.adapter)
     new.load_state_dict(model.state_dict())
     return new
 
@@ -602,8 +666,10 @@ def _start_line(t: Trainer, data: Batches, folder: Path, base: str | None) -> st
         start = f'started from {base}'
     if t.step:
         start = f'resumed at step {t.step}'
-    n = sum(p.numel() for p in t.model.parameters())
-    line = f'{folder}: {n / 1e6:.2f}M parameters, {start}, on {t.device.type}'
+    sizes = [(p.numel(), p.requires_grad) for p in t.model.parameters()]
+    n, trained = sum(size for size, _ in sizes), sum(size for size, moves in sizes if moves)
+    part = '' if trained == n else f' ({trained / 1e6:.2f}M of them trained)'
+    line = f'{folder}: {n / 1e6:.2f}M parameters{part}, {start}, on {t.device.type}'
     if t.world == 1:
         return line
     rows = f'{t.world} processes × {data.grad_accum} micro-batches × batch_size {data.batch_size}'
@@ -722,7 +788,7 @@ def train(
     dataset_dir: str,  # Dataset made by `mypt prepare`
     # A shipped config by name, or a JSON file; `tiny` for bytes and `micro` else when left out
     config_file: str | None = None,
-    init_from_model: str | None = None,  # Base to start from: a name or a directory
+    init_from_model: str | None = None,  # Base to start from: a model, or what `mypt import` takes
     max_iters: int | None = None,  # Steps; overrides the config
     sets: list | None = None,  # More overrides: key=value
     device: str = 'auto',  # `auto`, `cpu` or `cuda`
