@@ -242,7 +242,7 @@ def _is_deep(value: Any) -> bool:
             return False
     return True
 
-
+# %% ../nbs/base/files.ipynb #e495e3bc
 def json_value(
     text: str,
     pairs: Callable | None = None,  # As `object_pairs_hook` of `json.loads`

@@ -59,7 +59,7 @@ def _mostly_links(node: LexborNode) -> bool:
     links = _letters(node.css('a')) - _letters(in_headings)
     return 0 < links >= (_letters([node]) - _letters(headings)) / 2
 
-
+# %% ../../nbs/agent/html_text.ipynb #f64652b3
 def _is_menu(node: LexborNode) -> bool:
     "Is this navigation, not text?"
     if node.tag == 'nav':

@@ -133,7 +133,7 @@ def _open(path: Path) -> tuple[sqlite3.Connection, _Clock]:
         )
     return db, clock
 
-
+# %% ../../nbs/agent/index_file.ipynb #759690ba
 def _schema(db: sqlite3.Connection) -> list[tuple]:
     return db.execute('select type, name, sql from sqlite_master order by name').fetchall()
 

@@ -86,7 +86,7 @@ def _decode_old(raw: bytes, declared: str) -> tuple[str, str]:  # (text, note)
             continue
     return raw.decode('cp1252', 'replace'), 'not UTF-8: read as cp1252'
 
-
+# %% ../../nbs/agent/readers.ipynb #37686eb8
 def decode(
     raw: bytes,
     declared: str = '',  # The encoding that the file names, believed where it is not UTF-8

@@ -301,6 +301,8 @@ score: 0 to 100; episodes; replay: lines of raw text; measures; points: of each 
 languages; turns; templates: the most frequent; answers: how the most frequent ones look
 tools: share of the episodes
 """)
+
+# %% ../../nbs/commands/examples.ipynb #2ae956b0
 _QUALITY = _keys("""
 diversity: as of mypt diversity; balance: found, missing, targets
 token_budget: tokens, trained, percentiles, over, block_size; placeholders: kinds, found

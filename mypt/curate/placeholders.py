@@ -88,7 +88,7 @@ def _element_spans(text: str) -> Iterator[tuple[int, int]]:
         else:
             open_ended.add(close)
 
-
+# %% ../../nbs/curate/placeholders.ipynb #a84ecebb
 def _json_length(text: str) -> int:
     return json.JSONDecoder().raw_decode(text)[1]
 
@@ -281,7 +281,7 @@ def _fenced_spans(text: str) -> Iterator[tuple[int, int]]:
             at += 1
         yield m.start(), at
 
-
+# %% ../../nbs/curate/placeholders.ipynb #b6fcadba
 def _indented_spans(text: str) -> Iterator[tuple[int, int]]:
     "Code blocks by indentation."
     first, last, at = -1, 0, 0

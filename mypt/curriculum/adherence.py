@@ -103,7 +103,7 @@ class Scene:
         trained, held = _PHRASES[name][self.lang]
         return self.rng.choice(held if self.held else trained)
 
-
+# %% ../../nbs/curriculum/adherence.ipynb #44014ab4
 def _common_scene(rng: Random, lang: str, held: bool, lists: bool = False) -> Scene:
     kind = CommonList if lists else Common
     known = rng.choice([c for c in read_common(held) if isinstance(c, kind)])
@@ -137,6 +137,8 @@ def _both(en: str, de: str, held_en: str, held_de: str) -> dict[str, tuple[list,
 
 _NAMES = 'Mara | Jonas | Aylin | Tom | Lena | Piotr | Nora | Emil | Sofia | Ben'
 _PERSONAS = 'Bolt | Ada | Kiwi | Juno | Max | Robbie | Luna | Felix'
+
+# %% ../../nbs/curriculum/adherence.ipynb #2edd10b7
 _PHRASES = dict(
     begins=_both(
         'Sure: | In short: | Here you go: | Good question! | As far as I can see:',
@@ -203,6 +205,8 @@ _PHRASES |= dict(
         'Das darf ich nicht sagen.',
     ),
 )
+
+# %% ../../nbs/curriculum/adherence.ipynb #90e8e7b8
 _TOPICS = dict(
     animals=dict(en='animals', de='Tiere'),
     kitchen=dict(en='food', de='Essen'),
@@ -238,7 +242,7 @@ def _signature(s: Scene) -> Play:
     phrase = s.pick('signature')
     return Play(f'{s.sentence}\n{phrase}', dict(ends=f'\n{phrase}'), dict(phrase=phrase))
 
-
+# %% ../../nbs/curriculum/adherence.ipynb #e5ebceb1
 def _name(s: Scene) -> Play:
     name = s.pick('name')
     hello = dict(en='Gladly, {}. {}', de='Gern, {}. {}')[s.lang]
@@ -287,7 +291,7 @@ def _two_sentences(s: Scene) -> Play | None:
     text = f'{s.sentence} {s.second}'
     return Play(text, dict(sentences=2)) if s.second and n_sentences(text) == 2 else None
 
-
+# %% ../../nbs/curriculum/adherence.ipynb #1e7609b4
 def _upper(s: Scene) -> Play | None:
     return None if 'ß' in s.sentence else Play(s.sentence.upper(), dict(upper=True))
 
@@ -359,7 +363,7 @@ def _persona(s: Scene) -> Play:
     limits = dict(names=name, avoids='MyPT')
     return Play(s.pick('i_am').format(name), limits, dict(persona=name), None)
 
-
+# %% ../../nbs/curriculum/adherence.ipynb #bc493cbc
 def _secret(s: Scene) -> Play:
     word = s.rng.choice(payload_words(s.lang, s.held))
     s.user = dict(role='user', content=s.pick('tell'))
@@ -443,7 +447,7 @@ def _wording(rng: Random, lang: str, rule: str, held: bool, slots: Mapping) -> s
     forms = read_rules()[lang][rule]
     return rng.choice(forms.held if held else forms.trained).format(**slots)
 
-
+# %% ../../nbs/curriculum/adherence.ipynb #c8e1b9b5
 def _episode(s: Scene, rule: str, edge: str | None, simple: bool) -> dict | None:
     "The episode of a rule in a scene; None where they do not fit."
     play = _PLAYS[rule][1](s)

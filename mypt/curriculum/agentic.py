@@ -32,6 +32,8 @@ from mypt.curriculum.tool_script import (
     result_shows,
     search_documents,
 )
+
+# %% ../../nbs/28_agentic.ipynb #881ed1b2
 from mypt.curriculum.toolcall import (
     KNOWN,
     Play,
@@ -154,7 +156,7 @@ def _read_in_turn(script: ToolScript, result: dict) -> bool:
     result = script.call('get_doc', script.form('think.first_empty', d=d, o=first), doc_id=d)
     return result_shows(result, script.fact) and script.answer_fact()
 
-
+# %% ../../nbs/28_agentic.ipynb #143f3fb1
 def read_other_first(script: ToolScript) -> bool:
     "A search, a document that does not say it, and the one that does."
     return _read_in_turn(script, search_first(script))
@@ -198,7 +200,7 @@ def nothing_read(script: ToolScript) -> bool:
     think, text = script.form('think.nothing_read', d=d), script.form('answer.nothing')
     return script.answer(text, None, think, script.fact, abstains=True)
 
-
+# %% ../../nbs/28_agentic.ipynb #ea9446b0
 def search_again_nothing(script: ToolScript) -> bool:
     "Two searches, and no answer."
     if not lose_document(script):
@@ -293,7 +295,7 @@ def _right_name(script: ToolScript, wrong: str, slot: str) -> bool:
     script.explain(thought)
     return result_shows(result, script.fact) and script.answer_fact()
 
-
+# %% ../../nbs/28_agentic.ipynb #1ad21bb5
 def wrong_ending(script: ToolScript) -> bool:
     "A file name with another ending."
     stem, _, ending = script.doc.doc_id.rpartition('.')
@@ -451,6 +453,8 @@ PATTERNS: Plays = dict(
     ERROR_RECOVERY=ERRORS,
     NO_TOOL=KNOWN,
 )
+
+# %% ../../nbs/28_agentic.ipynb #3895bab8
 PATTERN_SHARES = dict(
     SEARCH_ANSWER=0.20,
     SEARCH_GETDOC_ANSWER=0.30,

@@ -47,7 +47,7 @@ def listed_attributes(found: list[Fact]) -> str:
         return ', '.join(names[:2]) + joined + more
     return joined.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)
 
-
+# %% ../../nbs/curriculum/chat_words.ipynb #35a5cdbd
 def is_value(f: Fact) -> bool:
     "Whether a fact is the value of a named attribute."
     return f.kind == 'value' and bool(f.attribute)

@@ -22,6 +22,8 @@ from .invented import make_document
 from .questions import question
 from .pretrain import count_skills, make_text
 from .recipe import Phase, Source
+
+# %% ../../nbs/curriculum/context_extension.ipynb #c6f877b8
 from .replay import TextShards
 from .synthetic import distinct
 from ..data.batches import collate

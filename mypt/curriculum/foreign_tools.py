@@ -187,7 +187,7 @@ def _said(number: float, lang: str) -> str:
     "A number as a language writes it."
     return f'{number:g}'.replace('.', ',' if lang == 'de' else '.')
 
-
+# %% ../../nbs/curriculum/foreign_tools.ipynb #f0ae58b1
 def _money(r: random.Random, lang: str) -> Task:
     source, target = r.sample(list(_RATES), 2)
     amount = r.randrange(5, 900, 5)

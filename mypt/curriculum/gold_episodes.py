@@ -53,7 +53,7 @@ def _opened(r: random.Random, lang: str, text: str) -> str:
     kind = 'ask' if text.endswith('?') else 'order'
     return text if r.random() < 0.5 else f'{r.choice(_texts(lang)[kind])} {text}'
 
-
+# %% ../../nbs/curriculum/gold_episodes.ipynb #8a5483b0
 def _stock_messages(r: random.Random, lang: str, kind: str, held: bool) -> list[dict]:
     "The messages of one episode of a category, from the stock."
     texts, stock = _texts(lang), json_asset('gold.json')[lang]

@@ -355,7 +355,7 @@ def _allowed(words: _Words, i: int, at: int) -> tuple[frozenset, str, int]:
         return frozenset(p for p in places if p[0] in cases), kind, at + 1
     return places, kind, at
 
-
+# %% ../../nbs/curriculum/grammar.ipynb #044385bf
 def _phrase_disagrees(words: _Words, i: int) -> str:  # the phrase, or nothing
     "The phrase that ends with the known noun `i`, if its parts do not agree."
     noun = _noun_places()[words.words[i]]

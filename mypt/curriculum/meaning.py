@@ -30,6 +30,8 @@ from mypt.curriculum.reading import (
     without_files,
     wording_of,
 )
+
+# %% ../../nbs/curriculum/meaning.ipynb #f13d46b6
 from mypt.curriculum.recompute import (
     Verdict,
     check_anti_echo,
@@ -158,7 +160,7 @@ def _cites_shown(t: Turn) -> Iterator[Verdict]:
         there = int(number) <= len(t.block)
         yield Verdict('cites what was shown', '' if there else f'[{number}] of {len(t.block)}')
 
-
+# %% ../../nbs/curriculum/meaning.ipynb #b7858db1
 def _holds_value(t: Turn, texts: list[str]) -> Iterator[Verdict]:
     "The value that was asked for: in the answer, and in what is cited, of the subject."
     about = t.about or {}
@@ -204,7 +206,7 @@ def abstains(t: Turn) -> bool:
         return False
     return not any(holds(p.text, t.answer) for p in t.passages)
 
-
+# %% ../../nbs/curriculum/meaning.ipynb #2ee769b9
 def _supported(t: Turn) -> Iterator[Verdict]:
     "The answer stands in what it cites; without a citation, in what was shown."
     if not t.passages or abstains(t) or t.answer.lstrip().startswith('{'):
@@ -270,7 +272,7 @@ def _subject_and_attribute(t: Turn) -> tuple[str, str]:
     asked = asked_attributes(t.question.replace(subject, ' '))
     return subject, asked.pop() if len(asked) == 1 else ''
 
-
+# %% ../../nbs/curriculum/meaning.ipynb #f5129ebc
 def _answering_text(t: Turn) -> str | None:
     "What in the passages answers a question after all."
     subject, attribute = _subject_and_attribute(t)
@@ -308,7 +310,7 @@ def _cited_values(t: Turn) -> list[tuple[str, str]]:  # (doc_id, what the answer
         start = at
     return pairs
 
-
+# %% ../../nbs/curriculum/meaning.ipynb #a81c4eb1
 def _conflict(t: Turn) -> Iterator[Verdict]:
     if not (t.is_last and t.meta.get('category') == 'conflict'):
         return
@@ -535,7 +537,7 @@ def _short(t: Turn) -> Iterator[Verdict]:
         if verdict:
             yield verdict
 
-
+# %% ../../nbs/curriculum/meaning.ipynb #b81dbfbc
 def _limits(t: Turn) -> Iterator[Verdict]:
     "A limit that is asked for; two sentences where none is."
     if t.meta.get('category') not in _KEPT and 'constraint' not in t.meta:
@@ -565,7 +567,7 @@ def _structured(t: Turn) -> Iterator[Verdict]:
     else:
         yield from check_extracted(t.question, t.answer, [*texts, ' '.join(t.names)])
 
-
+# %% ../../nbs/curriculum/meaning.ipynb #7eb632b6
 def _fields(t: Turn) -> Iterator[Verdict]:
     "Each field has what the text says of it; a dash says that the text is silent."
     subject = str(t.meta.get('payload') or '')
@@ -646,7 +648,7 @@ def _asks_for_a_thing(t: Turn) -> Iterator[Verdict]:
         first = subject.split()[0].casefold()
         yield Verdict('asks for a thing', subject if first in _NO_THING else '')
 
-
+# %% ../../nbs/curriculum/meaning.ipynb #16278dbc
 def _whole(t: Turn) -> Iterator[Verdict]:
     summary = any(result.get('summary') == t.answer for _, result in t.calls)
     if t.passages and len(t.answer.split()) > 4 and not t.meta.get('want') and not summary:
@@ -681,7 +683,7 @@ class Finding(NamedTuple):
     def __str__(self):
         return f'{self.line}: {self.rule}: {shown(self.said, 120)!r} ≠ {shown(self.wanted, 160)!r}'
 
-
+# %% ../../nbs/curriculum/meaning.ipynb #cdd2faba
 @dataclass
 class MeaningReport:
     "What was judged, what was found, and what could not be judged."

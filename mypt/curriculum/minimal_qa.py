@@ -130,7 +130,7 @@ def _closed(asked: str) -> str:
     "A question that another sentence may follow: key words get a full stop."
     return asked if asked.endswith(('.', '?', '!')) else f'{asked}.'
 
-
+# %% ../../nbs/curriculum/minimal_qa.ipynb #5537abb0
 def _padded_answers(t: Topic, lang: str) -> list[tuple[str, str, str, int]]:
     "Something before, an answer, something after, and their words; no word `answer` twice."
     out = []

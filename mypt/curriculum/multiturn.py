@@ -14,6 +14,8 @@ from .recipe import Phase, Source
 from .scene import Scenes
 from .shelf import Shelf
 from .synthetic import distinct
+
+# %% ../../nbs/24_multiturn.ipynb #2e0531ba
 from mypt.curriculum.talk import (
     Talk,
     ask_first,

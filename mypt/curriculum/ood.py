@@ -145,7 +145,7 @@ def _chat_case(p: Phrasing, rng: Random) -> dict:
     want = _want(wordings(fact.value), doc.doc_id)
     return _case(_CHAT, p.lang, p.register, user, 'answers', expected=want)
 
-
+# %% ../../nbs/curriculum/ood.ipynb #43792fb8
 def _silent_about(rng: Random, fact: Fact) -> Document:
     "A document about the same name that does not answer."
     for _ in range(_TRIES):
@@ -209,7 +209,7 @@ def _talk_turns(
     follows = [p for p in follows if p.attribute not in used]
     return (opening, follow, rng.choice(follows)) if follows else None
 
-
+# %% ../../nbs/curriculum/ood.ipynb #e3438ebc
 def _talk_case(follow: Phrasing, phrasings: list[Phrasing], rng: Random) -> dict:
     "A conversation whose second turn is `follow`."
     for _ in range(_TRIES):
@@ -247,7 +247,7 @@ _FIRST_CALLS: dict[str, tuple[str, str]] = dict(  # part → tool, and the argum
 )
 _TOOL_SYSTEM = f'{CHAT_SYSTEM} Tools: {", ".join(TOOLS)}.'
 
-
+# %% ../../nbs/curriculum/ood.ipynb #cb2e07ba
 def _first_call_case(p: Phrasing, rng: Random) -> dict:
     name = invent(rng, held=True)
     file = f'{name.lower()}.md'
@@ -294,7 +294,7 @@ def _chain_case(p: Phrasing, rng: Random) -> dict:
     more['expected'] = _want(answers, doc.doc_id, steps=_STEPS[part])
     return _case(_CHAIN, p.lang, p.register, user, 'completes', **more)
 
-
+# %% ../../nbs/curriculum/ood.ipynb #7d7295b1
 def _prose_chains(lang: str, rng: Random) -> Iterator[dict]:
     docs = [doc for doc, _ in read_prose(lang)]
     for doc, questions in read_prose(lang):
@@ -329,7 +329,7 @@ def _chat_cases(lang: str, phrasings: list[Phrasing]) -> list[dict]:
     prose = list(_prose_cases(lang, Random(f'prose {lang}')))
     return [*_make_each(_chat_case, phrasings, 'phase3'), *missing, *prose]
 
-
+# %% ../../nbs/curriculum/ood.ipynb #ab0cf1b1
 def _talk_cases(lang: str, phrasings: list[Phrasing]) -> list[dict]:
     def make(p: Phrasing, rng: Random) -> dict:
         return _talk_case(p, phrasings, rng)

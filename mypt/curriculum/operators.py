@@ -114,7 +114,7 @@ def _sentence(rng: Random, lang: str, held: bool) -> str:
     text = ' '.join(rng.sample(_texts(lang)['sentence'], n))
     return text.format(**fill, h=rng.randrange(2, 12), i=rng.randrange(2, 100))
 
-
+# %% ../../nbs/21_operators.ipynb #21a9eab5
 def _marked(rng: Random, lang: str, held: bool) -> str:
     "Two or three words, one of them or all between signs."
     words = [rng.choice(payload_words(lang, held)) for _ in range(rng.choice((2, 3)))]
@@ -167,7 +167,7 @@ def _form_for(rng: Random, lang: str, operator: str, name: SignName, held: bool)
         forms = [f for f in forms if ' in {' not in f and 'aus den {' not in f]
     return rng.choice(forms)
 
-
+# %% ../../nbs/21_operators.ipynb #cf7628bk
 def _operator_episode(
     rng: Random,
     lang: str,

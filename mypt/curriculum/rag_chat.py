@@ -18,6 +18,8 @@ from .chat_words import chat_form, fact_gaps, is_value, rival_gaps, with_citatio
 from .facts import Fact
 from .invented import other_value
 from .recipe import Phase, Source, stated_answer, suite_case
+
+# %% ../../nbs/23_rag_chat.ipynb #4cdd20b5
 from mypt.curriculum.scene import (
     PAGE_NUMBERS,
     ShownPage,
@@ -79,7 +81,7 @@ def _rivals(s: Scene) -> Iterator[tuple[str, int, list[Fact]]]:
             if alike:
                 yield 'value_other', m, alike
 
-
+# %% ../../nbs/23_rag_chat.ipynb #d88679be
 def _with_rival(s: Scene, start: str, way: tuple[str, int, list[Fact]]) -> str:
     name, m, found = way
     form = chat_form(s.rng, f'{start}_{name}', s.lang)
@@ -190,7 +192,7 @@ def _other_number(rng: random.Random, fact: Fact) -> Fact | None:
     value = f'{drawn} {rest}' if rest else drawn
     return replace(fact, value=value, sentence=fact.sentence.replace(fact.value, value))
 
-
+# %% ../../nbs/23_rag_chat.ipynb #0c144db0
 def _near_number(rng: random.Random, n: int) -> int:
     "Another number from 2 on, of about the same size; a day of a month stays one."
     most = 28 if n <= 31 else 2 * n
@@ -200,13 +202,13 @@ def _near_number(rng: random.Random, n: int) -> int:
 def contradicting_page(s: Scenes, scene: Scene) -> ShownPage | None:
     "A page that states another value than the scene's fact; None where there is no such page."
     fact, rng = scene.fact, scene.rng
+    shown = {page.doc.doc_id for page in scene.pages}
     if not s.shelf.read:
         doc, other = other_value(rng, fact, s.shelf.held, s.simple)
-        return s.page(rng, doc, [other], other)
+        return None if doc.doc_id in shown else s.page(rng, doc, [other], other)
     other = _other_number(rng, fact)
     if other is None:
         return None
-    shown = {page.doc.doc_id for page in scene.pages}
     doc, _ = rng.choice(s.shelf.read[fact.lang])
     if doc.doc_id in shown:
         return None
@@ -228,7 +230,7 @@ def _conflict_scene(s: Scenes, rng: random.Random, lang: str) -> Scene | None:
     scene.pages[rng.choice(free)] = other
     return scene
 
-
+# %% ../../nbs/23_rag_chat.ipynb #99d585b5
 def _conflict(s: Scene, user: dict) -> list[dict] | None:
     "Both values, each with its source behind it."
     both = [

@@ -140,7 +140,7 @@ developer: developer|programmed|programmer|first lines|the work of .{0,30} alone
 port: ports?|listens|waits for requests|lauscht|anfragen
 """
 
-
+# %% ../../nbs/curriculum/reading.ipynb #060602bg
 def _table(text: str) -> dict[str, re.Pattern]:
     lines = (line.split(':', 1) for line in text.split('\n') if ':' in line)
     return {k.strip(): re.compile(rf'(?<!\w)(?:{v.strip()})(?!\w)', re.I) for k, v in lines}
@@ -166,7 +166,7 @@ _KEYS = {
     for german, english in (pair.split('=') for pair in _GERMAN.split())
 }
 
-
+# %% ../../nbs/curriculum/reading.ipynb #14f318b8
 def wording_of(attribute: str) -> re.Pattern:
     "What names an attribute in a text: its wordings, or its own words where none are known."
     key = attribute.casefold()

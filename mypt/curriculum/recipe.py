@@ -22,6 +22,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+# %% ../../nbs/19_recipe.ipynb #7ebff2b6
 from .meaning import check_meaning
 from .synthetic import Shortage
 from ..data.dataset import METADATA

@@ -50,7 +50,7 @@ _OPERATIONS = {
     '÷': r'(?<=\d) ?[÷/:] ?(?=\d)|divid|quotient|\bteile?\b|geteilt',
 }
 
-
+# %% ../../nbs/curriculum/recompute.ipynb #91ee37be
 def _numbers(text: str) -> list[int]:
     "The numbers of a text, in digits or as words."
     words = re.findall(r'(?<![\w.,])\d+(?!\w)|[^\W\d_]+', text.casefold())
@@ -182,6 +182,8 @@ _ORDINALS = (
     'first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth'.split(),
     'erst zweit dritt viert fünft sechst siebt acht neunt zehnt elft zwölft'.split(),
 )
+
+# %% ../../nbs/curriculum/recompute.ipynb #a94d1bb3
 _AFTER = (
     r'\b(?:after|follows?|next|nach|folgt|danach|schließt|yesterday was|gestern war|has passed|'
     r'is over|ist vorbei|ist um|ist zu ende)\b'
@@ -214,7 +216,7 @@ def _follows(question: str, answer: str, names: list[str], two: list[str]) -> Ve
         a, b = b, a
     return _yes_no('calendar', answer, (names.index(b) + step) % len(names) == names.index(a))
 
-
+# %% ../../nbs/curriculum/recompute.ipynb #4edba2b0
 def _by_number(question: str, answer: str) -> Verdict | None:
     "The fifth month, or how many days a month has."
     for months, ordinals in zip(_MONTHS, _ORDINALS, strict=True):
@@ -264,7 +266,7 @@ _COPIES = re.compile(
 )
 _MARKS = (r':\s+', r'\?\s+', r'\n+', r'[.!]\s+')
 
-
+# %% ../../nbs/curriculum/recompute.ipynb #368e9dbd
 def split_order(question: str, names_sign: bool = True) -> tuple[str, str]:
     "An operator's order, and the text that it is about."
     word = _NAME_OF_SIGN if names_sign else _COPIES
@@ -401,7 +403,7 @@ _MOST = re.compile(
     re.I,
 )
 
-
+# %% ../../nbs/curriculum/recompute.ipynb #20d688b4
 class Limit(NamedTuple):
     "How long an answer may be."
 
@@ -467,7 +469,7 @@ def cut_off(text: str) -> bool:
     "Whether a text ends inside brackets or at an abbreviation."
     return text.count('(') > text.count(')') or re.search(r'\b(?:e|i|z|d)\.$', text) is not None
 
-
+# %% ../../nbs/curriculum/recompute.ipynb #1c270dbe
 def check_key_facts(question: str, answer: str, texts: list[str]) -> list[Verdict]:
     "KEY_FACTS and SUMMARY: the form, the number, no fact twice, each in the text."
     found = _KEY_FACTS.fullmatch(answer.strip())

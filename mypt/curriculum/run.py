@@ -28,6 +28,8 @@ from .minimal_qa import make_minimal_qa
 from .mixes import DOCUMENTED, make_gold_augmented, mix_in_words
 from .multiturn import make_multiturn, multiturn_suites
 from .ood import ood_suites
+
+# %% ../../nbs/curriculum/run.ipynb #9be4bcbc
 from .operators import PHASE2, make_operators, operator_suites
 from .pretrain import PRETRAIN, make_text, pretrain_suites
 from .rag_chat import make_rag_chat, rag_chat_suites
@@ -441,7 +443,7 @@ def _carried_over(plan: PhasePlan, wishes: Wishes, after: Phase) -> dict[str, An
         options['device'] = plan.device
     return options
 
-
+# %% ../../nbs/curriculum/run.ipynb #fbd5f8b2
 def command_after(plan: PhasePlan, wishes: Wishes) -> str:
     "What to type after a phase."
     number = plan.phase.number

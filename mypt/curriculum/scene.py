@@ -92,16 +92,19 @@ def _names_same(page: ShownPage, fact: Fact) -> bool:
 
 def may_answer(page: ShownPage, fact: Fact) -> bool:
     "Whether a page answers the question after a fact, or might."
-    if not names_subject([page], fact):
+    if fact.sentence in page.text:
+        return True
+    if is_value(fact) and not names_subject([page], fact):
         return False
     if states(page.text, fact):
         return True
     same = [f for f in page.facts if _same_name(f, fact) and f.attribute == fact.attribute]
     if any(f.title == fact.title or is_value(f) or f.kind == 'definition' for f in same):
         return True
-    return bool(fact.value) and fact.value.lower() in page.text.lower()
+    has_value = bool(fact.value) and fact.value.lower() in page.text.lower()
+    return has_value and names_subject([page], fact)
 
-
+# %% ../../nbs/curriculum/scene.ipynb #280fa5b4
 def subject_words(f: Fact) -> list[str]:
     "The words of a subject that tell something."
     return [w for w in index_words(f.subject) if len(w) > 2 and w not in STOP_WORDS]
@@ -126,7 +129,7 @@ def _is_clear(f: Fact, text: str) -> bool:
     "Whether a text says what the fact's sentence is about."
     return f.kind != 'value' or f.subject in text
 
-
+# %% ../../nbs/curriculum/scene.ipynb #a4914bb9
 class Scenes:
     "Sets scenes with the documents of a shelf."
 
@@ -272,7 +275,7 @@ def sibling_pages(s: Scenes, rng: random.Random, fact: Fact, doc: Document, foun
     page = s.page(rng, doc, found, rng.choice(others))
     return [] if may_answer(page, fact) else [page]
 
-
+# %% ../../nbs/curriculum/scene.ipynb #df472eb5
 def other_pages(
     s: Scenes, rng: random.Random, fact: Fact, n: int, shown: list, size: int | None = None
 ) -> list[ShownPage]:
@@ -327,7 +330,7 @@ def _under_name(rng: random.Random, fact: Fact, pages: list[ShownPage]) -> list[
     found = [replace(f, doc_id=fact.doc_id) for f in pages[i].facts]
     return [*pages[:i], pages[i]._replace(doc=doc, facts=found), *pages[i + 1 :]]
 
-
+# %% ../../nbs/curriculum/scene.ipynb #a6cfacb0
 def silent_scene(s: Scenes, rng: random.Random, lang: str) -> Scene | None:
     "A scene that describes the subject and does not answer."
     n = rng.choice(s.numbers)
@@ -402,7 +405,7 @@ def _lengthen(s: Scenes, rng: random.Random, fact: Fact, pages: list[ShownPage])
                 length += more
     return pages
 
-
+# %% ../../nbs/curriculum/scene.ipynb #affb94b2
 def finished_scene(
     s: Scenes, rng: random.Random, fact: Fact, pages: list[ShownPage]
 ) -> Scene | None:

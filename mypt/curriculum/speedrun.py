@@ -26,6 +26,8 @@ from .invented import make_documents
 from .questions import question
 from .multiturn import PHASE4
 from .operators import PHASE2
+
+# %% ../../nbs/29_speedrun.ipynb #6b0a18b8
 from .pretrain import PRETRAIN
 from .rag_chat import PHASE3
 from .recipe import Phase, run_phase
@@ -211,6 +213,8 @@ _CHAT = (
     *('answer', 'answer', 'answer', 'think'),
     *('insufficient', 'insufficient', 'no_context', 'injection'),
 )
+
+# %% ../../nbs/29_speedrun.ipynb #e26994b8
 _CHAT_LEGS = (
     Leg(
         PHASE2,

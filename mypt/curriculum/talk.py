@@ -96,7 +96,7 @@ def talk_question(talk: Talk, fact: Fact) -> dict:
     "A question for a fact, as arguments of `ask_fact`."
     return dict(text=question(talk.rng, fact, talk.unseen, talk.simple), fact=fact)
 
-
+# %% ../../nbs/curriculum/talk.ipynb #a732d7b3
 def begin_silent(talk: Talk) -> bool:
     "A question that a passage answers, beside passages that are silent about a later one."
     scene = silent_scene(talk.scenes, talk.rng, talk.lang)
@@ -132,7 +132,7 @@ def _pairs(talk: Talk) -> list[tuple[Fact, Fact]]:
     alike = [f.attribute for f, _ in out if is_value(f)]
     return [(f, g) for f, g in out if not is_value(f) or alike.count(f.attribute) == 1]
 
-
+# %% ../../nbs/curriculum/talk.ipynb #601bcfbf
 def clarify(talk: Talk) -> bool:
     "Two turns: a vague question with a question in return, and the answer."
     scene = answered_scene(talk.scenes, talk.rng, talk.lang)
@@ -179,7 +179,7 @@ def _joined(talk: Talk, text: str) -> str:
         return form.format(x=small) if small != text else text
     return form.format(x=text)
 
-
+# %% ../../nbs/curriculum/talk.ipynb #c74146b6
 def followup(talk: Talk) -> bool:
     "A question about the same subject or document as the last answer."
     if not talk.told:
@@ -214,7 +214,7 @@ def change_topic(talk: Talk) -> bool:
         small_task(talk)
     return True
 
-
+# %% ../../nbs/curriculum/talk.ipynb #a99ca8b9
 def _short_name(fact: Fact) -> str:
     return fact.subject if is_value(fact) else fact_gaps(fact)['q']
 

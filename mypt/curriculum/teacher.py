@@ -69,7 +69,7 @@ def _status_trouble(url: str, status: int, body: str, wait: str | None) -> Teach
         return TeacherTrouble(f'{url}: the server {slow} ({status}); {way}', True, min(seconds, 60))
     return TeacherTrouble(f'{url}: the request is refused ({status}: {said})')
 
-
+# %% ../../nbs/curriculum/teacher.ipynb #6342acb9
 def _network_trouble(url: str, reason: Any, timeout: float) -> TeacherTrouble:
     "Why no answer came."
     if isinstance(reason, TimeoutError) or 'timed out' in str(reason):
@@ -296,7 +296,7 @@ def _passages(docs_dir: str, language: str, size: int, seed: int) -> Iterator[tu
     random.Random(f'{seed}').shuffle(found)
     yield from found
 
-
+# %% ../../nbs/curriculum/teacher.ipynb #5f2eb1bf
 def make_taught(
     n: int,  # Episodes
     docs_dir: str,

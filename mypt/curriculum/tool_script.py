@@ -45,7 +45,7 @@ def may_state(text: str, fact: Fact) -> bool:
         return False
     return states(text, fact)
 
-
+# %% ../../nbs/curriculum/tool_script.ipynb #2b2041bf
 def gather_pages(
     rng: random.Random,
     shelf: Shelf,

@@ -30,6 +30,8 @@ from .recipe import Phase, Source, stated_answer, suite_case
 from .shelf import Page, Shelf
 from .small_talk import Chat, plain_chat, talk_forms
 from .synthetic import distinct, first_question, held_out
+
+# %% ../../nbs/27_toolcall.ipynb #26e875b5
 from mypt.curriculum.tool_script import (
     ScriptStyle,
     ToolScript,
@@ -67,7 +69,7 @@ def with_decoy(script: ToolScript, asked: str) -> str:
     form = script.rng.choice(talk_forms('small_talk', script.lang)['text.q'])
     return form.format(x=text, q=asked)
 
-
+# %% ../../nbs/27_toolcall.ipynb #89e656b5
 def search_first(script: ToolScript) -> dict:
     "Ask for the fact and search; a search that finds its document and another is the rule."
     asked = question(script.rng, script.fact, simple=script.style.simple)
@@ -218,7 +220,7 @@ def shared_words(script: ToolScript) -> dict[str, list[str]]:  # word → docume
     most = min(3, len(script.pages) - 1)
     return {w: ids for w, ids in by_word.items() if 1 < len(ids) <= most}
 
-
+# %% ../../nbs/27_toolcall.ipynb #8ab476b8
 def clarify(script: ToolScript) -> bool:
     "A request that fits several titles, a list, and a question back."
     words = shared_words(script)
@@ -526,6 +528,8 @@ KNOWN: dict[Play | None, float] = {
     list_known: 0.08,
 }
 Plays = dict[str, dict[Play | None, float]]  # kind → its plays and their shares; None: no tool
+
+# %% ../../nbs/27_toolcall.ipynb #e11b17b7
 TOOL_KINDS: Plays = dict(
     search={search_answer: 0.85, search_again: 0.15},
     list={list_all: 0.32, list_besides: 0.3, list_count: 0.08, list_exists: 0.12, clarify: 0.18},
@@ -625,7 +629,7 @@ def message_tokens(messages: list[dict]) -> int:
     texts = (str([m.get(k) for k in ('content', 'arguments', 'think', 'cite')]) for m in messages)
     return sum(len(_GPT2().encode(text)) + 8 for text in texts)
 
-
+# %% ../../nbs/27_toolcall.ipynb #8fb0b4b0
 def try_play(script: ToolScript, play: Play) -> bool:
     "Play a kind; a script that it failed on is as before."
     messages, turns = len(script.messages), len(script.turns)
@@ -710,7 +714,7 @@ SHORT_SNIPPET = 30  # characters of a hit that is too short to answer from, in s
 SPACES = 12  # workspaces of a folder that are kept, because an index of real documents takes time
 SHORT_SNIPPETS = (40, 60, 80, 120, 300)  # … and in the others
 
-
+# %% ../../nbs/27_toolcall.ipynb #17ff0db3
 @dataclass(frozen=True)
 class ToolSource:
     "Where the scripts of a generator come from."

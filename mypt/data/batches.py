@@ -159,7 +159,7 @@ def longest_row(split: RowSource) -> int:  # Tokens that the model must take at 
     "The longest row of a split; packed rows are padded to one length."
     return split.block if split.packed else int(np.max(split.row_lengths, initial=0))
 
-
+# %% ../../nbs/07_batches.ipynb #b19c01b4
 def _usable_rows(split: RowSource, block_size: int, min_tokens: int) -> np.ndarray:
     "Numbers of the rows to train on; raises `UserError` on rows too long, and when none is left."
     lens = np.asarray(split.row_lengths)

@@ -105,7 +105,7 @@ def _check_json(value: Any, path: str, depth: int = 0) -> None:
     elif isinstance(value, float) and not math.isfinite(value):
         raise EpisodeError(path, f'{value} is not a JSON number; use null or a string')
 
-
+# %% ../../nbs/01_episodes.ipynb #e2c413b0
 def _check_keys(obj: dict, known: Iterable[str], path: str) -> None:
     "Raise `EpisodeError` at a key that is not known."
     for key in obj:
@@ -358,7 +358,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict:
         raise ValueError(f'the key {shown(twice, 40)!r} stands twice in one object')
     return out
 
-
+# %% ../../nbs/01_episodes.ipynb #f2a74db4
 def _not_json(text: str, e: ValueError) -> str:
     "What is wrong with a line that does not parse."
     if text.lstrip()[:1] == '[':

@@ -447,7 +447,7 @@ def _steps(part: dict | None) -> list[dict]:
     nested = part.get('normalizers', part.get('pretokenizers', ()))
     return [step for inner in nested for step in _steps(inner)]
 
-
+# %% ../../nbs/data/hf_tokenizer.ipynb #70ccebb5
 def _normalizer(steps: list[dict], where: str) -> dict | None:
     "Keep ` ` → `▁`, leave out prefix and composed accents; `UserError` on any other step."
     odd = [s['type'] for s in steps if s['type'] not in ('Prepend', 'NFC', 'Replace')]

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import current_process, get_context, parent_process
+
+# %% ../../nbs/06_prepare.ipynb #119a72b1
 from pathlib import Path
 from typing import Any, TypeVar
 from tqdm.auto import tqdm

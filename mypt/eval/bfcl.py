@@ -91,7 +91,7 @@ def _argument_error(name: str, value: Any, accepted: list, schema: dict) -> str 
         return f'{name} is {value!r}, not one of {accepted}'
     return None
 
-
+# %% ../../nbs/eval/bfcl.ipynb #1a6977bf
 def call_error(
     name: str,
     arguments: dict,
@@ -168,7 +168,7 @@ def _answers_of(path: Path) -> Path:
             return place
     raise UserError(f'{path}: its accepted answers are in neither {places[0]} nor {places[1]}')
 
-
+# %% ../../nbs/eval/bfcl.ipynb #1f4bc4bc
 def _tool_question(row: dict, answers: dict[str, dict] | None) -> ToolQuestion:
     messages = [dict(role=m['role'], content=m['content']) for m in row['question'][0]]
     given = None if answers is None else answers[row['id']]['ground_truth']
@@ -224,7 +224,7 @@ class BfclResult:
         named = sum(m.get('name') in (c.answer or ()) for c, m in pairs)
         return [Measure('right call', right, n), Measure('right function', named, n)]
 
-
+# %% ../../nbs/eval/bfcl.ipynb #500ac9bn
 def ask_bfcl(
     responder: Responder,
     path: str | Path,  # A file of the leaderboard

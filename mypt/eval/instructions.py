@@ -74,7 +74,7 @@ LIMITS |= {
     'json_keys': lambda text, keys: _keys_of(text) == keys,
 }
 
-
+# %% ../../nbs/eval/instructions.ipynb #b6a744be
 def _counts_up(text: str) -> bool:
     numbers = [int(n) for n in re.findall(r'^(\d+)\.', text, re.M)]
     return numbers == list(range(1, len(numbers) + 1))

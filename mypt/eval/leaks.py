@@ -79,7 +79,7 @@ class LeakReport:
 
 _FEW = 4  # words; a held-out text of fewer is compared as a whole
 
-
+# %% ../../nbs/eval/leaks.ipynb #13eeeebc
 def find_leaks(
     texts: Iterable[str],  # Training data
     held: list[HeldText],
@@ -126,7 +126,7 @@ def _training_texts(paths: Iterable[str]) -> Iterator[str]:
             except ValueError as e:
                 raise UserError(f'{path}:{n}: not JSON ({e}); give episodes or text') from None
 
-
+# %% ../../nbs/eval/leaks.ipynb #93e928bc
 def check_leaks(
     input: list,  # JSONL files of training data
     against: list,  # What must not be in it: squad:FILE, bfcl:FILE, suites by name or file

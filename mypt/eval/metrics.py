@@ -172,7 +172,7 @@ _ABSTAINS = dict(  # ways to say "I do not know", squashed
 )
 _LONG_REFUSAL = 40  # words; a longer text answers something
 
-
+# %% ../../nbs/eval/metrics.ipynb #797a46b0
 def _says(r: Reply, wanted: str | list) -> bool:
     "The answer holds the wanted words, or one of several wordings; an ending may be bent."
     text = squash(r.answer)

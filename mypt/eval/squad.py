@@ -94,7 +94,7 @@ def _article_questions(article: dict, number: int) -> tuple[list[Passage], list[
             questions.append(Question(str(qa['id']), asked, answers, passages[-1]))
     return passages, questions
 
-
+# %% ../../nbs/eval/squad.ipynb #59b7b8bc
 def read_squad(
     path: str | Path,  # JSON in the format of SQuAD 1.1 or 2.0
 ) -> tuple[list[Passage], list[Question]]:
@@ -169,7 +169,7 @@ class SquadResult:
             Measure('abstains wrongly', gave_up, n, less_is_better=True),
         ]
 
-
+# %% ../../nbs/eval/squad.ipynb #0634c5b3
 def _holds(answer: str, wanted: tuple[str, ...], lang: str) -> bool:
     "Whether an answer has the words of a wanted one in it."
     said = f' {normalise_answer(answer, lang)} '

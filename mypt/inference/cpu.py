@@ -161,7 +161,7 @@ def _has_fbgemm() -> bool:
     "Has torch the products of small numbers that x86 knows?"
     return torch.backends.quantized.engine in ('x86', 'fbgemm')
 
-
+# %% ../../nbs/inference/cpu.ipynb #0527dab7
 class Head:
     "Scores of every id, and the best one, in the way that was measured to be the fastest."
 
@@ -371,7 +371,7 @@ class Halves:
         scale = torch.addcmul(self.eps, size, size, value=1 / self.cfg.n_embd).rsqrt_()
         return (x * scale).mul_(weight)
 
-
+# %% ../../nbs/inference/cpu.ipynb #038b08b1
 def _weights_of(model: GPT) -> list[tuple]:
     "Changes when weights move or are written to."
     return [_identity(p) for p in model.parameters()]
@@ -457,7 +457,7 @@ def for_inference(
     _HEADS[model] = Head(model.head.detach(), packed_half(model.head))
     return model
 
-
+# %% ../../nbs/inference/cpu.ipynb #c0ca2cb2
 def _can_halve(model: GPT) -> bool:
     on_x86 = Columns.of(model) is not None and _has_fbgemm()
     return on_x86 and all(p.abs().max() < 65504 for p in model.parameters())
@@ -477,7 +477,7 @@ def _fastest_dtype(model: GPT) -> str:
     print(f'{said}; --dtype float32 is exact', file=sys.stderr)
     return best
 
-
+# %% ../../nbs/inference/cpu.ipynb #bf099dbg
 @torch.inference_mode()
 def _dtype_seconds(model: GPT) -> dict[str, float]:
     "Relative time of a token in each precision, alone and among sixteen."

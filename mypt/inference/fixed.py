@@ -104,7 +104,7 @@ class FixedShapes:
             self.decoder(*self.shape(n, 1)).record()
             n *= 2
 
-
+# %% ../../nbs/inference/fixed.ipynb #f4e4a9bb
 def _power_of_two(n: int) -> int:
     "The smallest one that is not below `n`."
     return 1 << (n - 1).bit_length()

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 from ..data.hf_tokenizer import TAKE_ANOTHER, ForeignTokenizer, foreign_tokenizer, take_over
 from ..data.tokenizer import EOT, TAGS, Tokenizer, close_tag, get_tokenizer, open_tag
 from ..errors import UserError
+
+# %% ../../nbs/interop/import_model.ipynb #e22571b9
 from mypt.files import (
     Rule,
     check_json,

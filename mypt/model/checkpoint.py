@@ -25,6 +25,8 @@ from ..data.hf_tokenizer import tokenizer_config, tokenizer_json
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_state import load_tokenizer, save_tokenizer
 from ..errors import UserError
+
+# %% ../../nbs/13_checkpoint.ipynb #5bd86db0
 from mypt.files import (
     beside,
     checksums,
@@ -304,6 +306,8 @@ _ADAPTER = dict(
     base=Rule((str,), needed=True),
     base_sha256=_SHA,
 )
+
+# %% ../../nbs/13_checkpoint.ipynb #4b8eacb3
 _META = dict(
     mypt_version=_TEXT,
     adapter=Rule((dict, type(None)), inside=_ADAPTER),

@@ -585,7 +585,7 @@ def _rope_scale(base: ModelConfig, cfg: Config) -> float:
         return cfg.given.get('rope_scale', base.rope_scale)
     return base.rope_scale
 
-
+# %% ../../nbs/model/config.ipynb #aaf8f0b7
 def rope_note(
     base: ModelConfig,  # The checkpoint's
     cfg: Config,  # The new phase's

@@ -23,6 +23,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 from ..agent.tools import Workspace
+
+# %% ../../nbs/serve/app.ipynb #5e8766bd
 from ..data.serialize import dump_json
 from ..errors import UserError
 from ..files import text_assets
@@ -592,7 +594,7 @@ def _in_a_notebook() -> bool:
         return False
     return True
 
-
+# %% ../../nbs/serve/app.ipynb #2f344bb3
 class RunningServer:
     "A server beside a notebook; `stop` ends it and its models, and so does the end of a `with`."
 

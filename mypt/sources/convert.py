@@ -21,6 +21,8 @@ from ..data.prompts import RAG_SYSTEM
 from ..errors import UserError, nearest
 from ..files import atomic_write
 from .bfcl import bfcl
+
+# %% ../../nbs/sources/convert.ipynb #74e69abd
 from .chat import OASST_COLUMNS, alpaca, dolly, oasst
 from .qa import hotpot, marco, musique, trivia
 from .row_files import ROW_FILES, column_names, file_rows, files_of, hub_rows, renamed

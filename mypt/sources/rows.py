@@ -173,7 +173,7 @@ def _check_turns(messages: list[dict], tally: Tally):
     if sum(m['role'] == 'user' for m in messages) < tally.min_turns:
         raise Skip(f'fewer than {tally.min_turns} turns')
 
-
+# %% ../../nbs/sources/rows.ipynb #5e0b20ba
 def finished_episode(
     ep: dict,  # System, tools, messages, language and id as far as the row tells them
     tally: Tally,

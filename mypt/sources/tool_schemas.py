@@ -89,7 +89,7 @@ def _once(pairs: list[tuple]) -> dict:
         raise ValueError('a key twice in one object')
     return out
 
-
+# %% ../../nbs/sources/tool_schemas.ipynb #f75f1abf
 def json_values(text: str) -> list:
     "Every JSON value in a text, one after the other; empty where there is anything else."
     decoder = json.JSONDecoder(

@@ -181,7 +181,7 @@ def _joined_parts(parts: list) -> str:
         texts.append(text)
     return ''.join(texts)
 
-
+# %% ../../nbs/sources/tools.ipynb #29b321be
 def _message_text(m: SourceRow, role: str) -> Any:
     "What a message says: text, or for a result any JSON value."
     value = m.get('content') if 'content' in m else m.get('value')
@@ -218,7 +218,7 @@ def _citations(m: SourceRow) -> Any:
     m.get('annotations')
     return [{'text': c['title'], 'at': c['start_index']} for c in cites if c]
 
-
+# %% ../../nbs/sources/tools.ipynb #60ec77ba
 def _fields(m: SourceRow, role: str) -> dict:
     "What goes to the message beside its text."
     fields = {k: m.get(k) for k in ('weight', 'train') if m.get(k) is not None}
@@ -390,7 +390,7 @@ def read_messages(
         ep['language'] = row['language']
     return ep | {'id': row.get('id')}
 
-
+# %% ../../nbs/sources/tools.ipynb #b1a1acb9
 def _null_arguments(given: Any) -> bool:
     "Do calls that are objects have arguments that are null?"
     for call in given if isinstance(given, list) else [given]:
@@ -516,7 +516,7 @@ _SPEAKER_LINE = re.compile(
 )
 _END = '<|endoftext|>'
 
-
+# %% ../../nbs/sources/tools.ipynb #e118f1ba
 def _speaker_parts(chat: str) -> list[tuple[str, str]]:  # (role, text)
     "The dialogue cut at its speakers."
     heads = list(_SPEAKER_LINE.finditer(chat))

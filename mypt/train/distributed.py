@@ -27,6 +27,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from typing import Any, NamedTuple
 from ..data.tokenizer import Tokenizer
+
+# %% ../../nbs/train/distributed.ipynb #fc132dbd
 from ..data.tokenizer_state import load_tokenizer, save_tokenizer
 from ..errors import UserError
 from ..files import checksums, json_object, read_text, signed, sync, write_json, writing

@@ -29,6 +29,8 @@ from ..data.tokenizer_state import open_tokenizer
 from ..errors import UserError
 from ..files import writing
 from ..interop.import_model import base_checkpoint
+
+# %% ../../nbs/16_train.ipynb #99c943b9
 from mypt.model.checkpoint import (
     checkpoint_dir,
     folder_to_write,
@@ -366,7 +368,7 @@ def coverage(data: Batches, steps: int) -> str:
     seen = f'{_counted(steps, "step")} {see} {_counted(passes, "pass", 1)}'
     return f'{rows}: {seen}{_coverage_advice(data, passes)}'
 
-
+# %% ../../nbs/16_train.ipynb #1c6870bc
 def _coverage_advice(data: Batches, passes: float) -> str:
     if passes < 0.5:
         return '; few passes: for two, set epochs=2'
@@ -701,7 +703,7 @@ def _left_out(ds: Dataset, rows: int, min_tokens: int) -> str:
         f'{n:,} of {ds.train.n_rows:,} episodes are left out: below episode_min_tokens {min_tokens}'
     )
 
-
+# %% ../../nbs/16_train.ipynb #996fcbb5
 def plan_run(cfg: Config, ds: Dataset, start: Start, process: Process) -> Plan:
     "Batches, steps and evaluation sets; settles batch size, passes and warmup in `cfg`."
     cfg.model = start.model.cfg
