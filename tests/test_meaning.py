@@ -287,7 +287,7 @@ def listing(ep):
     turn = turns_of(ep)[-1]
     names = [p.doc_id for p in turn.listed or () if p.doc_id in turn.answer]
     judged = 'a list is complete' in check_meaning([ep]).judged
-    return (turn, names) if judged and len(names) > 2 else None
+    return (turn, names) if judged and len(names) > 3 else None
 
 
 def list_one_less(ep):
@@ -305,12 +305,15 @@ def list_what_is_known(ep):
         return None
     turn, names = listing(ep)
     hidden = [p.doc_id for p in turn.listed if p.doc_id in turn.question]
-    left_out = [d for d in hidden if not re.search(rf'[,:] {re.escape(d)}', turn.answer)]
-    if not left_out:
+    words = 'besides|apart from|without|außer|neben|ohne'
+    for d in hidden:
+        said = re.sub(rf'(?:{words}) {re.escape(d)}', '', turn.answer, flags=re.I)
+        if d not in said:
+            break
+    else:
         return None
-    found_ = check_meaning([ep])
-    assert found_.ok
-    text = turn.answer.replace(names[-1], f'{names[-1]}, {left_out[0]}', 1)
+    at = turn.answer.rindex(names[-1] if names[-1] != d else names[-2])
+    text = f'{turn.answer[:at]}{d}, {turn.answer[at:]}'
     last(ep)['content'] = text
     return ep
 
