@@ -177,8 +177,8 @@ _MOST = 100_000  # characters of a text that are looked at
 # %% ../../nbs/25_tools.ipynb #6b81a62e
 _END = re.compile(r'(?<=[.!?])\s+|(?<=[.!?]["”“)])\s+')  # of a sentence, as far as one can see
 _SHORT = (
-    r'e\.g|i\.e|cf|vs|Mr|Mrs|Ms|Dr|Prof|St|Fig|Sec|approx|z\. ?B|d\. ?h|u\. ?a|bzw|vgl|ca|ggf|Abs|Nr|Art|'
-    r'Buchst|Kap|Str|Tel|Bd|evtl|sog|inkl|mind|[A-Za-z]'
+    r'e\.g|i\.e|cf|vs|Mr|Mrs|Ms|Dr|Prof|St|Fig|Sec|approx|z\. ?B|d\. ?h|u\. ?a|bzw|vgl|ca|'
+    r'ggf|Abs|Nr|Art|Buchst|Kap|Str|Tel|Bd|evtl|sog|inkl|mind|[A-Za-z]'
 )
 _BEFORE_ORDINAL = (
     '[Aa]m|[Vv]om|[Ii]m|dem|[Dd]er|des|den|[Zz]um|[Zz]ur|bis|und|[Aa]b|[Ss]eit|[Dd]ie|[Dd]as'

@@ -33,7 +33,7 @@ def _must_say(rule: str, answer: str, *wanted: str) -> Verdict:
     said = any(holds(answer, w) for w in wanted)
     return Verdict(rule, '' if said else wanted[0])
 
-# %% ../../nbs/curriculum/recompute.ipynb #91ee37ee
+# %% ../../nbs/curriculum/recompute.ipynb #dc72ec31
 _NUMERALS = {
     word: n
     for words in (
@@ -46,7 +46,8 @@ _OPERATIONS = {
     '+': r'\+|\bplus\b|\bsum\b|\badd\w*|\bsumme\b|\baddier\w*|zusammen|together|in all|insgesamt',
     '-': r'(?<=\d) ?[-−–] ?(?=\d)|\bminus\b|away|\bleft\b|remain|subtract|difference|bleib|wegnehm'
     r'|\bweg\b|subtrah|differenz|\bziehe?\b|\babzieh|weniger als',
-    '×': r'(?<=\d) ?[×x*·] ?(?=\d)|\btimes\b|product|multipl|\beach\b|\bje\b|jeweils|\bmal\b|produkt',
+    '×': r'(?<=\d) ?[×x*·] ?(?=\d)|\btimes\b|product|multipl|\beach\b|\bje\b|jeweils|\bmal\b'
+    r'|produkt',
     '÷': r'(?<=\d) ?[÷/:] ?(?=\d)|divid|quotient|\bteile?\b|geteilt',
 }
 
@@ -114,7 +115,7 @@ def check_comparison(question: str, answer: str) -> Verdict | None:
         return _yes_no('comparison', answer, numbers[0] % 2 == (1 if parity[2] else 0))
     return None
 
-# %% ../../nbs/curriculum/recompute.ipynb #b888499e
+# %% ../../nbs/curriculum/recompute.ipynb #a09be8bd
 _PLACES = {
     0: r'\bfirst\b|\berste\w*|begins?\b|starts?\b|beginnt|fängt|womit beginn|anfang',
     1: r'\bsecond\b|\bzweite\w*',
@@ -141,9 +142,10 @@ def _spelled_word(question: str) -> str:
     words = re.findall(r'[\w-]+', _TAIL.sub('', question))
     return words[-1] if words else ''
 
-# %% ../../nbs/curriculum/recompute.ipynb #2b9223ae
+# %% ../../nbs/curriculum/recompute.ipynb #a28ddc9c
 _ONE_LETTER = re.compile(
-    r'\b(?:letter|buchstaben?) ([^\W\d_])\b|\b(?:is|ist|ein|an|the|das|auf|with|mit|in) ([^\W\d_])\b(?! [\w]*\b(?:test|quiz))',
+    r'\b(?:letter|buchstaben?) ([^\W\d_])\b'
+    r'|\b(?:is|ist|ein|an|the|das|auf|with|mit|in) ([^\W\d_])\b',
     re.I,
 )
 
@@ -338,7 +340,7 @@ def check_anti_echo(question: str, answer: str, payload: str) -> Verdict:
     asked = holds(question.replace(payload, '…') if payload else question, said)
     return Verdict('anti-echo', '' if asked else 'what the question orders')
 
-# %% ../../nbs/curriculum/recompute.ipynb #82793ce0
+# %% ../../nbs/curriculum/recompute.ipynb #1951e1af
 _ORDERED = re.compile(
     rf'\b(?:{_SAY})\b(?: only| just| with| nur| mit| einfach| bitte|:)* (.+?)[.!?]*$', re.I
 )
@@ -373,7 +375,7 @@ def check_short(question: str, answer: str) -> Verdict | None:  # None: no rule 
             return verdict
     return None
 
-# %% ../../nbs/curriculum/recompute.ipynb #20d68814
+# %% ../../nbs/curriculum/recompute.ipynb #7c59a1b5
 _COUNTS = dict(
     en=dict(a=1, one=1, two=2, three=3, four=4, five=5, six=6, seven=7, eight=8, nine=9, ten=10),
     de=dict(
@@ -392,6 +394,8 @@ _COUNTS = dict(
         zehn=10,
     ),
 )
+
+# %% ../../nbs/curriculum/recompute.ipynb #7c59a1bj
 _NUMERAL = {word: n for numerals in _COUNTS.values() for word, n in numerals.items()}
 _N = rf'(\d+|{"|".join(_NUMERAL)})'
 _UNIT = r'(words?|wörtern?|worten?|wort|sentences?|satz|sätzen?)\b'
@@ -447,7 +451,7 @@ def check_limit(question: str, answer: str) -> Verdict | None:
     wanted = f'{limit.least} to {limit.most} {limit.unit}, not {n}'
     return Verdict(f'limit of {limit.unit}', '' if right else wanted)
 
-# %% ../../nbs/curriculum/recompute.ipynb #1c270dde
+# %% ../../nbs/curriculum/recompute.ipynb #b4141019
 _KEY_FACTS = re.compile(r'KEY_FACTS:\n((?:- .+\n)+)SUMMARY: (.+)', re.S)
 _FIRST = re.compile(
     r'(?<!\w)(\d+|one|two|three|four|five|drei|zwei|vier|fünf)\s(?:\w+ )?(?:facts?|fakten)', re.I
@@ -556,8 +560,13 @@ def check_list(question: str, answer: str) -> Verdict:
     whole = not before.endswith(',') and not after.startswith(',')
     return Verdict('JSON list', '' if whole else 'every item')
 
-# %% ../../nbs/curriculum/recompute.ipynb #ed2d2223
-_KIND_OF = (('number', r'\d+([.,]\d+)?'), ('code', r'[A-Z]+-?\d[\w-]*'), ('word', r'[^\d\s]+'))
+# %% ../../nbs/curriculum/recompute.ipynb #738383cc
+_KIND_OF = (
+    ('number', r'\d+([.,]\d+)?'),
+    ('code', r'[A-Z]+-?\d[\w-]*'),
+    ('word', r'[^\d\s]+'),
+    ('phrase', r'.+\s.+'),
+)
 
 
 def check_class(question: str, answer: str) -> Verdict:
@@ -568,7 +577,7 @@ def check_class(question: str, answer: str) -> Verdict:
         return Verdict('class')
     return Verdict('class', '' if f'"{kind}"' in answer else kind)
 
-# %% ../../nbs/curriculum/recompute.ipynb #9ec01c94
+# %% ../../nbs/curriculum/recompute.ipynb #7da3f6e9
 _UNSURE = re.compile(r"^(?:I (?:don't|do not) know|Das wei(?:ß|ss) ich nicht)")
 _LISTED = re.compile(r'([\w.]+)\(([\w, ]*)\)')
 

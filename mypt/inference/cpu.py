@@ -499,7 +499,7 @@ def _dtype_seconds(model: GPT) -> dict[str, float]:
             total[name] += _least_seconds(fns, x) / B**0.5
     return total
 
-
+# %% ../../nbs/inference/cpu.ipynb #bf099dbh
 def _least_seconds(fns: list[Callable], x: Tensor, rounds: int = 4) -> float:
     seconds, clock = [], _clock()
     for _ in range(rounds):

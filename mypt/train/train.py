@@ -40,6 +40,8 @@ from mypt.model.checkpoint import (
     recover,
     save_checkpoint,
 )
+
+# %% ../../nbs/16_train.ipynb #99c943bn
 from mypt.model.config import (
     Config,
     ModelConfig,
