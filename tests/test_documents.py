@@ -243,7 +243,7 @@ def test_what_the_phases_train_with(root):
     assert table == {'1': '5', '2': '5', '3': '10', '4': '10', '5': '5', '6': '5'}
     tok, tiers = (
         get_tokenizer('gpt2'),
-        dict(zip('123456', [(4, 6)] * 2 + [(15, 20)] * 2 + [(70, 90)] * 2)),
+        dict(zip('123456', [(4, 6)] * 2 + [(15, 20)] * 2 + [(70, 90)] * 2, strict=True)),
     )
     for number, (least, most) in tiers.items():
         train = load_config(PHASES[number].config).train

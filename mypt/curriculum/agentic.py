@@ -36,16 +36,16 @@ from mypt.curriculum.tool_script import (
 # %% ../../nbs/28_agentic.ipynb #881ed1b2
 from mypt.curriculum.toolcall import (
     KNOWN,
+    PlainChats,
     Play,
     Plays,
-    PlainChats,
     TOOL_SUITE_SYSTEM,
     TOOL_SYSTEMS,
     ToolDeck,
     ToolSource,
     agent_case,
     answer_summary,
-    clarify,
+    ask_which,
     empty_search,
     lose_document,
     nothing_found,
@@ -267,7 +267,7 @@ def list_read(script: ToolScript) -> bool:
 # %% ../../nbs/28_agentic.ipynb #89db00c1
 def clarify_summarize(script: ToolScript) -> bool:
     "A request that fits several documents, a question back, the user's choice, its summary."
-    if not clarify(script) or not script.style.turns:
+    if not ask_which(script) or not script.style.turns:
         return False
     d = script.doc.doc_id
     script.messages.append({'role': 'user', 'content': script.form('ask.mean', d=d)})
@@ -402,7 +402,6 @@ def both_names(script: ToolScript) -> bool:
 def too_long(script: ToolScript) -> bool:
     "A summary of a length that is not allowed."
     d, wrong = script.doc.doc_id, script.rng.choice((5, 10, 5000, 10000))
-    right = 300 if wrong < 20 else 4000
     script.ask(script.form('ask.summary', d=d))
     think = script.form('think.summarize', d=d)
     script.call('summarize', think, wrong=True, doc_id=d, max_length=wrong)

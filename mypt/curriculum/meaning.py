@@ -478,7 +478,8 @@ _BESIDES = re.compile(
     re.I,
 )
 _TOO = re.compile(
-    r'\b(?:too|not leave|including|included|as well|and all|and the (?:rest|others?)|with|auch|samt|'
+    r'\b(?:too|not leave|including|included|as well|and all|and the (?:rest|others?)|'
+    r'with|auch|samt|'
     r'inklusive|einschließlich|und allen?|und (?:den|die) (?:rest|übrigen|anderen)|'
     r'mitsamt|forget|vergiss|insgesamt|(?<!nicht )mitgezählt)\b',
     re.I,

@@ -10,6 +10,7 @@ __all__ = ['HELD_INJECT', 'SceneMaker', 'Player', 'CHAT_KINDS', 'CHAT_SYSTEMS', 
 # %% ../../nbs/23_rag_chat.ipynb #4cdd2055
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial

@@ -12,7 +12,7 @@ import random
 import string
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import lru_cache, partial
 from .grammar import is_noun_form
 from ..errors import UserError

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'PATIENCE', 'MOST_BYTES', 'FEWEST', 'MOST', 'K', 'server_address', 'TeacherTrouble', 'Teacher',
-           'teacher_messages', 'TaughtQuestion', 'read_questions', 'fault_of', 'answer_sentence', 'make_taught']
+           'teacher_messages', 'TaughtQuestion', 'taught_questions', 'fault_of', 'answer_sentence', 'make_taught']
 
 # %% ../../nbs/curriculum/teacher.ipynb #379534ba
 import json
@@ -171,7 +171,7 @@ class TaughtQuestion(NamedTuple):
     answer: str
 
 # %% ../../nbs/curriculum/teacher.ipynb #4ea11b52
-def read_questions(reply: str) -> list[TaughtQuestion]:  # empty where it holds none
+def taught_questions(reply: str) -> list[TaughtQuestion]:  # empty where it holds none
     "The questions in a reply; text around the JSON is passed over."
     start, end = reply.find('['), reply.rfind(']')
     try:
@@ -240,7 +240,7 @@ class _Lesson:
         key = messages[1]['content']
         if key not in self.journal.done:
             self.journal.add([key], [self.teacher.reply(messages)])
-        found = read_questions(self.journal.done[key])
+        found = taught_questions(self.journal.done[key])
         if not found:
             self.counts['reply without questions'] += 1
         for q in found[: self.n]:

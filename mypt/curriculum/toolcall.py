@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['SUMMARY_SIZES', 'Play', 'KNOWN', 'Plays', 'TOOL_KINDS', 'TOOL_SHARES', 'SIMPLE_KINDS', 'TOOL_SYSTEMS', 'NEAR_WINDOW',
-           'Card', 'SHORT_SNIPPET', 'SPACES', 'SHORT_SNIPPETS', 'TRIES', 'UNNAMED', 'PHASE5', 'TOOL_SUITE_SYSTEM',
-           'with_decoy', 'search_first', 'search_answer', 'empty_search', 'search_again', 'ask_known', 'search_known',
-           'list_all', 'found_names', 'answer_besides', 'list_besides', 'answer_count', 'list_count', 'list_exists',
-           'shared_words', 'clarify', 'first_sentence', 'get_first', 'get_fact', 'get_known', 'ask_opening',
-           'answer_summary', 'summary_size', 'shorten', 'summarize_document', 'summarize_text', 'summary_known',
-           'list_known', 'reads_first', 'read_choice', 'search_then_read', 'lose_document', 'nothing_found',
-           'wrong_list', 'wrong_guess', 'wrong_summary', 'wrong_search', 'wrong_get', 'wrong_piece', 'PlainChats',
-           'message_tokens', 'try_play', 'play_on', 'play_before', 'single_turns', 'script_meta', 'deal', 'ToolSource',
-           'ToolEpisodes', 'ToolDeck', 'make_toolcall', 'agent_case', 'toolcall_suites']
+           'Card', 'SHORT_SNIPPET', 'SPACES', 'SHORT_SNIPPETS', 'UNNAMED', 'PHASE5', 'TOOL_SUITE_SYSTEM', 'with_decoy',
+           'search_first', 'search_answer', 'empty_search', 'search_again', 'ask_known', 'search_known', 'list_all',
+           'found_names', 'answer_besides', 'list_besides', 'answer_count', 'list_count', 'list_exists', 'shared_words',
+           'ask_which', 'first_sentence', 'get_first', 'get_fact', 'get_known', 'ask_opening', 'answer_summary',
+           'summary_size', 'shorten', 'summarize_document', 'summarize_text', 'summary_known', 'list_known',
+           'reads_first', 'read_choice', 'search_then_read', 'lose_document', 'nothing_found', 'wrong_list',
+           'wrong_guess', 'wrong_summary', 'wrong_search', 'wrong_get', 'wrong_piece', 'PlainChats', 'message_tokens',
+           'try_play', 'play_on', 'play_before', 'single_turns', 'script_meta', 'deal', 'ToolSource', 'ToolEpisodes',
+           'ToolDeck', 'make_toolcall', 'agent_case', 'toolcall_suites']
 
 # %% ../../nbs/27_toolcall.ipynb #26e87555
 import random
@@ -221,7 +221,7 @@ def shared_words(script: ToolScript) -> dict[str, list[str]]:  # word → docume
     return {w: ids for w, ids in by_word.items() if 1 < len(ids) <= most}
 
 # %% ../../nbs/27_toolcall.ipynb #8ab476b8
-def clarify(script: ToolScript) -> bool:
+def ask_which(script: ToolScript) -> bool:
     "A request that fits several titles, a list, and a question back."
     words = shared_words(script)
     if not words:
@@ -299,7 +299,7 @@ def ask_opening(script: ToolScript, result: dict) -> bool:
 
 def _clarify_get(script: ToolScript) -> bool:
     "A question back, the user's choice, and the document's first sentence."
-    if not script.style.turns or not clarify(script):
+    if not script.style.turns or not ask_which(script):
         return False
     d = script.doc.doc_id
     script.messages.append({'role': 'user', 'content': script.form('ask.mean', d=d)})
@@ -532,7 +532,7 @@ Plays = dict[str, dict[Play | None, float]]  # kind → its plays and their shar
 # %% ../../nbs/27_toolcall.ipynb #e11b17b7
 TOOL_KINDS: Plays = dict(
     search={search_answer: 0.85, search_again: 0.15},
-    list={list_all: 0.32, list_besides: 0.3, list_count: 0.08, list_exists: 0.12, clarify: 0.18},
+    list={list_all: 0.32, list_besides: 0.3, list_count: 0.08, list_exists: 0.12, ask_which: 0.18},
     get={get_first: 0.5, get_fact: 0.5},
     summarize={summarize_document: 0.72, summarize_text: 0.18, _clarify_get: 0.1},
     multi_step={search_then_read: 1.0},
@@ -762,7 +762,7 @@ class ToolSource:
         return script.messages, script_meta(script, play)
 
 # %% ../../nbs/27_toolcall.ipynb #10d84f7e
-TRIES = 40  # of a play, before another is taken
+_TRIES = 40  # of a play, before another is taken
 
 
 class ToolEpisodes:
@@ -794,7 +794,7 @@ class ToolEpisodes:
     def new(self, rng, lang: str, play: Play | None, before: int) -> tuple[list[dict], dict] | None:
         "A try that worked, with a first question that is new and on the right side of `held_out`."
         key = lang, play
-        for _ in range(TRIES if self.failed[key] < 3 else 4):
+        for _ in range(_TRIES if self.failed[key] < 3 else 4):
             played = self.source.play(rng, lang, play, before)
             if played is None or not self.is_new(played[0][0]['content'], play):
                 continue
