@@ -334,7 +334,7 @@ def check_json(
         if problem:
             raise UserError(f'{where}: {name} is {value_text(entries[key])}, {problem}; {way}')
         if rule.inside is not None and isinstance(entries[key], list | dict):
-            inner = rule.inside(entries[key]) if callable(rule.inside) else rule.inside
+            inner: Any = rule.inside(entries[key]) if callable(rule.inside) else rule.inside
             check_json(where, entries[key], inner, way, f'{name}.')
 
 # %% ../nbs/base/files.ipynb #7750b742

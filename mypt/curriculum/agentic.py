@@ -11,6 +11,7 @@ __all__ = ['ERRORS', 'PATTERNS', 'PATTERN_SHARES', 'SIMPLE_PATTERNS', 'PHASE6', 
 
 # %% ../../nbs/28_agentic.ipynb #881ed162
 from collections.abc import Iterator
+from typing import Any
 from .facts import Fact
 from .recipe import Phase, Source
 from .questions import question
@@ -247,7 +248,7 @@ def list_summarize(script: ToolScript) -> bool:
     script.ask(f'{asked} {script.form("ask.size", n=size)}' if size else asked)
     n = script.call('list_docs', script.form('think.choose_list', T=about))['total']
     think = script.form('think.pick', d=d, t=t, n=n, T=about)
-    more = dict(max_length=size) if size else {}
+    more: dict[str, Any] = dict(max_length=size) if size else {}
     return answer_summary(script, script.call('summarize', think, doc_id=d, **more))
 
 

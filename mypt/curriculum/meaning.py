@@ -651,7 +651,8 @@ _NO_THING = frozenset(
 
 def _asks_for_a_thing(t: GivenAnswer) -> Iterator[Verdict]:
     "What is asked for is a noun, not the pronoun or the case that began a sentence."
-    subject = (t.about or {}).get('subject') or (t.passages and t.meta.get('payload')) or ''
+    payload = t.meta.get('payload') if t.passages else None
+    subject = str((t.about or {}).get('subject') or payload or '')
     if subject and holds(t.question, subject):
         first = subject.split()[0].casefold()
         yield Verdict('asks for a thing', subject if first in _NO_THING else '')

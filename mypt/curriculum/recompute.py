@@ -11,7 +11,7 @@ __all__ = ['Verdict', 'check_sum', 'check_comparison', 'quoted_texts', 'check_sp
 # %% ../../nbs/curriculum/recompute.ipynb #b1ba9891
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from .reading import holds, plain_words
 from ..eval.instructions import parse_json, schema_error
@@ -171,16 +171,16 @@ def check_spelling(question: str, answer: str) -> Verdict | None:
     return None
 
 # %% ../../nbs/curriculum/recompute.ipynb #a94d1b73
-_DAYS = (
+_DAYS: tuple[list[str], ...] = (
     'monday tuesday wednesday thursday friday saturday sunday'.split(),
     'montag dienstag mittwoch donnerstag freitag samstag sonntag'.split(),
 )
-_MONTHS = (
+_MONTHS: tuple[list[str], ...] = (
     'january february march april may june july august september october november december'.split(),
     'januar februar märz april mai juni juli august september oktober november dezember'.split(),
 )
 _MONTH_DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-_ORDINALS = (
+_ORDINALS: tuple[list[str], ...] = (
     'first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth'.split(),
     'erst zweit dritt viert fünft sechst siebt acht neunt zehnt elft zwölft'.split(),
 )
@@ -205,11 +205,11 @@ def _direction(question: str) -> int:
     return int(after) - int(before)
 
 # %% ../../nbs/curriculum/recompute.ipynb #4edba250
-def _named(text: str, names: list[str]) -> list[str]:
+def _named(text: str, names: Sequence[str]) -> list[str]:
     return [w for w in re.findall(r'\w+', text.casefold()) if w in names]
 
 
-def _follows(question: str, answer: str, names: list[str], two: list[str]) -> Verdict | None:
+def _follows(question: str, answer: str, names: Sequence[str], two: list[str]) -> Verdict | None:
     "Whether one day or month comes after (or before) another."
     step, (a, b) = _direction(question), two
     if not step:
@@ -278,7 +278,7 @@ def split_order(question: str, names_sign: bool = True) -> tuple[str, str]:
     named = word.search(question)
     for mark in _MARKS:
         anywhere = named is None or (mark[0] == ':' and not names_sign)
-        found = re.compile(mark).search(question, 0 if anywhere else named.end())
+        found = re.compile(mark).search(question, named.end() if named and not anywhere else 0)
         if found:
             return question[: found.end()], question[found.end() :]
     quoted = quoted_texts(question)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import accumulate
+from typing import Any
 from ..agent.tools import TOOLS, sentences
 from .facts import Fact, unwrap_lines
 from .format_lock import make_echo, make_format_lock
@@ -335,7 +336,7 @@ def shorten(script: ToolScript, asked: str, think: str, size: int) -> bool:
     "The summary of a document that was asked for, in a length that the user may give."
     d = script.doc.doc_id
     script.ask(asked)
-    more = dict(max_length=size) if size else {}
+    more: dict[str, Any] = dict(max_length=size) if size else {}
     return answer_summary(script, script.call('summarize', think, doc_id=d, **more))
 
 
@@ -572,7 +573,8 @@ SIMPLE_KINDS: Plays = dict(
 )
 
 # %% ../../nbs/27_toolcall.ipynb #1dd76776
-TOOL_SYSTEMS = load_config('phase5_simple_toolcall').train.system_prompt  # by language
+_PROMPTS = load_config('phase5_simple_toolcall').train.system_prompt
+TOOL_SYSTEMS = {lang: systems_in(_PROMPTS, lang) for lang in ('en', 'de')}
 
 
 def _short_chats(lang: str, n: int, seed: int, held: bool) -> Iterator[Chat]:
@@ -679,7 +681,7 @@ def single_turns(kinds: Plays) -> Plays:
 def script_meta(script: ToolScript, play: Play) -> dict:
     "What `_meta` says of a script that was played."
     calls = [m for m in script.messages if m['role'] == 'assistant_toolcall']
-    meta = dict(
+    meta: dict[str, Any] = dict(
         variant=play.__name__.strip('_'),
         **script.turns[-1],
         call=calls[0]['name'],

@@ -13,7 +13,7 @@ from typing import Any
 from ..agent.tools import Tool, describe_tools
 from ..data.prompts import CHAT_SYSTEM
 from ..errors import UserError
-from .metrics import Measure, Reply
+from .metrics import Score, Reply
 from .suite import Responder, fixed_sample
 from ..files import iter_lines, json_value
 
@@ -213,16 +213,16 @@ class BfclResult:
         function = next(f for f in case.functions if f['name'] == said['name'])
         return call_error(said['name'], said['arguments'], function, case.answer)
 
-    def measures(self) -> list[Measure]:
+    def measures(self) -> list[Score]:
         n = len(self.cases)
         right = sum(self.error(i) is None for i in range(n))
         said = [r.message for r in self.replies]
         if self.cases[0].answer is None:
             answered = sum(m.get('role') == 'assistant' for m in said)
-            return [Measure('no call', right, n), Measure('answers instead', answered, n)]
+            return [Score('no call', right, n), Score('answers instead', answered, n)]
         pairs = zip(self.cases, said, strict=True)
         named = sum(m.get('name') in (c.answer or ()) for c, m in pairs)
-        return [Measure('right call', right, n), Measure('right function', named, n)]
+        return [Score('right call', right, n), Score('right function', named, n)]
 
 # %% ../../nbs/eval/bfcl.ipynb #500ac9bn
 def ask_bfcl(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from ..data.episodes import shown
 from ..errors import UserError
-from .metrics import Measure, wilson
+from .metrics import Score, wilson
 from .suite import Responder, SuiteResult, load_suite, responder, run_suite
 from .yardsticks import Yardstick, measures_table
 from ..files import atomic_write, json_object, read_text, watched
@@ -109,7 +109,7 @@ class GateReport:
     rows: list[GateRow]
     weights_sha256: str | None = None
     suites: dict[str, SuiteResult] = field(default_factory=dict)  # to look at failures
-    yardsticks: dict[str, list[Measure]] = field(default_factory=dict)  # beside the verdict
+    yardsticks: dict[str, list[Score]] = field(default_factory=dict)  # beside the verdict
 
     @property
     def passed(self) -> bool:
@@ -273,14 +273,14 @@ def eval_model(
     max_new_tokens: int = 64,
     limit: int | None = None,  # Cases of a suite at most, always the same ones
     verbose: bool = False,  # Print the cases that did not pass, too
-) -> dict[str, SuiteResult | list[Measure]]:
+) -> dict[str, SuiteResult | list[Score]]:
     "Run suites on a model and print the rates, whole and by tag."
     where = pick_device(device)
     names = suite or ['format_en', 'format_de', 'echo', 'anti_echo', 'regression_basics']
     sticks = {s: Yardstick(s) for s in names if Yardstick.names(s)}
     gpt, tok, meta = load_model(model)
     asked = responder(for_inference(gpt, device=where), tok, meta['layout'])
-    out: dict[str, SuiteResult | list[Measure]] = {}
+    out: dict[str, SuiteResult | list[Score]] = {}
     counts: dict[str, Any] = {}
     for name in watched(names, 'ask', 'suite'):
         if name in sticks:

@@ -97,7 +97,7 @@ def load_suite(
     return cases
 
 # %% ../../nbs/17_suite.ipynb #75172f71
-_T = TypeVar('T')
+_T = TypeVar('_T')
 
 
 def fixed_sample(items: list[_T], limit: int | None) -> list[_T]:

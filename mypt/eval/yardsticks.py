@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from ..errors import UserError
 from .bfcl import ask_bfcl, read_bfcl
-from .metrics import Measure
+from .metrics import Score
 from .squad import ask_squad, read_squad
 from .suite import Responder
 
@@ -39,12 +39,12 @@ class Yardstick:
     def name(self) -> str:
         return f'{self.kind}:{Path(self.path).name}'
 
-    def measure(self, responder: Responder, limit: int | None = None) -> list[Measure]:
+    def measure(self, responder: Responder, limit: int | None = None) -> list[Score]:
         "Ask everything, or `limit` questions that are always the same."
         return self.ask(responder, self.path, limit).measures()
 
 # %% ../../nbs/eval/yardsticks.ipynb #57bbf40b
-def measures_table(name: str, measures: list[Measure]) -> str:
+def measures_table(name: str, measures: list[Score]) -> str:
     "Lines of text: each number with its 95 % interval."
     lines = [name]
     for m in measures:
