@@ -171,16 +171,16 @@ def check_spelling(question: str, answer: str) -> Verdict | None:
     return None
 
 # %% ../../nbs/curriculum/recompute.ipynb #a94d1b73
-_DAYS: tuple[list[str], ...] = (
+_DAYS: tuple[Sequence[str], ...] = (
     'monday tuesday wednesday thursday friday saturday sunday'.split(),
     'montag dienstag mittwoch donnerstag freitag samstag sonntag'.split(),
 )
-_MONTHS: tuple[list[str], ...] = (
+_MONTHS: tuple[Sequence[str], ...] = (
     'january february march april may june july august september october november december'.split(),
     'januar februar märz april mai juni juli august september oktober november dezember'.split(),
 )
 _MONTH_DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-_ORDINALS: tuple[list[str], ...] = (
+_ORDINALS: tuple[Sequence[str], ...] = (
     'first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth'.split(),
     'erst zweit dritt viert fünft sechst siebt acht neunt zehnt elft zwölft'.split(),
 )

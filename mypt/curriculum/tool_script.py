@@ -58,8 +58,10 @@ def gather_pages(
     rivals = shelf.rivals(rng, fact, min(n - 1, rng.randint(2, 4))) if n > 1 else []
     pages = {doc.doc_id: (doc, found) for doc, found in rivals}
     more = on_hand(shelf, fact.lang, max(0, n - 1 - len(pages)))
-    enough = bool(pool) and len(pool) >= POOL
-    fill = rng.sample(pool, more) if pool and enough else shelf.sample(rng, fact.lang, more)
+    if pool is not None and len(pool) >= POOL:
+        fill = rng.sample(pool, more)
+    else:
+        fill = shelf.sample(rng, fact.lang, more)
     for doc, found in fill:
         if not may_state(doc.text, fact):
             pages.setdefault(doc.doc_id, (doc, found))

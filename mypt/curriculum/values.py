@@ -14,7 +14,6 @@ from functools import lru_cache
 from typing import NamedTuple
 from ..agent.documents import Document
 from .attributes import GROUPS, TABLE, WORLD, Attribute
-from ..data.language import language_of
 
 # %% ../../nbs/curriculum/values.ipynb #b5a40c0c
 @dataclass(frozen=True)
