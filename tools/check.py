@@ -2,7 +2,7 @@
 passed, M failed`.
 
 Counted: each notebook under `nbdev_test`, each pytest test, each tool and each check of tools/.
-Jobs run two at a time with one thread each. Notebooks and tests run in forks of one process that
+Jobs run three at a time with one thread each, because many wait for a server, a browser or a disk. Notebooks and tests run in forks of one process that
 has imported torch and its like: it takes seconds, and each would pay them. Files named
 tests/test_speed*.py run last, alone and with all threads, for what they measure.
 `python -m tools.check --list` says what to run by hand for each.
@@ -56,6 +56,7 @@ PRELOADED = (  # into the process that is forked; none of ours, for tests import
     'nbdev.test',
 )
 LIMITS = {'tool': 240, 'check': 600, 'notebook': 240, 'tests': 540}  # seconds
+LANES = 3  # jobs at a time
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def show(r: Result, done: int, total: int):
 
 
 def run_all(todo: list[Job], root: Path) -> list[Result]:
-    "Two at a time, then one by one those that measure."
+    "Three at a time, then one by one those that measure."
     os.environ |= ONE_THREAD | {'PYTHONPATH': str(root)}
     multiprocessing.set_forkserver_preload(list(PRELOADED))
     results = []
@@ -215,7 +216,7 @@ def run_all(todo: list[Job], root: Path) -> list[Result]:
         results.append(result)
         show(result, len(results), len(todo))
 
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(LANES) as pool:
         started = [pool.submit(run, job, root) for job in todo if not job.alone]
         for future in as_completed(started):
             take(future.result())
@@ -230,7 +231,7 @@ def run_all(todo: list[Job], root: Path) -> list[Result]:
 def main(root: Path = ROOT, only: str = '') -> int:
     "Run the jobs whose name contains `only`, and always the check that mypt/ is what nbs/ exports."
     todo = [j for j in jobs(root) if only in j.name or j.name == CHECKS['in_step']]
-    print(f'{len(todo)} jobs, two at a time', flush=True)
+    print(f'{len(todo)} jobs, {LANES} at a time', flush=True)
     results = run_all(todo, root)
     for r in results:
         if r.failed:
