@@ -2,8 +2,9 @@
 passed, M failed`.
 
 Counted: each notebook under `nbdev_test`, each pytest test, each tool and each check of tools/.
-Jobs run three at a time with one thread each, because many wait for a server, a browser or a disk. Notebooks and tests run in forks of one process that
-has imported torch and its like: it takes seconds, and each would pay them. Files named
+Jobs run three at a time with one thread each, for many wait: for a server, a browser, a disk.
+Notebooks and tests run in forks of one process that has imported torch and its like: it takes
+seconds, and each would pay them. Files named
 tests/test_speed*.py run last, alone and with all threads, for what they measure.
 `python -m tools.check --list` says what to run by hand for each.
 """
