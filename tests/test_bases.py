@@ -183,6 +183,7 @@ def test_a_family_that_is_not_taken_names_those_that_are(tmp_path, capsys):
     base(tmp_path / 'base', 'qwen3')
     path = tmp_path / 'base/config.json'
     c = json.loads(path.read_text())
+    capsys.readouterr()  # transformers' bars of writing
     for kind in ('gemma2', 'qwen3_moe', 'mixtral', 7):
         path.write_text(json.dumps(c | dict(model_type=kind)))
         assert main(['import', str(tmp_path / 'base'), '--output', str(tmp_path / 'x')]) == 2

@@ -114,6 +114,8 @@ EXAMPLES += _examples("""
 mypt train --model_name echo --dataset_dir data/echo --config tiny
 # from a base
 mypt train --model_name chat --dataset_dir data/chat --init_from_model echo --sets epochs=2
+# adapters and their base as one model
+mypt merge chat --output chat_merged
 # before generate can read it
 mypt consolidate --model_name big
 # only show what would be done
@@ -152,6 +154,8 @@ mypt push phase6 --repo you/mypt-phase6 --dry_run
 mypt eval --model phase1 --suite format_en echo
 # exit code 0 when it passed, 1 when not
 mypt gate --model phase1 --phase 1 --report gate.json
+# exit code 1 when a question of the suite was trained
+mypt leaks data/chats.jsonl --against squad:xquad.en.json
 # minutes on a laptop, no GPU
 mypt demo
 # six phases; called again, it goes on where it stopped
