@@ -287,7 +287,8 @@ def listing(ep):
     turn = turns_of(ep)[-1]
     names = [p.doc_id for p in turn.listed or () if p.doc_id in turn.answer]
     judged = 'a list is complete' in check_meaning([ep]).judged
-    return (turn, names) if judged and len(names) > 3 else None
+    whole = all(re.search(rf'(?<![\w-]){re.escape(n)}', turn.answer) for n in names)
+    return (turn, names) if judged and whole and len(names) > 3 else None
 
 
 def list_one_less(ep):
@@ -295,7 +296,7 @@ def list_one_less(ep):
         return None
     turn, names = listing(ep)
     kept = [n for n in names if n not in turn.question]
-    text = re.sub(rf'(?:, | und | and )?{re.escape(kept[-1])}', '', turn.answer)
+    text = re.sub(rf'(?:, | und | and )?(?<![\w-]){re.escape(kept[-1])}', '', turn.answer)
     last(ep)['content'] = text
     return ep
 
@@ -504,8 +505,9 @@ def json_item_gone(ep):
 
 @of_category('classify')
 def another_class(ep):
-    kind = json.loads(answer_of(ep))['kind']
-    return set_answer(ep, json.dumps({'kind': 'number' if kind != 'number' else 'word'}))
+    kind = json.loads(answer_of(ep)).get('kind')
+    other = 'code' if str(kind).lower() != 'code' else 'word'
+    return set_answer(ep, json.dumps({'kind': other})) if kind else None
 
 
 @of_category('tool')
