@@ -95,7 +95,7 @@ def sync(path: Path) -> None:
 
 # %% ../nbs/base/files.ipynb #5f7324f5
 def check_output(path: str | Path) -> Path:
-    "The path of a file to write; raises `UserError` where something other than a file has its name."
+    "The path of a file to write; raises `UserError` where something else has its name."
     path = Path(path)
     if not path.name or (path.is_dir() and not path.is_symlink()):
         raise UserError(f'{path}: is a folder; name a file in it')
@@ -353,7 +353,7 @@ def check_names(where: str | Path, names: Iterable[str], way: str = RESTORE):
 
 # %% ../nbs/base/files.ipynb #7db4a41a
 def beside(target: Path, kind: str) -> Path:
-    "The hidden sibling `.NAME.KIND` of a file or folder; raises `UserError` for one without a name."
+    "The hidden sibling `.NAME.KIND` of a file or folder; raises `UserError` without a name."
     if not target.name:
         raise UserError(f'{target}: is a folder of others; name one in it')
     return target.with_name(f'.{target.name}.{kind}')
