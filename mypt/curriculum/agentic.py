@@ -61,6 +61,8 @@ from mypt.curriculum.toolcall import (
     wrong_guess,
     wrong_list,
 )
+
+# %% ../../nbs/28_agentic.ipynb #881ed1bg
 from .synthetic import distinct
 from ..data.mix import REPLAY
 from ..eval.gates import OOD_FLOOR, Requirement, keeps_earlier

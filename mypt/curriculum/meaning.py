@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GivenAnswer', 'turns_of', 'abstains', 'WrongLabel', 'MeaningReport', 'check_meaning', 'meaning']
 
-# %% ../../nbs/curriculum/meaning.ipynb #9a4d7595
+# %% ../../nbs/curriculum/meaning.ipynb #324a4991
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +25,7 @@ from mypt.curriculum.reading import (
     holds,
     result_passages,
     sentences_about,
+    sentences_of,
     split_items,
     telling_sentence,
     unsupported,
@@ -32,7 +33,7 @@ from mypt.curriculum.reading import (
     wording_of,
 )
 
-# %% ../../nbs/curriculum/meaning.ipynb #9a4d75b5
+# %% ../../nbs/curriculum/meaning.ipynb #324a49b1
 from mypt.curriculum.recompute import (
     Verdict,
     check_anti_echo,
@@ -99,7 +100,7 @@ class GivenAnswer:
         "The pieces of a document that were shown."
         return [p.text for p in self.passages if p.doc_id == doc_id and p.text]
 
-# %% ../../nbs/curriculum/meaning.ipynb #3ce17a52
+# %% ../../nbs/curriculum/meaning.ipynb #c86a6181
 def _new_passages(message: dict) -> list[Passage]:
     if message['role'] == 'toolresult':
         result = message['content']
@@ -109,7 +110,8 @@ def _new_passages(message: dict) -> list[Passage]:
     found = list(block_passages(message.get('context', '')))
     own = message['content'] if message['role'] == 'user' else ''
     if 'Text:' in own and '\n\n' in own:  # a text inside the question
-        found.append(Passage('', own.rpartition('\n\n')[0]))
+        text = own.rpartition('\n\n')[0]
+        found.append(Passage('', text.partition('Text: ')[2] or text))
     return found
 
 
@@ -149,7 +151,7 @@ def turns_of(episode: dict) -> list[GivenAnswer]:
             turns.append(GivenAnswer(m, question, asked, passages, block, calls, meta, about, last))
     return turns
 
-# %% ../../nbs/curriculum/meaning.ipynb #36ac5b4b
+# %% ../../nbs/curriculum/meaning.ipynb #3c32775a
 def _cites_shown(t: GivenAnswer) -> Iterator[Verdict]:
     for cite in t.cites:
         shown_ids = {p.doc_id for p in t.passages}
@@ -161,7 +163,7 @@ def _cites_shown(t: GivenAnswer) -> Iterator[Verdict]:
         there = int(number) <= len(t.block)
         yield Verdict('cites what was shown', '' if there else f'[{number}] of {len(t.block)}')
 
-# %% ../../nbs/curriculum/meaning.ipynb #36ac5bbb
+# %% ../../nbs/curriculum/meaning.ipynb #3c3277ba
 def _holds_value(t: GivenAnswer, texts: list[str]) -> Iterator[Verdict]:
     "The value that was asked for: in the answer, and in what is cited, of the subject."
     about = t.about or {}
@@ -173,14 +175,15 @@ def _holds_value(t: GivenAnswer, texts: list[str]) -> Iterator[Verdict]:
     yield Verdict('answers with the value', '' if said else value)
     there = any(holds(text, value) for text in texts)
     yield Verdict('the value is in what is cited', '' if there else value)
-    if about.get('kind') == 'value' and subject and there:
+    if about.get('kind') == 'value' and subject and there and t.passages:
         cited = {c['text'] for c in t.cites}
         pieces = [p for p in t.passages if p.text and (not cited or p.doc_id in cited)]
+        pieces += [] if cited else [Passage('', t.asked)]
         said = (s for p in pieces for s in sentences_about(p, subject))
         of_it = any(holds(s, value) for s in said)
         yield Verdict('the cited passage says it of the subject', '' if of_it else subject)
 
-# %% ../../nbs/curriculum/meaning.ipynb #37fb1896
+# %% ../../nbs/curriculum/meaning.ipynb #e587c7ee
 _ABSTAINS = re.compile(
     r"not in the (?:context|passage|text|document)|n[o']t (?:say|mention|state|tell|know|find|give)"
     r'|no (?:information|answer|mention|passage|document|source)|nothing (?:in|about|on|found|says)'
@@ -204,14 +207,15 @@ def abstains(t: GivenAnswer) -> bool:
         return not holds(t.answer, right)
     if t.is_last and (t.meta.get('abstains') or t.meta.get('category') in _ABSTENTIONS):
         return True
-    if len(t.answer.split()) > 30 or not _ABSTAINS.search(t.answer):
+    if 'KEY_FACTS' in t.answer or len(t.answer.split()) > 45 or not _ABSTAINS.search(t.answer):
         return False
     return not any(holds(p.text, t.answer) for p in t.passages)
 
-# %% ../../nbs/curriculum/meaning.ipynb #4ca96705
+# %% ../../nbs/curriculum/meaning.ipynb #b8820c16
 def _supported(t: GivenAnswer) -> Iterator[Verdict]:
     "The answer stands in what it cites; without a citation, in what was shown."
-    if not t.passages and not t.calls and t.about and not t.cites:  # the text is in the question
+    in_question = not t.passages and not t.calls and not t.cites
+    if in_question and t.about and not abstains(t):
         yield from _holds_value(t, [t.asked])
     if not t.passages or abstains(t) or t.answer.lstrip().startswith('{'):
         return
@@ -234,7 +238,7 @@ def _supported(t: GivenAnswer) -> Iterator[Verdict]:
         yield Verdict('the answer stands in what is cited', missing or '')
     yield from _holds_value(t, texts)
 
-# %% ../../nbs/curriculum/meaning.ipynb #2f8f7ce5
+# %% ../../nbs/curriculum/meaning.ipynb #08597709
 def _close(sentence: str, answer: str) -> bool:
     "Whether an answer is a sentence, a piece of it, or has most of its words."
     if holds(sentence, answer) or holds(answer, sentence):
@@ -261,7 +265,8 @@ def _same_attribute(t: GivenAnswer) -> Iterator[Verdict]:
     short = 300 if t.about else 70
     if near and max(map(len, near)) < short:
         named = any(wording.search(s) for s in near) or wording.search(t.answer)
-        yield Verdict('answers what is asked', '' if named else asked.pop())
+        others = {name for s in near for name in asked_attributes(s)}
+        yield Verdict('answers what is asked', '' if named or not others else asked.pop())
 
 # %% ../../nbs/curriculum/meaning.ipynb #890f5ed3
 def _subject_and_attribute(t: GivenAnswer) -> tuple[str, str]:
@@ -464,7 +469,7 @@ def _reads_known(episode: dict) -> Iterator[Verdict]:
                     known = name in names or name.casefold() in asked.casefold()
                     yield Verdict('reads what was named', '' if known else name)
 
-# %% ../../nbs/curriculum/meaning.ipynb #bab61f55
+# %% ../../nbs/curriculum/meaning.ipynb #4eb5f4de
 _EXCEPT = (
     r'besides|except(?: for)?|apart from|other than|beyond|excluding|but not|without|next to|but|'
     r'außer|neben|abgesehen von|abgesehen|bis auf|ohne|mit ausnahme von'
@@ -478,14 +483,13 @@ _BESIDES = re.compile(
     re.I,
 )
 _TOO = re.compile(
-    r'\b(?:too|not leave|including|included|as well|and all|and the (?:rest|others?)|'
-    r'with|auch|samt|'
-    r'inklusive|einschließlich|und allen?|und (?:den|die) (?:rest|übrigen|anderen)|'
+    r'\b(?:too|not leave|including|included|as well|and all|and the (?:rest|others?)|with|auch|'
+    r'samt|inklusive|einschließlich|und allen?|und (?:den|die) (?:rest|übrigen|anderen)|'
     r'mitsamt|forget|vergiss|insgesamt|(?<!nicht )mitgezählt)\b',
     re.I,
 )
 
-# %% ../../nbs/curriculum/meaning.ipynb #bab61fb5
+# %% ../../nbs/curriculum/meaning.ipynb #4eb5f4be
 def _named_in(text: str, docs: list[Passage]) -> set[str]:
     "The documents that a text names, by name or title."
     found = {
@@ -521,7 +525,7 @@ def _list_complete(t: GivenAnswer) -> Iterator[Verdict]:
         right = int(digits[0]) == len(told)
         yield Verdict('a list counts right', '' if right else str(len(told)))
 
-# %% ../../nbs/curriculum/meaning.ipynb #0e7c3e4e
+# %% ../../nbs/curriculum/meaning.ipynb #be464faa
 _PAYLOADS = ('word', 'phrase', 'number', 'code', 'gibberish')
 _KEPT = ('words', 'max_words', 'sentences', 'plain', 'unknown')
 
@@ -545,18 +549,19 @@ def _short(t: GivenAnswer) -> Iterator[Verdict]:
         if verdict:
             yield verdict
 
-# %% ../../nbs/curriculum/meaning.ipynb #0e7c3ebe
+# %% ../../nbs/curriculum/meaning.ipynb #be464fba
 def _limits(t: GivenAnswer) -> Iterator[Verdict]:
     "A limit that is asked for; two sentences where none is."
     if t.meta.get('category') not in _KEPT and 'constraint' not in t.meta:
         return
-    verdict = check_limit(t.question, t.answer)
+    noted = str([t.meta.get('want'), t.meta.get('constraint')])
+    verdict = check_limit(t.question, t.answer, 'max_' in noted)
     if verdict:
         yield verdict
     elif t.meta.get('category') in _KEPT:
         yield check_limit('1 to 2 sentences', t.answer) or Verdict('limit of sentences')
 
-# %% ../../nbs/curriculum/meaning.ipynb #5f765e71
+# %% ../../nbs/curriculum/meaning.ipynb #9790e4a8
 def _structured(t: GivenAnswer) -> Iterator[Verdict]:
     category, want = t.meta.get('category'), t.meta.get('want') or {}
     texts = [p.text for p in t.passages]
@@ -575,7 +580,7 @@ def _structured(t: GivenAnswer) -> Iterator[Verdict]:
     else:
         yield from check_extracted(t.question, t.answer, [*texts, ' '.join(t.names)])
 
-# %% ../../nbs/curriculum/meaning.ipynb #5f765eb1
+# %% ../../nbs/curriculum/meaning.ipynb #9790e4b8
 def _fields(t: GivenAnswer) -> Iterator[Verdict]:
     "Each field has what the text says of it; a dash says that the text is silent."
     subject = str(t.meta.get('payload') or '')
@@ -586,10 +591,11 @@ def _fields(t: GivenAnswer) -> Iterator[Verdict]:
         if value == '-':
             yield Verdict('an empty field is not in the text', said[0] if said else '')
         else:
-            right = any(holds(s, value) for s in said)
+            about = (s for p in pieces for s in sentences_about(p, subject))
+            right = any(holds(s, value) for s in (*said, *about))
             yield Verdict('a field stands in the text', '' if right else f'{name} of {subject}')
 
-# %% ../../nbs/curriculum/meaning.ipynb #057397b1
+# %% ../../nbs/curriculum/meaning.ipynb #6c8f4ad0
 _SHARED = re.compile(r'\b(?:an|in|was|am|so|hat|die|war|man|will|or|also|of)\b', re.I)  # in both
 _CODE = re.compile(r'```.*?(?:```|$)|`[^`]*`|\{".*\}|\[".*\]', re.S)
 
@@ -616,7 +622,7 @@ def _one_language(episode: dict, turns: list[GivenAnswer]) -> Iterator[Verdict]:
                 'question and answer are in the language', lang if own and own != lang else ''
             )
 
-# %% ../../nbs/curriculum/meaning.ipynb #625da496
+# %% ../../nbs/curriculum/meaning.ipynb #10f86b91
 def _own_words(text: str, t: GivenAnswer) -> str:
     "A text without quotations, and without what it takes from a document."
     about = t.about or {}
@@ -624,7 +630,8 @@ def _own_words(text: str, t: GivenAnswer) -> str:
         if taken and len(taken.split()) > 1:
             text = text.replace(taken, '…')
     text = re.sub(r'„[^“]*“|"[^"]*"|‚[^‘]*‘', '…', _CODE.sub(' ', text))
-    return without_files(text)
+    own = [s for s in sentences_of(text) if not any(holds(p.text, s) for p in t.passages)]
+    return without_files(' '.join(own).partition('Text: ')[0] or ' '.join(own))
 
 
 def _forms(t: GivenAnswer, lang: str) -> Iterator[Verdict]:
@@ -636,7 +643,7 @@ def _forms(t: GivenAnswer, lang: str) -> Iterator[Verdict]:
     wrong = (form for text in texts if text for form in wrong_forms(_own_words(text, t), lang))
     yield Verdict('case and number', next(wrong, ''))
 
-# %% ../../nbs/curriculum/meaning.ipynb #148c05fe
+# %% ../../nbs/curriculum/meaning.ipynb #f5698aed
 def _as_expected(t: GivenAnswer) -> Iterator[Verdict]:
     wanted = t.meta.get('expected')
     if t.is_last and isinstance(wanted, str):
@@ -651,13 +658,13 @@ _NO_THING = frozenset(
 
 def _asks_for_a_thing(t: GivenAnswer) -> Iterator[Verdict]:
     "What is asked for is a noun, not the pronoun or the case that began a sentence."
-    payload = t.meta.get('payload') if t.passages else None
-    subject = str((t.about or {}).get('subject') or payload or '')
+    payload = str(t.meta.get('payload') or '') if t.passages else ''
+    subject = str((t.about or {}).get('subject') or payload)
     if subject and holds(t.question, subject):
         first = subject.split()[0].casefold()
         yield Verdict('asks for a thing', subject if first in _NO_THING else '')
 
-# %% ../../nbs/curriculum/meaning.ipynb #148c05be
+# %% ../../nbs/curriculum/meaning.ipynb #f5698abd
 def _whole(t: GivenAnswer) -> Iterator[Verdict]:
     summary = any(result.get('summary') == t.answer for _, result in t.calls)
     if t.passages and len(t.answer.split()) > 4 and not t.meta.get('want') and not summary:

@@ -30,7 +30,7 @@ def holds(text: str, part: str) -> bool:
     words = plain_words(part)
     return words.strip() != '' and words in plain_words(text)
 
-# %% ../../nbs/curriculum/reading.ipynb #e7bf6bbb
+# %% ../../nbs/curriculum/reading.ipynb #c7b148bd
 _ABBREVIATION = re.compile(
     r'(?:\b(?:Abs|Nr|Art|Dr|Mr|Mrs|St|bzw|vgl|ca|usw|etc|vs|No|inkl|Str|Tel|Satz)|\b\w)\.$'
 )
@@ -116,11 +116,15 @@ def asked_attributes(question: str) -> set[str]:
     nouns = {_KEYS.get(n, n) for n in (*_KEYS, *WORDINGS) if holds(words, n)}
     return nouns & named or named
 
-# %% ../../nbs/curriculum/reading.ipynb #fd5f7a24
+# %% ../../nbs/curriculum/reading.ipynb #726d0da8
 _BACK = re.compile(
     r'(?<!\w)(?:it|its|he|his|she|her|they|their|this|the|er|es|sie|ihr\w*|ihn|sein\w*|de[rnms]|die|'
     r'das|dies\w*|dort|there|here|hier|beim|im|am|zum|zur|dessen|deren|one)(?!\w)',
     re.I,
+)
+_PRONOUN = re.compile(
+    r'(?!It (?:is|has been) \w+ that|Es ist \w+, dass)'
+    r'(?:It|Its|He|His|She|Her|They|Er|Sie|Es|Ihre?|Seine?)\s'
 )
 _ITEM = re.compile(r'\s+(?:-|\*|##+)\s+(?=[A-ZÄÖÜ])')
 _INVENTED = re.compile(
@@ -138,7 +142,7 @@ def _head(passage: Passage) -> str:
     name = f'{passage.title} {passage.doc_id.rpartition(".")[0] or passage.doc_id}'
     return re.sub(r'[_-]', ' ', name)
 
-
+# %% ../../nbs/curriculum/reading.ipynb #726d0db8
 def _names_of_others(passage: Passage, subject: str) -> list[str]:
     "What a passage is about besides a subject: names that come back in it, or name the document."
     counts = {}
@@ -146,10 +150,26 @@ def _names_of_others(passage: Passage, subject: str) -> list[str]:
         for name in set(_INVENTED.findall(sentence)):
             counts[name] = counts.get(name, 0) + 1
     head = _head(passage)
-    names = [n for n, count in counts.items() if count > 1 or holds(head, n)]
+    names = [n for n, count in counts.items() if holds(head, n) or _acts(n, passage, count)]
     return [n for n in names if not holds(subject, n)]
 
-# %% ../../nbs/curriculum/reading.ipynb #3cb6d6d9
+
+_IS = frozenset('is has was ist hat beträgt umfasst heißt lautet liegt beginnt kam wurde'.split())
+_BEFORE_VALUES = frozenset('in nach by from for von bei aus of to für zu at ort town'.split())
+
+
+def _acts(name: str, passage: Passage, count: int) -> bool:
+    "Whether a name is what some sentence is about, and not only a place or a person in it."
+    for m in re.finditer(rf'\b{name}\b', passage.text):
+        before = passage.text[: m.start()].split()[-1:] or ['.']
+        after = passage.text[m.end() :].split()[:1]
+        of_it = before[0] in ('of', 'von') and bool(_IS.intersection(after))
+        in_it = before[0].casefold() in _BEFORE_VALUES or before[0][0].isupper()
+        if of_it or (count > 1 and (not in_it or before[0][-1] in '.!?')):
+            return True
+    return False
+
+# %% ../../nbs/curriculum/reading.ipynb #631d8d8c
 def _is_main(passage: Passage, subject: str, others: list[str]) -> bool:
     head = _head(passage)
     if holds(head, subject.replace('-', ' ')):
@@ -157,6 +177,19 @@ def _is_main(passage: Passage, subject: str, others: list[str]) -> bool:
     return holds(passage.text, subject) and not any(holds(head, n) for n in others)
 
 
+def _points_back(sentence: str, passage: Passage, subject: str) -> bool:
+    "Whether a sentence begins with *the mill*, where the subject is one."
+    noun = re.match(r'(?:The|Der|Die|Das) ([\w-]+)', sentence)
+    if not noun:
+        return False
+    head = _head(passage)
+    if holds(head, subject) and holds(head, noun[1]):
+        return True
+    name, kind = re.escape(subject), re.escape(noun[1])
+    is_one = rf'{name} (?:is|ist) (?:an?|eine?|the)(?: [\w-]+)? {kind}\b|\b{kind} {name}\b'
+    return re.search(is_one, passage.text, re.I) is not None
+
+# %% ../../nbs/curriculum/reading.ipynb #7d132224
 def sentences_about(passage: Passage, subject: str, names: Iterable[str] = ()) -> list[str]:
     "The sentences of a passage that a reader takes to be about a subject; `names` are other ones."
     others = [n for n in names if not holds(n, subject) and not holds(subject, n)]
@@ -170,6 +203,8 @@ def sentences_about(passage: Passage, subject: str, names: Iterable[str] = ()) -
         out += items if main else []
         if holds(prose, subject):
             last = True
+            out.append(prose)
+        elif (last and _PRONOUN.match(prose)) or _points_back(prose, passage, subject):
             out.append(prose)
         elif any(holds(prose, n) for n in others):
             last = False
@@ -203,13 +238,13 @@ def answering_sentence(
             return sentence
     return None
 
-# %% ../../nbs/curriculum/reading.ipynb #72d01e93
+# %% ../../nbs/curriculum/reading.ipynb #e6afa6b1
 _ASKING = frozenset(
     """what which who whom whose when where why how much many does say says said tell quote name
     explain mean means please about according give was wer wen wem wann wo warum wie viel viele
     sagt steht nenne zitiere erkläre bedeutet bitte über laut gib sag mir kannst könntest magst
     know like would want document documents text context dokument dokumente stand heißt
-    antwort lautet answer gesagt""".split()
+    antwort lautet answer gesagt alles klar verstanden gut see gives""".split()
 )
 
 

@@ -8,7 +8,7 @@ __all__ = ['Verdict', 'check_sum', 'check_comparison', 'quoted_texts', 'check_sp
            'Limit', 'asked_limit', 'count_words', 'count_sentences', 'check_limit', 'cut_off', 'check_key_facts',
            'check_extracted', 'check_list', 'check_class', 'check_decision']
 
-# %% ../../nbs/curriculum/recompute.ipynb #b1ba9891
+# %% ../../nbs/curriculum/recompute.ipynb #1c23be85
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ def _must_say(rule: str, answer: str, *wanted: str) -> Verdict:
     said = any(holds(answer, w) for w in wanted)
     return Verdict(rule, '' if said else wanted[0])
 
-# %% ../../nbs/curriculum/recompute.ipynb #dc72ec31
+# %% ../../nbs/curriculum/recompute.ipynb #f10489d1
 _NUMERALS = {
     word: n
     for words in (
@@ -51,7 +51,7 @@ _OPERATIONS = {
     '÷': r'(?<=\d) ?[÷/:] ?(?=\d)|divid|quotient|\bteile?\b|geteilt',
 }
 
-# %% ../../nbs/curriculum/recompute.ipynb #91ee37be
+# %% ../../nbs/curriculum/recompute.ipynb #f10489b1
 def _numbers(text: str) -> list[int]:
     "The numbers of a text, in digits or as words."
     words = re.findall(r'(?<![\w.,])\d+(?!\w)|[^\W\d_]+', text.casefold())
@@ -115,7 +115,7 @@ def check_comparison(question: str, answer: str) -> Verdict | None:
         return _yes_no('comparison', answer, numbers[0] % 2 == (1 if parity[2] else 0))
     return None
 
-# %% ../../nbs/curriculum/recompute.ipynb #a09be8bd
+# %% ../../nbs/curriculum/recompute.ipynb #0fabb331
 _PLACES = {
     0: r'\bfirst\b|\berste\w*|begins?\b|starts?\b|beginnt|fängt|womit beginn|anfang',
     1: r'\bsecond\b|\bzweite\w*',
@@ -170,22 +170,22 @@ def check_spelling(question: str, answer: str) -> Verdict | None:
         return _yes_no('spelling', answer, one in there)
     return None
 
-# %% ../../nbs/curriculum/recompute.ipynb #a94d1b73
-_DAYS: tuple[Sequence[str], ...] = (
+# %% ../../nbs/curriculum/recompute.ipynb #903b5140
+_DAYS = (
     'monday tuesday wednesday thursday friday saturday sunday'.split(),
     'montag dienstag mittwoch donnerstag freitag samstag sonntag'.split(),
 )
-_MONTHS: tuple[Sequence[str], ...] = (
+_MONTHS = (
     'january february march april may june july august september october november december'.split(),
     'januar februar märz april mai juni juli august september oktober november dezember'.split(),
 )
 _MONTH_DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-_ORDINALS: tuple[Sequence[str], ...] = (
+_ORDINALS = (
     'first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth'.split(),
     'erst zweit dritt viert fünft sechst siebt acht neunt zehnt elft zwölft'.split(),
 )
 
-# %% ../../nbs/curriculum/recompute.ipynb #a94d1bb3
+# %% ../../nbs/curriculum/recompute.ipynb #903b51b0
 _AFTER = (
     r'\b(?:after|follows?|next|nach|folgt|danach|schließt|yesterday was|gestern war|has passed|'
     r'is over|ist vorbei|ist um|ist zu ende)\b'
@@ -204,7 +204,7 @@ def _direction(question: str) -> int:
         after, before = (bool(re.search(w, question, re.I)) for w in (_TOMORROW, _YESTERDAY))
     return int(after) - int(before)
 
-# %% ../../nbs/curriculum/recompute.ipynb #4edba250
+# %% ../../nbs/curriculum/recompute.ipynb #c21d29ef
 def _named(text: str, names: Sequence[str]) -> list[str]:
     return [w for w in re.findall(r'\w+', text.casefold()) if w in names]
 
@@ -218,10 +218,11 @@ def _follows(question: str, answer: str, names: Sequence[str], two: list[str]) -
         a, b = b, a
     return _yes_no('calendar', answer, (names.index(b) + step) % len(names) == names.index(a))
 
-# %% ../../nbs/curriculum/recompute.ipynb #4edba2b0
+# %% ../../nbs/curriculum/recompute.ipynb #c21d29bf
 def _by_number(question: str, answer: str) -> Verdict | None:
     "The fifth month, or how many days a month has."
-    for months, ordinals in zip(_MONTHS, _ORDINALS, strict=True):
+    for i, months in enumerate([list(map(str, names)) for names in _MONTHS]):
+        ordinals = list(map(str, _ORDINALS[i]))
         named = _named(question, months)
         if len(named) == 1 and _numbers(answer):
             days = _MONTH_DAYS[months.index(named[0])]
@@ -235,16 +236,16 @@ def _by_number(question: str, answer: str) -> Verdict | None:
 
 def check_calendar(question: str, answer: str) -> Verdict | None:
     "The day or month before or after another, by its number, or its days."
-    for names in (*_DAYS, *_MONTHS):
-        named = _named(question, names)
+    for names in [list(map(str, names)) for names in (*_DAYS, *_MONTHS)]:
+        named, step = _named(question, names), _direction(question)
         if len(named) == 2:
             return _follows(question, answer, names, named)
-        if len(named) == 1 and _named(answer, names) and _direction(question):
-            i = names.index(named[0]) + _direction(question)
-            return _must_say('calendar', answer, names[i % len(names)])
+        told = [n for n in _named(answer, names) if n not in named]
+        if len(named) == 1 and step and told:
+            return _must_say('calendar', answer, names[(names.index(named[0]) + step) % len(names)])
     return _by_number(question, answer)
 
-# %% ../../nbs/curriculum/recompute.ipynb #368e9dcd
+# %% ../../nbs/curriculum/recompute.ipynb #2bb8e1f4
 _SIGNS = (
     (r'curly|braces?|geschweift\w*', ('{}',)),
     (r'angle|spitz\w*', ('<>',)),
@@ -268,7 +269,7 @@ _COPIES = re.compile(
 )
 _MARKS = (r':\s+', r'\?\s+', r'\n+', r'[.!]\s+')
 
-# %% ../../nbs/curriculum/recompute.ipynb #368e9dbd
+# %% ../../nbs/curriculum/recompute.ipynb #2bb8e1b4
 def split_order(question: str, names_sign: bool = True) -> tuple[str, str]:
     "An operator's order, and the text that it is about."
     word = _NAME_OF_SIGN if names_sign else _COPIES
@@ -277,8 +278,9 @@ def split_order(question: str, names_sign: bool = True) -> tuple[str, str]:
         return blocks[-1], question[: question.rindex(blocks[-1])].rstrip()
     named = word.search(question)
     for mark in _MARKS:
-        anywhere = named is None or (mark[0] == ':' and not names_sign)
-        found = re.compile(mark).search(question, named.end() if named and not anywhere else 0)
+        anywhere = mark[0] == ':' and not names_sign
+        start = named.end() if named and not anywhere else 0
+        found = re.compile(mark).search(question, start)
         if found:
             return question[: found.end()], question[found.end() :]
     quoted = quoted_texts(question)
@@ -340,7 +342,7 @@ def check_anti_echo(question: str, answer: str, payload: str) -> Verdict:
     asked = holds(question.replace(payload, '…') if payload else question, said)
     return Verdict('anti-echo', '' if asked else 'what the question orders')
 
-# %% ../../nbs/curriculum/recompute.ipynb #1951e1af
+# %% ../../nbs/curriculum/recompute.ipynb #b14bd002
 _ORDERED = re.compile(
     rf'\b(?:{_SAY})\b(?: only| just| with| nur| mit| einfach| bitte|:)* (.+?)[.!?]*$', re.I
 )
@@ -375,7 +377,7 @@ def check_short(question: str, answer: str) -> Verdict | None:  # None: no rule 
             return verdict
     return None
 
-# %% ../../nbs/curriculum/recompute.ipynb #7c59a1b5
+# %% ../../nbs/curriculum/recompute.ipynb #f6b632fb
 _COUNTS = dict(
     en=dict(a=1, one=1, two=2, three=3, four=4, five=5, six=6, seven=7, eight=8, nine=9, ten=10),
     de=dict(
@@ -394,8 +396,6 @@ _COUNTS = dict(
         zehn=10,
     ),
 )
-
-# %% ../../nbs/curriculum/recompute.ipynb #7c59a1bj
 _NUMERAL = {word: n for numerals in _COUNTS.values() for word, n in numerals.items()}
 _N = rf'(\d+|{"|".join(_NUMERAL)})'
 _UNIT = r'(words?|wörtern?|worten?|wort|sentences?|satz|sätzen?)\b'
@@ -407,7 +407,7 @@ _MOST = re.compile(
     re.I,
 )
 
-# %% ../../nbs/curriculum/recompute.ipynb #20d688b4
+# %% ../../nbs/curriculum/recompute.ipynb #f6b632bb
 class Limit(NamedTuple):
     "How long an answer may be."
 
@@ -429,7 +429,7 @@ def asked_limit(question: str) -> Limit | None:
         return Limit(1 if at_most else n, n, unit)
     return None
 
-# %% ../../nbs/curriculum/recompute.ipynb #e3051dc1
+# %% ../../nbs/curriculum/recompute.ipynb #30670ce3
 def count_words(text: str) -> int:
     "Pieces between blanks that have a letter or a digit."
     return sum(any(c.isalnum() for c in piece) for piece in text.split())
@@ -441,17 +441,20 @@ def count_sentences(text: str) -> int:
     return sum(any(c.isalnum() for c in piece) for piece in pieces)
 
 
-def check_limit(question: str, answer: str) -> Verdict | None:
+def check_limit(question: str, answer: str, at_most: bool = False) -> Verdict | None:
     "Whether an answer keeps to the limit that its question sets."
     limit = asked_limit(question)
     if limit is None:
         return None
+    if at_most:
+        limit = limit._replace(least=1)
+    answer = answer.partition('SUMMARY: ')[2] or answer
     n = count_words(answer) if limit.unit == 'words' else count_sentences(answer)
     right = limit.least <= n <= limit.most
     wanted = f'{limit.least} to {limit.most} {limit.unit}, not {n}'
     return Verdict(f'limit of {limit.unit}', '' if right else wanted)
 
-# %% ../../nbs/curriculum/recompute.ipynb #b4141019
+# %% ../../nbs/curriculum/recompute.ipynb #4506ccfd
 _KEY_FACTS = re.compile(r'KEY_FACTS:\n((?:- .+\n)+)SUMMARY: (.+)', re.S)
 _FIRST = re.compile(
     r'(?<!\w)(\d+|one|two|three|four|five|drei|zwei|vier|fünf)\s(?:\w+ )?(?:facts?|fakten)', re.I
@@ -473,7 +476,7 @@ def cut_off(text: str) -> bool:
     "Whether a text ends inside brackets or at an abbreviation."
     return text.count('(') > text.count(')') or re.search(r'\b(?:e|i|z|d)\.$', text) is not None
 
-# %% ../../nbs/curriculum/recompute.ipynb #1c270dbe
+# %% ../../nbs/curriculum/recompute.ipynb #4506ccbd
 def check_key_facts(question: str, answer: str, texts: list[str]) -> list[Verdict]:
     "KEY_FACTS and SUMMARY: the form, the number, no fact twice, each in the text."
     found = _KEY_FACTS.fullmatch(answer.strip())
@@ -560,7 +563,7 @@ def check_list(question: str, answer: str) -> Verdict:
     whole = not before.endswith(',') and not after.startswith(',')
     return Verdict('JSON list', '' if whole else 'every item')
 
-# %% ../../nbs/curriculum/recompute.ipynb #738383cc
+# %% ../../nbs/curriculum/recompute.ipynb #847af945
 _KIND_OF = (
     ('number', r'\d+([.,]\d+)?'),
     ('code', r'[A-Z]+-?\d[\w-]*'),
@@ -569,15 +572,19 @@ _KIND_OF = (
 )
 
 
+_KINDS_DE = dict(number='Zahl', code='Code', word='Wort', phrase='Wortgruppe')
+
+
 def check_class(question: str, answer: str) -> Verdict:
     "Whether a word in quotation marks is a number, a code or a word."
     word = _spelled_word(_without_schema(question))
     kind = next((name for name, form in _KIND_OF if re.fullmatch(form, word)), None)
     if kind is None:
         return Verdict('class')
-    return Verdict('class', '' if f'"{kind}"' in answer else kind)
+    right = any(f'"{name}"' in answer for name in (kind, _KINDS_DE[kind]))
+    return Verdict('class', '' if right else kind)
 
-# %% ../../nbs/curriculum/recompute.ipynb #7da3f6e9
+# %% ../../nbs/curriculum/recompute.ipynb #a34dde6c
 _UNSURE = re.compile(r"^(?:I (?:don't|do not) know|Das wei(?:ß|ss) ich nicht)")
 _LISTED = re.compile(r'([\w.]+)\(([\w, ]*)\)')
 
@@ -591,7 +598,8 @@ def check_decision(question: str, answer: str) -> list[Verdict]:
     tools = {
         name: set(args.replace(' ', '').split(',')) for name, args in _LISTED.findall(question)
     }
-    order = question.split('\n\n')[-1]
+    blocks = [b for b in question.split('\n\n') if '{"' not in b and not _LISTED.search(b)]
+    order = blocks[-1] if blocks else question
     if value.get('action') != 'tool':
         said = str(value.get('answer', ''))
         verdict = check_short(order, said)
@@ -602,5 +610,5 @@ def check_decision(question: str, answer: str) -> list[Verdict]:
     if name not in tools:
         return [Verdict('tool is listed', ', '.join(tools))]
     wrong = '' if set(arguments) == tools[name] else ', '.join(sorted(tools[name]))
-    unsaid = next((str(v) for v in arguments.values() if not holds(order, str(v))), '')
+    unsaid = next((str(v) for v in arguments.values() if not holds(question, str(v))), '')
     return [Verdict('arguments of the tool', wrong), Verdict('arguments from the question', unsaid)]
