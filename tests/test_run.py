@@ -98,7 +98,7 @@ def test_the_same_bytes_in_a_shell(capsys, monkeypatch, tmp_path):
     assert {'checkpoints/phase1/model.safetensors', 'data/phase1/gate.json'} <= set(typed)
 
 
-@pytest.mark.parametrize('phase', ['2', pytest.param('5', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('phase', ['2', '5'])
 def test_a_dry_run_prints_what_runs(capsys, monkeypatch, tmp_path, phase):
     "In an empty folder: the data of earlier phases is made, found and named."
     ran, typed = both_ways(capsys, monkeypatch, tmp_path, '--phase', phase, *FEW, *TEXTS)

@@ -345,7 +345,10 @@ def test_a_vast_config_takes_no_memory(tmp_path):
         (folders[-1] / 'mypt.json').write_text(sign(meta | dict(model=meta['model'] | false)))
     works, *said = opened('load', folders)
     assert works == 'works' and len(said) == len(VAST) - 1
-    assert all(' is ' in line or ' says ' in line for line in said), said
+    for false, line in zip(folders[1:], said, strict=True):
+        with pytest.raises(UserError) as e:
+            load_model(false)
+        assert line == str(e.value) and (' is ' in line or ' says ' in line)
 
 
 def test_a_vast_config_is_not_imported(tmp_path):
