@@ -151,7 +151,7 @@ def turns_of(episode: dict) -> list[GivenAnswer]:
             turns.append(GivenAnswer(m, question, asked, passages, block, calls, meta, about, last))
     return turns
 
-# %% ../../nbs/curriculum/meaning.ipynb #3c32775a
+# %% ../../nbs/curriculum/meaning.ipynb #d3b54497
 def _cites_shown(t: GivenAnswer) -> Iterator[Verdict]:
     for cite in t.cites:
         shown_ids = {p.doc_id for p in t.passages}
@@ -183,7 +183,7 @@ def _holds_value(t: GivenAnswer, texts: list[str]) -> Iterator[Verdict]:
         of_it = any(holds(s, value) for s in said)
         yield Verdict('the cited passage says it of the subject', '' if of_it else subject)
 
-# %% ../../nbs/curriculum/meaning.ipynb #e587c7ee
+# %% ../../nbs/curriculum/meaning.ipynb #747c5e68
 _ABSTAINS = re.compile(
     r"not in the (?:context|passage|text|document)|n[o']t (?:say|mention|state|tell|know|find|give)"
     r'|no (?:information|answer|mention|passage|document|source)|nothing (?:in|about|on|found|says)'
@@ -204,7 +204,7 @@ def abstains(t: GivenAnswer) -> bool:
         return False
     if t.about and t.passages and 'want' not in t.meta:
         right = t.about.get('value') or t.about.get('sentence') or ''
-        return not holds(t.answer, right)
+        return holds(t.about.get('subject') or '', right) or not holds(t.answer, right)
     if t.is_last and (t.meta.get('abstains') or t.meta.get('category') in _ABSTENTIONS):
         return True
     if 'KEY_FACTS' in t.answer or len(t.answer.split()) > 45 or not _ABSTAINS.search(t.answer):
@@ -469,7 +469,7 @@ def _reads_known(episode: dict) -> Iterator[Verdict]:
                     known = name in names or name.casefold() in asked.casefold()
                     yield Verdict('reads what was named', '' if known else name)
 
-# %% ../../nbs/curriculum/meaning.ipynb #4eb5f4de
+# %% ../../nbs/curriculum/meaning.ipynb #aeb80d1f
 _EXCEPT = (
     r'besides|except(?: for)?|apart from|other than|beyond|excluding|but not|without|next to|but|'
     r'außer|neben|abgesehen von|abgesehen|bis auf|ohne|mit ausnahme von'
@@ -525,7 +525,7 @@ def _list_complete(t: GivenAnswer) -> Iterator[Verdict]:
         right = int(digits[0]) == len(told)
         yield Verdict('a list counts right', '' if right else str(len(told)))
 
-# %% ../../nbs/curriculum/meaning.ipynb #be464faa
+# %% ../../nbs/curriculum/meaning.ipynb #358255d9
 _PAYLOADS = ('word', 'phrase', 'number', 'code', 'gibberish')
 _KEPT = ('words', 'max_words', 'sentences', 'plain', 'unknown')
 
@@ -555,7 +555,8 @@ def _limits(t: GivenAnswer) -> Iterator[Verdict]:
     if t.meta.get('category') not in _KEPT and 'constraint' not in t.meta:
         return
     noted = str([t.meta.get('want'), t.meta.get('constraint')])
-    verdict = check_limit(t.question, t.answer, 'max_' in noted)
+    order = t.question.rpartition('\n\n')[2] if 'Text: ' in t.question else t.question
+    verdict = check_limit(order, t.answer, 'max_' in noted)
     if verdict:
         yield verdict
     elif t.meta.get('category') in _KEPT:
@@ -595,7 +596,7 @@ def _fields(t: GivenAnswer) -> Iterator[Verdict]:
             right = any(holds(s, value) for s in (*said, *about))
             yield Verdict('a field stands in the text', '' if right else f'{name} of {subject}')
 
-# %% ../../nbs/curriculum/meaning.ipynb #6c8f4ad0
+# %% ../../nbs/curriculum/meaning.ipynb #bf31e693
 _SHARED = re.compile(r'\b(?:an|in|was|am|so|hat|die|war|man|will|or|also|of)\b', re.I)  # in both
 _CODE = re.compile(r'```.*?(?:```|$)|`[^`]*`|\{".*\}|\[".*\]', re.S)
 
@@ -622,7 +623,7 @@ def _one_language(episode: dict, turns: list[GivenAnswer]) -> Iterator[Verdict]:
                 'question and answer are in the language', lang if own and own != lang else ''
             )
 
-# %% ../../nbs/curriculum/meaning.ipynb #10f86b91
+# %% ../../nbs/curriculum/meaning.ipynb #c547e202
 def _own_words(text: str, t: GivenAnswer) -> str:
     "A text without quotations, and without what it takes from a document."
     about = t.about or {}
@@ -640,6 +641,8 @@ def _forms(t: GivenAnswer, lang: str) -> Iterator[Verdict]:
     else:
         copied = any(holds(p.text, t.answer) for p in t.passages)
         texts = [t.question, t.message.get('think') or '', '' if copied else t.answer]
+    if not _is_invented(t) and (lang == 'en' or 'json' in (t.meta.get('want') or {})):
+        return  # texts of real documents, and orders inside of other texts
     wrong = (form for text in texts if text for form in wrong_forms(_own_words(text, t), lang))
     yield Verdict('case and number', next(wrong, ''))
 

@@ -30,7 +30,7 @@ def holds(text: str, part: str) -> bool:
     words = plain_words(part)
     return words.strip() != '' and words in plain_words(text)
 
-# %% ../../nbs/curriculum/reading.ipynb #c7b148bd
+# %% ../../nbs/curriculum/reading.ipynb #e0a5e739
 _ABBREVIATION = re.compile(
     r'(?:\b(?:Abs|Nr|Art|Dr|Mr|Mrs|St|bzw|vgl|ca|usw|etc|vs|No|inkl|Str|Tel|Satz)|\b\w)\.$'
 )
@@ -116,7 +116,7 @@ def asked_attributes(question: str) -> set[str]:
     nouns = {_KEYS.get(n, n) for n in (*_KEYS, *WORDINGS) if holds(words, n)}
     return nouns & named or named
 
-# %% ../../nbs/curriculum/reading.ipynb #726d0da8
+# %% ../../nbs/curriculum/reading.ipynb #0d1fe38c
 _BACK = re.compile(
     r'(?<!\w)(?:it|its|he|his|she|her|they|their|this|the|er|es|sie|ihr\w*|ihn|sein\w*|de[rnms]|die|'
     r'das|dies\w*|dort|there|here|hier|beim|im|am|zum|zur|dessen|deren|one)(?!\w)',
@@ -169,7 +169,7 @@ def _acts(name: str, passage: Passage, count: int) -> bool:
             return True
     return False
 
-# %% ../../nbs/curriculum/reading.ipynb #631d8d8c
+# %% ../../nbs/curriculum/reading.ipynb #567358c8
 def _is_main(passage: Passage, subject: str, others: list[str]) -> bool:
     head = _head(passage)
     if holds(head, subject.replace('-', ' ')):
@@ -177,25 +177,32 @@ def _is_main(passage: Passage, subject: str, others: list[str]) -> bool:
     return holds(passage.text, subject) and not any(holds(head, n) for n in others)
 
 
-def _points_back(sentence: str, passage: Passage, subject: str) -> bool:
-    "Whether a sentence begins with *the mill*, where the subject is one."
-    noun = re.match(r'(?:The|Der|Die|Das) ([\w-]+)', sentence)
-    if not noun:
-        return False
-    head = _head(passage)
-    if holds(head, subject) and holds(head, noun[1]):
-        return True
-    name, kind = re.escape(subject), re.escape(noun[1])
-    is_one = rf'{name} (?:is|ist) (?:an?|eine?|the)(?: [\w-]+)? {kind}\b|\b{kind} {name}\b'
-    return re.search(is_one, passage.text, re.I) is not None
+def _named_next(passage: Passage, subject: str) -> bool:
+    "Whether a passage begins with *The mill …* and names the subject in its second sentence."
+    first, second = [*sentences_of(passage.text), '', ''][:2]
+    return re.match(r'(?:The|Der|Die|Das) ', first) is not None and holds(second, subject)
 
-# %% ../../nbs/curriculum/reading.ipynb #7d132224
+
+def _points_back(sentence: str, passage: Passage, subject: str) -> bool:
+    "Whether a sentence speaks of *the mill*, where the subject is one."
+    head, name = _head(passage), re.escape(subject)
+    for noun in re.findall(r'\b(?:[Tt]he|[Dd]er|[Dd]ie|[Dd]as|[Dd]em|[Dd]en) ([\w-]+)', sentence):
+        if holds(head, subject) and holds(head, noun):
+            return True
+        is_one = rf'{name} (?:is|ist) (?:an?|eine?|the)(?: [\w-]+)? {noun}\b|\b{noun} {name}\b'
+        if re.search(is_one, passage.text, re.I):
+            return True
+    return False
+
+# %% ../../nbs/curriculum/reading.ipynb #d6a35a01
 def sentences_about(passage: Passage, subject: str, names: Iterable[str] = ()) -> list[str]:
     "The sentences of a passage that a reader takes to be about a subject; `names` are other ones."
     others = [n for n in names if not holds(n, subject) and not holds(subject, n)]
     others += _names_of_others(passage, subject)
     main, out = _is_main(passage, subject, others), []
-    last = holds(_head(passage), subject.replace('-', ' '))
+    last = holds(_head(passage), subject.replace('-', ' ')) or (
+        main and _named_next(passage, subject)
+    )
     for sentence in sentences_of(passage.text):
         prose, *items = _ITEM.split(sentence)
         if re.match(r'(?:-|##*) |[A-ZÄÖÜ][\w ]{1,30}: ', prose):

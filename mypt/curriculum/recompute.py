@@ -33,7 +33,7 @@ def _must_say(rule: str, answer: str, *wanted: str) -> Verdict:
     said = any(holds(answer, w) for w in wanted)
     return Verdict(rule, '' if said else wanted[0])
 
-# %% ../../nbs/curriculum/recompute.ipynb #f10489d1
+# %% ../../nbs/curriculum/recompute.ipynb #cf6a47f6
 _NUMERALS = {
     word: n
     for words in (
@@ -115,7 +115,7 @@ def check_comparison(question: str, answer: str) -> Verdict | None:
         return _yes_no('comparison', answer, numbers[0] % 2 == (1 if parity[2] else 0))
     return None
 
-# %% ../../nbs/curriculum/recompute.ipynb #0fabb331
+# %% ../../nbs/curriculum/recompute.ipynb #415dc109
 _PLACES = {
     0: r'\bfirst\b|\berste\w*|begins?\b|starts?\b|beginnt|fängt|womit beginn|anfang',
     1: r'\bsecond\b|\bzweite\w*',
@@ -204,7 +204,7 @@ def _direction(question: str) -> int:
         after, before = (bool(re.search(w, question, re.I)) for w in (_TOMORROW, _YESTERDAY))
     return int(after) - int(before)
 
-# %% ../../nbs/curriculum/recompute.ipynb #c21d29ef
+# %% ../../nbs/curriculum/recompute.ipynb #cae3e8a9
 def _named(text: str, names: Sequence[str]) -> list[str]:
     return [w for w in re.findall(r'\w+', text.casefold()) if w in names]
 
@@ -236,13 +236,16 @@ def _by_number(question: str, answer: str) -> Verdict | None:
 
 def check_calendar(question: str, answer: str) -> Verdict | None:
     "The day or month before or after another, by its number, or its days."
+    found = []
     for names in [list(map(str, names)) for names in (*_DAYS, *_MONTHS)]:
         named, step = _named(question, names), _direction(question)
         if len(named) == 2:
             return _follows(question, answer, names, named)
-        told = [n for n in _named(answer, names) if n not in named]
-        if len(named) == 1 and step and told:
-            return _must_say('calendar', answer, names[(names.index(named[0]) + step) % len(names)])
+        if len(named) == 1 and step and _named(answer, names):
+            wanted = names[(names.index(named[0]) + step) % len(names)]
+            found.append(_must_say('calendar', answer, wanted))
+    if found:  # some months have one name in both languages
+        return min(found, key=lambda verdict: bool(verdict.wanted))
     return _by_number(question, answer)
 
 # %% ../../nbs/curriculum/recompute.ipynb #2bb8e1f4
@@ -342,7 +345,7 @@ def check_anti_echo(question: str, answer: str, payload: str) -> Verdict:
     asked = holds(question.replace(payload, '…') if payload else question, said)
     return Verdict('anti-echo', '' if asked else 'what the question orders')
 
-# %% ../../nbs/curriculum/recompute.ipynb #b14bd002
+# %% ../../nbs/curriculum/recompute.ipynb #6b1c8f6d
 _ORDERED = re.compile(
     rf'\b(?:{_SAY})\b(?: only| just| with| nur| mit| einfach| bitte|:)* (.+?)[.!?]*$', re.I
 )
@@ -377,7 +380,7 @@ def check_short(question: str, answer: str) -> Verdict | None:  # None: no rule 
             return verdict
     return None
 
-# %% ../../nbs/curriculum/recompute.ipynb #f6b632fb
+# %% ../../nbs/curriculum/recompute.ipynb #680633ed
 _COUNTS = dict(
     en=dict(a=1, one=1, two=2, three=3, four=4, five=5, six=6, seven=7, eight=8, nine=9, ten=10),
     de=dict(
@@ -454,7 +457,7 @@ def check_limit(question: str, answer: str, at_most: bool = False) -> Verdict | 
     wanted = f'{limit.least} to {limit.most} {limit.unit}, not {n}'
     return Verdict(f'limit of {limit.unit}', '' if right else wanted)
 
-# %% ../../nbs/curriculum/recompute.ipynb #4506ccfd
+# %% ../../nbs/curriculum/recompute.ipynb #efd56f9a
 _KEY_FACTS = re.compile(r'KEY_FACTS:\n((?:- .+\n)+)SUMMARY: (.+)', re.S)
 _FIRST = re.compile(
     r'(?<!\w)(\d+|one|two|three|four|five|drei|zwei|vier|fünf)\s(?:\w+ )?(?:facts?|fakten)', re.I
@@ -563,7 +566,7 @@ def check_list(question: str, answer: str) -> Verdict:
     whole = not before.endswith(',') and not after.startswith(',')
     return Verdict('JSON list', '' if whole else 'every item')
 
-# %% ../../nbs/curriculum/recompute.ipynb #847af945
+# %% ../../nbs/curriculum/recompute.ipynb #15945b9e
 _KIND_OF = (
     ('number', r'\d+([.,]\d+)?'),
     ('code', r'[A-Z]+-?\d[\w-]*'),
@@ -577,14 +580,15 @@ _KINDS_DE = dict(number='Zahl', code='Code', word='Wort', phrase='Wortgruppe')
 
 def check_class(question: str, answer: str) -> Verdict:
     "Whether a word in quotation marks is a number, a code or a word."
-    word = _spelled_word(_without_schema(question))
+    rest = _without_schema(question)
+    word = (quoted_texts(rest) or [rest.rpartition(': ')[2]])[-1].strip(' .?!')
     kind = next((name for name, form in _KIND_OF if re.fullmatch(form, word)), None)
     if kind is None:
         return Verdict('class')
     right = any(f'"{name}"' in answer for name in (kind, _KINDS_DE[kind]))
     return Verdict('class', '' if right else kind)
 
-# %% ../../nbs/curriculum/recompute.ipynb #a34dde6c
+# %% ../../nbs/curriculum/recompute.ipynb #281b5020
 _UNSURE = re.compile(r"^(?:I (?:don't|do not) know|Das wei(?:ß|ss) ich nicht)")
 _LISTED = re.compile(r'([\w.]+)\(([\w, ]*)\)')
 
