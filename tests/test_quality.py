@@ -331,7 +331,7 @@ def test_augment_is_repeatable_grows_and_asks_no_suite_question(tmp_path):
 
 
 def test_diversify_keeps_rows_and_answers(tmp_path):
-    write_episodes(tmp_path / 'in.jsonl', eps := list(make_format_lock(300)))
+    write_episodes(tmp_path / 'in.jsonl', eps := list(make_format_lock(300, simple=True)))
     r = diversify(tmp_path / 'in.jsonl', tmp_path / 'out.jsonl')
     new = read_episodes(tmp_path / 'out.jsonl')
     assert [e['messages'][1] for e in new] == [e['messages'][1] for e in eps] and r['after'] > r[

@@ -291,7 +291,7 @@ def _suite_report(results: dict) -> dict:
 # %% ../../nbs/commands/examples.ipynb #2ae95680
 _CHECK = _keys('ok: nothing to mend; problems: each a line: where it is, and what is wrong')
 _MIX = _keys("""
-rows: written; seed; shuffle; shares
+rows: written; by: rows or tokens; seed; shuffle; shares
 sources: for each: file, sha256, rows_there, given, rows, share
 """)
 _PLAN = _keys("""

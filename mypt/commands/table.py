@@ -390,8 +390,8 @@ def flags_of(p: Param, aliases: Mapping[str, str]) -> list[str]:  # --num_exampl
     names = [p.name, *(alias for alias, name in aliases.items() if name == p.name)]
     flags = []
     for name in names:
-        dashes = '-' if len(name) == 1 else '--'
-        for spelling in (f'{dashes}{name}', f'{dashes}{name.replace("_", "-")}'):
+        short = [f'-{name}'] if len(name) == 1 else []
+        for spelling in (*short, f'--{name}', f'--{name.replace("_", "-")}'):
             if spelling not in flags:
                 flags.append(spelling)
     return flags

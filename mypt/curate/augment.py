@@ -258,7 +258,7 @@ _OPENERS_EN = frozenset(
     (
         'what how why who where when which can could please explain show tell is are do does list '
         'name write give say repeat the i my would hello hi quick a help just now compare '
-        'summarise summarize translate describe define find echo copy reply answer next'
+        'summarise summarize translate describe define find echo copy reply answer next one'
     ).split()
 )
 _OPENERS_DE = frozenset(

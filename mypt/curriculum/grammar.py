@@ -453,6 +453,8 @@ def _wrong_english(text: str) -> Iterator[str]:
         spelled = _SPELLED.match(m[2])
         if m[1] in ('A', 'AN', 'An') and spelled:
             continue  # a heading, or the letter itself
+        if text[: m.start()].endswith('letter '):
+            continue  # the letter's name: "the letter a in a word"
         if needs_an(m[2]) != (m[1].lower() == 'an') and not spelled:
             yield m[0]
 

@@ -125,6 +125,14 @@ class Shelf:
         # language → documents of the folder
         self.read = self.source.read if isinstance(self.source, FolderPages) else {}
 
+    def most(
+        self,
+        lang: str,
+        n: int,  # wanted
+    ) -> int:  # at most `n`
+        "How many different documents there are."
+        return min(n, len(self.read[lang])) if self.read else n
+
     def sample(
         self,
         rng: random.Random,

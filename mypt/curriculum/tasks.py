@@ -134,7 +134,10 @@ def _shown_facts(found: list[Fact], text: str) -> list[Fact]:
 # %% ../../nbs/curriculum/tasks.ipynb #c43ac4ae
 def task_episode(r: random.Random, lang: str, kind: str, shelf: Shelf, system: str) -> dict | None:
     "One task; None where the documents do not allow it."
-    pages = shelf.sample(r, lang, r.choice((2, 3)) if kind in ('query', 'fields') else 1)
+    wanted = r.choice((2, 3)) if kind in ('query', 'fields') else 1
+    pages = shelf.sample(r, lang, shelf.most(lang, wanted))
+    if wanted > 1 and len(pages) == 1:
+        return None
     texts = [(d.doc_id, passage(d, found[0], 600)) for d, found in pages]
     shown = _shown_facts(pages[0][1], texts[0][1])
     if not shown:
