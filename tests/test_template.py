@@ -268,6 +268,6 @@ def test_long_results_take_linear_time():
         '{' + 'x' * 10**5,
         '{"a": ' + '[' * 10**5,
     ):
-        start = time.monotonic()
+        start = time.process_time()
         said('{}', long)
-        assert time.monotonic() - start < 8, long[:10]
+        assert time.process_time() - start < 8, long[:10]
