@@ -95,6 +95,12 @@ SAYS = [
     ('de', 'Nein.', ['nein'], True),
     ('de', 'Das verneint niemand.', ['nein'], False),
     ('de', 'Straße', ['Strasse'], True),
+    ('de', 'fünf Jahre', ['ein Jahr'], False),
+    ('de', 'bis zu einem Jahr', ['ein Jahr'], True),
+    ('de', 'nach 1 Monat', ['einen Monat'], True),
+    ('de', 'eine Einwilligung', ['Einwilligung'], True),
+    ('en', 'within a minute', ['one minute'], True),
+    ('en', 'ten minutes', ['a minute'], False),
 ]
 
 
