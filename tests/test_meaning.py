@@ -8,30 +8,69 @@ import inspect
 import json
 import random
 import re
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 import pytest
+from mypt.curriculum.facts import Fact
+from mypt.curriculum.grammar import wrong_forms
 from mypt.curriculum.meaning import abstains, check_meaning, turns_of
-from mypt.curriculum.reading import holds
+from mypt.curriculum.questions import follow_up
+from mypt.curriculum.reading import holds, sentences_of
+from mypt.curriculum.recipe import _asked_shares
 from mypt.curriculum.run import GENERATORS
+from mypt.curriculum.synthetic import Shortage
 from mypt.data.episodes import write_episodes
 from mypt.cli import main
 
 KINDS = 'format_lock echo operators rag_chat multiturn toolcall agentic minimal_qa tasks'.split()
-KINDS += ['structured', 'gold']
-REAL = Path(__file__).parents[2] / 'shared/data'
+KINDS += 'structured gold adherence foreign_tools gold_augmented'.split()
+HERE = Path(__file__).parent
+REAL = HERE.parents[1] / 'shared/data'
 FOLDERS = dict(en='owasp_cheatsheets', de='law_de')
+ABOUT_DOCUMENTS = [k for k in KINDS if 'docs_dir' in inspect.signature(GENERATORS[k]).parameters]
+PRODUCTS = str(HERE / 'products')  # twelve sheets of a small company, six in each language
+
+
+def quietly(kind: str, n: int, **options) -> list[dict]:
+    "Episodes, without the warning that there are fewer of a kind."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', Shortage)
+        return list(GENERATORS[kind](n, **options))
 
 
 @lru_cache(None)
-def made(kind: str, lang: str, n: int = 240, real: bool = False, seed: int = 5) -> list[dict]:
-    options = dict(docs_dir=str(REAL / FOLDERS[lang])) if real else {}
-    return list(GENERATORS[kind](n, language=lang, seed=seed, **options))
+def made(kind: str, lang: str, n: int = 240, docs_dir: str | None = None) -> list[dict]:
+    options = dict(docs_dir=docs_dir) if docs_dir else {}
+    return quietly(kind, n, language=lang, seed=5, **options)
+
+
+@pytest.fixture(scope='module')
+def real(tmp_path_factory) -> dict[str, str]:
+    "A dozen real documents in English, one law in German."
+    if not REAL.is_dir():
+        pytest.skip('no ../shared/data beside the repository')
+    folders = {}
+    for lang, name in FOLDERS.items():
+        folder = tmp_path_factory.mktemp(lang)
+        paths = sorted((REAL / name).glob('*.md'))[: 12 if lang == 'en' else 1]
+        for path in paths:
+            shutil.copy(path, folder)
+        folders[lang] = str(folder)
+    return folders
 
 
 def found(ep: dict) -> set[str]:
     "The rules that find something in an episode."
     return set(check_meaning([ep]).by_rule())
+
+
+def found_in(eps: list[dict], docs_dir: str | None = None) -> str:
+    "The first findings."
+    return '\n'.join(map(str, check_meaning(eps, docs_dir).findings[:5]))
 
 
 # Good episodes
@@ -40,19 +79,181 @@ def found(ep: dict) -> set[str]:
 @pytest.mark.parametrize('lang', ['en', 'de'])
 @pytest.mark.parametrize('kind', KINDS)
 def test_nothing_is_found_in_what_the_generators_make(kind, lang):
-    report = check_meaning(made(kind, lang))
-    assert report.episodes == 240
-    assert not report.findings, '\n'.join(map(str, report.findings[:5]))
+    eps = made(kind, lang)
+    assert len(eps) == 240
+    assert not found_in(eps)
 
 
 @pytest.mark.parametrize('lang', ['en', 'de'])
+@pytest.mark.parametrize('kind', ABOUT_DOCUMENTS)
+def test_nothing_is_found_about_product_sheets(kind, lang):
+    eps = made(kind, lang, 80, PRODUCTS)
+    assert len(eps) == 80
+    assert not found_in(eps, PRODUCTS)
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+@pytest.mark.parametrize('kind', ABOUT_DOCUMENTS)
+def test_nothing_is_found_about_real_documents(kind, lang, real):
+    assert not found_in(made(kind, lang, 60, real[lang]), real[lang])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('where', ['invented', 'products', 'real'])
+@pytest.mark.parametrize('lang', ['en', 'de'])
 @pytest.mark.parametrize('kind', KINDS)
-def test_nothing_is_found_about_real_documents(kind, lang):
-    folder = REAL / FOLDERS[lang]
-    if not folder.is_dir() or 'docs_dir' not in inspect.signature(GENERATORS[kind]).parameters:
-        pytest.skip('no real documents for it')
-    report = check_meaning(made(kind, lang, 160, real=True), str(folder))
-    assert not report.findings, '\n'.join(map(str, report.findings[:5]))
+def test_nothing_is_found_in_ten_thousand(kind, lang, where):
+    docs_dir = dict(products=PRODUCTS, real=str(REAL / FOLDERS[lang])).get(where)
+    if docs_dir and (kind not in ABOUT_DOCUMENTS or not Path(docs_dir).is_dir()):
+        pytest.skip('no such documents for it')
+    options = dict(docs_dir=docs_dir) if docs_dir else {}
+    eps = quietly(kind, 10_000, language=lang, seed=7, **options)
+    assert not found_in(eps, docs_dir)
+
+
+# Shares
+
+SHARED = 'rag_chat toolcall agentic minimal_qa tasks structured'.split()
+
+
+def shares_of(kind: str, docs_dir: str | None, n: int = 300) -> tuple[dict, str]:
+    "Kind → (its share, the one that was asked for), and what is said to be lacking."
+    options = dict(docs_dir=docs_dir) if docs_dir else {}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        eps = list(GENERATORS[kind](n, language='mixed', seed=3, **options))
+    counts = Counter(e['_meta']['category'] for e in eps)
+    asked = _asked_shares(GENERATORS[kind], {})
+    assert asked
+    shares = {k: (counts[k] / len(eps), share) for k, share in asked.items()}
+    return shares, '\n'.join(str(w.message) for w in told)
+
+
+@pytest.mark.parametrize('kind', SHARED)
+def test_shares_hold_for_invented_documents(kind):
+    shares, said = shares_of(kind, None)
+    assert not said
+    assert all(abs(a - b) <= 0.02 for a, b in shares.values()), shares
+
+
+@pytest.mark.parametrize('kind', SHARED)
+def test_shares_hold_for_product_sheets_or_it_is_said_what_is_lacking(kind):
+    shares, said = shares_of(kind, PRODUCTS)
+    off = [k for k, (a, b) in shares.items() if abs(a - b) > 0.02]
+    assert not off or said, (off, shares)
+    assert all(f'{k}: ' in said for k in off if shares[k][0] < shares[k][1]), said
+    if kind in ('rag_chat', 'toolcall', 'agentic', 'minimal_qa'):
+        assert not off, shares
+
+
+def test_a_conversation_says_which_kinds_a_folder_cannot_give(tmp_path):
+    for name in ('kettle_k1.md', 'pump_p30.md'):
+        shutil.copy(Path(PRODUCTS) / name, tmp_path)
+    with pytest.warns(Shortage, match='clarification: '):
+        list(GENERATORS['multiturn'](4000, language='en', docs_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize('kind', ['minimal_qa', 'tasks', 'structured'])
+def test_system_prompts_come_in_the_language(kind):
+    systems = dict(en=('You are MyPT.',), de=('Du bist MyPT.', 'Du heißt MyPT.'))
+    for lang, prompts in systems.items():
+        eps = GENERATORS[kind](20, language=lang, systems=systems)
+        assert {e['system'] for e in eps} == set(prompts)
+
+
+# German
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_no_wrong_form_in_german_episodes(kind):
+    assert check_meaning(made(kind, 'de')).judged['case and number']
+    assert 'case and number' not in check_meaning(made(kind, 'de')).by_rule()
+
+
+def strings(x) -> Iterator[str]:
+    "All texts in nested lists and objects."
+    if isinstance(x, str):
+        yield x
+    elif isinstance(x, (list, dict)):
+        for part in x.values() if isinstance(x, dict) else x:
+            yield from strings(part)
+
+
+def test_no_wrong_form_in_any_suite(root):
+    n = 0
+    for path in sorted((root / 'mypt/assets/suites').glob('*.jsonl')):
+        for case in map(json.loads, path.read_text(encoding='utf-8').splitlines()):
+            if 'de' in case['tags']:
+                n += 1
+                texts = strings([case['episode'], case.get('then'), case['expected']])
+                assert not [w for text in texts for w in wrong_forms(text, 'de')], case['id']
+    assert n > 1900
+
+
+def test_a_part_of_what_is_mine_is_right_german():
+    assert not wrong_forms('Dafür passt keines meiner Werkzeuge.', 'de')
+    assert wrong_forms('Dafür passt keine meiner Werkzeug.', 'de')
+
+
+# What was wrong once
+
+
+def test_a_contradicting_page_says_whose_value_it_gives():
+    kinds, value = ('conflict',), 0
+    for ep in GENERATORS['rag_chat'](120, 'de', docs_dir=PRODUCTS, kinds=kinds, seed=1):
+        about, turn = ep['_meta']['about'], turns_of(ep)[-1]
+        if about['kind'] == 'value':
+            value += 1
+            for cite in turn.cites:
+                if cite['text'] != about['doc_id']:
+                    assert holds(turn.texts_of(cite['text'])[0], about['subject'])
+    assert value > 20
+
+
+def test_a_follow_up_needs_no_gender():
+    fact = Fact('s12.md', 'S12', 'de', 'value', 'S12', 'Preis', 'Preis: 149 Euro', '149 Euro')
+    rng = random.Random(0)
+    asked = {follow_up(rng, fact) for _ in range(200)}
+    assert len(asked) > 10 and not any('{' in text for text in asked)
+
+
+def test_a_value_is_shown_behind_the_name_that_its_pronoun_stands_for():
+    pronoun = re.compile(r'(?:Er|Sie|Es|It|He|She) ')
+    for lang in ('en', 'de'):
+        for ep in made('rag_chat', lang):
+            about, turn = ep['_meta']['about'], turns_of(ep)[-1]
+            if about['kind'] != 'value' or not pronoun.match(about['sentence']):
+                continue
+            for text in (x for c in turn.cites for x in turn.texts_of(c['text'])):
+                if about['sentence'] in text:
+                    assert about['subject'] in text[: text.index(about['sentence'])]
+
+
+def test_an_extraction_shows_its_topic(real):
+    for lang in ('en', 'de'):
+        eps = quietly('structured', 40, language=lang, docs_dir=real[lang], kinds=('extract',))
+        for ep in eps:
+            value = ep['_meta']['want']['json']
+            if 'topic' in value:
+                assert value['topic'] in ep['messages'][0]['context']
+
+
+def test_two_sentences_are_both_in_the_context():
+    for lang in ('en', 'de'):
+        for ep in made('adherence', lang):
+            user, answer = ep['messages'][0], ep['messages'][-1]['content']
+            if ep['_meta']['rule'] == 'two_sentences' and 'context' in user:
+                assert all(holds(user['context'], s) for s in sentences_of(answer))
+
+
+def test_tasks_about_products_ask_for_things_with_a_name():
+    eps = quietly('tasks', 60, language='en', docs_dir=PRODUCTS, kinds=('query', 'fields'))
+    named = [e for e in eps if not e['_meta']['about']['value']]
+    assert len(named) > 30
+    for ep in named:
+        text = ep['messages'][0].get('context') or ep['messages'][0]['content']
+        for name, value in (ep['_meta']['want'].get('fields') or {}).items():
+            assert holds(text, name) == (value != '-')
 
 
 # Faults: each takes an episode and changes one thing, or returns None where it does not apply
