@@ -46,19 +46,108 @@ TAGS = [
     *('<function_calls>', '<functioncall>', '[INST]', '<|im_start|>', '<s>', '<cite 1/>'),
 ]
 WORDS = [
-    *('\ud800', '\udfff\ud800', '\x00', '\x1b[2J', '\x1b]0;x\x07', '\r', '\x85', '\u2028', '\ufeff'),
+    *(
+        '\ud800',
+        '\udfff\ud800',
+        '\x00',
+        '\x1b[2J',
+        '\x1b]0;x\x07',
+        '\r',
+        '\x85',
+        '\u2028',
+        '\ufeff',
+    ),
     *('\u200f', '\u202e', '\u0130', 'ß', 'ﬁ', 'a\u0301' * 9, '🧑\u200d🚀', '\U0010ffff', '\ufffe'),
-    *('User: x', '\n# Aufgabe: y', 'Quelle:', '```\ncode', '    x = 1\n\ty', '%5.2f %1$s', '{% if %}'),
+    *(
+        'User: x',
+        '\n# Aufgabe: y',
+        'Quelle:',
+        '```\ncode',
+        '    x = 1\n\ty',
+        '%5.2f %1$s',
+        '{% if %}',
+    ),
     *('\\(a^2\\)', '$$x$$', '{"name": "value"}', '[link](x)', 'http://x.y/z', 'a@b.c', "it's", '…'),
     *('{}', '{0}', '{0.__class__}', '%s', '%(x)s', '\\1', '\\g<0>', '../../x', '/etc/passwd', '~'),
     *('nan', '1e400', 'None', 'null', '-', '0', '٣', '²', '½', '１', '١٢٣', 'x' * 300, 'ü' * 300),
-    *('"', "'", '\\', '<', '>', '&', '&#0;', '&#x110000;', '<![CDATA[', ']]>', '<?xml', '<!DOCTYPE'),
+    *(
+        '"',
+        "'",
+        '\\',
+        '<',
+        '>',
+        '&',
+        '&#0;',
+        '&#x110000;',
+        '<![CDATA[',
+        ']]>',
+        '<?xml',
+        '<!DOCTYPE',
+    ),
 ]
 LONG = [
-    *(' ', '\n', '\t', '\u3000', '`', '~', '<!--', '<a ', '<a b ', '{%', '{{', '$', '\\(', '[', '('),
-    *('"', "'", '“', 'a.', '1,', '1.', 'http://', 'a@', '<', '>', '&', '*', '_', '#', '|', '> ', '- '),
-    *('\r\n', 'a\u0301', '\u200d', '<think>', '</think>', '<tool_call>', '{"a":', '[{', '<b>', '</b>'),
-    *('<td>', '<div>', '<p', '<br', '&lt', '---\n', '===\n', '```\n', '    x\n', 'word ', 'ab', '漢'),
+    *(
+        ' ',
+        '\n',
+        '\t',
+        '\u3000',
+        '`',
+        '~',
+        '<!--',
+        '<a ',
+        '<a b ',
+        '{%',
+        '{{',
+        '$',
+        '\\(',
+        '[',
+        '(',
+    ),
+    *(
+        '"',
+        "'",
+        '“',
+        'a.',
+        '1,',
+        '1.',
+        'http://',
+        'a@',
+        '<',
+        '>',
+        '&',
+        '*',
+        '_',
+        '#',
+        '|',
+        '> ',
+        '- ',
+    ),
+    *(
+        '\r\n',
+        'a\u0301',
+        '\u200d',
+        '<think>',
+        '</think>',
+        '<tool_call>',
+        '{"a":',
+        '[{',
+        '<b>',
+        '</b>',
+    ),
+    *(
+        '<td>',
+        '<div>',
+        '<p',
+        '<br',
+        '&lt',
+        '---\n',
+        '===\n',
+        '```\n',
+        '    x\n',
+        'word ',
+        'ab',
+        '漢',
+    ),
     *('\\', '%', '=', '<cite 1/>', '\n\n', 'User:', 'Question:\n', '<pre>', '<script>', '<style>'),
 ]
 
@@ -77,7 +166,9 @@ def spliced(text: str, rng: random.Random) -> str:
     "A text with something else in it, or less of it."
     new = text_of_a_stranger(rng)
     at = rng.randrange(len(text) + 1)
-    return rng.choice([new, new + text, text + new, text[:at] + new + text[at:], text[:at], text * 3])
+    return rng.choice(
+        [new, new + text, text + new, text[:at] + new + text[at:], text[:at], text * 3]
+    )
 
 
 def nested(depth: int):
@@ -146,7 +237,9 @@ def _twice(text: str, rng: random.Random) -> str:
     if not keys:
         return text
     at = rng.choice([m.end() for m in re.finditer(r'\{', text)] or [1])
-    return f'{text[:at]}{rng.choice(keys)}{rng.choice(["1", "null", "[]", chr(34) * 2])}, {text[at:]}'
+    return (
+        f'{text[:at]}{rng.choice(keys)}{rng.choice(["1", "null", "[]", chr(34) * 2])}, {text[at:]}'
+    )
 
 
 def broken_text(text: str, rng: random.Random) -> str:
@@ -190,7 +283,9 @@ def _encoded(text: str, rng: random.Random) -> bytes:
 def bent_bytes(raw: bytes, rng: random.Random) -> bytes:
     "Bytes with a few others among them."
     at = rng.randrange(len(raw) + 1)
-    new = rng.choice([b'\xff', b'\x80', b'\xc3', b'\0', b'\xed\xa0\x80', b'\r', b'\xef\xbb\xbf', b'\n'])
+    new = rng.choice(
+        [b'\xff', b'\x80', b'\xc3', b'\0', b'\xed\xa0\x80', b'\r', b'\xef\xbb\xbf', b'\n']
+    )
     flipped = bytearray(raw or b'x')
     for _ in range(rng.choice([1, 1, 4, 30])):
         flipped[rng.randrange(len(flipped))] = rng.randrange(256)
@@ -328,7 +423,11 @@ class Outcome:
     def rows(self, name: str) -> int:
         "Lines of a file that are not blank."
         path = self.folder / name
-        return sum(bool(line.strip()) for line in path.read_bytes().split(b'\n')) if path.exists() else 0
+        return (
+            sum(bool(line.strip()) for line in path.read_bytes().split(b'\n'))
+            if path.exists()
+            else 0
+        )
 
     def rows_in(self, name: str) -> int:
         raw = (self.folder / name).read_bytes().removeprefix(b'\xef\xbb\xbf')
@@ -342,16 +441,22 @@ def _numbers(pattern: str, text: str) -> list[int]:
 
 def converted(o: Outcome) -> str:
     "Every line is an episode or a rejected row; the rejects file holds each of them."
+    raw = (o.folder / 'in.jsonl').read_bytes().removeprefix(b'\xef\xbb\xbf').lstrip()
     n_in = o.rows_in('in.jsonl')
     if o.code:
         none = _numbers(r'none of ([\d,]+) rows could be used', o.err)
-        return '' if not none or none[0] == n_in else f'{n_in} lines, {none[0]} reported'
+        told = not none or none[0] == n_in or raw.startswith(b'[')
+        return '' if told else f'{n_in} lines, {none[0]} reported'
     n, read = _numbers(r': ([\d,]+) episodes; \S+ of ([\d,]+) rows', o.out)
     reasons = re.findall(r'^  ([\d,]+) rows: ', o.out, re.M)
     rejected = sum(int(k.replace(',', '')) for k in reasons)
     in_file = o.rows('out.jsonl.rejects.jsonl')
+    if raw.startswith(b'['):
+        n_in = read  # a list has more or fewer elements than lines
     if read != n_in or n != o.rows('out.jsonl') or rejected != in_file or n + rejected != read:
-        return f'{n_in} lines: {read} read, {n} used, {o.rows("out.jsonl")} written, {rejected} told'
+        return (
+            f'{n_in} lines: {read} read, {n} used, {o.rows("out.jsonl")} written, {rejected} told'
+        )
     return ''
 
 
@@ -423,7 +528,8 @@ def _lines(rows) -> bytes:
 
 def _said(user, assistant, **more):
     return dict(
-        messages=[dict(role='user', content=user), dict(role='assistant', content=assistant)], **more
+        messages=[dict(role='user', content=user), dict(role='assistant', content=assistant)],
+        **more,
     )
 
 
@@ -434,7 +540,9 @@ EPISODES = [
     _said('Wie heißt die Stadt am Rhein?', 'Köln.', language='de', system='You are MyPT.'),
     dict(
         messages=[
-            dict(role='user', content='When was it built?', context='[a.md]\nIt was built in 1248.'),
+            dict(
+                role='user', content='When was it built?', context='[a.md]\nIt was built in 1248.'
+            ),
             dict(role='assistant', content='In 1248.', think='The passage says so.', cite='a.md'),
         ],
         _meta=dict(operator='copy', expected='1248', category='denial'),
@@ -460,10 +568,14 @@ _FUNCTION = dict(
     description='The weather',
     parameters=dict(type='object', properties=dict(city=dict(type='string')), required=['city']),
 )
-_CALLS = [dict(id='c1', type='function', function=dict(name='get_weather', arguments='{"city": "Bonn"}'))]
+_CALLS = [
+    dict(id='c1', type='function', function=dict(name='get_weather', arguments='{"city": "Bonn"}'))
+]
 FORMS = dict(
     messages=[
-        dict(messages=[dict(role='system', content='Be kind.'), *_said('Hi!', 'Hello.')['messages']]),
+        dict(
+            messages=[dict(role='system', content='Be kind.'), *_said('Hi!', 'Hello.')['messages']]
+        ),
         dict(
             tools=[dict(type='function', function=_FUNCTION)],
             messages=[
@@ -473,7 +585,12 @@ FORMS = dict(
                 dict(role='assistant', content='21 °C.', reasoning_content='It says 21.', weight=1),
             ],
         ),
-        dict(messages=[dict(role='user', content='x?'), dict(role='assistant', content='<think>a</think>b')]),
+        dict(
+            messages=[
+                dict(role='user', content='x?'),
+                dict(role='assistant', content='<think>a</think>b'),
+            ]
+        ),
     ],
     sharegpt=[
         {'conversations': [{'from': 'human', 'value': 'Hi!'}, {'from': 'gpt', 'value': 'Hello.'}]},
@@ -482,46 +599,138 @@ FORMS = dict(
             'tools': json.dumps([_FUNCTION]),
             'conversations': [
                 {'from': 'human', 'value': 'Weather in Bonn?'},
-                {'from': 'gpt', 'value': '<tool_call>{"name": "get_weather", "arguments": {"city": "Bonn"}}</tool_call>'},
+                {
+                    'from': 'gpt',
+                    'value': '<tool_call>{"name": "get_weather", "arguments": {"city": "Bonn"}}</tool_call>',
+                },
                 {'from': 'tool', 'value': '<tool_response>{"celsius": 21}</tool_response>'},
                 {'from': 'gpt', 'value': 'It is 21 °C.'},
             ],
         },
     ],
-    capybara=[{'conversation': [{'input': 'Hi!', 'output': 'Hello.'}, {'input': 'Bye!', 'output': 'Bye.'}]}],
+    capybara=[
+        {
+            'conversation': [
+                {'input': 'Hi!', 'output': 'Hello.'},
+                {'input': 'Bye!', 'output': 'Bye.'},
+            ]
+        }
+    ],
     alpaca=[
-        dict(instruction='Add.', input='2, 3', output='5', history=[['Hi', 'Hello']], system='Count.'),
+        dict(
+            instruction='Add.', input='2, 3', output='5', history=[['Hi', 'Hello']], system='Count.'
+        ),
         dict(instruction='Name a city.', input='', output='Köln'),
     ],
     dolly=[dict(instruction='When?', context='It was in 1248.', response='1248', category='qa')],
     oasst=[
-        dict(message_id='1', message_tree_id='t', role='prompter', lang='en', text='Hi!', parent_id=None, rank=None, deleted=False),
-        dict(message_id='2', message_tree_id='t', role='assistant', lang='en', text='Hello.', parent_id='1', rank=0.0, deleted=False),
-        dict(message_id='3', message_tree_id='t', role='assistant', lang='en', text='Hey.', parent_id='1', rank=1.0, deleted=False),
+        dict(
+            message_id='1',
+            message_tree_id='t',
+            role='prompter',
+            lang='en',
+            text='Hi!',
+            parent_id=None,
+            rank=None,
+            deleted=False,
+        ),
+        dict(
+            message_id='2',
+            message_tree_id='t',
+            role='assistant',
+            lang='en',
+            text='Hello.',
+            parent_id='1',
+            rank=0.0,
+            deleted=False,
+        ),
+        dict(
+            message_id='3',
+            message_tree_id='t',
+            role='assistant',
+            lang='en',
+            text='Hey.',
+            parent_id='1',
+            rank=1.0,
+            deleted=False,
+        ),
     ],
     hotpot=[
-        dict(_id='h', question='Who?', answer='Anna', supporting_facts=[['A', 0]], context=[['A', ['Anna was it. ', 'Yes.']], ['B', ['No.']]])
+        dict(
+            _id='h',
+            question='Who?',
+            answer='Anna',
+            supporting_facts=[['A', 0]],
+            context=[['A', ['Anna was it. ', 'Yes.']], ['B', ['No.']]],
+        )
     ],
     squad=[
-        dict(id='q', title='T', context='It was built in 1248.', question='When?', answers=dict(text=['1248'], answer_start=[16]))
+        dict(
+            id='q',
+            title='T',
+            context='It was built in 1248.',
+            question='When?',
+            answers=dict(text=['1248'], answer_start=[16]),
+        )
     ],
     musique=[
-        dict(id='m', question='Who?', answer='Anna', answer_aliases=['A.'], answerable=True, paragraphs=[dict(idx=0, title='A', paragraph_text='Anna was it.', is_supporting=True)])
+        dict(
+            id='m',
+            question='Who?',
+            answer='Anna',
+            answer_aliases=['A.'],
+            answerable=True,
+            paragraphs=[dict(idx=0, title='A', paragraph_text='Anna was it.', is_supporting=True)],
+        )
     ],
     marco=[
-        dict(query_id=1, query='when', answers=['1248'], wellFormedAnswers=['In 1248.'], passages=dict(is_selected=[1, 0], passage_text=['In 1248.', 'No.'], url=['http://a', 'http://b']))
+        dict(
+            query_id=1,
+            query='when',
+            answers=['1248'],
+            wellFormedAnswers=['In 1248.'],
+            passages=dict(
+                is_selected=[1, 0], passage_text=['In 1248.', 'No.'], url=['http://a', 'http://b']
+            ),
+        )
     ],
     trivia=[
-        dict(question='Who?', question_id='t', answer=dict(value='Anna', aliases=['A']), entity_pages=dict(title=['P'], wiki_context=['Anna was it.']), search_results=dict(title=['S'], search_context=['Nobody.']))
+        dict(
+            question='Who?',
+            question_id='t',
+            answer=dict(value='Anna', aliases=['A']),
+            entity_pages=dict(title=['P'], wiki_context=['Anna was it.']),
+            search_results=dict(title=['S'], search_context=['Nobody.']),
+        )
     ],
-    xlam=[dict(id=1, query='Weather in Bonn?', tools=json.dumps([_FUNCTION]), answers='[{"name": "get_weather", "arguments": {"city": "Bonn"}}]')],
+    xlam=[
+        dict(
+            id=1,
+            query='Weather in Bonn?',
+            tools=json.dumps([_FUNCTION]),
+            answers='[{"name": "get_weather", "arguments": {"city": "Bonn"}}]',
+        )
+    ],
     german_tools=[
-        {'System': 'SYSTEM: Du hast Zugriff auf: ' + json.dumps(_FUNCTION), 'Chat': 'USER: Wetter in Bonn?\n\nASSISTANT: <functioncall> {"name": "get_weather", "arguments": \'{"city": "Bonn"}\'} <|endoftext|>\n\nFUNCTION RESPONSE: {"celsius": 21}\n\nASSISTANT: 21 Grad. <|endoftext|>'}
+        {
+            'System': 'SYSTEM: Du hast Zugriff auf: ' + json.dumps(_FUNCTION),
+            'Chat': 'USER: Wetter in Bonn?\n\nASSISTANT: <functioncall> {"name": "get_weather", "arguments": \'{"city": "Bonn"}\'} <|endoftext|>\n\nFUNCTION RESPONSE: {"celsius": 21}\n\nASSISTANT: 21 Grad. <|endoftext|>',
+        }
     ],
-    completion=[dict(prompt='Hi!', completion='Hello.'), dict(prompt=[dict(role='user', content='a')], completion='b')],
+    completion=[
+        dict(prompt='Hi!', completion='Hello.'),
+        dict(prompt=[dict(role='user', content='a')], completion='b'),
+    ],
     turns=[dict(id='0', data=['Hi!', 'Hello.', 'Bye!', 'Bye.'])],
     text=[dict(text='Bread is baked from flour.', id=3)],
-    bfcl=[dict(id='b', question=[[dict(role='user', content='Weather in Bonn?')]], function=[_FUNCTION], ground_truth=[{'get_weather': {'city': ['Bonn']}}])],
+    bfcl=[
+        dict(
+            id='b',
+            question=[[dict(role='user', content='Weather in Bonn?')]],
+            function=[_FUNCTION],
+            ground_truth=[{'get_weather': {'city': ['Bonn']}}],
+        )
+    ],
 )
 
 HTML = b"""<!DOCTYPE html><html><head><title>The Mill</title><meta charset="utf-8"></head><body>
@@ -555,10 +764,34 @@ x = 1
 2. Two [link](x.md)
 """.encode()
 CSV = 'Frage;Antwort;Zahl\n"Wie, bitte?";"Köln ""am"" Rhein";1\nWann?;1248;2\nWer?;"Anna\nBerta";3\n'.encode()
-CONFIG = dict(extends='tiny', n_layer=1, n_embd=32, n_head=2, block_size=64, batch_size=2, eval_iters=1, warmup_iters=0, max_iters=1, learning_rate=1e-3, system_prompt=None)
+CONFIG = dict(
+    extends='tiny',
+    n_layer=1,
+    n_embd=32,
+    n_head=2,
+    block_size=64,
+    batch_size=2,
+    eval_iters=1,
+    warmup_iters=0,
+    max_iters=1,
+    learning_rate=1e-3,
+    system_prompt=None,
+)
 SUITE = [
-    dict(id='s1', episode=dict(messages=[dict(role='user', content='What is 2+3?')]), check='exact', expected='5', tags=['sum']),
-    dict(id='s2', episode=dict(messages=[dict(role='user', content='Say x.')]), check='contains', expected='x', tags=[]),
+    dict(
+        id='s1',
+        episode=dict(messages=[dict(role='user', content='What is 2+3?')]),
+        check='exact',
+        expected='5',
+        tags=['sum'],
+    ),
+    dict(
+        id='s2',
+        episode=dict(messages=[dict(role='user', content='Say x.')]),
+        check='contains',
+        expected='x',
+        tags=[],
+    ),
 ]
 
 
@@ -579,7 +812,10 @@ def _pdf() -> bytes:
         out += b'%d 0 obj\n%s\nendobj\n' % (i, body)
     table = b''.join(b'%010d 00000 n \n' % a for a in at)
     head = b'xref\n0 %d\n0000000000 65535 f \n' % (len(at) + 1)
-    trailer = b'trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n' % (len(at) + 1, len(out))
+    trailer = b'trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n' % (
+        len(at) + 1,
+        len(out),
+    )
     return out + head + table + trailer
 
 
@@ -590,7 +826,19 @@ def false_pdf(raw: bytes, rng: random.Random) -> bytes:
     for _ in range(rng.choice([1, 2, 4])):
         spots = list(re.finditer(rb'\d+|/\w+|\[[^\]]*\]|<<|>>|\([^)]*\)', raw))
         m = rng.choice(spots)
-        new = [b'0', b'-1', b'99999999999', b'2', b'1 0 R', b'3 0 R', b'/Pages', b'[', b'<<', b'(', b'']
+        new = [
+            b'0',
+            b'-1',
+            b'99999999999',
+            b'2',
+            b'1 0 R',
+            b'3 0 R',
+            b'/Pages',
+            b'[',
+            b'<<',
+            b'(',
+            b'',
+        ]
         raw = raw[: m.start()] + rng.choice(new) + raw[m.end() :]
     return raw
 
@@ -640,7 +888,27 @@ def make_files(home: Path) -> None:
         list=json.dumps(FORMS['alpaca']), pretty=json.dumps(FORMS['alpaca'][0], indent=2)
     ).items():
         (home / f'{name}.json').write_text(raw)
-    squad = dict(version='v2.0', data=[dict(title='T', paragraphs=[dict(context='In 1248.', qas=[dict(id='1', question='When?', answers=[dict(text='1248', answer_start=3)], is_impossible=False)])])])
+    squad = dict(
+        version='v2.0',
+        data=[
+            dict(
+                title='T',
+                paragraphs=[
+                    dict(
+                        context='In 1248.',
+                        qas=[
+                            dict(
+                                id='1',
+                                question='When?',
+                                answers=[dict(text='1248', answer_start=3)],
+                                is_impossible=False,
+                            )
+                        ],
+                    )
+                ],
+            )
+        ],
+    )
     (home / 'squad.json').write_text(json.dumps(squad))
     for name, raw in {
         'table.csv': CSV,
@@ -664,14 +932,31 @@ def make_files(home: Path) -> None:
         (home / 'docs' / name).write_bytes(raw)
     with redirect_stdout(io.StringIO()):
         Index.build(home / 'docs', home / 'index')
-        for name, more in dict(data=dict(), packed=dict(enable_packing=True, pack_block_size=64)).items():
+        for name, more in dict(
+            data=dict(), packed=dict(enable_packing=True, pack_block_size=64)
+        ).items():
             prepare(str(home / 'good.jsonl'), str(home / name), 'byte', 0.3, **more)
-        (home / 'texts.jsonl').write_bytes(_lines(dict(_replay=True, text=f'Bread {i} ' * 50) for i in range(9)))
-        prepare(str(home / 'texts.jsonl'), str(home / 'shards'), 'byte', format='shards', pack_block_size=64)
+        (home / 'texts.jsonl').write_bytes(
+            _lines(dict(_replay=True, text=f'Bread {i} ' * 50) for i in range(9))
+        )
+        prepare(
+            str(home / 'texts.jsonl'),
+            str(home / 'shards'),
+            'byte',
+            format='shards',
+            pack_block_size=64,
+        )
         small = ModelConfig(n_layer=1, n_embd=32, n_head=2, n_kv_head=1, block_size=128)
         m = home / 'model' / 'checkpoints' / 'm'
         state = dict(step=1, tokens=9, supervised=3, skipped=0, best=1.0, precision='fp32')
-        save_checkpoint(m, GPT(small), get_tokenizer('byte'), state, {'x/m': torch.ones(3)}, dict(layout='compact'))
+        save_checkpoint(
+            m,
+            GPT(small),
+            get_tokenizer('byte'),
+            state,
+            {'x/m': torch.ones(3)},
+            dict(layout='compact'),
+        )
         os.chdir(home / 'model')
         export('m', 'm.gguf')
     hf = home / 'hf' / 'hf'
@@ -721,7 +1006,9 @@ READERS: list[Reader] = []
 
 def reader(name, commands, bend, files, false=(), check=None, weight=1.0):
     commands = [commands] if isinstance(commands, str) else commands
-    READERS.append(Reader(name, commands, bend, files, tuple(false) or (next(iter(files)),), check, weight))
+    READERS.append(
+        Reader(name, commands, bend, files, tuple(false) or (next(iter(files)),), check, weight)
+    )
 
 
 _GOOD = {'in.jsonl': 'in.jsonl', 'good.jsonl': 'good.jsonl'}
@@ -730,34 +1017,131 @@ _GOOD = {'in.jsonl': 'in.jsonl', 'good.jsonl': 'good.jsonl'}
 def add_line_readers():
     for form in FORMS:
         keep = '' if form != 'alpaca' else ' --keep_meta all'
-        reader(f'convert {form}', f'convert in.jsonl --output out.jsonl{keep}', false_lines, {'in.jsonl': f'{form}.jsonl'}, check=converted if form != 'oasst' else None, weight=3 if form in ('messages', 'sharegpt') else 1)
+        reader(
+            f'convert {form}',
+            f'convert in.jsonl --output out.jsonl{keep}',
+            false_lines,
+            {'in.jsonl': f'{form}.jsonl'},
+            check=converted if form != 'oasst' else None,
+            weight=3 if form in ('messages', 'sharegpt') else 1,
+        )
     lines = [
         ('convert episodes', 'convert in.jsonl --output out.jsonl --trim_last_user', converted, 1),
         ('check', 'check in.jsonl', checked, 4),
-        ('prepare', 'prepare --input in.jsonl --output_dir d --tokenization byte --on_error skip --val_split 0.2', prepared, 3),
-        ('prepare fail', 'prepare --input in.jsonl --output_dir d --tokenization gpt2', prepared, 1),
-        ('prepare packed', 'prepare --input in.jsonl --output_dir d --tokenization gpt2 --on_error skip --enable_packing --pack_block_size 64 --overlong skip --weighted_mask --layout lines', prepared, 2),
-        ('prepare apart', 'prepare --input in.jsonl --output_dir d --tokenization byte --on_error skip --enable_packing --pack_block_size 512 --pack_by_field _meta.operator --mask_policy rag_chat', prepared, 1),
-        ('prepare val', 'prepare --input good.jsonl --output_dir d --tokenization byte --val_file in.jsonl', None, 1),
-        ('prepare shards', 'prepare --input in.jsonl --output_dir d --tokenization byte --format shards --pack_block_size 64 --on_error skip', None, 1),
+        (
+            'prepare',
+            'prepare --input in.jsonl --output_dir d --tokenization byte --on_error skip --val_split 0.2',
+            prepared,
+            3,
+        ),
+        (
+            'prepare fail',
+            'prepare --input in.jsonl --output_dir d --tokenization gpt2',
+            prepared,
+            1,
+        ),
+        (
+            'prepare packed',
+            'prepare --input in.jsonl --output_dir d --tokenization gpt2 --on_error skip --enable_packing --pack_block_size 64 --overlong skip --weighted_mask --layout lines',
+            prepared,
+            2,
+        ),
+        (
+            'prepare apart',
+            'prepare --input in.jsonl --output_dir d --tokenization byte --on_error skip --enable_packing --pack_block_size 512 --pack_by_field _meta.operator --mask_policy rag_chat',
+            prepared,
+            1,
+        ),
+        (
+            'prepare val',
+            'prepare --input good.jsonl --output_dir d --tokenization byte --val_file in.jsonl',
+            None,
+            1,
+        ),
+        (
+            'prepare shards',
+            'prepare --input in.jsonl --output_dir d --tokenization byte --format shards --pack_block_size 64 --on_error skip',
+            None,
+            1,
+        ),
         ('mix', 'mix --inputs in.jsonl:1.0 good.jsonl:1.0 --output out.jsonl --shuffle', mixed, 2),
-        ('mix tokens', 'mix --inputs in.jsonl:1.0 good.jsonl:1.0 --output out.jsonl --by tokens --tokenization byte', mixed, 1),
-        ('mix characters', 'mix --inputs in.jsonl:0.5 good.jsonl:0.5 --output out.jsonl --by characters --shares', None, 1),
-        ('dedup', 'dedup --input in.jsonl --output out.jsonl --rejects dropped.jsonl', deduplicated, 2),
-        ('dedup user', 'dedup --input in.jsonl --output out.jsonl --rejects dropped.jsonl --by user --against good.jsonl', deduplicated, 1),
-        ('dedup against', 'dedup --input good.jsonl --output out.jsonl --against in.jsonl', None, 1),
+        (
+            'mix tokens',
+            'mix --inputs in.jsonl:1.0 good.jsonl:1.0 --output out.jsonl --by tokens --tokenization byte',
+            mixed,
+            1,
+        ),
+        (
+            'mix characters',
+            'mix --inputs in.jsonl:0.5 good.jsonl:0.5 --output out.jsonl --by characters --shares',
+            None,
+            1,
+        ),
+        (
+            'dedup',
+            'dedup --input in.jsonl --output out.jsonl --rejects dropped.jsonl',
+            deduplicated,
+            2,
+        ),
+        (
+            'dedup user',
+            'dedup --input in.jsonl --output out.jsonl --rejects dropped.jsonl --by user --against good.jsonl',
+            deduplicated,
+            1,
+        ),
+        (
+            'dedup against',
+            'dedup --input good.jsonl --output out.jsonl --against in.jsonl',
+            None,
+            1,
+        ),
         ('diversity', 'diversity in.jsonl --report r.json', counted, 1),
         ('quality', 'quality in.jsonl --tokenization byte --report r.json', counted, 2),
-        ('augment', 'augment --input in.jsonl --output out.jsonl --target_count 8 --avoid good.jsonl', None, 2),
-        ('augment avoid', 'augment --input good.jsonl --output out.jsonl --target_count 8 --avoid in.jsonl', None, 0.5),
-        ('diversify', 'diversify --input in.jsonl --output out.jsonl --avoid good.jsonl', as_many, 2),
+        (
+            'augment',
+            'augment --input in.jsonl --output out.jsonl --target_count 8 --avoid good.jsonl',
+            None,
+            2,
+        ),
+        (
+            'augment avoid',
+            'augment --input good.jsonl --output out.jsonl --target_count 8 --avoid in.jsonl',
+            None,
+            0.5,
+        ),
+        (
+            'diversify',
+            'diversify --input in.jsonl --output out.jsonl --avoid good.jsonl',
+            as_many,
+            2,
+        ),
         ('inspect', 'inspect in.jsonl --tokenization byte --html page.html', None, 1),
         ('inspect json', 'inspect in.jsonl --tokenization gpt2 --json', None, 1),
         ('check-meaning', 'check-meaning in.jsonl', None, 1),
-        ('translate extract', 'translate extract --input in.jsonl --output_dir t --system', extracted, 1),
-        ('translate merge', 'translate merge --english in.jsonl --german good.jsonl --output out.jsonl', None, 0.5),
+        (
+            'translate extract',
+            'translate extract --input in.jsonl --output_dir t --system',
+            extracted,
+            1,
+        ),
+        (
+            'translate merge',
+            'translate merge --english in.jsonl --german good.jsonl --output out.jsonl',
+            None,
+            0.5,
+        ),
         ('leaks', 'leaks in.jsonl --against gold', None, 1),
-        ('prepare-jobs', ['prepare-jobs plan --input in.jsonl --jobs_dir j --splits 2 --sets tokenization=byte on_error=skip', 'prepare-jobs run --jobs_dir j --split 0', 'prepare-jobs run --jobs_dir j --split 1', 'prepare-jobs merge --jobs_dir j --output_dir d'], None, 1),
+        (
+            'prepare-jobs',
+            [
+                'prepare-jobs plan --input in.jsonl --jobs_dir j --splits 2 --sets tokenization=byte on_error=skip',
+                'prepare-jobs run --jobs_dir j --split 0',
+                'prepare-jobs run --jobs_dir j --split 1',
+                'prepare-jobs merge --jobs_dir j --output_dir d',
+            ],
+            None,
+            1,
+        ),
     ]
     for name, commands, check, weight in lines:
         reader(name, commands, false_lines, _GOOD, check=check, weight=weight)
@@ -765,41 +1149,150 @@ def add_line_readers():
     talk = {'in.jsonl': 'good.jsonl', 'good.jsonl': 'good.jsonl'}
     ways = ['translate extract --input in.jsonl --output_dir t', 'translate run --dir t --dry_run']
     reader('translate run', ways, false_lines, talk, check=None, weight=2)
-    reader('translate recombine lines', 'translate recombine --original in.jsonl --dir t --output out.jsonl', false_lines, talk | {'t': 't'}, check=as_many)
-    reader('translate extract talk', 'translate extract --input in.jsonl --output_dir t', false_lines, talk, check=extracted)
+    reader(
+        'translate recombine lines',
+        'translate recombine --original in.jsonl --dir t --output out.jsonl',
+        false_lines,
+        talk | {'t': 't'},
+        check=as_many,
+    )
+    reader(
+        'translate extract talk',
+        'translate extract --input in.jsonl --output_dir t',
+        false_lines,
+        talk,
+        check=extracted,
+    )
     model = talk | {'checkpoints': 'model/checkpoints', 'suite.jsonl': 'suite.jsonl'}
-    reader('eval suite', 'eval m --suite suite.jsonl --limit 2 --max_new_tokens 4 --device cpu', false_lines, model, ['suite.jsonl'])
-    reader('leaks against', 'leaks good.jsonl --against suite.jsonl', false_lines, model, ['suite.jsonl'], weight=0.5)
+    reader(
+        'eval suite',
+        'eval m --suite suite.jsonl --limit 2 --max_new_tokens 4 --device cpu',
+        false_lines,
+        model,
+        ['suite.jsonl'],
+    )
+    reader(
+        'leaks against',
+        'leaks good.jsonl --against suite.jsonl',
+        false_lines,
+        model,
+        ['suite.jsonl'],
+        weight=0.5,
+    )
 
 
 def add_file_readers():
     columns = '--columns prompt=Frage completion=Antwort'
     for name in ('table.csv', 'table.tsv'):
-        reader(f'convert {name}', f'convert {name} --output out.jsonl {columns} --keep_meta Zahl', false_text, {name: name})
+        reader(
+            f'convert {name}',
+            f'convert {name} --output out.jsonl {columns} --keep_meta Zahl',
+            false_text,
+            {name: name},
+        )
     for name in ('list.json', 'pretty.json', 'squad.json'):
         reader(f'convert {name}', f'convert {name} --output out.jsonl', false_json, {name: name})
-    reader('convert text.txt', 'convert text.txt --output out.jsonl', false_text, {'text.txt': 'text.txt'}, weight=0.5)
-    reader('convert rows.parquet', 'convert rows.parquet --output out.jsonl', false_bytes, {'rows.parquet': 'rows.parquet'})
-    docs = dict(a_html=('a.html', false_text), b_md=('b.md', false_text), c_txt=('c.txt', false_text), d_csv=('d.csv', false_text), e_pdf=('e.pdf', false_pdf), f_docx=('f.docx', false_zip))
+    reader(
+        'convert text.txt',
+        'convert text.txt --output out.jsonl',
+        false_text,
+        {'text.txt': 'text.txt'},
+        weight=0.5,
+    )
+    reader(
+        'convert rows.parquet',
+        'convert rows.parquet --output out.jsonl',
+        false_bytes,
+        {'rows.parquet': 'rows.parquet'},
+    )
+    docs = dict(
+        a_html=('a.html', false_text),
+        b_md=('b.md', false_text),
+        c_txt=('c.txt', false_text),
+        d_csv=('d.csv', false_text),
+        e_pdf=('e.pdf', false_pdf),
+        f_docx=('f.docx', false_zip),
+    )
     for name, bend in docs.values():
         ways = ['rag-index --docs_dir docs --out_dir i', 'search mill --index_dir i']
-        reader(f'rag-index {name}', ways, bend, {f'docs/{name}': f'docs/{name}', 'docs/good.md': 'docs/b.md'}, weight=2 if name in ('a.html', 'b.md') else 1)
-    reader('make rag_chat', 'make rag_chat --docs_dir docs --output out.jsonl --num_examples 3', false_text, {'docs/b.md': 'docs/b.md', 'docs/c.txt': 'docs/c.txt'}, weight=0.5)
+        reader(
+            f'rag-index {name}',
+            ways,
+            bend,
+            {f'docs/{name}': f'docs/{name}', 'docs/good.md': 'docs/b.md'},
+            weight=2 if name in ('a.html', 'b.md') else 1,
+        )
+    reader(
+        'make rag_chat',
+        'make rag_chat --docs_dir docs --output out.jsonl --num_examples 3',
+        false_text,
+        {'docs/b.md': 'docs/b.md', 'docs/c.txt': 'docs/c.txt'},
+        weight=0.5,
+    )
     model = {'checkpoints': 'model/checkpoints'}
     index = model | {'i': 'index'}
-    for verb in ('search mill', 'rag-chat --model_name m --max_new_tokens 4 --device cpu --question mill', 'agent --model_name m --max_new_tokens 4 --device cpu --question mill'):
-        reader(f'index {verb.split()[0]}', f'{verb} --index_dir i', false_bytes, index, ['i/index.sqlite'], weight=1)
-    data = {'d': 'data', 'checkpoints': 'model/checkpoints', 'config.json': 'config.json', 'p': 'packed', 's': 'shards'}
+    for verb in (
+        'search mill',
+        'rag-chat --model_name m --max_new_tokens 4 --device cpu --question mill',
+        'agent --model_name m --max_new_tokens 4 --device cpu --question mill',
+    ):
+        reader(
+            f'index {verb.split()[0]}',
+            f'{verb} --index_dir i',
+            false_bytes,
+            index,
+            ['i/index.sqlite'],
+            weight=1,
+        )
+    data = {
+        'd': 'data',
+        'checkpoints': 'model/checkpoints',
+        'config.json': 'config.json',
+        'p': 'packed',
+        's': 'shards',
+    }
     for kind in ('d', 'p'):
         ways = [f'validate {kind}', f'inspect {kind}', f'check-masks {kind}']
         train = f'train --model_name new --dataset_dir {kind} --config_file config.json --quiet --device cpu'
-        reader(f'dataset metadata {kind}', ways, false_signed, data, [f'{kind}/dataset_metadata.json'])
-        reader(f'dataset train {kind}', train, false_signed, data, [f'{kind}/dataset_metadata.json'], weight=0.3)
-        inside = sorted(str(Path(kind) / p.relative_to(HOME / data[kind])) for p in (HOME / data[kind]).rglob('*') if p.is_file() and p.name != 'dataset_metadata.json')
+        reader(
+            f'dataset metadata {kind}', ways, false_signed, data, [f'{kind}/dataset_metadata.json']
+        )
+        reader(
+            f'dataset train {kind}',
+            train,
+            false_signed,
+            data,
+            [f'{kind}/dataset_metadata.json'],
+            weight=0.3,
+        )
+        inside = sorted(
+            str(Path(kind) / p.relative_to(HOME / data[kind]))
+            for p in (HOME / data[kind]).rglob('*')
+            if p.is_file() and p.name != 'dataset_metadata.json'
+        )
         reader(f'dataset files {kind}', [*ways, train], false_bytes, data, inside, weight=1)
-    reader('mix-general', 'mix-general --sft_dir p --general_dir s --output_dir new', false_signed, data, ['s/dataset_metadata.json', 'p/dataset_metadata.json'])
-    reader('config train', 'train --model_name new --dataset_dir d --config_file config.json --quiet --device cpu', false_json, data, ['config.json'], weight=0.5)
-    reader('config run', 'run --phase 1 --config config.json --dry_run --output_dir o', false_json, data, ['config.json'])
+    reader(
+        'mix-general',
+        'mix-general --sft_dir p --general_dir s --output_dir new',
+        false_signed,
+        data,
+        ['s/dataset_metadata.json', 'p/dataset_metadata.json'],
+    )
+    reader(
+        'config train',
+        'train --model_name new --dataset_dir d --config_file config.json --quiet --device cpu',
+        false_json,
+        data,
+        ['config.json'],
+        weight=0.5,
+    )
+    reader(
+        'config run',
+        'run --phase 1 --config config.json --dry_run --output_dir o',
+        false_json,
+        data,
+        ['config.json'],
+    )
     m = 'checkpoints/m'
     uses = {
         'generate': f'generate --model_name m --user hi --max_new_tokens 3 --device cpu',
@@ -817,15 +1310,45 @@ def add_file_readers():
     for verb, command in uses.items():
         for name in inside:
             bend = false_signed if name == 'mypt.json' else bends.get(Path(name).suffix, false_text)
-            reader(f'model {verb} {name}', command, bend, data, [f'{m}/{name}'], weight=0.12 if verb not in ('generate', 'export') else 0.25)
+            reader(
+                f'model {verb} {name}',
+                command,
+                bend,
+                data,
+                [f'{m}/{name}'],
+                weight=0.12 if verb not in ('generate', 'export') else 0.25,
+            )
     for name in sorted(p.name for p in (HOME / 'hf' / 'hf').iterdir()):
-        reader(f'import {name}', 'import hf --output new', bends.get(Path(name).suffix, false_text), {'hf': 'hf/hf'}, [f'hf/{name}'], weight=0.8)
-    reader('import gguf', 'import m.gguf --output new', false_bytes, {'m.gguf': 'gguf/m.gguf'}, weight=1)
+        reader(
+            f'import {name}',
+            'import hf --output new',
+            bends.get(Path(name).suffix, false_text),
+            {'hf': 'hf/hf'},
+            [f'hf/{name}'],
+            weight=0.8,
+        )
+    reader(
+        'import gguf',
+        'import m.gguf --output new',
+        false_bytes,
+        {'m.gguf': 'gguf/m.gguf'},
+        weight=1,
+    )
     translated = {'good.jsonl': 'good.jsonl', 't': 't'}
     for name in sorted(p.name for p in (HOME / 't').iterdir()):
-        ways = ['translate run --dir t --dry_run', 'translate recombine --original good.jsonl --dir t --output out.jsonl']
+        ways = [
+            'translate run --dir t --dry_run',
+            'translate recombine --original good.jsonl --dir t --output out.jsonl',
+        ]
         reader(f'translate {name}', ways, false_text, translated, [f't/{name}'], weight=0.4)
-    reader('translate keep', 'translate run --dir t --dry_run --keep words.txt', false_text, translated | {'words.txt': 'words.txt'}, ['words.txt'], weight=0.3)
+    reader(
+        'translate keep',
+        'translate run --dir t --dry_run --keep words.txt',
+        false_text,
+        translated | {'words.txt': 'words.txt'},
+        ['words.txt'],
+        weight=0.3,
+    )
 
 
 HOME = Path()
@@ -886,7 +1409,12 @@ def lay_out(case: Case, folder: Path):
     (folder / case.file).write_bytes(case.false)
 
 
-_PYTHON = re.compile(r'\b(?:Type|Key|Attribute|Index|Value|Unicode\w*|Recursion|Memory|Assertion|ZeroDivision|Overflow)Error\b|Traceback|object has no attribute|not subscriptable|NoneType')
+_PYTHON = re.compile(
+    r'\b(?:Type|Key|Attribute|Index|Value|Unicode\w*|Recursion|Memory|Assertion|ZeroDivision|Overflow)Error\b|Traceback|object has no attribute|not subscriptable|NoneType'
+)
+
+
+_WILD = re.compile(r'[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069]')
 
 
 def fault(code: int, out: str, err: str) -> str:
@@ -903,9 +1431,9 @@ def fault(code: int, out: str, err: str) -> str:
     found = _PYTHON.search(said)
     if found:
         return f'a Python error as the reason: {said[max(0, found.start() - 200) : found.end() + 100]!r}'
-    wild = [line for line in said.split('\n') if not line.replace('\t', '').replace('\r', '').isprintable()]
+    wild = _WILD.search(said)
     if wild:
-        return f'control characters: {wild[0][:200]!r}'
+        return f'control characters: {said[max(0, wild.start() - 100) : wild.end() + 100]!r}'
     return ''
 
 
