@@ -966,7 +966,7 @@ def test_several_shards_and_splits(tmp_path):
         ),
         (
             dict(dataset='rows.jsonl', format='alpaca'),
-            'no column output or output_de, which the form alpaca needs; found answer, instruction',
+            'no column output or output_de, which the form alpaca needs; found grade, instruction',
         ),
         (dict(dataset='rows.jsonl', format='alpacca'), "unknown; did you mean 'alpaca'"),
         (dict(dataset='rows.jsonl'), 'no known form has the columns'),
@@ -988,7 +988,7 @@ def test_errors_are_one_line_and_leave_nothing(args, said, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     for d in ('m/OpenAssistant/oasst2', 'm/mayflowergmbh/alpaca-gpt4_de', 'hollow'):
         (tmp_path / d).mkdir(parents=True)
-    (tmp_path / 'rows.jsonl').write_text('{"instruction": "x", "answer": "y"}\n')
+    (tmp_path / 'rows.jsonl').write_text('{"instruction": "x", "grade": "y"}\n')
     (tmp_path / 'alpaca.jsonl').write_text('\n'.join(map(json.dumps, ALPACA)))
     for name in ('empty.jsonl', 'bad.parquet'):
         (tmp_path / name).write_bytes(b'')

@@ -346,9 +346,165 @@ def test_parquet_without_datasets(tmp_path, conv, monkeypatch):
 def test_no_text_takes_more_than_linear_time(conv, text):
     tool = dict(name='f', description='', parameters={})
     rag = dict(conversations=[{'from': 'human', 'value': text}, {'from': 'gpt', 'value': 'ok'}])
-    begin = time.monotonic()
+    begin = time.process_time()  # of this process: other work on the machine does not count
     conv([rag], format='german_rag')
     for row in (talk(text, text + '</function_calls>'), talk('a', 'b', system=text + 'XML')):
         conv([talk('a', 'b'), row | dict(tools=[tool])])
     conv([dict(system='x', chat='USER: a\n\nASSISTANT: b' + text)], format='german_tools')
-    assert time.monotonic() - begin < 10
+    assert time.process_time() - begin < 10
+
+
+# --- what one set says and others say in other words
+
+
+def answer_of(conv, row) -> dict:
+    (ep,), _, _ = conv([row])
+    return ep['messages'][-1]
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '<think>A</think>4',
+        '<think>A</think>\n<think></think>4',
+        'A\n</think>\n\n4',
+        '<thinking>A</thinking>4',
+        '<reasoning>\nA\n</reasoning>\n4',
+        '[THINK]A[/THINK]4',
+        '<|begin_of_thought|>A<|end_of_thought|>\n<|begin_of_solution|>4<|end_of_solution|>',
+    ],
+)
+@pytest.mark.parametrize('form', ['messages', 'sharegpt', 'alpaca', 'completion', 'turns'])
+def test_a_thought_in_every_notation_and_form(conv, form, text):
+    row = dict(
+        messages=talk('2+2?', text),
+        sharegpt=dict(
+            conversations=[{'from': 'human', 'value': '2+2?'}, {'from': 'gpt', 'value': text}]
+        ),
+        alpaca=dict(instruction='2+2?', output=text),
+        completion=dict(prompt='2+2?', completion=text),
+        turns=dict(data=['2+2?', text]),
+    )[form]
+    assert answer_of(conv, row) == dict(role='assistant', content='4', think='A')
+
+
+def test_a_thought_beside_the_answer_is_its_thought(conv):
+    for key in ('reasoning', 'reasoning_content', 'thinking'):
+        for row in (dict(prompt='2+2?', completion='4'), dict(instruction='2+2?', output='4')):
+            assert answer_of(conv, row | {key: 'A'})['think'] == 'A'
+
+
+def test_a_thought_in_the_middle_is_no_answer(conv):
+    with pytest.raises(UserError, match='a thought in the middle of an answer'):
+        conv([talk('q', 'First.\n<think>A</think>\n4')])
+    code = 'So:\n```\n<think>\nA</think>\n```'
+    assert answer_of(conv, talk('q', code))['content'] == code
+
+
+@pytest.mark.parametrize('key', ['train', 'training', 'trainable', 'loss'])
+def test_false_in_any_word_is_not_trained(conv, key):
+    no = {key: False}
+    said = dict(role='assistant', content='b') | no
+    assert answer_of(conv, talk('a', said))['weight'] == 0
+    assert answer_of(conv, dict(conversation=[dict(input='a', output='b') | no]))['weight'] == 0
+    for row in (talk('a', 'b'), dict(instruction='a', output='b'), dict(data=['a', 'b'])):
+        assert answer_of(conv, row | no)['weight'] == 0
+        assert 'weight' not in answer_of(conv, row | {key: True})
+
+
+def test_the_weight_of_a_row_multiplies(conv):
+    (ep,), _, _ = conv(
+        [talk('a', dict(role='assistant', content='b', weight=2), 'c', 'd', weight=0.5)]
+    )
+    assert [m.get('weight') for m in ep['messages']] == [None, None, None, 0.5]
+    with pytest.raises(UserError, match='20 is no weight'):
+        conv([talk('a', 'b', weight=20)])
+
+
+def test_system_columns_of_every_form(conv):
+    rows = [
+        dict(instruction='q', context='It was in 1248.', response='1248'),
+        dict(question='When?', context='In 1248.', answers=dict(text=['1248'], answer_start=[3])),
+        dict(prompt='q', completion='a'),
+        dict(data=['q', 'a']),
+    ]
+    for row in rows:
+        (ep,), said, _ = conv([row | dict(system='Be a pirate.')])
+        assert ep['system'] == 'Be a pirate.' and 'not used' not in said
+
+
+def test_a_row_names_its_language(conv):
+    names = ['fr', 'de-AT', 'German', 'python']
+    eps, said, _ = conv([talk('The question is', 'the answer', language=x) for x in names])
+    assert [ep['language'] for ep in eps] == ['fr', 'de', 'de', 'en']
+    assert 'not used: language (1 rows)' in said
+
+
+@pytest.mark.parametrize('asked', ['prompt', 'question', 'query', 'instruction', 'input'])
+@pytest.mark.parametrize('answer', ['completion', 'response', 'answer', 'output', 'chosen'])
+def test_a_question_and_an_answer_by_any_name(conv, asked, answer):
+    (ep,), said, _ = conv([{asked: WHOLE, answer: WHOLE}])
+    assert [m['content'] for m in ep['messages']] == [WHOLE, WHOLE] and 'not used' not in said
+
+
+def test_messages_in_a_table_are_json(conv):
+    said = json.dumps(talk('a', 'b')['messages']).replace('"', '""')
+    (ep,), _, _ = conv(f'id,messages\n7,"{said}"\n', name='in.csv')
+    assert ep['id'] == '7' and [m['content'] for m in ep['messages']] == ['a', 'b']
+
+
+def test_a_missing_result_is_not_made_up(conv):
+    for content in ({'content': None}, {}):
+        row = talk(
+            'q',
+            calls(('c1', {})),
+            dict(role='tool', tool_call_id='c1') | content,
+            dict(role='assistant', content='b'),
+        )
+        with pytest.raises(UserError, match='a tool result without content'):
+            conv([row])
+
+
+def test_a_result_among_the_users_words(conv):
+    call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    with pytest.raises(UserError, match='a tool result among words of the user'):
+        conv([talk('q', call, 'Here: <tool_response>{"r": 1}</tool_response>', 'b')])
+
+
+# --- files
+
+
+@pytest.mark.parametrize(
+    'text, texts',
+    [
+        ('[{"text": "a"}]\n{"text": "b"}\n', 'ab'),
+        ('[{"text": "a"}]\n[{"text": "b"}, {"text": "c"}]\n', 'abc'),
+        ('[]\n{"text": "b"}\n', 'b'),
+        ('[{"text": "a"}, 7]{"text": "b"}', 'ab'),
+    ],
+)
+def test_what_stands_behind_a_list_is_read(conv, text, texts):
+    eps, _, rejects = conv(text)
+    assert ''.join(ep['text'] for ep in eps) == texts
+    assert len(rejects) == text.count('7')
+
+
+@pytest.mark.parametrize('name', ['in.json', 'in.jsonl'])
+@pytest.mark.parametrize(
+    'text', ['[' * 100_000, '{\n"data": ' + '[' * 100_000, '[{"a":' + '[' * 50_000]
+)
+def test_deep_nesting_is_one_line(conv, name, text):
+    with pytest.raises(UserError, match='nested too deep|is it JSON|not JSON'):
+        conv(text, name=name)
+
+
+@pytest.mark.parametrize('qas', [[7], 'x', None, {'a': 1}, [[]]])
+def test_a_wrong_squad_file_is_told_in_words(conv, qas):
+    data = dict(version='2', data=[dict(title='t', paragraphs=[dict(context='c', qas=qas)])])
+    with pytest.raises(UserError, match='a value has another type|could be used'):
+        conv(json.dumps(data), name='in.json')
+
+
+def test_a_row_without_its_answer_is_a_rejected_row(conv):
+    eps, _, rejects = conv([dict(prompt='a', completion='b'), dict(prompt='a')])
+    assert len(eps) == 1 and rejects[0]['reason'] == 'completion is missing'
