@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MAX_LINE', 'ARRAY', 'JSON_BYTES', 'JSON_DEPTH', 'RESTORE', 'REPORT_HINT', 'TYPE_NAMES', 'T', 'READ_TRIES',
            'open_input', 'iter_lines', 'too_long_error', 'watched', 'sync', 'check_output', 'temporary', 'atomic_write',
-           'sha256_of', 'checksums', 'json_text', 'write_json', 'signed', 'signed_text', 'read_text', 'json_value',
-           'json_object', 'Rule', 'value_text', 'check_json', 'stays_inside', 'check_names', 'beside', 'lock_folder',
-           'writing', 'read_version', 'newest_save', 'json_asset', 'text_assets']
+           'sha256_of', 'checksums', 'json_text', 'write_json', 'signed', 'signed_text', 'read_text', 'json_fault',
+           'json_value', 'json_object', 'Rule', 'value_text', 'check_json', 'stays_inside', 'check_names', 'beside',
+           'lock_folder', 'writing', 'read_version', 'newest_save', 'json_asset', 'text_assets']
 
 # %% ../nbs/base/files.ipynb #1df9fd78
 import fcntl
@@ -243,6 +243,11 @@ def _is_deep(value: Any) -> bool:
     return True
 
 # %% ../nbs/base/files.ipynb #e495e3bc
+def json_fault(e: ValueError) -> str:
+    "Why a text is not JSON, in words for its author."
+    return 'a number of thousands of digits' if 'int string conversion' in str(e) else str(e)
+
+
 def json_value(
     text: str,
     pairs: Callable | None = None,  # As `object_pairs_hook` of `json.loads`
@@ -252,6 +257,10 @@ def json_value(
         value = json.loads(text, object_pairs_hook=pairs)
     except RecursionError:
         raise ValueError('nested too deep') from None
+    except UserError:
+        raise
+    except ValueError as e:
+        raise ValueError(json_fault(e)) from None
     if isinstance(value, list | dict) and _is_deep(value):
         raise ValueError('nested too deep')
     if '\\u' in text:

@@ -29,7 +29,7 @@ from mypt.agent.documents import (
     read_files,
 )
 from .readers import Unreadable
-from .words import index_words, letter_groups, words_by_group
+from .words import index_words, letter_groups, similar, words_by_group
 from ..errors import UserError
 from ..files import sync, temporary, watched
 
@@ -198,6 +198,10 @@ class FileStore(IndexReader):
             for (words,) in self.ask('select words from gram where gram = ?', g):
                 shared.update(words.split())
         return shared
+
+    def near(self, word: str) -> list[tuple[str, float]]:  # (word, weight below 1)
+        "The words that stand in for a word."
+        return similar(word, self.sharing(word))
 
     def passage(self, p: int) -> tuple[str, str, str]:  # (doc_id, title, text)
         sql = 'select doc_id, title, p.text from passage p join doc on doc = ? where passage = ?'

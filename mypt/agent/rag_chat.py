@@ -15,7 +15,7 @@ from .log import log_episode, log_for_sft
 from .prompts import conversation_language, own_prompt
 from .retrieval import Index
 from .tools import TOOLS, Workspace
-from ..errors import UserError
+from ..errors import UserError, harmless
 from ..inference.constrain import CallGrammar
 
 # %% ../../nbs/agent/rag_chat.ipynb #eb9cc3f0
@@ -87,11 +87,11 @@ def print_answer(run: AgentRun, think: bool = False) -> None:
         return
     message = run.episode['messages'][-1]
     if think and 'think' in message:
-        print(f'({message["think"]})')
-    print(run.answer)
+        print(f'({harmless(message["think"])})')
+    print(harmless(run.answer))
     cites = dict.fromkeys(cite_texts(message))
     if cites:
-        print('cites:', ', '.join(cites))
+        print('cites:', harmless(', '.join(cites)))
 
 # %% ../../nbs/agent/rag_chat.ipynb #bc8860d2
 def _open_index(docs_dir: str | None, index_dir: str | None) -> Index:
@@ -133,7 +133,7 @@ def agent(
         run = talk.ask(text)
         runs.append(run)
         if trace:
-            print(run)
+            print(harmless(str(run)))
         else:
             print_answer(run)
         if log_sft and run.good:
@@ -171,7 +171,7 @@ def rag_chat(
         print_answer(run, think)
         hits = talk.turn.hits
         if hits:
-            print('sources:', ', '.join(dict.fromkeys(h.doc_id for h in hits)))
+            print('sources:', harmless(', '.join(dict.fromkeys(h.doc_id for h in hits))))
         if log_sft and run.answer:
             log_for_sft(text, hits, run.answer, log_sft)
     return runs

@@ -235,7 +235,7 @@ def read_pdf(raw: bytes) -> Parsed:
     except FileNotDecryptedError:
         raise Unreadable('PDF locked with a password; save it without one') from None
     except Exception as e:
-        raise Unreadable(f'PDF that cannot be read ({type(e).__name__})') from None
+        raise Unreadable('PDF that cannot be read; open it and save it anew') from e
     if not text.strip():
         raise Unreadable('PDF without text; scanned pages need OCR first')
     return Parsed(title, text)
@@ -326,5 +326,5 @@ def read_docx(raw: bytes) -> Parsed:
     except BadZipFile:
         raise Unreadable('Word with a password, of an old kind, or damaged; save it anew') from None
     except Exception as e:
-        raise Unreadable(f'Word that cannot be read ({type(e).__name__})') from None
+        raise Unreadable('Word that cannot be read; open it and save it anew') from e
     return Parsed(title, text)

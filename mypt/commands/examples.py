@@ -152,6 +152,8 @@ mypt export phase6 --gguf phase6.gguf --dtype bf16
 mypt push phase6 --repo you/mypt-phase6 --dry_run
 # two suites
 mypt eval --model phase1 --suite format_en echo
+# how often retrieval finds what answers the questions of an exam; no model is needed
+mypt eval --suite exam:questions.jsonl --docs_dir docs
 # exit code 0 when it passed, 1 when not
 mypt gate --model phase1 --phase 1 --report gate.json
 # exit code 1 when a question of the suite was trained
@@ -283,9 +285,8 @@ def _search_report(found: list) -> dict:
 
 def _suite_report(results: dict) -> dict:
     suites = {}
-    for name, r in results.items():
-        k, n = r.count()
-        suites[name] = dict(k=k, n=n, tags=r.by_tag())
+    for name, r in results.items():  # a yardstick is a list of scores
+        suites[name] = [score.to_json() for score in r] if isinstance(r, list) else r.to_json()
     return dict(suites=suites)
 
 # %% ../../nbs/commands/examples.ipynb #2ae95680
@@ -361,7 +362,10 @@ documents; passages; changes: how many are new, changed, deleted, …;
 left_out: files and why; mended: files and what
 """)
 _SEARCH = _keys('passages: for each: rank, score, document, title, passage, text, words')
-_EVAL = _keys('suites: for each: k of n passed, and the same for every tag')
+_EVAL = _keys("""
+suites: for each: k of n passed, and the same for every tag; of a yardstick its scores; of an exam
+its measures, parts and lines
+""")
 REPORTS |= {
     'train': ReportFormat(_training_report, _TRAIN),
     'speedrun': ReportFormat(_speedrun_report, _SPEEDRUN),

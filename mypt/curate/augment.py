@@ -416,10 +416,10 @@ def held_questions(
             try:
                 case = json.loads(raw or b'')
                 messages = case.get('episode', case)['messages']
-            except (ValueError, KeyError, TypeError, AttributeError):
+                out.update(normalise(m['content']) for m in messages if m['role'] == 'user')
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 problem = 'neither a case of a suite nor an episode; check the path'
                 raise UserError(f'{path}:{n}: {problem}') from None
-            out.update(normalise(m['content']) for m in messages if m['role'] == 'user')
     return out
 
 # %% ../../nbs/curate/augment.ipynb #8bc24eda

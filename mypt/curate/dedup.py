@@ -228,7 +228,7 @@ def _episode_on(raw: bytes, where: str) -> dict:
         return parse_line(raw, where)
     try:
         return check_episode(json.loads(raw)['episode'])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return parse_line(raw, where)
 
 # %% ../../nbs/curate/dedup.ipynb #395cbcf8

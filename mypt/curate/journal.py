@@ -56,7 +56,7 @@ def _read_rows(path: Path, lines: list[bytes]) -> _JournalRows:
                 rows.wrote.add(row['wrote'])
             else:
                 rows.done[row['sent']] = row['got']
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             way = 'delete this line, and its text is translated again'
             raise UserError(f'{path}:{n}: is damaged; {way}') from None
     return rows

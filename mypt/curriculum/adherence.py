@@ -18,7 +18,7 @@ from .facts import Fact, facts, states
 from .invented import make_document
 from .questions import question
 from .recipe import suite_case
-from .shelf import passage
+from .shelf import names_before, passage
 from .synthetic import distinct, payload_words
 from ..data.prompts import context_block
 from ..eval.instructions import follows, n_sentences, n_words
@@ -121,7 +121,9 @@ def _invented_scene(rng: Random, lang: str, held: bool, simple: bool = False) ->
     if not found or len({d.doc_id for d in docs}) < 3:
         return None
     fact, *others = rng.sample(found, len(found))
-    shown = [(docs[0].doc_id, passage(docs[0], fact))]
+    text = passage(docs[0], fact)
+    others = [f for f in others if f.sentence in text and names_before(text, f)]
+    shown = [(docs[0].doc_id, text)]
     shown += [(d.doc_id, passage(d, None)) for d in docs[1:]]
     block = context_block(rng.sample(shown, len(shown)))
     user = dict(role='user', content=question(rng, fact, simple=simple), context=block)

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 from .grammar import CASES, GENDER, determiner, melt, noun_form
-from .synthetic import invent, payload
+from .synthetic import held_out, invent, payload
 from ..files import json_asset
 
 # %% ../../nbs/curriculum/attributes.ipynb #fa86065c
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is one row of a table, so it hashes by identity
 class Attribute:
     "Something that can be asked of a kind of thing, in one language."
 
@@ -69,6 +69,7 @@ def fitting(lang: str, group: str) -> tuple[str, ...]:
 # %% ../../nbs/curriculum/attributes.ipynb #2d2a9bb3
 _LISTS = ('colour', 'material', 'hobby', 'dish', 'language', 'symbol', 'weekday')
 _GIVEN = {name: gender for gender, names in WORLD['given'].items() for name in names}
+_GIVEN_NAMES = tuple(_GIVEN)
 _TITLES = dict(en='Ms', de='Frau')
 
 
@@ -77,7 +78,7 @@ def person_name(rng: random.Random, lang: str, held: bool = False) -> str:
     family = invent(rng, held)
     if rng.random() < 0.15:
         return f'{_TITLES[lang]} {family}'
-    return f'{rng.choice(list(_GIVEN))} {family}'
+    return f'{rng.choice(_GIVEN_NAMES)} {family}'
 
 
 def is_woman(name: str) -> bool:
@@ -87,7 +88,7 @@ def is_woman(name: str) -> bool:
 
 # %% ../../nbs/curriculum/attributes.ipynb #f235e872
 def _date(rng: random.Random, lang: str) -> str:
-    day, year = rng.randint(1, 28), rng.randint(1890, 2035)
+    day, year = rng.randint(1, 28), rng.randint(2025, 2049)  # of an opening: it lies ahead
     month = rng.choice(WORLD['values'][lang]['month'])
     return f'{day} {month} {year}' if lang == 'en' else f'{day}. {month} {year}'
 
@@ -101,6 +102,8 @@ def _quantity(rng: random.Random, lang: str, kind: str) -> str:
 def _digits(rng: random.Random, kind: str) -> str:
     if kind == 'year':
         return str(rng.randint(1703, 2024))
+    if kind == 'birth_year':
+        return str(rng.randint(1930, 2004))
     if kind == 'version':
         return f'{rng.randint(1, 19)}.{rng.randint(0, 9)}'
     if kind == 'phone':
@@ -109,6 +112,13 @@ def _digits(rng: random.Random, kind: str) -> str:
     return str(hour)
 
 # %% ../../nbs/curriculum/attributes.ipynb #78061111
+def _port(rng: random.Random, held: bool) -> str:
+    while True:
+        port = str(rng.randint(1024, 65_535))
+        if held_out(port) == held:
+            return port
+
+
 def attribute_value(
     rng: random.Random,
     lang: str,
@@ -127,6 +137,8 @@ def attribute_value(
         return payload(rng, lang, (kind,), held)[1]
     if kind in WORLD['range']:
         return _quantity(rng, lang, kind)
+    if kind == 'port':
+        return _port(rng, held)
     if kind == 'date':
         return _date(rng, lang)
     digits = _digits(rng, kind)
@@ -213,8 +225,12 @@ def role_noun(attribute: Attribute, value: str) -> str:
 
 def role_phrase(attribute: Attribute, value: str) -> str:
     "An attribute with its article, at the start of a sentence."
-    name = role_noun(attribute, value)
-    article = determiner('der', GENDER[name]) if attribute.lang == 'de' else 'the'
+    return _role_phrase(attribute.lang, role_noun(attribute, value))
+
+
+@lru_cache(None)
+def _role_phrase(lang: str, name: str) -> str:
+    article = determiner('der', GENDER[name]) if lang == 'de' else 'the'
     return f'{article.capitalize()} {name}'
 
 

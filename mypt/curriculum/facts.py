@@ -216,8 +216,9 @@ def _only(section: _Section, pattern: re.Pattern) -> tuple[int, str] | None:
 
 
 def _numbers(section: _Section) -> Iterator[_Found]:
+    whole = '\n'.join(line for _, line in section.lines)
     for unit, pattern in _unit_patterns(section.lang).items():
-        found = _only(section, pattern)
+        found = _only(section, pattern) if unit in whole else None
         if found:
             yield _Found(found[0], 'number', section.heading, found[1], unit)
 
@@ -325,9 +326,12 @@ def _all_found(text: str, lang: str) -> Iterator[_Found]:
                 yield from read(section)
 
 # %% ../../nbs/curriculum/facts.ipynb #4fa99bd2
-def facts(doc: Document) -> list[Fact]:  # In the order of the document
+def facts(
+    doc: Document,
+    lang: str = '',  # its language; empty: as its words say
+) -> list[Fact]:  # In the order of the document
     "What a document says that can be asked for; each sentence is in it, word for word."
-    lang = language_of(doc.text[:4000])
+    lang = lang or language_of(doc.text[:4000])
     if lang not in _LEANING:
         return []
     found = value_facts(doc, lang)
@@ -349,9 +353,10 @@ def facts(doc: Document) -> list[Fact]:  # In the order of the document
 _MOST_WORDS = 0.6  # of an answer, that a text may share and still be silent
 
 
-def _content_words(text: str) -> set[str]:
+@lru_cache(4096)
+def _content_words(text: str) -> frozenset[str]:
     "Words that carry meaning, as retrieval compares them."
-    return {w for w in index_words(text) if len(w) > 3 or w.isdigit()}
+    return frozenset(w for w in index_words(text) if len(w) > 3 or w.isdigit())
 
 
 def states(text: str, fact: Fact) -> bool:

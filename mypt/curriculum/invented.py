@@ -8,6 +8,7 @@ __all__ = ['Stated', 'make_document', 'make_documents', 'other_value']
 # %% ../../nbs/curriculum/invented.ipynb #a239d871
 import random
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from ..agent.documents import Document
 from mypt.curriculum.attributes import (
     GROUPS,
@@ -70,7 +71,8 @@ def _introduction(t: _Thing) -> str:
     if t.simple:
         kind = with_article(t.noun) if t.lang == 'en' else phrase(t.noun, article='ein')
         return f'{t.name} {"is" if t.lang == "en" else "ist"} {kind}.'
-    form, fine = t.choose(WORLD['intro'][t.lang]), t.choose(WORLD['adjectives'][t.lang])
+    fitting_ones = WORLD['adjectives_of'][t.lang].get(t.group, WORLD['adjectives'][t.lang])
+    form, fine = t.choose(WORLD['intro'][t.lang]), t.choose(fitting_ones)
     if t.lang == 'en':
         places = dict(
             a_thing=with_article(t.noun),
@@ -111,17 +113,21 @@ def _fact_sentence(t: _Thing, attribute: Attribute, value: str, named: str) -> s
     return fill_sentence(t.choose(attribute.say), attribute, t.name, value, subject)
 
 # %% ../../nbs/curriculum/invented.ipynb #2a391047
-def _filler(t: _Thing) -> str:
+def _filler_form(t: _Thing) -> str:
     general = t.rng.random() < 0.7
-    form = t.choose(WORLD['filler'][t.lang]['any' if general else t.group])
-    if '{' not in form:
-        return form
-    return form.format(
-        s=t.name,
-        n=t.rng.randint(2, 60),
-        month=t.choose(WORLD['values'][t.lang]['month']),
-        name=person_name(t.rng, t.lang, t.held),
-    )
+    return t.choose(WORLD['filler'][t.lang]['any' if general else t.group])
+
+
+def _filler(t: _Thing, form: str) -> str:
+    "A sentence that says nothing of any attribute."
+    gaps = dict(s=t.name)
+    if '{n}' in form:
+        gaps['n'] = str(t.rng.randint(2, 60))
+    if '{month}' in form:
+        gaps['month'] = t.choose(WORLD['values'][t.lang]['month'])
+    if '{name}' in form:
+        gaps['name'] = person_name(t.rng, t.lang, t.held)
+    return form.format(**gaps)
 
 # %% ../../nbs/curriculum/invented.ipynb #0a42cb20
 def _neighbour(t: _Thing, attributes: list[str], most: int) -> list[str]:
@@ -157,14 +163,13 @@ def _paragraph(t: _Thing, parts: list, first: str, used: set) -> str:
     out, named = [first] if first else [], 'any' if first else ''
     for part in parts:
         if part is None:
-            sentence, named = _filler(t), ''
-            if sentence in used:
-                continue
+            form, named = _filler_form(t), ''
+            if form not in used:
+                out.append(_filler(t, form))
+            used.add(form)
         else:
-            sentence = _fact_sentence(t, part[0], part[1], named)
+            out.append(_fact_sentence(t, part[0], part[1], named))
             named = _named_after(part[0])
-        used.add(sentence)
-        out.append(sentence)
     return ' '.join(out)
 
 # %% ../../nbs/curriculum/invented.ipynb #afc67c19
@@ -218,9 +223,9 @@ def _write(t: _Thing, stated: Stated, words: int, near: list[str]) -> str:
         blocks.append(_heading(t, 'list') + '\n\n' + _items(t, listed))
     if near and (words or t.rng.random() < 0.35):
         blocks.insert(t.rng.randint(1, len(blocks)), ' '.join(_neighbour(t, near, 2)))
-    length = sum(len(block.split()) for block in blocks)
+    length = sum(len(block.split()) for block in blocks) if words else 0
     while near and length < words:
-        about, more = _neighbour(t, near, 5), _filler(t)
+        about, more = _neighbour(t, near, 5), _filler(t, _filler_form(t))
         block = ' '.join(about if any(more in b for b in blocks) else [*about, more])
         blocks.insert(t.rng.randint(1, len(blocks)), block)
         length += len(block.split())
@@ -256,14 +261,13 @@ def _doc_id(t: _Thing) -> str:
 def _title(t: _Thing) -> str:
     if t.simple:
         return t.name
-    form = t.choose(WORLD['titles'][t.lang])
-    the_noun = phrase(t.noun) if t.lang == 'de' else ''
-    return form.format(s=t.name, thing=t.noun, Das_Ding=the_noun[:1].upper() + the_noun[1:])
+    return t.choose(WORLD['titles'][t.lang]).format(s=t.name, thing=t.noun)
 
 # %% ../../nbs/curriculum/invented.ipynb #c0e41c2f
 def _drawn_attributes(t: _Thing, facts: int, attributes: tuple, without: tuple) -> list[str]:
     "So many attributes that fit the thing, fewer where there are not so many."
-    fit = [x for x in fitting(t.lang, t.group) if x not in (*attributes, *without)]
+    left_out = {*attributes, *without}
+    fit = [x for x in fitting(t.lang, t.group) if x not in left_out]
     drawn = [*attributes, *t.rng.sample(fit, min(len(fit), max(0, facts - len(attributes))))]
     return t.rng.sample(drawn, len(drawn))
 
@@ -272,9 +276,14 @@ def _group_for(rng, lang: str, thing: str, facts: int, attributes: tuple) -> str
     "A kind of thing that has the attributes, and enough of them where one does."
     if thing:
         return GROUPS[lang][thing]
+    return rng.choice(_groups_with(lang, facts, attributes))
+
+
+@lru_cache(4096)
+def _groups_with(lang: str, facts: int, attributes: tuple) -> list[str]:
     groups = [g for g in WORLD['things'][lang] if set(attributes) <= set(fitting(lang, g))]
     enough = [g for g in groups if len(fitting(lang, g)) >= facts]
-    return rng.choice(enough or groups)
+    return enough or groups
 
 # %% ../../nbs/curriculum/invented.ipynb #9eb53c78
 def make_document(

@@ -9,7 +9,7 @@ __all__ = ['GivenAnswer', 'turns_of', 'abstains', 'WrongLabel', 'MeaningReport',
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
@@ -70,6 +70,7 @@ class GivenAnswer:
     meta: dict
     about: dict | None = None  # what is asked: kind, subject, attribute, value, sentence, doc_id
     is_last: bool = False
+    system: str = ''
 
     @property
     def answer(self) -> str:
@@ -148,7 +149,8 @@ def turns_of(episode: dict) -> list[GivenAnswer]:
             last = len(turns) == n_answers - 1
             about = _about(meta, len(turns), last)
             asked, question = '\n'.join(questions), questions[-1] if questions else ''
-            turns.append(GivenAnswer(m, question, asked, passages, block, calls, meta, about, last))
+            turn = GivenAnswer(m, question, asked, passages, block, calls, meta, about, last)
+            turns.append(replace(turn, system=episode.get('system') or ''))
     return turns
 
 # %% ../../nbs/curriculum/meaning.ipynb #d3b54497
@@ -234,7 +236,10 @@ def _supported(t: GivenAnswer) -> Iterator[Verdict]:
         said = holds(t.answer, want['answer'])  # and words around it, to keep a limit
         yield Verdict('answers with the value', '' if said else want['answer'])
     else:
-        missing = unsupported(t.answer, texts, t.question)
+        about = t.about or {}
+        named = (about.get('subject') or '', about.get('attribute') or '')
+        known = (t.question, t.system, *named)
+        missing = unsupported(t.answer, texts, ' '.join(known))
         yield Verdict('the answer stands in what is cited', missing or '')
     yield from _holds_value(t, texts)
 
@@ -343,9 +348,9 @@ def _no_other_value(t: GivenAnswer) -> Iterator[Verdict]:
     if not (single and value and about.get('kind') == 'value'):
         return
     cited = {c['text'] for c in t.cites}
-    said = None
+    said, sentence = None, about.get('sentence') or value
     for p in t.passages:
-        if p.doc_id in cited or not p.text:
+        if p.doc_id in cited or not p.text or (not cited and holds(p.text, sentence)):
             continue
         found = answering_sentence(p, about['subject'], about['attribute'])
         if found and not holds(found, value):
@@ -582,12 +587,24 @@ def _structured(t: GivenAnswer) -> Iterator[Verdict]:
         yield from check_extracted(t.question, t.answer, [*texts, ' '.join(t.names)])
 
 # %% ../../nbs/curriculum/meaning.ipynb #9790e4b8
+def _named_field(pieces: list[Passage], name: str, value: str) -> Verdict:
+    "A field that is a thing with a name, as a table or a list has it."
+    there = [p.text for p in pieces if holds(p.text, name)]
+    if value == '-':
+        return Verdict('an empty field is not in the text', there[0] if there else '')
+    right = any(holds(text, value) for text in there)
+    return Verdict('a field stands in the text', '' if right else name)
+
+
 def _fields(t: GivenAnswer) -> Iterator[Verdict]:
     "Each field has what the text says of it; a dash says that the text is silent."
     subject = str(t.meta.get('payload') or '')
+    pieces = t.passages or [Passage('', t.question)]
     for line in t.answer.splitlines():
         name, _, value = line.partition(': ')
-        pieces = t.passages or [Passage('', t.question)]
+        if not _is_invented(t):
+            yield _named_field(pieces, name, value)
+            continue
         said = [s for p in pieces if (s := answering_sentence(p, subject, name))]
         if value == '-':
             yield Verdict('an empty field is not in the text', said[0] if said else '')
@@ -614,8 +631,8 @@ def _one_language(episode: dict, turns: list[GivenAnswer]) -> Iterator[Verdict]:
     own = _clear_language(episode.get('system') or '', 8)
     yield Verdict('the system prompt is in the language', lang if own and own != lang else '')
     for t in turns:
-        if t.meta.get('operator') or t.meta.get('category') in _PAYLOADS:
-            continue
+        if t.meta.get('operator') or t.meta.get('category') in (*_PAYLOADS, 'adherence'):
+            continue  # copied, or in a language that the system prompt orders
         texts = (t.answer,) if 'json' in (t.meta.get('want') or {}) else (t.question, t.answer)
         for text in texts:
             own = _clear_language(text, 8)
@@ -748,9 +765,9 @@ def _same_as_before(t: GivenAnswer, answers: dict, line: int) -> Verdict:
     "Whether a question of common knowledge was answered otherwise on an earlier line."
     rule = 'the same question, the same answer'
     alone = t.is_last and len(t.asked) == len(t.question)
-    if not alone or t.passages or t.calls:
-        return Verdict(rule)
-    where, first = answers.setdefault(t.question, (line, t.answer))
+    if not alone or t.passages or t.calls or t.meta.get('category') == 'adherence':
+        return Verdict(rule)  # the system prompt may leave open how it is answered
+    where, first = answers.setdefault(f'{t.system}\n{t.question}', (line, t.answer))
     longer, shorter = sorted((first, t.answer), key=len, reverse=True)
     return Verdict(rule, '' if longer.startswith(shorter) else f'line {where}: {first}')
 

@@ -9,6 +9,7 @@ __all__ = ['LIMITED', 'MINIMAL_KINDS', 'Topic', 'is_whole', 'draw_topic', 'Limit
 # %% ../../nbs/curriculum/minimal_qa.ipynb #a0ccfb92
 import random
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Iterator, NamedTuple
@@ -17,7 +18,7 @@ from .format_lock import asks
 from .questions import question
 from .shelf import Shelf, passage
 from .synthetic import distinct, held_out, invent, phrasings
-from ..data.prompts import CHAT_SYSTEM, context_block
+from ..data.prompts import CHAT_SYSTEM, context_block, systems_in
 from ..eval.instructions import DONT_KNOW, follows, n_sentences, n_words
 from ..files import json_asset, text_assets
 
@@ -229,15 +230,14 @@ def make_minimal_qa(
     docs_dir: str | None = None,  # Ask about these documents; else about invented ones
     kinds: tuple = MINIMAL_KINDS,
     number: int | None = None,  # For suites: this limit always
-    systems: tuple = (CHAT_SYSTEM,),
+    systems: tuple | dict = (CHAT_SYSTEM,),  # System prompts, or those of each language
     held: bool = False,  # For suites: held-out names and questions
     simple: bool = False,  # For tiny models: short documents, plain questions
 ) -> Iterator[dict]:
     "Answers of one or two sentences that keep a limit or admit ignorance; half ask a topic again."
     shelf, last = Shelf(docs_dir, held, simple=simple), {}
 
-    def draw(r, lang):
-        kind = r.choice(kinds)
+    def draw(r, lang, kind):
         again = last.get(lang) and len(kinds) > 1 and r.random() < 0.5
         if kind == 'unknown':
             t = _unknown_topic(r, lang, shelf)
@@ -248,9 +248,9 @@ def make_minimal_qa(
             asked = limited_question(r, lang, t, kind, number) if t else None
         if t is None or asked is None or not _belongs(t, asked, held):
             return None
-        return _minimal_episode(kind, t, asked, r.choice(systems))
+        return _minimal_episode(kind, t, asked, r.choice(systems_in(systems, lang)))
 
-    return distinct(draw, n, language, seed)
+    return distinct(draw, n, language, seed, shares=Counter(kinds))
 
 # %% ../../nbs/curriculum/minimal_qa.ipynb #60640273
 def _unknown_question(

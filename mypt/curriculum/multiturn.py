@@ -150,7 +150,8 @@ def make_multiturn(
         system, n_turns = rng.choice(systems_in(systems, lang)), rng.choice(turns)
         return talk_episode(rng, lang, kind, scenes, system, n_turns, kinds, think)
 
-    return distinct(KindDraw(kinds, make, made), n, language, seed)
+    draw = KindDraw(kinds, make, made)
+    return distinct(draw, n, language, seed, kept=draw.quotas)
 
 # %% ../../nbs/24_multiturn.ipynb #bd74755c
 PHASE4 = Phase(

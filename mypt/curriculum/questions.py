@@ -19,7 +19,7 @@ from mypt.curriculum.attributes import (
     with_noun,
 )
 from .facts import Fact
-from .grammar import PLURAL, determiner, noun_form
+from .grammar import PLURAL, determiner, noun_form, pronominal_adverbs
 from ..files import json_asset
 
 # %% ../../nbs/curriculum/questions.ipynb #04df13e7
@@ -170,12 +170,14 @@ def _value_follow_up(rng: random.Random, f: Fact, unseen: bool) -> str:
         short['dat'] = determiner('der', TABLE['de'][f.attribute].gender, 'dative')
     forms = _FORMS[f.lang]['follow_unseen' if unseen else 'follow']
     if not gender:
-        forms = [form for form in forms if '{pos' not in form]
+        forms = [form for form in forms if '{pos' not in form.lower()]
         return _capital(rng.choice(forms).format(**short))
     entry, who = TABLE[f.lang][f.attribute], pronoun(f.lang, gender)
     asks = [form for form in entry.ask if not re.search(r'\b(?:of|von) \{s', form)]
     if asks and not unseen and rng.random() < 0.6:
         asked = fill_subject(rng.choice(asks), who)
+        if f.lang == 'de' and GROUPS['de'].get(f.thing) not in ('person', 'animal'):
+            asked = pronominal_adverbs(asked)
         return rng.choice(_FORMS[f.lang]['follow_ask']).format(q=asked, Q=_small(asked))
     possessive = _possessive(f, gender)
     return _capital(rng.choice(forms).format(**short, pos=possessive, Pos=_capital(possessive)))

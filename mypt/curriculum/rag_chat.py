@@ -213,8 +213,11 @@ def contradicting_page(s: Scenes, scene: Scene) -> ShownPage | None:
     doc, _ = rng.choice(s.shelf.read[fact.lang])
     if doc.doc_id in shown:
         return None
-    other = replace(other, doc_id=doc.doc_id)
-    return ShownPage(doc, other.sentence, [other])
+    said = other.sentence
+    if is_value(other) and other.subject not in said:  # of a list: it would be said of that page
+        said = statement(other.lang, other.subject, other.attribute, other.value)
+    other = replace(other, doc_id=doc.doc_id, sentence=said)
+    return ShownPage(doc, said, [other])
 
 # %% ../../nbs/23_rag_chat.ipynb #99d58545
 def _conflict_scene(s: Scenes, rng: random.Random, lang: str) -> Scene | None:
@@ -379,7 +382,8 @@ def make_rag_chat(
     def make(rng, lang, kind):
         return chat_episode(rng, lang, kind, scenes, rng.choice(systems_in(systems, lang)))
 
-    return distinct(KindDraw(kinds, make, made), n, language, seed)
+    draw = KindDraw(kinds, make, made)
+    return distinct(draw, n, language, seed, kept=draw.quotas)
 
 # %% ../../nbs/23_rag_chat.ipynb #724259a1
 PHASE3 = Phase(

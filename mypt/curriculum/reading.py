@@ -154,18 +154,31 @@ def _names_of_others(passage: Passage, subject: str) -> list[str]:
     return [n for n in names if not holds(subject, n)]
 
 
-_IS = frozenset('is has was ist hat beträgt umfasst heißt lautet liegt beginnt kam wurde'.split())
+_IS = frozenset(
+    'is has was ist hat beträgt umfasst heißt lautet liegt beginnt kam wurde '
+    'schrieb wrote zeichnete drew'.split()
+)
+_OF = ('of', 'von', 'for', 'für')
 _BEFORE_VALUES = frozenset('in nach by from for von bei aus of to für zu at ort town'.split())
+
+
+def _words_before(text: str) -> list[str]:
+    "The word that a text ends with; where that is a person's first name, the one before it."
+    words = ['.', *text.split()]
+    starts = words[-2:-1] and (words[-2][-1] in '.,!?' or words[-2] in _OF)
+    called = words[-1].isalpha() and words[-1].istitle()
+    return words[-2:-1] if called and starts else words[-1:]
 
 
 def _acts(name: str, passage: Passage, count: int) -> bool:
     "Whether a name is what some sentence is about, and not only a place or a person in it."
     for m in re.finditer(rf'\b{name}\b', passage.text):
-        before = passage.text[: m.start()].split()[-1:] or ['.']
+        before = _words_before(passage.text[: m.start()])
         after = passage.text[m.end() :].split()[:1]
-        of_it = before[0] in ('of', 'von') and bool(_IS.intersection(after))
+        of_it = before[0] in _OF and bool(_IS.intersection(after))
+        of_it = of_it or before[0].casefold() == 'name'
         in_it = before[0].casefold() in _BEFORE_VALUES or before[0][0].isupper()
-        if of_it or (count > 1 and (not in_it or before[0][-1] in '.!?')):
+        if of_it or (count > 1 and (not in_it or before[0][-1] in '.,!?')):
             return True
     return False
 
@@ -208,6 +221,7 @@ def sentences_about(passage: Passage, subject: str, names: Iterable[str] = ()) -
         if re.match(r'(?:-|##*) |[A-ZÄÖÜ][\w ]{1,30}: ', prose):
             prose, items = '', [prose, *items]
         out += items if main else []
+        last = last or (main and any(holds(item, subject) for item in items))
         if holds(prose, subject):
             last = True
             out.append(prose)
@@ -222,11 +236,16 @@ def sentences_about(passage: Passage, subject: str, names: Iterable[str] = ()) -
 # %% ../../nbs/curriculum/reading.ipynb #cef6494f
 _TICKET = re.compile(r'ticket|karte|visitor|besuch|door|tür|entry|eintritt', re.I)
 _CHARGE = re.compile(r'socket|charge|ladung|steckdose|akku|batter', re.I)
-_NOT_OF = dict(price=_TICKET, preis=_TICKET, duration=_CHARGE, dauer=_CHARGE)
+_TEXT = re.compile(r'\btext', re.I)
+_NAMED = re.compile(r'\b(?:the|der) name\b', re.I)
+_NOT_OF = dict(price=_TICKET, preis=_TICKET, duration=_CHARGE, dauer=_CHARGE, version=_TEXT)
+_NOT_OF |= dict(birthplace=_NAMED, geburtsort=_NAMED)
+_CLOCK = re.compile(r"\bUhr\b|o'clock", re.I)
+_NOT_OF |= {'closing day': _CLOCK, 'ruhetag': _CLOCK}
 
 
 def _is_other(attribute: str, sentence: str) -> bool:
-    "Whether a sentence with an attribute's words is about another one: the price of a ticket."
+    "Whether a sentence with an attribute's words is about another one: the price of a ticket, the version of a text."
     other = _NOT_OF.get(attribute.casefold())
     return other is not None and other.search(sentence) is not None
 
@@ -251,7 +270,8 @@ _ASKING = frozenset(
     explain mean means please about according give was wer wen wem wann wo warum wie viel viele
     sagt steht nenne zitiere erkläre bedeutet bitte über laut gib sag mir kannst könntest magst
     know like would want document documents text context dokument dokumente stand heißt
-    antwort lautet answer gesagt alles klar verstanden gut see gives""".split()
+    antwort lautet answer gesagt alles klar verstanden gut see gives kein problem ach dann
+    möchtest mehr wissen gern anything else""".split()
 )
 
 

@@ -187,7 +187,7 @@ _ORDINALS = (
 
 # %% ../../nbs/curriculum/recompute.ipynb #903b51b0
 _AFTER = (
-    r'\b(?:after|follows?|next|nach|folgt|danach|schließt|yesterday was|gestern war|has passed|'
+    r'\b(?:after|follows?|next|nach(?! dem wetter)|folgt|danach|schließt|yesterday was|gestern war|has passed|'
     r'is over|ist vorbei|ist um|ist zu ende)\b'
 )
 _BEFORE = (
@@ -381,25 +381,15 @@ def check_short(question: str, answer: str) -> Verdict | None:  # None: no rule 
     return None
 
 # %% ../../nbs/curriculum/recompute.ipynb #680633ed
-_COUNTS = dict(
-    en=dict(a=1, one=1, two=2, three=3, four=4, five=5, six=6, seven=7, eight=8, nine=9, ten=10),
-    de=dict(
-        ein=1,
-        eine=1,
-        einem=1,
-        einen=1,
-        zwei=2,
-        drei=3,
-        vier=4,
-        fünf=5,
-        sechs=6,
-        sieben=7,
-        acht=8,
-        neun=9,
-        zehn=10,
-    ),
+_COUNTED = (
+    'one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen '
+    'sixteen',
+    'ein zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn '
+    'sechzehn',
 )
-_NUMERAL = {word: n for numerals in _COUNTS.values() for word, n in numerals.items()}
+_ARTICLES = ('a', 'ein', 'eine', 'einem', 'einen', 'einer')
+_NUMERAL = {word: n for words in _COUNTED for n, word in enumerate(words.split(), 1)}
+_NUMERAL |= dict.fromkeys(_ARTICLES, 1)
 _N = rf'(\d+|{"|".join(_NUMERAL)})'
 _UNIT = r'(words?|wörtern?|worten?|wort|sentences?|satz|sätzen?)\b'
 _RANGE = re.compile(rf'\b{_N}(?:–|-| to | or | bis | oder ){_N} {_UNIT}', re.I)
@@ -425,7 +415,8 @@ def asked_limit(question: str) -> Limit | None:
     if found:
         least, most = (_NUMERAL.get(g.lower()) or int(g) for g in found.groups()[:2])
         return Limit(least, most, 'sentences' if found[3][0] in 'sS' else 'words')
-    for found in _EXACT.finditer(question):
+    exact = sorted(_EXACT.finditer(question), key=lambda m: m[1].lower() in _ARTICLES)
+    for found in exact:  # *find a word … in ten words*: an article comes last
         n = _NUMERAL.get(found[1].lower()) or int(found[1])
         unit = 'sentences' if found[2][0] in 'sS' else 'words'
         at_most = found[3] or _MOST.search(question[: found.start()])

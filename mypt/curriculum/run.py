@@ -111,7 +111,7 @@ def _generator_options(words: list | None) -> dict[str, Any]:
             raise UserError(f'--options {word}: write key=value, such as size=900')
         try:
             read = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             read = value
         options[key] = tuple(read) if isinstance(read, list) else read
     return options

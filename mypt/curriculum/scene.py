@@ -13,6 +13,7 @@ import re
 from collections import Counter, deque
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import chain, zip_longest
 from typing import NamedTuple
 from ..agent.documents import Document, chunks
@@ -20,7 +21,7 @@ from ..agent.words import STOP_WORDS, index_words
 from .chat_words import chat_form, is_value
 from .facts import Fact, states, unwrap_lines
 from .questions import question
-from .shelf import Shelf, passage
+from .shelf import Shelf, names_before, passage
 from ..data.prompts import context_block
 from ..data.tokenizer import get_tokenizer
 
@@ -114,10 +115,13 @@ def names_subject(pages: list[ShownPage], fact: Fact) -> bool:
     "Whether the words of a fact's subject stand in some pages."
     if any(fact.subject in page.text for page in pages):
         return True
-    words: set[str] = set()
-    for page in pages:
-        words |= set(index_words(f'{page.doc.doc_id} {page.text}'))
-    return set(subject_words(fact)) <= words
+    words = (_page_words(page.doc.doc_id, page.text) for page in pages)
+    return set(subject_words(fact)) <= frozenset().union(*words)
+
+
+@lru_cache(2048)
+def _page_words(doc_id: str, text: str) -> frozenset[str]:
+    return frozenset(index_words(f'{doc_id} {text}'))
 
 # %% ../../nbs/curriculum/scene.ipynb #a4914be9
 RECENT = 256  # invented documents of each language that are shown again beside others
@@ -127,7 +131,7 @@ _SIZES = dict(en=(150, 200, 300, 400), de=(100, 130, 170, 230))  # characters of
 
 def _is_clear(f: Fact, text: str) -> bool:
     "Whether a text says what the fact's sentence is about."
-    return f.kind != 'value' or f.subject in text
+    return f.kind != 'value' or names_before(text, f)
 
 # %% ../../nbs/curriculum/scene.ipynb #a4914bb9
 class Scenes:

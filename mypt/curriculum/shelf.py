@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MAX_PART', 'Page', 'REMEMBERED', 'MOST_SHOWN', 'parts', 'InventedPages', 'FolderPages', 'Shelf', 'documents_language',
-           'passage']
+           'passage', 'names_before']
 
 # %% ../../nbs/curriculum/shelf.ipynb #12bd4ace
 import random
 from collections.abc import Callable
+from functools import lru_cache
 from ..agent.documents import Document, chunks, read_documents
 from ..agent.retrieval import Index
 from .facts import Fact, facts, states, unwrap_lines
@@ -28,12 +29,15 @@ def parts(doc: Document, size: int = MAX_PART) -> list[Document]:
     return [Document(f'{doc.doc_id}#{i}', doc.title, text) for i, text in enumerate(pieces, 1)]
 
 # %% ../../nbs/curriculum/shelf.ipynb #fbd7b505
-def _askable(doc: Document) -> list[Fact]:
+def _askable(doc: Document, lang: str = '') -> list[Fact]:
     "The values that a document states, or all its facts where it states none."
-    found = facts(doc)
+    found = facts(doc, lang)
     return [f for f in found if f.kind == 'value'] or found
 
 # %% ../../nbs/curriculum/shelf.ipynb #f1a2df01
+# A folder is often read twice in a row: to see in which languages it is, and to ask about it
+_askable_part = lru_cache(4096)(_askable)
+
 Page = tuple[Document, list[Fact]]  # a document with what can be asked of it
 REMEMBERED = 64  # invented documents whose attributes their rivals leave alone
 
@@ -49,7 +53,7 @@ class InventedPages:
         "One document; `about`: what `make_document` is told."
         about = {'facts': self.facts, **about}
         doc = make_document(rng, lang, held=self.held, simple=self.simple, **about)
-        found = _askable(doc)
+        found = _askable(doc, lang)
         if len(self.stated) >= REMEMBERED:
             self.stated.pop(next(iter(self.stated)))
         self.stated[doc.doc_id] = tuple(f.attribute for f in found)
@@ -82,10 +86,12 @@ class FolderPages:
     def __init__(self, docs_dir: str):
         self.read: dict[str, list[Page]] = {'en': [], 'de': []}
         self.indexes: dict[str, Index] = {}  # language → what `rivals` searches
+        self.pages: dict[str, Page] = {}  # by doc_id
         for doc in read_documents(docs_dir):
             for part in parts(doc):
-                found = _askable(part)
+                found = list(_askable_part(part))
                 if found:
+                    self.pages[part.doc_id] = part, found
                     self.read[found[0].lang].append((part, found))
 
     def sample(self, rng: random.Random, lang: str, n: int, words: int = 0) -> list[Page]:
@@ -100,12 +106,11 @@ class FolderPages:
 
     def rivals(self, rng: random.Random, fact: Fact, n: int, words: int = 0) -> list[Page]:
         "What retrieval finds for the question, without what states the fact."
-        pages = {doc.doc_id: (doc, found) for doc, found in self.read[fact.lang]}
         if fact.lang not in self.indexes:
-            self.indexes[fact.lang] = Index.of([doc for doc, _ in pages.values()])
+            self.indexes[fact.lang] = Index.of([doc for doc, _ in self.read[fact.lang]])
         asked = f'{question(rng, fact, simple=True)} {fact.subject}'
         hits = self.indexes[fact.lang].search(asked, 4 * n + 4, each=True)
-        near = [pages[hit.doc_id] for hit in hits if hit.doc_id != fact.doc_id]
+        near = [self.pages[hit.doc_id] for hit in hits if hit.doc_id != fact.doc_id]
         return [(doc, found) for doc, found in near if not states(doc.text, fact)][:n]
 
 # %% ../../nbs/curriculum/shelf.ipynb #ac0a2e94
@@ -191,11 +196,16 @@ def passage(
     text = pieces[0]
     if fact:
         text = next((p for p in pieces if fact.sentence in p), fact.sentence)
-        if fact.kind == 'value' and fact.subject not in text:
+        if fact.kind == 'value' and not names_before(text, fact):
             text = _piece_with_name(whole, fact)
     if text.startswith('# ') and '\n\n' in text:
         text = text.split('\n\n', 1)[1]  # without the title
     return ' '.join(text.split())
+
+
+def names_before(text: str, fact: Fact) -> bool:
+    "Whether a text names a fact's subject before it says the fact, or in the same sentence."
+    return fact.subject in text[: text.find(fact.sentence) + len(fact.sentence)]
 
 
 def _piece_with_name(text: str, fact: Fact) -> str:

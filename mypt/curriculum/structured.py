@@ -8,6 +8,7 @@ __all__ = ['STRUCTURED_KINDS', 'GIVEN', 'StructuredQuestion', 'make_structured']
 # %% ../../nbs/curriculum/structured.ipynb #87124594
 import json
 import re
+from collections import Counter
 from functools import lru_cache
 from typing import Any, Iterator, NamedTuple
 from .facts import Fact
@@ -15,7 +16,7 @@ from .format_lock import make_format_lock
 from .minimal_qa import about_fact, is_whole
 from .shelf import Shelf, passage
 from .synthetic import distinct, held_out, invent, payload, payload_words, phrasings
-from ..data.prompts import CHAT_SYSTEM, context_block
+from ..data.prompts import CHAT_SYSTEM, context_block, systems_in
 from ..files import text_assets
 
 # %% ../../nbs/curriculum/structured.ipynb #45b48bae
@@ -111,9 +112,12 @@ def _extract(r, lang: str, shelf: Shelf) -> StructuredQuestion | None:
     shown = [f for f in found if f.sentence in text and is_whole(f.sentence)]
     if not shown:
         return None
-    first, values = shown[0], _values(shown)
+    values = _values(shown)
+    named = [f for f in shown if (f.value and f.attribute if values else f.subject in text)]
+    if not named:
+        return None
+    first = named[0]
     if values:
-        first = next(f for f in shown if f.value and f.attribute)
         silent = [f for f in elsewhere if f.attribute.lower() not in text.lower()]
         x, types = _extract_fields(r, values, _values(silent))
         name = first.subject
@@ -214,7 +218,7 @@ def make_structured(
     seed: int = 42,
     docs_dir: str | None = None,  # Extract from these documents; else from invented ones
     kinds: tuple = STRUCTURED_KINDS,
-    systems: tuple = (CHAT_SYSTEM,),
+    systems: tuple | dict = (CHAT_SYSTEM,),  # System prompts, or those of each language
     held: bool = False,  # For suites: held-out names and words
     simple: bool = False,  # For tiny models: short documents
 ) -> Iterator[dict]:
@@ -224,17 +228,18 @@ def make_structured(
     for lang in ('en', 'de'):
         plain[lang] = make_format_lock(10**6, lang, seed + 1, held=held, only=_ASKED)
 
-    def draw(r, lang):
-        kind = r.choice(kinds)
+    def draw(r, lang, kind):
         if kind == 'extract':
             made = _extract(r, lang, shelf)
         elif kind in GIVEN:
             made = GIVEN[kind](r, lang, held)
         else:
             made = _decision(r, lang, kind, plain, held)
-        return _structured_episode(kind, made, r.choice(systems)) if made else None
+        if made is None:
+            return None
+        return _structured_episode(kind, made, r.choice(systems_in(systems, lang)))
 
-    return distinct(draw, n, language, seed)
+    return distinct(draw, n, language, seed, shares=Counter(kinds))
 
 # %% ../../nbs/curriculum/structured.ipynb #824e9d69
 def _structured_episode(kind: str, made: StructuredQuestion, system: str) -> dict:

@@ -184,6 +184,7 @@ def distinct(
     seed: int | str,
     key: Callable[[dict], Hashable] = all_turns,  # what must differ between any two
     shares: Mapping[str, float] | None = None,  # kind → share; `draw` gets the `kind` then
+    kept: Mapping[str, Quota] | None = None,  # language → shares that `draw` keeps by itself
 ) -> Iterator[dict]:
     "`n` different episodes, or as many as there are; what is lacking is a `Shortage` warning."
     if language not in _LANGUAGES:
@@ -191,6 +192,7 @@ def distinct(
     langs = list(_LANGUAGES[language])
     rng, seen, made = random.Random(f'{seed}'), set(), 0
     quotas = {lang: Quota(shares or {'': 1}) for lang in langs}
+    told = {lang: kept[lang] for lang in langs} if kept else quotas
     while made < n and langs:
         lang = langs[made % len(langs)]
         ep = _next_of_kinds(draw, rng, lang, seen, key, quotas[lang])
@@ -199,5 +201,5 @@ def distinct(
             continue
         made += 1
         yield ep | {'language': lang}
-    for lack in _shortages(made, n, quotas):
+    for lack in _shortages(made, n, told):
         warnings.warn(Shortage(lack), stacklevel=2)

@@ -8,14 +8,16 @@ __all__ = ['TASK_KINDS', 'GAP', 'task_summary', 'Task', 'task_episode', 'make_ta
 # %% ../../nbs/curriculum/tasks.ipynb #b4b09d77
 import random
 import re
+from collections import Counter
 from functools import lru_cache
 from typing import Iterator, NamedTuple
-from .facts import Fact
+from ..agent.documents import Document
+from .facts import Fact, unwrap_lines
 from .grammar import enumerate_items
 from .minimal_qa import about_fact, is_whole
 from .shelf import Shelf, passage
 from .synthetic import distinct, phrasings
-from ..data.prompts import CHAT_SYSTEM, context_block
+from ..data.prompts import CHAT_SYSTEM, context_block, systems_in
 from ..eval.instructions import n_sentences, write_key_facts
 from ..files import text_assets
 
@@ -57,6 +59,9 @@ def task_summary(r: random.Random, facts: list[Fact]) -> str:  # Empty where non
         fill['n'] = _number_of_facts(lang, len(values))
     else:
         items = list(dict.fromkeys(_QUOTES[lang].format(f.subject) for f in facts))
+        items = [item for item in items if item != fill['t']]
+        if not items:  # they are what the title says
+            return ''
     forms = _texts(lang)['summary' if values else 'topics']
     sentences = [form.format(**fill, items=enumerate_items(items, lang)) for form in forms]
     longest = sum(len(f.sentence) for f in facts)
@@ -78,13 +83,42 @@ class Task(NamedTuple):
         first = self.wanted[0]
         return first.subject if first.value else _QUOTES[first.lang].format(first.title)
 
+    def slot(self, kind: str) -> str:
+        "The wordings of the question: of a query without values, those for things with a name."
+        return 'named' if kind == 'query' and not self.wanted[0].value else kind
+
+# %% ../../nbs/curriculum/tasks.ipynb #c266bf54
+def _named_facts(doc: Document, found: list[Fact]) -> list[Fact]:
+    "Facts that are all that an item, a definition or a row of a table says of its subject."
+    named = [f for f in found if f.kind in ('item', 'definition', 'table')]
+    lines = [line.rstrip() for line in unwrap_lines(doc.text).split('\n')] if named else []
+    return [f for f in named if f.kind == 'table' or any(x.endswith(f.sentence) for x in lines)]
+
+
+def _facts_for(kind: str, doc: Document, found: list[Fact]) -> list[Fact]:
+    "The facts of a document that a kind of task can be about."
+    if found[0].value or kind in ('all', 'count'):
+        return found
+    named = _named_facts(doc, found)
+    return named if kind == 'fields' else [f for f in named if is_whole(f.sentence)]
+
 # %% ../../nbs/curriculum/tasks.ipynb #f9bdbc5e
+def _field_values(found: list[Fact]) -> dict[str, str]:
+    "Name of a field → what is filled in: a value, or what is said of a thing with a name."
+    values = {f.attribute: f.value for f in reversed(found) if f.value and f.attribute.isalpha()}
+    named = {f.subject: f.sentence for f in reversed(found) if not f.value}
+    return values or {name: said for name, said in named.items() if _FIELD.fullmatch(name)}
+
+
+_FIELD = re.compile(r'[^\W\d_][\w-]+(?: [\w-]+){0,3}')
+
+
 def _fields_task(r: random.Random, shown: list[Fact], text: str, others: list[Fact]) -> Task | None:
     "Fields to fill in, in any order, sometimes one that the text does not fill."
-    values = {f.attribute: f.value for f in reversed(shown) if f.attribute.isalpha()}
-    if not values or not all(f.value for f in shown):
+    values = _field_values(shown)
+    if not values:
         return None
-    missing = sorted({f.attribute for f in others if f.attribute.isalpha()} - set(values))
+    missing = sorted(set(_field_values(others)) - set(values))
     missing = [a for a in missing if a.lower() not in text.lower()]
     names = [*values, *r.sample(missing, min(len(missing), r.randrange(2)))]
     fields = {a.upper(): values.get(a, GAP) for a in r.sample(names, len(names))}
@@ -93,21 +127,36 @@ def _fields_task(r: random.Random, shown: list[Fact], text: str, others: list[Fa
 
 # %% ../../nbs/curriculum/tasks.ipynb #6411e09f
 def _asked_attributes(lang: str, wanted: list[Fact]) -> str:
+    if not wanted[0].value:
+        return enumerate_items([_QUOTES[lang].format(f.subject) for f in wanted], lang)
     names = [f'the {f.attribute}' if lang == 'en' else f.attribute for f in wanted]
     return enumerate_items(names, lang)
 
 
+def _can_be_asked(f: Fact, texts: list[str]) -> bool:
+    "Whether a query can ask for a fact: it has a value, or its subject comes up only once."
+    if f.value:
+        return bool(f.attribute)
+    return sum(text.lower().count(f.subject.lower()) for text in texts) == 1
+
+
+def _begins_with(text: str, f: Fact) -> bool:
+    "Whether a text begins with a fact, the heading and the number before it aside."
+    start = rf'(?:#+ )?(?:{re.escape(f.subject)})?[ #*]*(?:\(\d+\w?\) |- )?'
+    return re.fullmatch(start, text[: text.index(f.sentence)]) is not None
+
+# %% ../../nbs/curriculum/tasks.ipynb #3c7f0241
 def _facts_task(r, lang, kind, shown: list[Fact], texts: list[str]) -> Task | None:
     "Key facts and a summary: of all facts, of the first few, or of those asked for."
     wanted, fill = shown, {}
     if kind == 'count':
         n = r.randint(1, max(1, len(shown) - 1)) if shown[0].value else 1
-        if not (shown[0].value or texts[0].startswith(shown[0].sentence)):
+        if not (shown[0].value or _begins_with(texts[0], shown[0])):
             return None  # something stands before it that might count as the first
         wanted, fill = shown[:n], _first_facts(lang, n)
     if kind == 'query':
-        valued = [f for f in shown if f.value and f.attribute]
-        wanted = r.sample(valued, min(len(valued), r.choice((1, 1, 2, 3))))
+        known = [f for f in shown if _can_be_asked(f, texts)]
+        wanted = r.sample(known, min(len(known), r.choice((1, 1, 2, 3))))
         fill = dict(w=_asked_attributes(lang, wanted)) if wanted else {}
     if not wanted:
         return None
@@ -124,10 +173,11 @@ def _is_entry(sentence: str) -> bool:
     return bool(re.fullmatch(r'[^:.!?]{2,40}: [^\n:]{1,80}', sentence))
 
 
-def _shown_facts(found: list[Fact], text: str) -> list[Fact]:
+def _shown_facts(found: list[Fact], text: str, cells: bool = False) -> list[Fact]:
     "The facts that a text holds, no sentence twice, in its order; none where one was cut."
     by_sentence = {f.sentence: f for f in reversed(found) if f.sentence in text}
-    if not all(is_whole(s) or _is_entry(s) for s in by_sentence):
+    tables = {s for s, f in by_sentence.items() if f.kind == 'table'} if cells else set()
+    if not all(is_whole(s) or _is_entry(s) for s in by_sentence.keys() - tables):
         return []
     return sorted(by_sentence.values(), key=lambda f: text.index(f.sentence))
 
@@ -138,18 +188,25 @@ def task_episode(r: random.Random, lang: str, kind: str, shelf: Shelf, system: s
     pages = shelf.sample(r, lang, shelf.most(lang, wanted))
     if wanted > 1 and len(pages) == 1:
         return None
-    texts = [(d.doc_id, passage(d, found[0], 600)) for d, found in pages]
-    shown = _shown_facts(pages[0][1], texts[0][1])
+    usable = _facts_for(kind, *pages[0])
+    if not usable:
+        return None
+    firsts = [usable[0] if usable[0].value else r.choice(usable), *(f[0] for _, f in pages[1:])]
+    texts = [
+        (doc.doc_id, passage(doc, first, 600))
+        for (doc, _), first in zip(pages, firsts, strict=True)
+    ]
+    shown = _shown_facts(usable, texts[0][1], kind == 'fields')
     if not shown:
         return None
     if kind == 'fields':
-        task = _fields_task(r, shown, texts[0][1], pages[1][1])
+        task = _fields_task(r, shown, texts[0][1], _facts_for(kind, *pages[1]))
         texts = texts[:1]
     else:
         task = _facts_task(r, lang, kind, shown, [text for _, text in texts])
     if task is None:
         return None
-    q = r.choice(_texts(lang)[kind]).format(s=task.subject, **task.fill)
+    q = r.choice(_texts(lang)[task.slot(kind)]).format(s=task.subject, **task.fill)
     user = {'role': 'user', 'content': q, 'context': context_block(r.sample(texts, len(texts)))}
     if len(texts) == 1 and r.random() < 0.3:
         user = {'role': 'user', 'content': f'Text: {texts[0][1]}\n\n{q}'}
@@ -178,7 +235,7 @@ def make_tasks(
     seed: int = 42,
     docs_dir: str | None = None,  # Tasks about these documents; else about invented ones
     kinds: tuple = TASK_KINDS,
-    systems: tuple = (CHAT_SYSTEM,),
+    systems: tuple | dict = (CHAT_SYSTEM,),  # System prompts, or those of each language
     facts: int = 4,  # Facts in an invented document
     held: bool = False,  # For suites: held-out names
     simple: bool = False,  # For tiny models: short documents
@@ -186,7 +243,7 @@ def make_tasks(
     "KEY_FACTS and SUMMARY of a text, or fields of it; every fact is in the text."
     shelf = Shelf(docs_dir, held, facts, simple)
 
-    def draw(r, lang):
-        return task_episode(r, lang, r.choice(kinds), shelf, r.choice(systems))
+    def draw(r, lang, kind):
+        return task_episode(r, lang, kind, shelf, r.choice(systems_in(systems, lang)))
 
-    return distinct(draw, n, language, seed)
+    return distinct(draw, n, language, seed, shares=Counter(kinds))

@@ -32,13 +32,15 @@ class Fact:
 
 # %% ../../nbs/curriculum/values.ipynb #c653c3fc
 _LINE_BREAK = re.compile(  # inside a paragraph, or inside an item that goes on further right
-    r'(?<=\S)\n(?=[^\n#>|*\-\d\s`])|(?<=[\w,;)“"])\n {2,8}(?=(?![a-z]{1,2}\))[(„"]?[^\W\d_])'
+    r'\n(?:(?<=\S\n)(?=[^\n#>|*\-\d\s`])|(?<=[\w,;)“"]\n) {2,8}(?=(?![a-z]{1,2}\))[(„"]?[^\W\d_]))'
 )
+_BLANKS = re.compile(r'[ \t]+')
 
 
 def unwrap_lines(text: str) -> str:
     "A text with each paragraph on one line."
-    return re.sub(r'[ \t]+', ' ', _LINE_BREAK.sub(' ', text))
+    text = _LINE_BREAK.sub(' ', text)
+    return _BLANKS.sub(' ', text) if '  ' in text or '\t' in text else text
 
 # %% ../../nbs/curriculum/values.ipynb #0c7324d0
 _ABBREVIATIONS = frozenset(
@@ -86,6 +88,8 @@ _LOOKS = dict(
     firm=_NAME,
     town=_NAME,
     year=r'\d{4}',
+    birth_year=r'\d{4}',
+    port=r'\d+',
     word=r'[\w-]+',
     number=r'\d+',
     code=r'[\w-]+',
@@ -135,6 +139,7 @@ def _form_pattern(form: str, attribute: Attribute) -> str:
     return ''.join(places[x] if i % 2 else re.escape(x) for i, x in enumerate(out))
 
 # %% ../../nbs/curriculum/values.ipynb #a4693509
+@lru_cache(512)
 def long_forms(attribute: Attribute) -> list[tuple[str, str]]:  # (`leads` or `subs`, form)
     "The forms of a sentence behind something else, with their place in the asset."
     if attribute.lang == 'de':
@@ -152,10 +157,15 @@ def _openings(lang: str, where: str) -> str:
 class _Pattern(NamedTuple):
     "A form as a pattern, and the attribute that it states."
 
+    piece: str  # the longest that the form says word for word; a quick look for it comes first
     match: re.Pattern
     attribute: str
 
 # %% ../../nbs/curriculum/values.ipynb #7ac3a394
+_PLACE = re.compile(r'\{\w+\}')
+_WORD = re.compile(r'\w+')
+
+
 @lru_cache(None)
 def _patterns(lang: str) -> dict[str, list[_Pattern]]:  # a word of the form → patterns
     "All patterns, each under its rarest word, so that few are tried on a sentence."
@@ -168,29 +178,33 @@ def _patterns(lang: str) -> dict[str, list[_Pattern]]:  # a word of the form →
     keys = [_literal_words(form, attribute) for form, _, attribute in forms]
     frequency = Counter(word for key in keys for word in key)
     out: dict[str, list[_Pattern]] = {}
-    for key, (_, pattern, attribute) in zip(keys, forms, strict=True):
+    for key, (form, pattern, attribute) in zip(keys, forms, strict=True):
         rarest = min(key, key=frequency.__getitem__) if key else ''
-        out.setdefault(rarest, []).append(_Pattern(re.compile(pattern), attribute.noun))
+        piece = max(_PLACE.split(form), key=len)
+        there = out.setdefault(rarest, [])
+        there.append(_Pattern(piece, re.compile(pattern), attribute.noun))
     return out
 
 # %% ../../nbs/curriculum/values.ipynb #199ede17
 def _literal_words(form: str, attribute: Attribute) -> list[str]:
     "The words of a form that every such sentence has."
     form = re.sub(r'\{[aA]\}' if not attribute.feminine else r'$^', attribute.noun, form)
-    form = re.sub(r'\{\w+\}', ' ', form)
+    form = _PLACE.sub(' ', form)
     unit = WORLD['units'][attribute.lang].get(attribute.kind, ('',))[0].split()
-    words = re.findall(r'\w+', form)
+    words = _WORD.findall(form)
     return words or [w for w in unit if w == WORLD['units'][attribute.lang][attribute.kind][1]]
 
 
-def _match_value(sentence: str, lang: str) -> tuple[re.Match, str] | None:  # (match, attribute)
-    "The attribute that a sentence states."
+@lru_cache(1 << 13)  # a document is read several times, and a filler stands in many
+def _match_value(sentence: str, lang: str) -> tuple[str, str, str] | None:
+    "What a sentence states, as (subject, attribute, value)."
     patterns = _patterns(lang)
-    for word in dict.fromkeys((*re.findall(r'\w+', sentence), '')):
+    words = [word for word in _WORD.findall(sentence) if word in patterns]
+    for word in (*words, ''):
         for pattern in patterns.get(word, ()):
-            m = pattern.match.fullmatch(sentence)
+            m = pattern.match.fullmatch(sentence) if pattern.piece in sentence else None
             if m:
-                return m, pattern.attribute
+                return m['s'], pattern.attribute, m['v']
     return None
 
 # %% ../../nbs/curriculum/values.ipynb #d9c2dce1
@@ -207,6 +221,42 @@ def _item_names(lang: str) -> dict[str, str]:  # in small letters → attribute
     return names | {x.feminine.lower(): a for a, x in table.items() if x.feminine}
 
 
+class _Said(NamedTuple):
+    "A sentence or an item of a list, and what it states, if it states something."
+
+    start: int
+    sentence: str
+    subject: str = ''  # as it is called there; an item does not name it
+    attribute: str = ''
+    value: str = ''
+
+
+def _said_item(line: str, lang: str, start: int) -> _Said | None:
+    m = _ITEM.match(line)
+    attribute = _item_names(lang).get(m[1].strip().lower()) if m else None
+    if not m or not attribute or not re.fullmatch(_look(TABLE[lang][attribute]), m[2]):
+        return None
+    sentence = line[m.start(1) : m.end(2)]
+    return _Said(start, sentence, '', attribute, m[2]) if '*' not in sentence else None
+
+# %% ../../nbs/curriculum/values.ipynb #0c72f0a0
+@lru_cache(512)
+def _read_text(text: str, lang: str) -> tuple[_Said, ...]:
+    "The sentences and items of a text."
+    out, place = [], 0
+    for line in text.split('\n'):
+        item = _said_item(line, lang, place) if line.startswith(('-', '*')) else None
+        if item:
+            out.append(item)
+        shown = _SHOWN.match(line) if line.startswith('[') else None
+        at = shown.end() if shown else 0
+        for start, sentence in split_sentences(line[at:]):
+            stated = _match_value(sentence, lang) or ()
+            out.append(_Said(place + at + start, sentence, *stated))
+        place += len(line) + 1
+    return tuple(out)
+
+# %% ../../nbs/curriculum/values.ipynb #6953faec
 class _Hit(NamedTuple):
     "A fact and where it starts in the text."
 
@@ -217,17 +267,6 @@ class _Hit(NamedTuple):
     sentence: str
     value: str = ''
 
-# %% ../../nbs/curriculum/values.ipynb #dd99c849
-def _item_hit(line: str, lang: str, topic: str, start: int) -> _Hit | None:
-    m = _ITEM.match(line)
-    if not m or not topic:
-        return None
-    attribute = _item_names(lang).get(m[1].strip().lower())
-    if not attribute or not re.fullmatch(_look(TABLE[lang][attribute]), m[2]):
-        return None
-    sentence = line[m.start(1) : m.end(2)]
-    return _Hit(start, 'value', topic, attribute, sentence, m[2]) if '*' not in sentence else None
-
 # %% ../../nbs/curriculum/values.ipynb #63b24467
 def _value_hits(
     text: str,
@@ -235,28 +274,18 @@ def _value_hits(
     main: str,  # the name that pronouns stand for, unless another was named
 ) -> Iterator[_Hit]:
     "The values that a text states, in its order."
-    topic, place = '', 0
-    for line in text.split('\n'):
-        if line.startswith(('-', '*')):
-            hit = _item_hit(line, lang, main or topic, place)
-            if hit:
-                yield hit
-        shown = _SHOWN.match(line)
-        at = shown.end() if shown else 0
-        for start, sentence in split_sentences(line[at:]):
-            found = _match_value(sentence, lang)
-            if found:
-                m, attribute = found
-                if main and m['s'].endswith(main):
-                    topic = main
-                elif not _STANDS_FOR[lang].match(m['s']):
-                    topic = m['s']
-                if topic:
-                    start += place + at
-                    yield _Hit(start, 'value', topic, attribute, sentence, m['v'])
-            if main and main in sentence:
-                topic = main
-        place += len(line) + 1
+    topic = ''
+    for start, sentence, subject, attribute, value in _read_text(text, lang):
+        item = bool(attribute) and not subject
+        if main and subject.endswith(main):
+            topic = main
+        elif subject and not _STANDS_FOR[lang].match(subject):
+            topic = subject
+        about = main or topic if item else topic
+        if attribute and about:
+            yield _Hit(start, 'value', about, attribute, sentence, value)
+        if main and not item and main in sentence:
+            topic = main
 
 # %% ../../nbs/curriculum/values.ipynb #cbbd2afb
 _HEADINGS = re.compile(r'^#+ .*$', re.M)
@@ -322,5 +351,5 @@ def states_value(text: str, fact: Fact) -> bool:
         if (hit.subject, hit.attribute) == (fact.subject, fact.attribute):
             return True
     named = _named(fact.lang, fact.attribute)
-    lines = (s for line in text.split('\n') for _, s in split_sentences(line))
-    return any(fact.subject in s and named.search(s) for s in lines)
+    said = (x.sentence for x in _read_text(text, fact.lang))
+    return any(fact.subject in s and named.search(s) for s in said)

@@ -152,12 +152,17 @@ def _cut_row(shard: Shard, start: int, length: int, one_segment: bool) -> Row:
     return Row(shard.tokens[s], weights, segments)
 
 
+def _past_the_end(shard: Shard) -> UserError:
+    return UserError(f'{shard.name}: an episode lies past the last token; {REPAIR_HINT}')
+
+
 def _row_lengths(shard: Shard, block: int) -> np.ndarray:  # int64[rows]
     "Real tokens of every row of a shard; `block` is 0 for unpacked data."
-    bad = shard.index.max(initial=0) > len(shard.tokens)
-    if bad:
-        raise UserError(f'{shard.name}: an episode lies past the last token; {REPAIR_HINT}')
+    if shard.index.max(initial=0) > len(shard.tokens):
+        raise _past_the_end(shard)
     start, length = shard.index.T.astype(np.int64)
+    if (start + length).max(initial=0) > len(shard.tokens):
+        raise _past_the_end(shard)
     if not block:
         return length
     lengths = np.bincount(start // block, length, len(shard.tokens) // block)
@@ -200,6 +205,8 @@ class Split:
         "Episode `i` by itself, all of segment 1."
         shard, k = self._find(self._first_episode, i)
         start, length = map(int, shard.index[k])
+        if start + length > len(shard.tokens):
+            raise _past_the_end(shard)
         return _cut_row(shard, start, length, one_segment=True)
 
     @cached_property

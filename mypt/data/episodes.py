@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from ..errors import UserError, nearest
-from ..files import ARRAY, atomic_write, iter_lines, too_long_error, watched
+from ..files import ARRAY, atomic_write, iter_lines, json_fault, too_long_error, watched
 
 # %% ../../nbs/01_episodes.ipynb #3523ba98
 def shown(text: str, limit: int = 200) -> str:
@@ -363,7 +363,7 @@ def _not_json(text: str, e: ValueError) -> str:
     "What is wrong with a line that does not parse."
     if text.lstrip()[:1] == '[':
         return f'{ARRAY}, not one object a line; mypt convert makes lines of it'
-    what = str(e)
+    what = json_fault(e)
     if isinstance(e, json.JSONDecodeError):
         what = f'{e.msg} at column {e.colno}'
         comma_before = text[: e.pos].rstrip().endswith(',')

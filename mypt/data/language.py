@@ -28,14 +28,18 @@ _WORDS_OF_MANY = dict(
 
 # %% ../../nbs/data/language.ipynb #0752abab
 def _count_umlauts(text: str) -> int:
-    return sum(c in 'äöüß' for c in text)
+    return sum(map(text.count, 'äöüß'))
+
+
+def _count_words(words: list[str], known: frozenset[str]) -> int:
+    return sum(map(known.__contains__, words))
 
 
 def guess_language(text: str) -> str:  # `en`, `de` or '' for anything else
     "English, German or neither, by small words."
     text = text[:4000].lower()
     words = re.findall(r'\w+', text)
-    hits = {lang: sum(w in small for w in words) for lang, small in _WORDS_OF_MANY.items()}
+    hits = {lang: _count_words(words, small) for lang, small in _WORDS_OF_MANY.items()}
     if hits['de']:
         hits['de'] += _count_umlauts(text)
     best = max(hits, key=hits.__getitem__)
@@ -60,7 +64,7 @@ def language_of(text: str) -> str:  # `en`, `de` or `?`
     "English or German, from small words and umlauts."
     text = text.lower()
     words = re.findall(r'\w+', text)
-    hits = {lang: sum(w in small for w in words) for lang, small in _WORDS_OF_TWO.items()}
+    hits = {lang: _count_words(words, small) for lang, small in _WORDS_OF_TWO.items()}
     hits['de'] += _count_umlauts(text)
     if hits['en'] == hits['de']:
         return '?'

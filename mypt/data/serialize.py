@@ -15,6 +15,7 @@ from typing import NamedTuple
 from .episodes import EpisodeError
 from .tokenizer import EOT, TAG_RE, TAGS, Tokenizer, close_tag, open_tag
 from ..errors import UserError
+from ..files import json_fault
 
 # %% ../../nbs/02_serialize.ipynb #919f17b4
 ROLES = tuple(  # index = role id, a uint8
@@ -98,8 +99,10 @@ def load_call(text: str) -> tuple[str, dict]:  # (tool name, arguments)
     "Read a tool call; raises `UserError` when it is not JSON with a name."
     try:
         call = json.loads(text)
+    except RecursionError:
+        raise UserError('tool call is not JSON: nested too deep') from None
     except ValueError as e:
-        raise UserError(f'tool call is not JSON: {e}') from None
+        raise UserError(f'tool call is not JSON: {json_fault(e)}') from None
     if not isinstance(call, dict) or not isinstance(call.get('name'), str):
         raise UserError('tool call has no name; expected {"name": …, arguments …}')
     name = call.pop('name')
@@ -330,7 +333,7 @@ def _tool_result(text: str, msgs: list[dict]) -> dict:
         raise EpisodeError('toolresult', 'no tool call before it')
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise EpisodeError('toolresult', f'not JSON: {text[:60]!r}') from None
     return {'role': 'toolresult', 'name': msgs[-1]['name'], 'content': content}
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT_SUITES', 'OOD_FLOOR', 'REGRESSION_FLOORS', 'Requirement', 'keeps_earlier', 'GateRow', 'GateReport', 'judge',
-           'judge_model', 'eval_model']
+           'judge_model', 'result_json', 'eval_model']
 
 # %% ../../nbs/18_gates.ipynb #62c33a4f
 import html
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from ..data.episodes import shown
 from ..errors import UserError
+from .exam import Exam, ExamReport
 from .metrics import Score, wilson
 from .suite import Responder, SuiteResult, load_suite, responder, run_suite
 from .yardsticks import Yardstick, measures_table
@@ -254,44 +255,75 @@ def _print_failed(result: SuiteResult):
         print(f'    ✗ {case.id}: {shown(asked[-1], 100)!r} → {shown(reply.text, 100)!r}')
 
 
-def _print_result(result: SuiteResult) -> dict:  # JSON-ready
-    "Print a suite's rate, whole and by tag, and give the counts."
+def _print_result(result: SuiteResult, verbose: bool) -> None:
+    "Print a suite's rate, whole and by tag."
     print(result)
-    tags = result.by_tag()
-    for tag, (k, n) in tags.items():
+    for tag, (k, n) in result.by_tag().items():
         if n < len(result.cases):
             print(f'    {tag:<18} {k}/{n}')
-    k, n = result.count()
-    return dict(k=k, n=n, tags=tags)
+    if verbose:
+        _print_failed(result)
+
+
+def result_json(result: SuiteResult | ExamReport | list[Score]) -> dict | list:
+    "What came of a suite, a yardstick or an exam, JSON-ready."
+    if isinstance(result, list):
+        return [score.to_json() for score in result]
+    return result.to_json()
+
+# %% ../../nbs/18_gates.ipynb #bc04ab3a
+def _print_recall(exams: dict[str, Exam], limit: int | None) -> dict[str, list[Score]]:
+    "Print what retrieval finds for the questions of exams."
+    out = {name: exam.recall(limit) for name, exam in exams.items()}
+    for name, scores in out.items():
+        print(measures_table(exams[name].name, scores))
+    return out
+
+
+def _eval_yardstick(stick: Yardstick, asked: Responder, limit: int | None) -> list[Score]:
+    "Ask the questions of a yardstick and print the table."
+    measures = stick.measure(asked, limit)
+    print(measures_table(stick.name, measures))
+    return measures
+
+
+def _eval_exam(exam: Exam, asked: Responder, meta: dict, limit: int | None) -> ExamReport:
+    "Ask the questions of an exam and print the report."
+    result = exam.ask(asked, meta, limit=limit)
+    print(result)
+    return result
 
 # %% ../../nbs/18_gates.ipynb #739cb838
 def eval_model(
-    model: str,  # A name under checkpoints/, or a directory
-    suite: list | None = None,  # Suites by name, JSONL files, squad:FILE, bfcl:FILE; else phase 1's
+    model: str | None = None,  # A name under checkpoints/, or a directory; not needed for an exam
+    suite: list | None = None,  # Names, JSONL files, squad:FILE, bfcl:FILE, exam:FILE; or phase 1's
     report: str | None = None,  # Write the counts as JSON
     device: str = 'auto',
     max_new_tokens: int = 64,
     limit: int | None = None,  # Cases of a suite at most, always the same ones
     verbose: bool = False,  # Print the cases that did not pass, too
-) -> dict[str, SuiteResult | list[Score]]:
-    "Run suites on a model and print the rates, whole and by tag."
+    docs_dir: str | None = None,  # Folder that an exam is about
+) -> dict[str, SuiteResult | ExamReport | list[Score]]:
+    "Run suites on a model and print the rates, whole and by tag; of an exam, what is found too."
     where = pick_device(device)
     names = suite or ['format_en', 'format_de', 'echo', 'anti_echo', 'regression_basics']
     sticks = {s: Yardstick(s) for s in names if Yardstick.names(s)}
-    gpt, tok, meta = load_model(model)
-    asked = responder(for_inference(gpt, device=where), tok, meta['layout'])
-    out: dict[str, SuiteResult | list[Score]] = {}
-    counts: dict[str, Any] = {}
-    for name in watched(names, 'ask', 'suite'):
-        if name in sticks:
-            out[name] = measures = sticks[name].measure(asked, limit)
-            print(measures_table(sticks[name].name, measures))
-            counts[name] = [m.to_json() for m in measures]
-        else:
-            out[name] = result = run_suite(asked, name, max_new_tokens, limit=limit)
-            counts[name] = _print_result(result)
-            if verbose:
-                _print_failed(result)
+    exams = {s: Exam(s, docs_dir) for s in names if Exam.names(s)}
+    if model is None and len(exams) < len(names):
+        raise UserError('--model is missing; only an exam (--suite exam:FILE) goes without')
+    out: dict[str, SuiteResult | ExamReport | list[Score]] = {}
+    out |= {f'{name} recall': scores for name, scores in _print_recall(exams, limit).items()}
+    if model is not None:
+        gpt, tok, meta = load_model(model)
+        asked = responder(for_inference(gpt, device=where), tok, meta['layout'])
+        for name in watched(names, 'ask', 'suite'):
+            if name in sticks:
+                out[name] = _eval_yardstick(sticks[name], asked, limit)
+            elif name in exams:
+                out[name] = _eval_exam(exams[name], asked, meta, limit)
+            else:
+                out[name] = result = run_suite(asked, name, max_new_tokens, limit=limit)
+                _print_result(result, verbose)
     if report:
-        _write_report(counts, report)
+        _write_report({name: result_json(r) for name, r in out.items()}, report)
     return out

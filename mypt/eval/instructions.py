@@ -22,10 +22,35 @@ def n_words(text: str) -> int:
     return len(re.findall(r'\S*\w\S*', text))
 
 
+_SHORT = r"""(?:[zduoisv]|z\.B|d\.h|u\.a|e\.g|i\.e|cf|vs|approx|Mr|Mrs|Ms|Dr|Prof|St|bzw|vgl|ca|ggf|evtl|
+sog|inkl|Abs|Nr|No|Art|Tel|Str|Bd|Kap)"""
+_ABBREVIATED = re.compile(rf'(?:^[BhaÄegVmDT]|(?<![\w.]){_SHORT})\.$', re.X)  # ^: as in „z. B.“
+_ORDINAL = re.compile(r'(?:^|[\s(])\d{1,2}\.$')
+_ARTICLE_ORDINAL = re.compile(
+    r'\b(?:[Aa]m|[Vv]om|[Ii]m|[Zz]um|[Zz]ur|[Bb]eim|[Dd]e[rnms]|[Dd]ie|[Dd]as|[Bb]is|[Aa]b|[Ss]eit) '
+    r'\d{1,2}\.$'
+)
+_DATED = re.compile(
+    'Jan|Feb|Mär|Apr|Mai|Jun|Jul|Aug|Sep|Okt|Nov|Dez|Jahrhundert|Jahrtausend|Kapitel|Auflage'
+)
+
+
+def _goes_on(before: str, after: str) -> bool:
+    "Whether the mark between two pieces of a text ends no sentence."
+    if not before.endswith('.') or not after:
+        return False
+    if after[0].islower() or _ABBREVIATED.search(before):
+        return True
+    if _ORDINAL.search(before) and _DATED.match(after):
+        return True
+    return after[0].isupper() and _ARTICLE_ORDINAL.search(before) is not None
+
+
 def n_sentences(text: str) -> int:
-    "Sentences by their end marks; `3.14` and `a.md` end none."
+    "Sentences by their end marks; `3.14`, `a.md`, *e.g.* and the German *16. März* end none."
     pieces = re.split(r'(?<=[.!?])["”“»)]*(?:\s+|$)', text.strip())
-    return sum(bool(re.search(r'\w', piece)) for piece in pieces)
+    said = [piece for piece in pieces if re.search(r'\w', piece)]
+    return len(said) - sum(map(_goes_on, said, said[1:]))
 
 # %% ../../nbs/eval/instructions.ipynb #59994678
 LIMITS: dict[str, Callable[[str, Any], bool]] = dict(

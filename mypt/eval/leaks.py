@@ -6,16 +6,16 @@
 __all__ = ['words_of', 'ngrams', 'HeldText', 'held_texts', 'LeakReport', 'find_leaks', 'episode_texts', 'check_leaks']
 
 # %% ../../nbs/eval/leaks.ipynb #8769fe4e
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from ..errors import UserError
 from .bfcl import read_bfcl
+from .exam import read_exam
 from .squad import read_squad
 from .suite import load_suite
-from ..files import iter_lines, too_long_error, watched
+from ..files import iter_lines, json_value, too_long_error, watched
 
 # %% ../../nbs/eval/leaks.ipynb #6cba6790
 def words_of(text: str) -> list[str]:
@@ -37,7 +37,7 @@ class HeldText(NamedTuple):
 
 
 def held_texts(spec: str) -> list[HeldText]:
-    "The texts of `squad:FILE`, `bfcl:FILE`, or of a suite by its name or file."
+    "The texts of `squad:FILE`, `bfcl:FILE`, `exam:FILE`, or of a suite by its name or file."
     kind, colon, path = spec.partition(':')
     if colon and kind == 'squad':
         passages, questions = read_squad(path)
@@ -45,6 +45,8 @@ def held_texts(spec: str) -> list[HeldText]:
         return asked + [HeldText(spec, 'passage', p.text) for p in passages]
     if colon and kind == 'bfcl':
         return [HeldText(spec, 'question', c.messages[-1]['content']) for c in read_bfcl(path)]
+    if colon and kind == 'exam':
+        return [HeldText(spec, 'question', c.question) for c in read_exam(path)]
     return [HeldText(spec, 'question', c.question) for c in load_suite(spec)]
 
 # %% ../../nbs/eval/leaks.ipynb #13eeee4c
@@ -122,14 +124,14 @@ def _training_texts(paths: Iterable[str]) -> Iterator[str]:
             if raw is None:
                 raise too_long_error(f'{path}:{n}')
             try:
-                yield from episode_texts(json.loads(raw))
+                yield from episode_texts(json_value(raw.decode()))
             except ValueError as e:
                 raise UserError(f'{path}:{n}: not JSON ({e}); give episodes or text') from None
 
 # %% ../../nbs/eval/leaks.ipynb #93e928bc
 def check_leaks(
     input: list,  # JSONL files of training data
-    against: list,  # What must not be in it: squad:FILE, bfcl:FILE, suites by name or file
+    against: list,  # What must not be in it: squad:FILE, bfcl:FILE, exam:FILE, suites
     ngram: int = 8,  # Words in a row that make a leak
 ) -> LeakReport:
     "Do held-out questions occur in training data?"

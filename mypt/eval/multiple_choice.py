@@ -6,7 +6,6 @@
 __all__ = ['Skill', 'load_skills', 'ending_losses', 'SkillRate', 'skill_rate']
 
 # %% ../../nbs/eval/multiple_choice.ipynb #7631a992
-import json
 import numpy as np
 from collections import Counter
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from ..data.batches import collate
 from ..data.dataset import Row
 from ..data.tokenizer import Tokenizer
 from ..errors import UserError
-from ..files import iter_lines, too_long_error
+from ..files import iter_lines, json_value, too_long_error
 from ..model.gpt import GPT
 
 # %% ../../nbs/eval/multiple_choice.ipynb #762b3f08
@@ -35,7 +34,7 @@ class Skill:
 def _read_skill(raw: bytes, where: str) -> Skill:
     "One line of a suite; raises `UserError` that begins with `where`."
     try:
-        row = json.loads(raw)
+        row = json_value(raw.decode())
         endings = tuple(row['endings'])
         skill = Skill(row['id'], row['text'], endings, row['answer'], tuple(row['tags']))
         different = len(endings) > 1 and len(set(endings)) == len(endings)

@@ -7,7 +7,6 @@ __all__ = ['Case', 'load_suite', 'fixed_sample', 'Responder', 'responder', 'Suit
 
 # %% ../../nbs/17_suite.ipynb #2b0537e6
 import html
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -21,7 +20,7 @@ from ..data.episodes import check_episode
 from ..data.tokenizer import EOT, Tokenizer
 from ..errors import UserError
 from .metrics import CHECKS, Reply, wilson
-from ..files import iter_lines, too_long_error
+from ..files import iter_lines, json_value, too_long_error
 from ..inference.generate import generate, prompt_ids, stop_ids
 from ..model.gpt import GPT
 
@@ -64,7 +63,7 @@ def _suite_path(name: str | Path) -> Path:
 def _read_case(raw: bytes, where: str) -> Case:
     "One line of a suite; raises `UserError` that begins with `where`."
     try:
-        row = json.loads(raw)
+        row = json_value(raw.decode())
         case = Case(
             row['id'],
             check_episode(row['episode']),
@@ -203,6 +202,11 @@ class SuiteResult:
         "Counts for every tag."
         tags = dict.fromkeys(tag for c in self.cases for tag in c.tags)
         return {tag: self.count(tag=tag) for tag in tags}
+
+    def to_json(self) -> dict:
+        "The counts, JSON-ready."
+        k, n = self.count()
+        return dict(k=k, n=n, tags=self.by_tag())
 
     @property
     def failed(self) -> list[tuple[Case, Reply]]:  # To look at: the last reply of each

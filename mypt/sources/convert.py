@@ -29,6 +29,8 @@ from .row_files import ROW_FILES, column_names, file_rows, files_of, hub_rows, r
 from .rows import Form, Skip, Tally, by_row, counted_rows, text_of
 from .squad import squad
 from mypt.sources.tools import (
+    COMPLETIONS,
+    PROMPTS,
     prompt_completion,
     german_rag,
     german_tools,
@@ -66,7 +68,7 @@ SOURCE_FORMS = dict(
     trivia=SourceForm(trivia, ('question', 'entity_pages', 'search_results', 'answer')),
     dolly=SourceForm(dolly, ('instruction', 'context', 'response')),
     alpaca=SourceForm(alpaca, ('instruction|instruction_de', 'output|output_de')),
-    completion=SourceForm(prompt_completion, ('prompt', 'completion|response|chosen')),
+    completion=SourceForm(prompt_completion, ('|'.join(PROMPTS), '|'.join(COMPLETIONS))),
     turns=SourceForm(turns_in_order, ('data',)),
     german_rag=SourceForm(german_rag, ('conversations',)),  # by name only: sharegpt fits first
     text=SourceForm(plain_text, ('text',)),
@@ -122,9 +124,10 @@ def form_name(
         fitting = [n for n, form in SOURCE_FORMS.items() if not _missing_columns(form, columns)]
         if fitting:
             return fitting[0]
-        there, known = ', '.join(columns) or '(none)', ', '.join(SOURCE_FORMS)
+        there, known = shown(', '.join(columns), 400) or '(none)', ', '.join(SOURCE_FORMS)
         fault = f'no known form has the columns {there}'
-        raise UserError(f'{where}: {fault}; name one with --format: {known}')
+        way = 'rename them with --columns prompt=NAME completion=NAME, or name a form with --format'
+        raise UserError(f'{where}: {fault}; {way}: {known}')
     if name not in SOURCE_FORMS:
         raise UserError(f'--format {name!r}: unknown{nearest(name, SOURCE_FORMS)}')
     missing = _missing_columns(SOURCE_FORMS[name], columns)

@@ -110,10 +110,17 @@ def _json_sequence(f: TextIO, path: str | Path, listed: bool) -> Iterator:
         at = buffer.index('[') + 1
     while True:
         at = skip_over(_GAP, buffer, at)
-        if (listed and buffer.startswith(']', at)) or (not listed and at_end and at == len(buffer)):
+        if buffer.startswith(']' if listed else '[', at):
+            listed, at = not listed, at + 1
+            continue
+        if not listed and at_end and at == len(buffer):
             return
         try:
             row, end = decoder.value(buffer, at)
+        except RecursionError:
+            raise UserError(
+                f'{path}: its element {n + 1} is nested too deep; take it out'
+            ) from None
         except ValueError as e:
             if at_end:
                 fault = f'a list without its end ({e})' if listed else f'not JSON ({e})'
@@ -155,6 +162,8 @@ def _one_object(path: str | Path) -> Iterator:
     "Rows of a file that is one JSON object."
     try:
         data = RowDecoder().whole(whole_text(path))
+    except RecursionError:
+        raise UserError(f'{path}: nested too deep; give one object a line') from None
     except ValueError as e:
         if 'Extra data' in str(e):  # several objects after all
             with open_text(path) as f:
@@ -170,7 +179,8 @@ def _one_object(path: str | Path) -> Iterator:
         found = squad_rows(data) if 'paragraphs' in rows[0] else rows
         yield from (_numbered(row, n) for n, row in enumerate(found, 1))
     except (KeyError, TypeError, AttributeError, IndexError) as e:
-        fault = f'not in SQuAD form, {e} is missing or wrong'
+        what = f'{e} is missing' if isinstance(e, KeyError) else 'a value has another type'
+        fault = f'not in SQuAD form, {what}'
         way = 'give SQuAD, a list, or one object a line'
         raise UserError(f'{path}: {fault}; {way}') from None
 

@@ -99,7 +99,7 @@ def json_values(text: str) -> list:
     while at < len(text):
         try:
             value, at = decoder.raw_decode(text, at)
-        except ValueError:
+        except (ValueError, RecursionError):
             return []
         values.append(value)
         at = skip_over(_BETWEEN, text, at)

@@ -197,7 +197,7 @@ def read_log(
             continue
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if n == len(lines):
                 break
             raise UserError(f'{path}:{n}: not JSON; is this the log of a run?') from None
