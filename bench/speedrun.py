@@ -171,7 +171,7 @@ def asked_tokens(leg: Leg, tok) -> tuple[int, int]:  # (read, written)
 def plan(base: str):
     base = base_checkpoint(base)
     _, tok, _ = load_model(base)
-    speed = speeds(base, a_batch(tok, BASE_LEGS[2]))
+    speed = speeds(base, a_batch(tok, BASE_LEGS[2], rows=1))
     two = {k: THREADS * v for k, v in speed.items()}
     legs, per_phase = [], {}
     for leg in BASE_LEGS:
