@@ -1,0 +1,347 @@
+"`mypt assistant`: from six documents and a few conversations to a judged model, killed on the way."
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from mypt.agent.documents import Document
+from mypt.agent.retrieval import Index
+from mypt.cli import main
+from mypt.curate.journal import Journal
+from mypt.curate.quality import normalise
+from mypt.curriculum.assistant import assistant
+from mypt.curriculum.budget import choose_base, frozen_blocks, training_sets
+from mypt.curriculum.held_back import HeldBack
+from mypt.curriculum.invented import make_documents
+from mypt.curriculum.pairing import Pairing
+from mypt.curriculum.recipe import Stages
+from mypt.data.episodes import read_episodes
+from mypt.eval.exam import plain, read_exam
+from mypt.model.config import ModelConfig, load_config
+
+LIBRARY = """---
+title: The library
+---
+# Opening hours
+
+The library opens at nine and closes at six. On Saturday it closes at two.
+
+# Fees
+
+A library card costs 12 euros a year. A late book costs 20 cents a day. Children pay nothing.
+"""
+BIBLIOTHEK = """# Leihfristen
+
+Ein Buch wird vier Wochen lang ausgeliehen. Filme werden nach sieben Tagen zurückgegeben.
+
+# Räume
+
+Der Lesesaal liegt im zweiten Stock. Er hat 40 Plätze und eine Steckdose an jedem Tisch.
+"""
+SETS = 'n_layer=1 n_embd=32 n_head=2 max_iters=6 batch_size=2 eval_interval=3 save_every=2 eval_iters=1'
+ASKED = [
+    ('How much is a library card?', 'It costs 12 euros.'),
+    ('When does the library close on Saturday?', 'At two.'),
+    ('What do I pay for a late book?', '20 cents a day.'),
+    ('Wie lange darf ich ein Buch behalten?', 'Vier Wochen lang ausgeliehen.'),
+    ('Wie viele Plätze hat der Lesesaal?', '40 Plätze.'),
+    ('Wo liegt der Lesesaal?', 'Im zweiten Stock.'),
+    ('Who painted the Mona Lisa?', 'Leonardo da Vinci.'),
+    ('Thanks a lot!', 'You are welcome.'),
+]
+
+
+def talk(*turns: str, cite: str = '') -> dict:
+    roles = ('user', 'assistant')
+    messages = [dict(role=roles[i % 2], content=text) for i, text in enumerate(turns)]
+    if cite:
+        messages[-1]['cite'] = cite
+    return dict(messages=messages)
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory) -> Path:
+    "Six documents, English and German, and a file of conversations."
+    folder = tmp_path_factory.mktemp('assistant')
+    docs = folder / 'docs'
+    docs.mkdir()
+    (docs / 'library.md').write_text(LIBRARY)
+    (docs / 'bibliothek.md').write_text(BIBLIOTHEK)
+    for d in make_documents(2, 'en', 5, 4) + make_documents(2, 'de', 6, 4):
+        (docs / d.doc_id).write_text(d.text)
+    rows = [json.dumps(talk(*turns), ensure_ascii=False) for turns in ASKED]
+    (folder / 'own.jsonl').write_text('\n'.join(rows) + '\n')
+    return folder
+
+
+def make(place: Path, out: str):
+    "The command, on what is in the folder."
+    own = [str(place / 'own.jsonl')]
+    sets, n = SETS.split(), 40
+    return assistant(
+        str(place / 'docs'), str(place / out), own, 'tiny', 'both', 60, n, sets=sets, quiet=True
+    )
+
+
+@pytest.fixture(scope='module')
+def made(place):
+    return make(place, 'whole')
+
+
+def rows_of(place: Path, out: str = 'whole') -> list[dict]:
+    return read_episodes(place / out / 'mixed.jsonl')
+
+
+# ---------------------------------------------------------------- killed and going on
+
+RESULTS = 'own.jsonl exam.jsonl rag_chat.jsonl multiturn.jsonl practice.jsonl mixed.jsonl exam.json'
+RESULTS += ' dataset/train/tokens.bin model/model.safetensors'
+DEATHS = ('pair', 'hold back', 'make multiturn', 'mix', 'prepare', 'train: save 2', 'ask: add 1')
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_when_done(monkeypatch, stage: str):
+    "Be killed when a stage has written its file and not yet noted that."
+    mark = Stages._mark
+
+    def note(self, name, done):
+        if name == stage and done:
+            die()
+        mark(self, name, done)
+
+    monkeypatch.setattr(Stages, '_mark', note)
+
+
+def die_at_call(monkeypatch, owner: object, name: str, number: int):
+    "Be killed right after a function was called so often."
+    real, calls = getattr(owner, name), []
+
+    def call(*args, **more):
+        result = real(*args, **more)
+        calls.append(1)
+        if len(calls) == number:
+            die()
+        return result
+
+    monkeypatch.setattr(owner, name, call)
+
+
+def killed(place: Path, out: str, death: str) -> int:  # the signal that ended it; 0: none did
+    "Run in a child that is killed at a point."
+    pid = os.fork()
+    if pid == 0:
+        patch = pytest.MonkeyPatch()
+        if death.startswith('train'):
+            import mypt.train.train as module
+
+            die_at_call(patch, module, 'save_checkpoint', 2)
+        elif death.startswith('ask'):
+            die_at_call(patch, Journal, 'add', 1)
+        else:
+            die_when_done(patch, death)
+        try:
+            make(place, out)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+
+def test_killed_again_and_again_it_ends_the_same(place, made):
+    for death in DEATHS:
+        assert killed(place, 'torn', death) == signal.SIGKILL, death
+    again = make(place, 'torn')
+    for name in RESULTS.split():
+        assert (place / 'torn' / name).read_bytes() == (place / 'whole' / name).read_bytes(), name
+    assert str(again.exam) == str(made.exam)
+
+
+def test_done_is_not_done_again(place, made, capsys):
+    before = (place / 'whole/model/model.safetensors').stat().st_mtime_ns
+    make(place, 'whole')
+    assert 'done before, nothing has changed' in capsys.readouterr().out
+    assert (place / 'whole/model/model.safetensors').stat().st_mtime_ns == before
+
+
+# ---------------------------------------------------------------- pairing
+
+
+def test_answers_meet_the_passages_that_hold_them(place, made):
+    held = {p.question: p.doc_id for p in made.pairs}
+    assert held['How much is a library card?'] == 'library.md'
+    assert held['When does the library close on Saturday?'] == 'library.md'
+    assert held['Wie viele Plätze hat der Lesesaal?'] == 'bibliothek.md'
+    assert held['Wo liegt der Lesesaal?'] == 'bibliothek.md'
+    assert held['Who painted the Mona Lisa?'] == held['Thanks a lot!'] == ''
+    own = {e['messages'][0]['content']: e for e in read_episodes(place / 'whole/own.jsonl')}
+    card = own['How much is a library card?']['messages']
+    assert '(library.md)' in card[0]['context'] and '12 euros' in card[0]['context']
+    assert card[1]['cite'] == 'library.md'
+    for question in ('Who painted the Mona Lisa?', 'Thanks a lot!'):
+        user, answer = own[question]['messages']
+        assert 'context' not in user and 'cite' not in answer
+
+
+def pages() -> Index:
+    return Index.of(
+        [
+            Document('library.md', 'The library', LIBRARY.split('---\n')[2]),
+            Document('bibliothek.md', 'Bibliothek', BIBLIOTHEK),
+            Document('zoo.md', 'Zoo', 'A ticket to the zoo costs 12 euros. It opens at nine.'),
+        ],
+        200,
+        20,
+    )
+
+
+@pytest.mark.parametrize(
+    ('question', 'answer', 'doc_id'),
+    [
+        ('How much is a ticket to the zoo?', '12 euros.', 'zoo.md'),
+        ('How much is a library card?', '12 euros.', 'library.md'),
+        ('How much is a library card?', '14 euros.', None),
+        ('How much is a ship?', '12 euros.', None),
+        ('Is the library nice?', 'Yes!', None),
+        ('Hi', 'Hello, how can I help you today?', None),
+        ('Wann muss ich Filme zurückgeben?', 'Nach sieben Tagen.', 'bibliothek.md'),
+    ],
+)
+def test_a_passage_holds_an_answer_or_it_does_not(question, answer, doc_id):
+    pairing = Pairing(pages(), 2)
+    episode = pairing.pair(1, talk(question, answer))
+    assert episode['messages'][1].get('cite') == doc_id
+    assert ('context' in episode['messages'][0]) == bool(doc_id)
+
+
+def test_nothing_is_cited_that_was_not_shown():
+    pairing = Pairing(pages(), 1)
+    lost = pairing.pair(1, talk('Who runs it?', 'Ada does.', cite='staff.md'))
+    assert 'cite' not in lost['messages'][1] and pairing.taken_out == 1
+    kept = pairing.pair(2, talk('How much is a library card?', '12 euros.', cite='library.md'))
+    assert kept['messages'][1]['cite'] == 'library.md' and pairing.taken_out == 1
+    own = talk('Who runs it?', 'Ada does.', cite='staff.md')
+    own['messages'][0]['context'] = '[1] (staff.md) Ada runs it.'
+    assert pairing.pair(3, own) == own
+
+
+def test_a_follow_up_is_paired_by_what_was_asked_before():
+    episode = Pairing(pages(), 2).pair(
+        1, talk('When does the library open?', 'At nine.', 'And on Saturday?', 'It closes at two.')
+    )
+    assert [m.get('cite') for m in episode['messages'][1::2]] == ['library.md', 'library.md']
+
+
+# ---------------------------------------------------------------- held back, and told
+
+
+def test_what_is_held_back_is_not_in_the_training_data(place, made):
+    cases = read_exam(place / 'whole/exam.jsonl', place / 'docs')
+    assert {c.language for c in cases} == {'en', 'de'} and any(not c.answerable for c in cases)
+    questions = {normalise(c.question) for c in cases}
+    evidence = [plain(c.evidence) for c in cases if c.answerable]
+    episodes, held = rows_of(place), HeldBack(cases)
+    assert len(episodes) > 30 and evidence
+    for e in episodes:
+        assert not held.touches(e)
+        for m in e['messages']:
+            if m['role'] == 'user':
+                assert normalise(m['content']) not in questions
+            elif m['role'] == 'assistant':
+                assert not any(s in plain(m['content']) for s in evidence)
+
+
+def test_an_episode_that_gives_the_exam_away_is_seen(place, made):
+    case = next(c for c in read_exam(place / 'whole/exam.jsonl') if c.answerable)
+    held = HeldBack([case])
+    assert held.touches(talk(f' {case.question.upper()}', 'Well.'))
+    assert held.touches(talk('Anything else?', f'Yes: {case.evidence}'))
+    assert held.touches(talk('x', 'y') | {'_meta': {'about': {'sentence': case.evidence}}})
+    assert not held.touches(talk('Anything else?', 'No.'))
+
+
+def test_the_report_names_what_went_wrong(place, made):
+    page = Path(place / 'whole/report.html').read_text()
+    assert made.wrong  # six steps teach nothing
+    for line in made.wrong:
+        assert line.fault and line.fault in page
+    told = json.loads((place / 'whole/exam.json').read_text())
+    assert [x['fault'] for x in told['lines']] == [x.fault for x in made.exam.lines]
+    assert 'retrieved, not cited' in page and 'library.md' in page
+    assert made.serve.startswith('mypt serve --models ') and made.serve in page
+    assert made.to_json()['masks'] is True
+
+
+def test_every_count_is_told(made):
+    counts = made.counts
+    assert set(counts) == {'rag_chat', 'multiturn', 'practice', 'own'}
+    assert made.budget.left_out.keys() == {'agentic'}  # too long for a context of 1,024 bytes
+    assert counts['own']['episodes'] + counts['own']['held_back'] == len(ASKED)
+
+
+# ---------------------------------------------------------------- what cannot be used
+
+
+def refused(capsys, *argv: str) -> str:
+    "What the command says, in a line for each thing, and nothing else."
+    assert main(['assistant', *argv, '--base', 'tiny']) == 2
+    told = capsys.readouterr().err.strip()
+    assert 'Traceback' not in told
+    return told
+
+
+def test_bad_input_is_told_in_a_line(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path('empty').mkdir()
+    assert 'no document there' in refused(capsys, 'empty', '--output_dir', 'o')
+    assert 'no such folder' in refused(capsys, 'nowhere', '--output_dir', 'o')
+    Path('binary').mkdir()
+    Path('binary/a.md').write_bytes(b'\0\1\2' * 99)
+    assert 'a.md: binary, not text' in refused(capsys, 'binary', '--output_dir', 'o')
+    docs = str(place / 'docs')
+    assert 'no such file' in refused(capsys, docs, '--output_dir', 'o', '--data', 'gone.jsonl')
+    assert 'lies in' in refused(capsys, docs, '--output_dir', f'{docs}/o')
+    assert '--minutes' in refused(capsys, docs, '--output_dir', 'o', '--minutes', '0')
+    assert not Path('o').exists()
+
+
+def test_wrong_conversations_are_told_line_by_line(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    good = json.dumps(talk('Hi', 'Hello.'))
+    wrong = good.replace('assistant', 'asistant')
+    Path('own.jsonl').write_text('\n'.join([good, wrong, 'Hello', good]) + '\n')
+    argv = (str(place / 'docs'), '--output_dir', 'o', '--data', 'own.jsonl')
+    told = refused(capsys, *argv).splitlines()
+    assert '2 of 4 lines are wrong' in told[0] and len(told) == 3
+    assert told[1].startswith('own.jsonl:2: ') and "did you mean 'assistant'" in told[1]
+    assert told[2].startswith('own.jsonl:3: not JSON')
+
+
+def test_documents_without_a_sentence_give_no_exam(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path('docs').mkdir()
+    Path('docs/list.md').write_text('- a\n- b\n- c\n' * 40)
+    told = refused(capsys, 'docs', '--output_dir', 'o', '--num_examples', '40')
+    assert 'no sentence that can be asked for' in told and '--exam' in told
+
+
+# ---------------------------------------------------------------- how a base is trained
+
+
+def test_a_large_base_keeps_its_lower_blocks_and_trains_its_embedding():
+    shape = ModelConfig(
+        n_layer=30, n_head=9, n_kv_head=3, n_embd=576, hidden=1536, vocab_size=49216
+    )
+    frozen = frozen_blocks(shape, 'cpu')
+    assert frozen == [f'model.layers.{i}.*' for i in range(20)]
+    toy = choose_base('tiny')
+    assert toy.init is None and toy.tokenization == 'byte' and frozen_blocks(toy.shape, 'cpu') == []
+    base = toy._replace(init='base', config='finetune', shape=shape)
+    cfg = load_config('finetune', training_sets(base, 'cpu', ['batch_size=7']))
+    assert cfg.train.freeze == frozen and cfg.train.batch_size == 7
+    assert set(cfg.train.system_prompt) == {'en', 'de'}
