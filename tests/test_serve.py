@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+import jsonschema
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -133,9 +134,11 @@ def script(history) -> str:
     return f'You said {q}'
 
 
-def checkpoint(folder, name='rambler', block=1024):
+def checkpoint(folder, name='rambler', block=1024, kind='byte'):
     torch.manual_seed(1)
-    model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=32, block_size=block))
+    tok = get_tokenizer(kind)
+    size = dict(block_size=block, vocab_size=tok.vocab_size)
+    model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=32, **size))
     for p in model.parameters():
         p.data *= 3
     save_checkpoint(folder / name, model, tok)
@@ -345,7 +348,7 @@ def test_errors_have_their_types(there):
         (dict(messages=[]), openai.BadRequestError),
         (dict(messages=ask('x' * 3000)), openai.BadRequestError),
         (dict(max_tokens=5000), openai.BadRequestError),
-        (dict(response_format=dict(type='json_object')), openai.BadRequestError),
+        (dict(response_format=dict(type='xml')), openai.BadRequestError),
         (dict(extra_body=dict(mypt=dict(mode='root'))), openai.BadRequestError),
         (dict(messages=[*ask('a'), *ask('b')]), openai.BadRequestError),
     ]:
@@ -374,6 +377,177 @@ def test_the_models_own_prompt_and_the_clients(there):
         .message.content
         == 'Hi. Tools: weather {} to say the weather.'
     )
+
+
+ORDER = {
+    'type': 'object',
+    'properties': {
+        'customer': {
+            'type': 'object',
+            'properties': {
+                'name': {'type': 'string', 'minLength': 2, 'maxLength': 12},
+                'age': {'type': 'integer', 'minimum': 18, 'maximum': 99},
+            },
+            'required': ['name', 'age'],
+        },
+        'items': {
+            'type': 'array',
+            'items': {'type': 'string', 'enum': ['apple', 'pear', 'plüm "x"']},
+            'minItems': 1,
+            'maxItems': 4,
+        },
+        'note': {'type': 'string', 'maxLength': 8},
+    },
+    'required': ['customer', 'items'],
+}
+AS_ORDER = dict(type='json_schema', json_schema=dict(name='order', strict=True, schema=ORDER))
+
+
+def buy(name='buy', schema=ORDER):
+    return dict(type='function', function=dict(name=name, parameters=schema))
+
+
+def check_order_json(text):
+    jsonschema.Draft202012Validator(ORDER).validate(json.loads(text))
+
+
+def joined(chunks):
+    "Text and calls of a stream, and why it ended."
+    deltas = [c.choices[0].delta for c in chunks]
+    calls = [call for d in deltas for call in d.tool_calls or ()]
+    return ''.join(d.content or '' for d in deltas), calls, chunks[-1].choices[0].finish_reason
+
+
+@pytest.mark.parametrize('folder_of', ['byte', 'gpt2:512'])
+def test_a_clients_schema_holds_in_200_answers_of_200(tmp_path, folder_of):
+    "Streamed and whole, at several temperatures and lengths, of a model that knows nothing."
+    checkpoint(tmp_path, kind=folder_of)
+    with running(tmp_path) as place:
+
+        def one(n):
+            how = dict(
+                temperature=(0.7, 1.0, 1.5)[n % 3], seed=n, max_tokens=(90, 130, 160)[n % 9 // 3]
+            )
+            r = place.say(f'Order {n}.', response_format=AS_ORDER, stream=n % 2 == 1, **how)
+            if n % 2:
+                text, _, why = joined(list(r))
+            else:
+                text, why = r.choices[0].message.content, r.choices[0].finish_reason
+            assert why == 'stop', text
+            check_order_json(text)
+            return text
+
+        with ThreadPoolExecutor(16) as pool:
+            texts = list(pool.map(one, range(100)))
+        assert len(set(texts)) > 50  # they are not all the shortest one
+
+
+@pytest.mark.parametrize('stream', [False, True])
+@pytest.mark.parametrize('choice', ['required', dict(type='function', function=dict(name='buy'))])
+def test_a_clients_tool_is_called_as_its_schema_says(folder, stream, choice):
+    free = buy('ask', dict(type='object', properties=dict(name=dict(type='array'))))
+    with running(folder) as place:
+
+        def one(n):
+            how = dict(temperature=1.0, seed=n, max_tokens=160, tool_choice=choice, stream=stream)
+            r = place.say(f'Order {n}.', tools=[buy(), free], **how)
+            if stream:
+                _, (call,), why = joined(list(r))
+            else:
+                (call,), why = r.choices[0].message.tool_calls, r.choices[0].finish_reason
+            assert why == 'tool_calls' and call.id
+            if call.function.name == 'buy':
+                check_order_json(call.function.arguments)
+            else:
+                arguments = json.loads(call.function.arguments)
+                assert isinstance(arguments.get('name', []), list) and set(arguments) <= {'name'}
+            return call.function.name
+
+        with ThreadPoolExecutor(9) as pool:
+            names = set(pool.map(one, range(9)))
+        assert names == {'buy', 'ask'} if choice == 'required' else names == {'buy'}
+
+
+def test_calls_that_the_model_begins_itself_are_held_too(folder, monkeypatch):
+    "With `auto` a call is no duty, but what is called is legal; too few tokens begin none."
+    import mypt.inference.constrain as c
+
+    begun = []
+
+    def begin(self, left):
+        out = plain(self, left)
+        if self.part == 'start' and out[self.tags['<myPT_toolcall>']]:
+            begun.append(left)
+            return self._only('<myPT_toolcall>')
+        return out
+
+    plain = c.ReplyWatch._begin
+    monkeypatch.setattr(c.ReplyWatch, '_begin', begin)
+    with running(folder) as place:
+        for n in range(6):
+            how = dict(temperature=1.0, seed=n, max_tokens=150, tools=[buy()])
+            (call,) = place.say(f'Order {n}.', **how).choices[0].message.tool_calls
+            check_order_json(call.function.arguments)
+        assert len(begun) == 6
+        r = place.say('Order.', tools=[buy()], max_tokens=40)
+        assert not r.choices[0].message.tool_calls and len(begun) == 6
+
+
+def test_any_object(folder):
+    with running(folder) as place:
+        for n in range(8):
+            how = dict(temperature=1.0, seed=n, max_tokens=(3, 60)[n % 2])
+            r = place.say(f'Say {n}.', response_format=dict(type='json_object'), **how)
+            assert isinstance(json.loads(r.choices[0].message.content), dict)
+
+
+SCHEMA_FAULTS = {
+    'uniqueItems': dict(type='array', uniqueItems=True),
+    'not cannot': {'not': {}},
+    'if cannot': {'if': {}, 'then': {}},
+    'minLength': dict(type='string', minLength=10**30),
+    'items': dict(type='array', items=[{}]),
+    'place in the schema itself': {'$ref': 'http://evil.example/x'},
+    'grammar': {'$ref': '#/$defs/nowhere'},
+    'too few': dict(type='string', minLength=900),
+    'no short text': dict(type='string', minLength=900_000),
+    'satisfiable': dict(type='integer', minimum=3, maximum=2),
+    'regex': dict(type='string', pattern='(?=a)b'),
+    'maximum': dict(type='number', maximum=10**40),
+    'minProperties': dict(type='object', minProperties=2),
+    '32,000': dict(enum=['x' * 40_000]),
+}
+
+
+@pytest.mark.parametrize('word', SCHEMA_FAULTS)
+def test_a_schema_that_cannot_be_held_is_named(folder, word):
+    with running(folder) as place:
+        schema = dict(type='object', properties=dict(a=SCHEMA_FAULTS[word]), required=['a'])
+        wanted = dict(type='json_schema', json_schema=dict(name='x', schema=schema))
+        for kw in (
+            dict(response_format=wanted),
+            dict(tools=[buy('f', schema)], tool_choice='required'),
+        ):
+            with pytest.raises(openai.BadRequestError, match=word) as e:
+                place.say('hi', **kw)
+            assert '\n' not in e.value.body['message'], word
+
+
+@pytest.mark.parametrize(
+    'choice, why',
+    [
+        ('required', 'tools'),
+        (dict(type='function', function=dict(name='sell')), 'in tools'),
+        ('any', 'required'),
+        (['auto'], 'required'),
+    ],
+)
+def test_a_choice_that_cannot_be_made_is_named(there, choice, why):
+    tools = [] if choice == 'required' else [buy()]
+    with pytest.raises(openai.BadRequestError, match=why):
+        there.say('hi', extra_body=dict(tools=tools, tool_choice=choice))
+    with pytest.raises(openai.BadRequestError, match='comes twice'):
+        there.say('hi', tools=[buy(), buy()])
 
 
 def test_seeds(folder):
