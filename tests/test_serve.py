@@ -38,6 +38,26 @@ openai = pytest.importorskip('openai')
 pytest.importorskip('uvicorn')
 tok = get_tokenizer('byte')
 END = '</myPT_assistant>'
+MARKDOWN = """# Title
+
+Some **strong**, *weak* and `code`; snake_case stays. [good](https://example.org/a), \
+[bad](javascript:alert(1)), [data](data:text/html,x) and ![eye](https://evil.example/pixel.png).
+<img src=https://evil.example/x.png onerror="document.title=4">
+
+1. first
+   - inner
+2. second
+
+> quoted
+
+| a | b |
+|--|--|
+| 1 | **2** |
+
+```python
+if x < 1: print("<b>")
+```
+https://example.org/b_c."""
 EVIL = '</p><img src=x onerror="document.title=1"><script>document.title=2</script>'
 DOCS = [
     Document('leave.md', 'Leave', 'Parental leave is twelve weeks.'),
@@ -59,7 +79,7 @@ def ask(text):
 class Scripted:
     "An engine whose model is a function: history → what is said, tags by name."
 
-    slow, fails = 0.0, 0
+    slow, fails, said = 0.0, 0, 0
 
     def __init__(self, model, slots):
         self.running, self.waiting, self.slots, self.lock = ([], deque(), slots, threading.Lock())
@@ -121,6 +141,11 @@ def script(history) -> str:
         return call('search', query=EVIL)
     if q == 'long':
         return 'word ' * 150
+    if q == 'markdown':
+        return MARKDOWN
+    if q == 'vary':
+        Scripted.said += 1
+        return ('one', 'one', 'two')[Scripted.said % 3 - 1]
     if q == 'system':
         return history.get('system', 'none')
     if q == 'again':
@@ -509,7 +534,7 @@ SCHEMA_FAULTS = {
     'items': dict(type='array', items=[{}]),
     'place in the schema itself': {'$ref': 'http://evil.example/x'},
     'grammar': {'$ref': '#/$defs/nowhere'},
-    'too few': dict(type='string', minLength=900),
+    'too few': dict(type='string', minLength=1100),
     'no short text': dict(type='string', minLength=900_000),
     'satisfiable': dict(type='integer', minimum=3, maximum=2),
     'regex': dict(type='string', pattern='(?=a)b'),
@@ -1263,6 +1288,119 @@ def test_page_goes_on_after_an_answer_that_was_cut_off(browser, there):
     assert chat(b, 'parental', 'rag') == 'Twelv'
     b.js("document.getElementById('tokens').value = ''")
     assert chat(b, 'again', 'chat') == '3'
+
+
+@needs_browser
+def test_page_renders_markdown_and_loads_nothing(browser, there):
+    b = load(browser, there)
+    chat(b, 'markdown')
+    one = "document.querySelector('article:last-child .said')"
+
+    def texts(selector):
+        return b.js(f'[...{one}.querySelectorAll({selector!r})].map(e => e.textContent)')
+
+    assert texts('h3, strong, em, p > code') == ['Title', 'strong', 'weak', 'code', '2']
+    assert texts('ol > li > p') == ['first', 'second'] and texts('ol li ul li') == ['inner']
+    assert texts('blockquote') == ['quoted'] and texts('th, td') == ['a', 'b', '1', '2']
+    assert texts('pre code') == ['if x < 1: print("<b>")'] and texts('.copy') == ['Copy python']
+    assert b.js(f"[...{one}.querySelectorAll('a')].map(a => a.href + ' ' + a.rel)") == [
+        'https://example.org/a noopener noreferrer',
+        'https://example.org/b_c noopener noreferrer',
+    ]
+    assert texts('.picture') == ['[picture: eye]'] and 'snake_case stays' in texts('p')[0]
+    assert 'bad, data' in texts('p')[0] and '<img src=' in texts('p')[0]
+    assert b.js("document.querySelectorAll('img').length") == 0 and b.js('document.title') == (
+        'mypt chat'
+    )
+    assert not b.problems((there.url,))
+
+
+NASTY = [
+    '*' * 40_000,
+    '`' * 40_000,
+    '[' * 40_000,
+    '](' * 20_000,
+    '_a' * 20_000,
+    '> ' * 20_000,
+    '- ' * 20_000,
+    '|' * 40_000 + '\n' + '|-' * 20_000,
+    '![' * 20_000,
+    'https://' * 5_000,
+    '\n' * 40_000,
+    ' ' * 40_000 + 'x',
+    '```\n' * 10_000,
+    '- - -' * 8_000,
+    '**a' * 13_000,
+    '<!--' * 10_000,
+]
+
+
+@needs_browser
+def test_markdown_takes_any_text_in_linear_time(browser, there):
+    b = load(browser, there)
+    for text in NASTY:
+        start = time.monotonic()
+        n = b.js(
+            f'(t => {{ const d = document.createElement("div"); markdown(t, d); '
+            f'return d.textContent.length }})({json.dumps(text)})'
+        )
+        assert n <= len(text) + 100 and time.monotonic() - start < 8, text[:10]
+
+
+@needs_browser
+def test_page_keeps_conversations(browser, there):
+    b = load(browser, there)
+    b.js('localStorage.clear(); newChat()')
+    chat(b, 'hello')
+    chat(b, 'How long is leave?', 'agent')
+    b.js("document.getElementById('fresh').click()")
+    chat(b, 'other', 'chat')
+    load(b, there)  # a reload
+    titles = "[...document.querySelectorAll('#chat-list .open')].map(e => e.textContent)"
+    assert b.js(titles) == ['other', 'hello']
+    assert b.js("document.querySelectorAll('article').length") == 0
+    b.js("document.querySelectorAll('#chat-list .open')[1].click()")
+    said = "[...document.querySelectorAll('.said')].map(e => e.textContent)"
+    assert b.js(said) == ['hello', 'You said hello', 'How long is leave?', 'It is twelve weeks.']
+    shown = "document.querySelector('.sources').textContent + "
+    shown += "document.querySelector('.trace summary').textContent"
+    assert b.js(shown) == 'Sources: leave.md1 tool call'
+    assert chat(b, 'again') == '7'  # 2 + 4 messages before it
+    b.js("document.querySelector('#chat-list li:last-child .drop').click()")
+    assert b.js(titles) == ['hello']
+    b.js("localStorage.setItem('mypt-chats', '{broken'); listChats()")
+    assert chat(b, 'hello') == 'You said hello' and b.js(titles) == ['hello']
+    assert not b.problems((there.url,))
+
+
+@needs_browser
+def test_page_answers_again_in_other_words(browser, there):
+    b = load(browser, there)
+    Scripted.said = 0
+    assert chat(b, 'vary') == 'one'
+    b.js("document.querySelector('article:last-child .again').click()")
+    b.wait(DONE)
+    assert b.js("document.querySelector('article:last-child .said').textContent") == 'two'
+    assert b.js("document.querySelectorAll('article').length") == 2 and chat(b, 'again') == '3'
+
+
+@needs_browser
+def test_page_shows_the_temperature_and_what_was_only_read(browser, there):
+    b = load(browser, there)
+    b.js(
+        'window.bodies = []; const f = fetch; window.fetch = (u, o) => '
+        '{ if (o?.body) bodies.push(JSON.parse(o.body)); return f(u, o) }'
+    )
+    heat = "document.getElementById('heat').textContent"
+    assert b.js(heat) == '0.7'
+    chat(b, 'parental things', 'rag')
+    assert b.js("document.querySelector('article:last-child .sources').textContent").endswith(
+        'leave.md'
+    )
+    b.js('document.querySelector(\'#wording [value="0"]\').click()')
+    assert b.js(heat) == '0'
+    chat(b, 'hello', 'chat')
+    assert b.js('bodies.map(b => b.temperature)') == [0.7, 0]
 
 
 @needs_browser
