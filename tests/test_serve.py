@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import random
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 import jsonschema
 import pytest
@@ -1044,6 +1045,140 @@ def test_those_who_say_nothing_shut_nobody_out(folder, data):
             Scripted.slow = 0.0
 
 
+class Hostile:
+    "One client that does everything wrong, in several threads, until it is told to stop."
+
+    def __init__(self, place):
+        self.place, self.stop = place, threading.Event()
+        self.done = Counter()
+        self.acts = [
+            self.numbers,
+            self.slow_bodies,
+            self.leaves_a_stream,
+            self.leaves_before_the_answer,
+            self.huge,
+            self.malformed,
+            self.garbage,
+            self.schemas,
+            self.idle,
+        ]
+
+    def run(self, seed):
+        rng = random.Random(seed)
+        while not self.stop.is_set():
+            act = rng.choice(self.acts)
+            with contextlib.suppress(OSError, openai.APIError):
+                act(rng)
+            self.done[act.__name__] += 1
+
+    def post(self, **body):
+        body = dict(model='rambler', messages=ask('x')) | body
+        return self.place.http('POST', CHAT_PAGE, json.dumps(body).encode())
+
+    def numbers(self, rng):
+        key, value = rng.choice(
+            [
+                ('temperature', 5e-324),
+                ('temperature', 1e-40),
+                ('temperature', 2),
+                ('top_p', 1e-6),
+                ('repetition_penalty', 100),
+                ('repetition_penalty', 0.01),
+                ('top_k', 10**6),
+                ('temperature', -1),
+                ('seed', 2**64),
+                ('max_tokens', 10**6),
+            ]
+        )
+        self.post(**{key: value, 'temperature': value if key == 'temperature' else 1.0})
+
+    def slow_bodies(self, rng):
+        with contextlib.ExitStack() as stack:
+            for _ in range(16):
+                s = stack.enter_context(socket.create_connection(('127.0.0.1', self.place.port)))
+                s.sendall(POST + b'Content-Length: 5000\r\n\r\n{')
+            for _ in range(5):
+                s.sendall(b' ')
+                self.stop.wait(0.1)
+
+    def leaves_a_stream(self, rng):
+        stream = self.place.say('long', stream=True, max_tokens=200)
+        for _ in range(rng.randrange(3)):
+            next(iter(stream))
+        stream.close()
+
+    def leaves_before_the_answer(self, rng):
+        body = json.dumps(dict(model='rambler', messages=ask('x'), max_tokens=300)).encode()
+        head = f'Content-Length: {len(body)}\r\n\r\n'.encode()
+        with socket.create_connection(('127.0.0.1', self.place.port)) as s:
+            s.sendall(POST + head + body[: rng.choice([5, len(body)])])
+            self.stop.wait(rng.random() / 5)
+
+    def huge(self, rng):
+        self.place.raw(POST + b'Content-Length: 99999999999\r\n\r\n', 2)
+        self.post(messages=ask('x' * rng.choice([3000, 900_000, 3_000_000])))
+
+    def malformed(self, rng):
+        self.place.http('POST', CHAT_PAGE, rng.choice(BODIES))
+
+    def garbage(self, rng):
+        self.place.raw(rng.choice(GARBAGE), 2)
+
+    def schemas(self, rng):
+        wild = dict(
+            type='string', pattern=rng.choice(['(a+)+b', '^(.*a.{50}){2}$', '(x|xx|xxx)*y'])
+        )
+        schema = rng.choice([*SCHEMA_FAULTS.values(), wild])
+        name = dict(name='x', schema=dict(type='object', properties=dict(a=schema)))
+        self.post(response_format=dict(type='json_schema', json_schema=name), max_tokens=60)
+
+    def idle(self, rng):
+        with many(self.place, 64):
+            self.stop.wait(0.2)
+
+
+@pytest.mark.parametrize('seconds', [8, pytest.param(600, marks=pytest.mark.slow)])
+def test_64_clients_and_one_of_them_hostile(folder, seconds, capfd):
+    "The others get each answer whole, and it is the one that they get alone."
+    seconds = float(os.environ.get('HOSTILE_SECONDS') or seconds) if seconds > 60 else seconds
+    with running(folder, Limits(at_once=128, patience=5.0)) as place:
+
+        def said(n):
+            more = dict(response_format=AS_ORDER) if n % 4 == 3 else {}
+            how = dict(
+                temperature=float(n % 2), seed=n, max_tokens=90 if more else 12, stream=n % 3 == 0
+            )
+            r = place.say(f'What is {n}?', timeout=60, **how, **more)
+            if n % 3 == 0:
+                return joined(list(r))[0]
+            return r.choices[0].message.content
+
+        alone = {n: said(n) for n in range(24)}
+        hostile = Hostile(place)
+        end = time.monotonic() + seconds
+
+        def honest(k):
+            made = 0
+            while time.monotonic() < end or not made:
+                n = (k + 7 * made) % 24
+                assert said(n) == alone[n]
+                made += 1
+            return made
+
+        with ThreadPoolExecutor(63 + 6) as pool:
+            bad = [pool.submit(hostile.run, seed) for seed in range(6)]
+            try:
+                made = [f.result() for f in [pool.submit(honest, k) for k in range(63)]]
+            finally:
+                hostile.stop.set()
+            [f.result() for f in bad]
+        wait(lambda: place.app.at_work == 0 and not place.hosts['rambler'].engine.busy)
+        assert not place.hosts['rambler'].queues and all(made)
+        with capfd.disabled():
+            print(f'\n{sum(made)} answers beside', dict(hostile.done))
+    assert 'Traceback' not in capfd.readouterr().err
+
+
 TWICE = b'Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n'
 
 
@@ -1308,7 +1443,7 @@ def test_page_renders_markdown_and_loads_nothing(browser, there):
         'https://example.org/b_c noopener noreferrer',
     ]
     assert texts('.picture') == ['[picture: eye]'] and 'snake_case stays' in texts('p')[0]
-    assert 'bad, data' in texts('p')[0] and '<img src=' in texts('p')[0]
+    assert ', bad, data and' in texts('p')[0] and '<img src=' in texts('p')[0]
     assert b.js("document.querySelectorAll('img').length") == 0 and b.js('document.title') == (
         'mypt chat'
     )

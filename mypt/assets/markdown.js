@@ -84,6 +84,15 @@ function link(href, text, parent) {
   return a
 }
 
+function closing(text, from) {      // of a link's address, which may hold brackets itself
+  for (let i = from, open = 1; i < text.length && i < from + 2000; i++) {
+    if (text[i] == '(') open++
+    else if (text[i] == ')' && !--open) return i
+    else if (/[<>]/.test(text[i])) return -1
+  }
+  return -1
+}
+
 // Within a line: code, links, strong and emphasis. `none` remembers which mark has no partner from here on, so that no text takes more than linear time.
 function inline(text, parent, depth = 0) {
   let plain = '', none = {}
@@ -102,7 +111,7 @@ function inline(text, parent, depth = 0) {
       if (end > 0) { flush(); el('code', '', text.slice(i + run.length, end).trim(), parent); i = end + run.length; continue }
     }
     if (c == '[' || c == '!' && text[i + 1] == '[') {
-      const middle = find('](', i), end = middle < 0 ? -1 : find(')', middle)
+      const middle = find('](', i), end = middle < 0 ? -1 : closing(text, middle + 2)
       const label = text.slice(i + (c == '!' ? 2 : 1), middle)
       if (end > 0 && !label.includes('[')) {
         const href = text.slice(middle + 2, end).trim().split(/\s/)[0]
