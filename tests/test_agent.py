@@ -391,7 +391,7 @@ def test_outside_a_call_nothing_is_constrained():
     assert generate(model, tok, prompts, 20, allow=[g.watch(), g.watch()]) == generate(
         model, tok, prompts, 20
     )
-    assert call_schema({}) == {'anyOf': []}
+    assert call_schema({})['anyOf'] == []
 
 
 @pytest.fixture(scope='module')

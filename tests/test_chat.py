@@ -73,13 +73,30 @@ def test_turns(screen):
     )
     assert len(screen.talk.past) == 4 and 'two\nlines' in typed(screen, '/history')
     assert typed(screen, '/undo') == 'taken back: two\nlines\n' and len(screen.talk.past) == 2
-    assert typed(screen, '/retry') == 'You said hello\n' and screen.talk.settings.seed == 1
+    assert typed(screen, '/retry') == 'You said hello\n' and len(screen.talk.past) == 2
     typed(screen, '/new')
     assert (
         screen.talk.past == []
         and 'nothing' in typed(screen, '/undo')
         and 'asked yet' in typed(screen, '/retry')
     )
+
+
+def test_retry_says_something_else(screen, monkeypatch):
+    "An equal beginning is held back, and an equal answer made anew; a temperature of 0 is left."
+    answers, seen = ['yes', 'yes', 'yellow', 'yes', 'no'], []
+
+    def steps(m, prompts, new, how, stop, allow=None):
+        seen.append(how.temperature)
+        for i in tok.encode_with_tags(answers[len(seen) - 1] + '</myPT_assistant>'):
+            yield Step(0, i, 1.0)
+
+    monkeypatch.setattr(mypt.serve.session, 'steps', steps)
+    assert typed(screen, '/temperature 0', 'well?') == 'temperature 0.0\nyes\n'
+    assert typed(screen, '/retry') == 'yellow\n' and typed(screen, '/retry') == 'no\n'
+    assert seen == [0.0] + [0.7] * 4 and screen.talk.settings.temperature == 0
+    assert [m['content'] for m in screen.talk.past] == ['well?', 'no']
+    assert screen.earlier == ['yes', 'yellow', 'no']
 
 
 def test_agent_and_thoughts(screen):
@@ -97,7 +114,9 @@ def test_agent_and_thoughts(screen):
 
 
 def test_passages(screen):
-    assert typed(screen, '/mode rag', 'parental').endswith('You said parental\nsources: leave.md\n')
+    assert typed(screen, '/mode rag', 'parental').endswith(
+        'You said parental\npassages from: leave.md\n'
+    )
     assert screen.talk.past[0]['context'].startswith('[1] (leave.md) Parental')
 
 

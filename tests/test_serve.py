@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import random
 import socket
 import subprocess
@@ -10,8 +11,9 @@ import sys
 import threading
 import time
 import urllib.request
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
+import jsonschema
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -37,6 +39,26 @@ openai = pytest.importorskip('openai')
 pytest.importorskip('uvicorn')
 tok = get_tokenizer('byte')
 END = '</myPT_assistant>'
+MARKDOWN = """# Title
+
+Some **strong**, *weak* and `code`; snake_case stays. [good](https://example.org/a), \
+[bad](javascript:alert(1)), [data](data:text/html,x) and ![eye](https://evil.example/pixel.png).
+<img src=https://evil.example/x.png onerror="document.title=4">
+
+1. first
+   - inner
+2. second
+
+> quoted
+
+| a | b |
+|--|--|
+| 1 | **2** |
+
+```python
+if x < 1: print("<b>")
+```
+https://example.org/b_c."""
 EVIL = '</p><img src=x onerror="document.title=1"><script>document.title=2</script>'
 DOCS = [
     Document('leave.md', 'Leave', 'Parental leave is twelve weeks.'),
@@ -58,7 +80,7 @@ def ask(text):
 class Scripted:
     "An engine whose model is a function: history → what is said, tags by name."
 
-    slow, fails = 0.0, 0
+    slow, fails, said = 0.0, 0, 0
 
     def __init__(self, model, slots):
         self.running, self.waiting, self.slots, self.lock = ([], deque(), slots, threading.Lock())
@@ -120,6 +142,11 @@ def script(history) -> str:
         return call('search', query=EVIL)
     if q == 'long':
         return 'word ' * 150
+    if q == 'markdown':
+        return MARKDOWN
+    if q == 'vary':
+        Scripted.said += 1
+        return ('one', 'one', 'two')[Scripted.said % 3 - 1]
     if q == 'system':
         return history.get('system', 'none')
     if q == 'again':
@@ -133,9 +160,11 @@ def script(history) -> str:
     return f'You said {q}'
 
 
-def checkpoint(folder, name='rambler', block=1024):
+def checkpoint(folder, name='rambler', block=1024, kind='byte'):
     torch.manual_seed(1)
-    model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=32, block_size=block))
+    tok = get_tokenizer(kind)
+    size = dict(block_size=block, vocab_size=tok.vocab_size)
+    model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=32, **size))
     for p in model.parameters():
         p.data *= 3
     save_checkpoint(folder / name, model, tok)
@@ -345,7 +374,7 @@ def test_errors_have_their_types(there):
         (dict(messages=[]), openai.BadRequestError),
         (dict(messages=ask('x' * 3000)), openai.BadRequestError),
         (dict(max_tokens=5000), openai.BadRequestError),
-        (dict(response_format=dict(type='json_object')), openai.BadRequestError),
+        (dict(response_format=dict(type='xml')), openai.BadRequestError),
         (dict(extra_body=dict(mypt=dict(mode='root'))), openai.BadRequestError),
         (dict(messages=[*ask('a'), *ask('b')]), openai.BadRequestError),
     ]:
@@ -374,6 +403,177 @@ def test_the_models_own_prompt_and_the_clients(there):
         .message.content
         == 'Hi. Tools: weather {} to say the weather.'
     )
+
+
+ORDER = {
+    'type': 'object',
+    'properties': {
+        'customer': {
+            'type': 'object',
+            'properties': {
+                'name': {'type': 'string', 'minLength': 2, 'maxLength': 12},
+                'age': {'type': 'integer', 'minimum': 18, 'maximum': 99},
+            },
+            'required': ['name', 'age'],
+        },
+        'items': {
+            'type': 'array',
+            'items': {'type': 'string', 'enum': ['apple', 'pear', 'plüm "x"']},
+            'minItems': 1,
+            'maxItems': 4,
+        },
+        'note': {'type': 'string', 'maxLength': 8},
+    },
+    'required': ['customer', 'items'],
+}
+AS_ORDER = dict(type='json_schema', json_schema=dict(name='order', strict=True, schema=ORDER))
+
+
+def buy(name='buy', schema=ORDER):
+    return dict(type='function', function=dict(name=name, parameters=schema))
+
+
+def check_order_json(text):
+    jsonschema.Draft202012Validator(ORDER).validate(json.loads(text))
+
+
+def joined(chunks):
+    "Text and calls of a stream, and why it ended."
+    deltas = [c.choices[0].delta for c in chunks]
+    calls = [call for d in deltas for call in d.tool_calls or ()]
+    return ''.join(d.content or '' for d in deltas), calls, chunks[-1].choices[0].finish_reason
+
+
+@pytest.mark.parametrize('folder_of', ['byte', 'gpt2:512'])
+def test_a_clients_schema_holds_in_200_answers_of_200(tmp_path, folder_of):
+    "Streamed and whole, at several temperatures and lengths, of a model that knows nothing."
+    checkpoint(tmp_path, kind=folder_of)
+    with running(tmp_path) as place:
+
+        def one(n):
+            how = dict(
+                temperature=(0.7, 1.0, 1.5)[n % 3], seed=n, max_tokens=(90, 130, 160)[n % 9 // 3]
+            )
+            r = place.say(f'Order {n}.', response_format=AS_ORDER, stream=n % 2 == 1, **how)
+            if n % 2:
+                text, _, why = joined(list(r))
+            else:
+                text, why = r.choices[0].message.content, r.choices[0].finish_reason
+            assert why == 'stop', text
+            check_order_json(text)
+            return text
+
+        with ThreadPoolExecutor(16) as pool:
+            texts = list(pool.map(one, range(100)))
+        assert len(set(texts)) > 50  # they are not all the shortest one
+
+
+@pytest.mark.parametrize('stream', [False, True])
+@pytest.mark.parametrize('choice', ['required', dict(type='function', function=dict(name='buy'))])
+def test_a_clients_tool_is_called_as_its_schema_says(folder, stream, choice):
+    free = buy('ask', dict(type='object', properties=dict(name=dict(type='array'))))
+    with running(folder) as place:
+
+        def one(n):
+            how = dict(temperature=1.0, seed=n, max_tokens=160, tool_choice=choice, stream=stream)
+            r = place.say(f'Order {n}.', tools=[buy(), free], **how)
+            if stream:
+                _, (call,), why = joined(list(r))
+            else:
+                (call,), why = r.choices[0].message.tool_calls, r.choices[0].finish_reason
+            assert why == 'tool_calls' and call.id
+            if call.function.name == 'buy':
+                check_order_json(call.function.arguments)
+            else:
+                arguments = json.loads(call.function.arguments)
+                assert isinstance(arguments.get('name', []), list) and set(arguments) <= {'name'}
+            return call.function.name
+
+        with ThreadPoolExecutor(9) as pool:
+            names = set(pool.map(one, range(9)))
+        assert names == {'buy', 'ask'} if choice == 'required' else names == {'buy'}
+
+
+def test_calls_that_the_model_begins_itself_are_held_too(folder, monkeypatch):
+    "With `auto` a call is no duty, but what is called is legal; too few tokens begin none."
+    import mypt.inference.constrain as c
+
+    begun = []
+
+    def begin(self, left):
+        out = plain(self, left)
+        if self.part == 'start' and out[self.tags['<myPT_toolcall>']]:
+            begun.append(left)
+            return self._only('<myPT_toolcall>')
+        return out
+
+    plain = c.ReplyWatch._begin
+    monkeypatch.setattr(c.ReplyWatch, '_begin', begin)
+    with running(folder) as place:
+        for n in range(6):
+            how = dict(temperature=1.0, seed=n, max_tokens=150, tools=[buy()])
+            (call,) = place.say(f'Order {n}.', **how).choices[0].message.tool_calls
+            check_order_json(call.function.arguments)
+        assert len(begun) == 6
+        r = place.say('Order.', tools=[buy()], max_tokens=40)
+        assert not r.choices[0].message.tool_calls and len(begun) == 6
+
+
+def test_any_object(folder):
+    with running(folder) as place:
+        for n in range(8):
+            how = dict(temperature=1.0, seed=n, max_tokens=(3, 60)[n % 2])
+            r = place.say(f'Say {n}.', response_format=dict(type='json_object'), **how)
+            assert isinstance(json.loads(r.choices[0].message.content), dict)
+
+
+SCHEMA_FAULTS = {
+    'uniqueItems': dict(type='array', uniqueItems=True),
+    'not cannot': {'not': {}},
+    'if cannot': {'if': {}, 'then': {}},
+    'minLength': dict(type='string', minLength=10**30),
+    'items': dict(type='array', items=[{}]),
+    'place in the schema itself': {'$ref': 'http://evil.example/x'},
+    'grammar': {'$ref': '#/$defs/nowhere'},
+    'too few': dict(type='string', minLength=1100),
+    'no short text': dict(type='string', minLength=900_000),
+    'satisfiable': dict(type='integer', minimum=3, maximum=2),
+    'regex': dict(type='string', pattern='(?=a)b'),
+    'maximum': dict(type='number', maximum=10**40),
+    'minProperties': dict(type='object', minProperties=2),
+    '32,000': dict(enum=['x' * 40_000]),
+}
+
+
+@pytest.mark.parametrize('word', SCHEMA_FAULTS)
+def test_a_schema_that_cannot_be_held_is_named(folder, word):
+    with running(folder) as place:
+        schema = dict(type='object', properties=dict(a=SCHEMA_FAULTS[word]), required=['a'])
+        wanted = dict(type='json_schema', json_schema=dict(name='x', schema=schema))
+        for kw in (
+            dict(response_format=wanted),
+            dict(tools=[buy('f', schema)], tool_choice='required'),
+        ):
+            with pytest.raises(openai.BadRequestError, match=word) as e:
+                place.say('hi', **kw)
+            assert '\n' not in e.value.body['message'], word
+
+
+@pytest.mark.parametrize(
+    'choice, why',
+    [
+        ('required', 'tools'),
+        (dict(type='function', function=dict(name='sell')), 'in tools'),
+        ('any', 'required'),
+        (['auto'], 'required'),
+    ],
+)
+def test_a_choice_that_cannot_be_made_is_named(there, choice, why):
+    tools = [] if choice == 'required' else [buy()]
+    with pytest.raises(openai.BadRequestError, match=why):
+        there.say('hi', extra_body=dict(tools=tools, tool_choice=choice))
+    with pytest.raises(openai.BadRequestError, match='comes twice'):
+        there.say('hi', tools=[buy(), buy()])
 
 
 def test_seeds(folder):
@@ -845,6 +1045,140 @@ def test_those_who_say_nothing_shut_nobody_out(folder, data):
             Scripted.slow = 0.0
 
 
+class Hostile:
+    "One client that does everything wrong, in several threads, until it is told to stop."
+
+    def __init__(self, place):
+        self.place, self.stop = place, threading.Event()
+        self.done = Counter()
+        self.acts = [
+            self.numbers,
+            self.slow_bodies,
+            self.leaves_a_stream,
+            self.leaves_before_the_answer,
+            self.huge,
+            self.malformed,
+            self.garbage,
+            self.schemas,
+            self.idle,
+        ]
+
+    def run(self, seed):
+        rng = random.Random(seed)
+        while not self.stop.is_set():
+            act = rng.choice(self.acts)
+            with contextlib.suppress(OSError, openai.APIError):
+                act(rng)
+            self.done[act.__name__] += 1
+
+    def post(self, **body):
+        body = dict(model='rambler', messages=ask('x')) | body
+        return self.place.http('POST', CHAT_PAGE, json.dumps(body).encode())
+
+    def numbers(self, rng):
+        key, value = rng.choice(
+            [
+                ('temperature', 5e-324),
+                ('temperature', 1e-40),
+                ('temperature', 2),
+                ('top_p', 1e-6),
+                ('repetition_penalty', 100),
+                ('repetition_penalty', 0.01),
+                ('top_k', 10**6),
+                ('temperature', -1),
+                ('seed', 2**64),
+                ('max_tokens', 10**6),
+            ]
+        )
+        self.post(**{key: value, 'temperature': value if key == 'temperature' else 1.0})
+
+    def slow_bodies(self, rng):
+        with contextlib.ExitStack() as stack:
+            for _ in range(16):
+                s = stack.enter_context(socket.create_connection(('127.0.0.1', self.place.port)))
+                s.sendall(POST + b'Content-Length: 5000\r\n\r\n{')
+            for _ in range(5):
+                s.sendall(b' ')
+                self.stop.wait(0.1)
+
+    def leaves_a_stream(self, rng):
+        stream = self.place.say('long', stream=True, max_tokens=200)
+        for _ in range(rng.randrange(3)):
+            next(iter(stream))
+        stream.close()
+
+    def leaves_before_the_answer(self, rng):
+        body = json.dumps(dict(model='rambler', messages=ask('x'), max_tokens=300)).encode()
+        head = f'Content-Length: {len(body)}\r\n\r\n'.encode()
+        with socket.create_connection(('127.0.0.1', self.place.port)) as s:
+            s.sendall(POST + head + body[: rng.choice([5, len(body)])])
+            self.stop.wait(rng.random() / 5)
+
+    def huge(self, rng):
+        self.place.raw(POST + b'Content-Length: 99999999999\r\n\r\n', 2)
+        self.post(messages=ask('x' * rng.choice([3000, 900_000, 3_000_000])))
+
+    def malformed(self, rng):
+        self.place.http('POST', CHAT_PAGE, rng.choice(BODIES))
+
+    def garbage(self, rng):
+        self.place.raw(rng.choice(GARBAGE), 2)
+
+    def schemas(self, rng):
+        wild = dict(
+            type='string', pattern=rng.choice(['(a+)+b', '^(.*a.{50}){2}$', '(x|xx|xxx)*y'])
+        )
+        schema = rng.choice([*SCHEMA_FAULTS.values(), wild])
+        name = dict(name='x', schema=dict(type='object', properties=dict(a=schema)))
+        self.post(response_format=dict(type='json_schema', json_schema=name), max_tokens=60)
+
+    def idle(self, rng):
+        with many(self.place, 64):
+            self.stop.wait(0.2)
+
+
+@pytest.mark.parametrize('seconds', [8, pytest.param(600, marks=pytest.mark.slow)])
+def test_64_clients_and_one_of_them_hostile(folder, seconds, capfd):
+    "The others get each answer whole, and it is the one that they get alone."
+    seconds = float(os.environ.get('HOSTILE_SECONDS') or seconds) if seconds > 60 else seconds
+    with running(folder, Limits(at_once=128, patience=5.0)) as place:
+
+        def said(n):
+            more = dict(response_format=AS_ORDER) if n % 4 == 3 else {}
+            how = dict(
+                temperature=float(n % 2), seed=n, max_tokens=90 if more else 12, stream=n % 3 == 0
+            )
+            r = place.say(f'What is {n}?', timeout=60, **how, **more)
+            if n % 3 == 0:
+                return joined(list(r))[0]
+            return r.choices[0].message.content
+
+        alone = {n: said(n) for n in range(24)}
+        hostile = Hostile(place)
+        end = time.monotonic() + seconds
+
+        def honest(k):
+            made = 0
+            while time.monotonic() < end or not made:
+                n = (k + 7 * made) % 24
+                assert said(n) == alone[n]
+                made += 1
+            return made
+
+        with ThreadPoolExecutor(63 + 6) as pool:
+            bad = [pool.submit(hostile.run, seed) for seed in range(6)]
+            try:
+                made = [f.result() for f in [pool.submit(honest, k) for k in range(63)]]
+            finally:
+                hostile.stop.set()
+            [f.result() for f in bad]
+        wait(lambda: place.app.at_work == 0 and not place.hosts['rambler'].engine.busy)
+        assert not place.hosts['rambler'].queues and all(made)
+        with capfd.disabled():
+            print(f'\n{sum(made)} answers beside', dict(hostile.done))
+    assert 'Traceback' not in capfd.readouterr().err
+
+
 TWICE = b'Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n'
 
 
@@ -1089,6 +1423,119 @@ def test_page_goes_on_after_an_answer_that_was_cut_off(browser, there):
     assert chat(b, 'parental', 'rag') == 'Twelv'
     b.js("document.getElementById('tokens').value = ''")
     assert chat(b, 'again', 'chat') == '3'
+
+
+@needs_browser
+def test_page_renders_markdown_and_loads_nothing(browser, there):
+    b = load(browser, there)
+    chat(b, 'markdown')
+    one = "document.querySelector('article:last-child .said')"
+
+    def texts(selector):
+        return b.js(f'[...{one}.querySelectorAll({selector!r})].map(e => e.textContent)')
+
+    assert texts('h3, strong, em, p > code') == ['Title', 'strong', 'weak', 'code', '2']
+    assert texts('ol > li > p') == ['first', 'second'] and texts('ol li ul li') == ['inner']
+    assert texts('blockquote') == ['quoted'] and texts('th, td') == ['a', 'b', '1', '2']
+    assert texts('pre code') == ['if x < 1: print("<b>")'] and texts('.copy') == ['Copy python']
+    assert b.js(f"[...{one}.querySelectorAll('a')].map(a => a.href + ' ' + a.rel)") == [
+        'https://example.org/a noopener noreferrer',
+        'https://example.org/b_c noopener noreferrer',
+    ]
+    assert texts('.picture') == ['[picture: eye]'] and 'snake_case stays' in texts('p')[0]
+    assert ', bad, data and' in texts('p')[0] and '<img src=' in texts('p')[0]
+    assert b.js("document.querySelectorAll('img').length") == 0 and b.js('document.title') == (
+        'mypt chat'
+    )
+    assert not b.problems((there.url,))
+
+
+NASTY = [
+    '*' * 40_000,
+    '`' * 40_000,
+    '[' * 40_000,
+    '](' * 20_000,
+    '_a' * 20_000,
+    '> ' * 20_000,
+    '- ' * 20_000,
+    '|' * 40_000 + '\n' + '|-' * 20_000,
+    '![' * 20_000,
+    'https://' * 5_000,
+    '\n' * 40_000,
+    ' ' * 40_000 + 'x',
+    '```\n' * 10_000,
+    '- - -' * 8_000,
+    '**a' * 13_000,
+    '<!--' * 10_000,
+]
+
+
+@needs_browser
+def test_markdown_takes_any_text_in_linear_time(browser, there):
+    b = load(browser, there)
+    for text in NASTY:
+        start = time.monotonic()
+        n = b.js(
+            f'(t => {{ const d = document.createElement("div"); markdown(t, d); '
+            f'return d.textContent.length }})({json.dumps(text)})'
+        )
+        assert n <= len(text) + 100 and time.monotonic() - start < 8, text[:10]
+
+
+@needs_browser
+def test_page_keeps_conversations(browser, there):
+    b = load(browser, there)
+    b.js('localStorage.clear(); newChat()')
+    chat(b, 'hello')
+    chat(b, 'How long is leave?', 'agent')
+    b.js("document.getElementById('fresh').click()")
+    chat(b, 'other', 'chat')
+    load(b, there)  # a reload
+    titles = "[...document.querySelectorAll('#chat-list .open')].map(e => e.textContent)"
+    assert b.js(titles) == ['other', 'hello']
+    assert b.js("document.querySelectorAll('article').length") == 0
+    b.js("document.querySelectorAll('#chat-list .open')[1].click()")
+    said = "[...document.querySelectorAll('.said')].map(e => e.textContent)"
+    assert b.js(said) == ['hello', 'You said hello', 'How long is leave?', 'It is twelve weeks.']
+    shown = "document.querySelector('.sources').textContent + "
+    shown += "document.querySelector('.trace summary').textContent"
+    assert b.js(shown) == 'Sources: leave.md1 tool call'
+    assert chat(b, 'again') == '7'  # 2 + 4 messages before it
+    b.js("document.querySelector('#chat-list li:last-child .drop').click()")
+    assert b.js(titles) == ['hello']
+    b.js("localStorage.setItem('mypt-chats', '{broken'); listChats()")
+    assert chat(b, 'hello') == 'You said hello' and b.js(titles) == ['hello']
+    assert not b.problems((there.url,))
+
+
+@needs_browser
+def test_page_answers_again_in_other_words(browser, there):
+    b = load(browser, there)
+    Scripted.said = 0
+    assert chat(b, 'vary') == 'one'
+    b.js("document.querySelector('article:last-child .again').click()")
+    b.wait(DONE)
+    assert b.js("document.querySelector('article:last-child .said').textContent") == 'two'
+    assert b.js("document.querySelectorAll('article').length") == 2 and chat(b, 'again') == '3'
+
+
+@needs_browser
+def test_page_shows_the_temperature_and_what_was_only_read(browser, there):
+    b = load(browser, there)
+    b.js(
+        'window.bodies = []; const f = fetch; window.fetch = (u, o) => '
+        '{ if (o?.body) bodies.push(JSON.parse(o.body)); return f(u, o) }'
+    )
+    heat = "document.getElementById('heat').textContent"
+    assert b.js(heat) == '0.7'
+    chat(b, 'parental things', 'rag')
+    assert b.js("document.querySelector('article:last-child .sources').textContent").endswith(
+        'leave.md'
+    )
+    b.js('document.querySelector(\'#wording [value="0"]\').click()')
+    assert b.js(heat) == '0'
+    chat(b, 'hello', 'chat')
+    assert b.js('bodies.map(b => b.temperature)') == [0.7, 0]
 
 
 @needs_browser
