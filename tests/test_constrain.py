@@ -2,22 +2,14 @@
 
 import json
 import random
-import time
 import jsonschema
 import pytest
-from mypt.agent.tools import Tool
-from mypt.data.serialize import load_call
 from mypt.data.tokenizer import get_tokenizer
-from mypt.errors import UserError
 from mypt.inference.constrain import (
     ANY_OBJECT,
-    CallGrammar,
-    InText,
     JsonGrammar,
     JsonWriter,
-    ReplyGrammar,
     answer_schema,
-    tight_schema,
 )
 
 tok = get_tokenizer('byte')

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from .tools import TOOLS, Workspace
+from .tools import ToolCaller
 from ..data.encode import shrink_context
 from ..data.episodes import check_episode, check_message
 from ..data.serialize import dump_call, dump_json, parse_reply, serialize, to_ids
@@ -212,7 +212,7 @@ ReplyFn = Callable[[list[dict]], Sequence[list[int]]]  # histories → ids of on
 def run_agents(
     reply: ReplyFn,  # model_reply makes one from a model
     tok: Tokenizer,
-    workspaces: Sequence[Workspace | None],  # One per history; None only where no call is allowed
+    workspaces: Sequence[ToolCaller | None],  # One per history; None only where no call is allowed
     histories: list[dict],  # Episodes that end with a user's message
     max_calls: int = 5,
     context_size: int | None = None,  # The model's context in tokens; None for any number
@@ -247,7 +247,7 @@ def _fit(run: AgentRun, tok: Tokenizer, limit: int | None, layout: str) -> None:
 
 # %% ../../nbs/26_agent.ipynb #d6b3e832
 def _advance(
-    run: AgentRun, ids: list[int], tok: Tokenizer, workspace: Workspace | None, max_calls: int
+    run: AgentRun, ids: list[int], tok: Tokenizer, workspace: ToolCaller | None, max_calls: int
 ) -> None:
     "Take one reply into a run: an answer ends it, a call is run, anything else is a fault."
     message, wrong = read_reply(ids, tok)
@@ -256,7 +256,8 @@ def _advance(
     if wrong == 'length':
         run.stopped, step.note = 'length', 'cut off: no closing tag'
     elif message is None:
-        _fault(run, step, wrong, called=tok.tag_ids['<myPT_toolcall>'] in ids)
+        tools = workspace.tools if workspace else {}
+        _fault(run, step, wrong, tok.tag_ids['<myPT_toolcall>'] in ids, list(tools))
     elif message['role'] == 'assistant':
         run.episode = _extended(run.episode, message)
         run.stopped = 'answer'
@@ -285,7 +286,7 @@ def _call_key(call: dict) -> str:
     return json.dumps([call['name'], call['arguments']], sort_keys=True)
 
 # %% ../../nbs/26_agent.ipynb #2a4acfb8
-def _add_result(run: AgentRun, step: AgentStep, call: dict, result: dict) -> None:
+def _add_result(run: AgentRun, step: AgentStep, call: dict, result: dict | str) -> None:
     "Put a call and its result into the episode."
     message = {'role': 'toolresult', 'name': call['name'], 'content': result}
     try:
@@ -296,7 +297,7 @@ def _add_result(run: AgentRun, step: AgentStep, call: dict, result: dict) -> Non
     run.episode = _extended(run.episode, call, message)
 
 # %% ../../nbs/26_agent.ipynb #622c2a92
-def _fault(run: AgentRun, step: AgentStep, wrong: str, called: bool) -> None:
+def _fault(run: AgentRun, step: AgentStep, wrong: str, called: bool, tools: list[str]) -> None:
     "An illegal reply: the first bad call gets an error to learn from, all else ends the run."
     step.note = wrong
     if run.faults or not called:
@@ -306,7 +307,7 @@ def _fault(run: AgentRun, step: AgentStep, wrong: str, called: bool) -> None:
     name = re.search(r'"name": *"([\w.]{1,60})"', step.said)
     call = {'role': 'assistant_toolcall', 'name': name[1] if name else 'unknown', 'arguments': {}}
     error = 'the call is not valid JSON with a name'
-    _add_result(run, step, call, {'error': error, 'available_tools': list(TOOLS)})
+    _add_result(run, step, call, {'error': error, 'available_tools': tools})
 
 # %% ../../nbs/26_agent.ipynb #89cceafb
 def model_reply(

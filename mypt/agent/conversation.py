@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from .agent import AgentRun, ReplyFn, run_agents
 from .retrieval import Hit, retrieve
-from .tools import Workspace
+from .tools import ToolCaller, Workspace
 from ..data.prompts import context_block
 from ..data.tokenizer import Tokenizer
 from ..inference.cpu import for_inference
@@ -57,7 +57,7 @@ class Turn:
     layout: str  # the model's own
     context_size: int  # tokens that the model can read
     mode: str = 'chat'  # a key of MODES
-    workspace: Workspace | None = None  # the documents, outside mode chat
+    workspace: ToolCaller | None = None  # the documents, outside mode chat, or other tools
     max_tokens: int = 200  # of one reply
     max_calls: int = 5  # of an agent
     passages: int = 3  # looked up in mode rag
@@ -72,7 +72,7 @@ class Turn:
         "The history of a conversation up to and with a message."
         self.hits = []
         if self.mode == 'rag' and 'context' not in message:
-            assert self.workspace is not None
+            assert isinstance(self.workspace, Workspace)
             self.hits = retrieve(self.workspace.index, message['content'], self.passages)
         return as_episode([*past, add_passages(message, self.hits)], system)
 
@@ -119,16 +119,17 @@ class Conversation(PastTurns):
         model_name: str | Path,  # A name under checkpoints/, or a directory
         workspace: Workspace | None = None,
         device: str = 'auto',
+        dtype: str = 'auto',
     ):
         self.workspace = workspace
-        self.device = pick_device(device)
+        self.device, self.dtype = pick_device(device), dtype
         super().__init__()
         self.load(model_name)
 
     def load(self, model_name: str | Path) -> None:
         "Go on with another model."
         model, self.tok, self.meta = load_model(model_name)
-        self.model = for_inference(model, device=self.device)
+        self.model = for_inference(model, self.dtype, self.device)
         self.name = Path(model_name).name
 
     def new_turn(self, mode: str, **limits) -> Turn:  # limits: fields of Turn

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAMED', 'READERS', 'MAX_FILE', 'Document', 'normal_id', 'FolderReport', 'first_files', 'parse_document', 'read_files',
-           'read_documents', 'no_document', 'chunks']
+           'read_documents', 'no_document', 'chunks', 'Passage', 'passages']
 
 # %% ../../nbs/agent/documents.ipynb #8d116ece
 import os
@@ -257,3 +257,61 @@ def chunks(
         start = _cut_start(text, end - overlap, end)
     out.append(text[start:].strip())
     return [c for c in out if c]
+
+# %% ../../nbs/agent/documents.ipynb #0f224932
+class Passage(NamedTuple):
+    "A piece of a document, and where it stands."
+
+    text: str
+    headings: tuple[str, ...] = ()  # above it, the outermost first; its own are in the text
+
+    def found_by(self, title: str) -> str:
+        "The text whose words find it: the document's title, the headings above, its own text."
+        return ' '.join([title, *(h for h in self.headings if h != title), self.text])
+
+
+class _Section(NamedTuple):
+    text: str
+    above: tuple[str, ...]
+    own: tuple[str, ...]
+
+
+_HEADING = re.compile(r'(#{1,6})[ \t]+(.*?)[ \t]*#*')
+_FENCE = re.compile(r'[ \t]*(?:```|~~~)')
+
+# %% ../../nbs/agent/documents.ipynb #94bacd49
+def _sections(text: str) -> Iterator[_Section]:
+    "A text cut before its headings; a heading without text belongs to the section below it."
+    stack: list[tuple[int, str]] = []  # the headings in force, with their levels
+    start = at = above = 0  # `above`: how many of them stand before the section
+    fenced, has_body = False, False
+    for line in text.splitlines(keepends=True):
+        fenced ^= _FENCE.match(line) is not None
+        heading = None if fenced else _HEADING.fullmatch(line.rstrip())
+        if heading is None:
+            has_body = has_body or bool(line.strip())
+        else:
+            names = tuple(h for _, h in stack)
+            if has_body:
+                yield _Section(text[start:at], names[:above], names[above:])
+            level = len(heading[1])
+            stack = [h for h in stack if h[0] < level]
+            above = len(stack) if has_body else min(above, len(stack))
+            start, has_body = (at, False) if has_body else (start, False)
+            stack.append((level, heading[2]))
+        at += len(line)
+    names = tuple(h for _, h in stack)
+    yield _Section(text[start:], names[:above], names[above:])
+
+# %% ../../nbs/agent/documents.ipynb #6f6edc27
+def passages(
+    text: str,
+    size: int = 800,  # Characters at most
+    overlap: int = 100,  # Characters of the passage before, at most, in the same section
+) -> list[Passage]:
+    "Cut a text at its headings, and long sections into `chunks`, each with the headings above."
+    out = []
+    for section in _sections(text):
+        for i, piece in enumerate(chunks(section.text, size, overlap)):
+            out.append(Passage(piece, section.above + section.own if i else section.above))
+    return out

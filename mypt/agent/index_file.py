@@ -22,10 +22,11 @@ from typing import NamedTuple
 from mypt.agent.documents import (
     Document,
     FolderReport,
-    chunks,
+    Passage,
     no_document,
     normal_id,
     parse_document,
+    passages,
     read_files,
 )
 from .readers import Unreadable
@@ -71,12 +72,12 @@ def unit_vectors(embed: EmbedFn, texts: list[str]) -> np.ndarray:  # [n, d] floa
 
 # %% ../../nbs/agent/index_file.ipynb #9d7f144f
 INDEX_FILE = 'index.sqlite'
-_SCHEMA = 2  # of the file; another number is built anew
+_SCHEMA = 3  # of the file; another number is built anew
 _TABLES = f"""
 create table doc(doc integer primary key, doc_id text unique, title text, text text, hash blob,
     check(typeof(doc_id) || typeof(title) || typeof(text) || typeof(hash) = 'texttexttextblob'));
-create table passage(passage integer primary key, text text, words integer, vector blob,
-    check(typeof(text) || typeof(words) = 'textinteger'));
+create table passage(passage integer primary key, text text, headings text, words integer,
+    vector blob, check(typeof(text) || typeof(headings) || typeof(words) = 'texttextinteger'));
 create virtual table fts using fts5(words, tokenize='ascii');
 create virtual table vocabulary using fts5vocab(fts, row);
 create virtual table instances using fts5vocab(fts, instance);
@@ -203,13 +204,14 @@ class FileStore(IndexReader):
         "The words that stand in for a word."
         return similar(word, self.sharing(word))
 
-    def passage(self, p: int) -> tuple[str, str, str]:  # (doc_id, title, text)
-        sql = 'select doc_id, title, p.text from passage p join doc on doc = ? where passage = ?'
+    def passage(self, p: int) -> tuple[str, str, Passage]:  # (doc_id, title, passage)
+        what = 'doc_id, title, p.text, headings'
+        sql = f'select {what} from passage p join doc on doc = ? where passage = ?'
         found = self.ask(sql, p >> PLACE_BITS, p)
         if not found:
             raise _damaged(self.path, 'a passage is missing')
-        doc_id, title, text = found[0]
-        return doc_id, title, text
+        doc_id, title, text, headings = found[0]
+        return doc_id, title, Passage(text, tuple(headings.splitlines()))
 
     def documents(self) -> list[tuple[str, str]]:  # (doc_id, title), by name
         return [(i, t) for i, t in self.ask('select doc_id, title from doc order by doc_id')]
@@ -352,13 +354,16 @@ def _insert(
     settings: dict,
     embed: EmbedFn | None,
 ) -> None:
-    texts = chunks(document.text, settings['size'], settings['overlap'])
-    vectors = [v.tobytes() for v in unit_vectors(embed, texts)] if embed else [None] * len(texts)
-    passages, words = [], []
-    for i, (text, vector) in enumerate(zip(texts, vectors, strict=True)):
-        found = index_words(f'{document.title} {text}')
-        passages.append((passage_number(doc, i), text, len(found), vector))
+    cut = passages(document.text, settings['size'], settings['overlap'])
+    vectors: list = [None] * len(cut)
+    if embed:
+        vectors = [v.tobytes() for v in unit_vectors(embed, [p.text for p in cut])]
+    rows, words = [], []
+    for i, (passage, vector) in enumerate(zip(cut, vectors, strict=True)):
+        found = index_words(passage.found_by(document.title))
+        headings = '\n'.join(passage.headings)
+        rows.append((passage_number(doc, i), passage.text, headings, len(found), vector))
         words.append((passage_number(doc, i), ' '.join(found)))
     db.execute('insert into doc values (?, ?, ?, ?, ?)', (doc, *document, digest))
-    db.executemany('insert into passage values (?, ?, ?, ?)', passages)
+    db.executemany('insert into passage values (?, ?, ?, ?, ?)', rows)
     db.executemany('insert into fts(rowid, words) values (?, ?)', words)

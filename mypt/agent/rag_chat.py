@@ -12,9 +12,10 @@ from typing import Iterator
 from .agent import STOPPED, AgentRun, cite_texts, model_reply
 from .conversation import Conversation
 from .log import log_episode, log_for_sft
-from .prompts import conversation_language, own_prompt
+from .own_tools import Toolbox, load_tools, with_own_tools
+from .prompts import conversation_language, own_prompt, system_for
 from .retrieval import Index
-from .tools import TOOLS, Workspace
+from .tools import Workspace
 from ..errors import UserError, harmless
 from ..inference.constrain import CallGrammar
 
@@ -25,7 +26,7 @@ class DocumentChat(Conversation):
     def __init__(
         self,
         model_name: str | Path,
-        workspace: Workspace,
+        workspace: Workspace | Toolbox,
         mode: str = 'agent',
         system: str | None = None,  # the model's own when None
         device: str = 'auto',
@@ -34,21 +35,28 @@ class DocumentChat(Conversation):
         passages: int = 3,  # put before the model, in mode `rag`
         constrain: bool = False,  # allow only legal tool calls
         temperature: float = 0.0,
+        dtype: str = 'auto',
     ):
-        super().__init__(model_name, workspace, device)
+        documents = workspace.workspace if isinstance(workspace, Toolbox) else workspace
+        super().__init__(model_name, documents, device, dtype)
         self.turn = self.new_turn(
             mode, max_tokens=max_new_tokens, max_calls=max_calls, passages=passages
         )
         self.system = system
-        grammar = CallGrammar(self.tok, TOOLS) if constrain else None
+        self.turn.workspace = workspace
+        self.own = workspace.own if isinstance(workspace, Toolbox) else {}
+        grammar = CallGrammar(self.tok, workspace.tools) if constrain else None
         self.reply = model_reply(
             self.model, self.tok, self.turn.layout, max_new_tokens, grammar, temperature=temperature
         )
 
     def _system(self, messages: list[dict]) -> str:
-        if self.system is not None:
-            return self.system
-        return own_prompt(self.meta, self.turn.mode == 'agent', conversation_language(messages))
+        system, lang = self.system, conversation_language(messages)
+        if system is None and self.workspace:
+            system = own_prompt(self.meta, self.turn.mode == 'agent', lang)
+        elif system is None:
+            system = system_for(self.meta, tools=False, lang=lang)
+        return with_own_tools(system, self.own)
 
     def ask(self, question: str) -> AgentRun:
         "One turn; `turn.hits` are the passages that were looked up for it."
@@ -101,11 +109,26 @@ def _open_index(docs_dir: str | None, index_dir: str | None) -> Index:
         return Index.open(index_dir)
     raise UserError('give --docs_dir or --index_dir')
 
+
+def _open_tools(
+    docs_dir: str | None, index_dir: str | None, tools: str | None
+) -> Workspace | Toolbox:
+    "What the agent may call; raises `UserError` when there is nothing."
+    if tools is None and docs_dir is None and index_dir is None:
+        raise UserError('give --docs_dir or --index_dir, or own tools with --tools FILE.py')
+    has_documents = tools is None or docs_dir is not None or index_dir is not None
+    space = Workspace(_open_index(docs_dir, index_dir)) if has_documents else None
+    if tools is None:
+        assert space is not None
+        return space
+    return Toolbox(load_tools(tools), space)
+
 # %% ../../nbs/agent/rag_chat.ipynb #450fc211
 def agent(
     model_name: str,  # Model: a name under checkpoints/, or a directory
     docs_dir: str | None = None,  # Folder of documents to work on
     index_dir: str | None = None,  # … or an index of them, from `mypt rag-index`
+    tools: str | None = None,  # Python file of own tools, under @tool; its code is run
     question: str | None = None,  # What to ask; every line of standard input when left out
     system: str | None = None,  # System prompt; the model's own when left out
     trace: bool = False,  # Show every step
@@ -115,11 +138,12 @@ def agent(
     temperature: float = 0.0,  # 0 is greedy
     log_sft: str | None = None,  # Append good runs to this JSONL file
     device: str = 'auto',
+    dtype: str = 'auto',  # float32 (exact), float16, bfloat16; auto: the fastest here
 ) -> list[AgentRun]:
-    "Answer questions about documents with the workspace tools."
+    "Answer questions with the workspace tools over documents, with own tools, or with both."
     talk = DocumentChat(
         model_name,
-        Workspace(_open_index(docs_dir, index_dir)),
+        _open_tools(docs_dir, index_dir, tools),
         'agent',
         system,
         device,
@@ -127,6 +151,7 @@ def agent(
         max_calls,
         constrain=constrain,
         temperature=temperature,
+        dtype=dtype,
     )
     runs = []
     for text in read_questions(question):
@@ -152,6 +177,7 @@ def rag_chat(
     temperature: float = 0.0,  # 0 is greedy
     log_sft: str | None = None,  # Append question, passages and answer to this JSONL file
     device: str = 'auto',
+    dtype: str = 'auto',  # float32 (exact), float16, bfloat16; auto: the fastest here
 ) -> list[AgentRun]:
     "Answer questions from passages that are looked up for each of them."
     talk = DocumentChat(
@@ -163,6 +189,7 @@ def rag_chat(
         max_new_tokens,
         passages=top_k,
         temperature=temperature,
+        dtype=dtype,
     )
     runs = []
     for text in read_questions(question):
@@ -171,7 +198,7 @@ def rag_chat(
         print_answer(run, think)
         hits = talk.turn.hits
         if hits:
-            print('sources:', harmless(', '.join(dict.fromkeys(h.doc_id for h in hits))))
+            print('passages from:', harmless(', '.join(dict.fromkeys(h.doc_id for h in hits))))
         if log_sft and run.answer:
             log_for_sft(text, hits, run.answer, log_sft)
     return runs

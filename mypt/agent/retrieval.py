@@ -14,7 +14,15 @@ from collections import Counter
 from heapq import nlargest
 from pathlib import Path
 from typing import NamedTuple
-from .documents import Document, FolderReport, chunks, normal_id, read_documents
+from mypt.agent.documents import (
+    Document,
+    FolderReport,
+    Passage,
+    chunks,
+    normal_id,
+    passages,
+    read_documents,
+)
 from mypt.agent.index_file import (
     INDEX_FILE,
     PLACE_BITS,
@@ -39,15 +47,17 @@ class InvertedIndex:
 
     def __init__(self):
         self.texts: dict[int, str] = {}  # by passage
+        self.headings: dict[int, tuple[str, ...]] = {}  # above it, by passage
         self.lengths: dict[int, int] = {}  # in words, by passage
         self.index: dict[str, dict[int, int]] = {}  # word → passage → how often
         self.groups: GroupIndex | None = None  # made when it is first needed
         self.known: dict[str, list[tuple[str, float]]] = {}  # what `near` found, `MOST_KNOWN` words
 
-    def add(self, p: int, title: str, text: str) -> None:
+    def add(self, p: int, title: str, passage: Passage) -> None:
         "Add a passage that is not there yet."
-        words = index_words(f'{title} {text}')
-        self.texts[p] = text
+        words = index_words(passage.found_by(title))
+        self.texts[p] = passage.text
+        self.headings[p] = passage.headings
         self.lengths[p] = len(words)
         for w, n in Counter(words).items():
             self.index.setdefault(w, {})[p] = n
@@ -80,16 +90,16 @@ class MemoryStore(InvertedIndex):
         self.ids = [d.doc_id for d in self.docs]
         self.numbers = _numbered([normal_id(i) for i in self.ids])
         for i, d in enumerate(self.docs):
-            for place, text in enumerate(chunks(d.text, size, overlap)):
-                self.add(passage_number(i, place), d.title, text)
+            for place, passage in enumerate(passages(d.text, size, overlap)):
+                self.add(passage_number(i, place), d.title, passage)
         self.vectors: PassageVectors | None = None
         if embed:
             rows = unit_vectors(embed, list(self.texts.values()))
             self.vectors = PassageVectors(list(self.texts), rows)
 
-    def passage(self, p: int) -> tuple[str, str, str]:  # (doc_id, title, text)
+    def passage(self, p: int) -> tuple[str, str, Passage]:  # (doc_id, title, passage)
         doc = self.docs[p >> PLACE_BITS]
-        return doc.doc_id, doc.title, self.texts[p]
+        return doc.doc_id, doc.title, Passage(self.texts[p], self.headings[p])
 
     def documents(self) -> list[tuple[str, str]]:  # (doc_id, title), by name
         return [(d.doc_id, d.title) for d in self.docs]
@@ -234,6 +244,7 @@ class Hit(NamedTuple):
     chunk: int  # its place in the document
     text: str
     score: float
+    headings: tuple[str, ...] = ()  # above it in the document
 
 # %% ../../nbs/22_retrieval.ipynb #f5d6dd07
 class PassageSearch(StoredPassages):
@@ -264,8 +275,8 @@ class PassageSearch(StoredPassages):
             scores = best_of_each(scores)
         hits = []
         for p in best_passages(self.store, scores, k):
-            doc_id, title, text = self.store.passage(p)
-            hits.append(Hit(doc_id, title, passage_place(p), text, scores[p]))
+            doc_id, title, (text, headings) = self.store.passage(p)
+            hits.append(Hit(doc_id, title, passage_place(p), text, scores[p], headings))
         return hits
 
     def total(self, query: str) -> int:
@@ -342,6 +353,7 @@ class Finding(NamedTuple):
     score: float
     document: str
     title: str
+    headings: tuple[str, ...]  # above it in the document
     passage: int  # its place in the document, from 1
     text: str
     words: dict[str, list[str]]  # a word of the query → words of the passage that answer to it
@@ -349,7 +361,7 @@ class Finding(NamedTuple):
 
 def matched_words(store: Store, query: str, hit: Hit) -> dict[str, list[str]]:
     "The words of a passage that a query found it by, as they are compared."
-    there = set(index_words(f'{hit.title} {hit.text}'))
+    there = set(index_words(Passage(hit.text, hit.headings).found_by(hit.title)))
     matched = {}
     for word in query_words(query):
         near = [word, *(w for w, _ in store.near(word))]
@@ -372,7 +384,7 @@ def search(
     found = []
     for rank, hit in enumerate(index.search(query, k), 1):
         words = matched_words(index.store, query, hit)
-        place = hit.doc_id, hit.title, hit.chunk + 1
+        place = hit.doc_id, hit.title, hit.headings, hit.chunk + 1
         found.append(Finding(rank, round(hit.score, 4), *place, hit.text, words))
     for finding in found:
         _print_finding(finding)
@@ -383,7 +395,7 @@ def search(
 # %% ../../nbs/22_retrieval.ipynb #9b66f918
 def _print_finding(f: Finding) -> None:
     print(f'{f.rank}. {shown(f.document)}, passage {f.passage}, score {f.score:.2f}')
-    print(f'   {shown(f.title)}')
+    print('   ' + ' › '.join(shown(h) for h in dict.fromkeys([f.title, *f.headings])))
     words = (w if [w] == near else f'{w} ({", ".join(near)})' for w, near in f.words.items())
     print(f'   words: {harmless(", ".join(words)) or "none, found by its vector"}')
     for line in f.text.splitlines():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOOLS', 'Tool', 'describe_tools', 'MarkdownText', 'tools_table', 'check_call', 'sentences', 'cut_text', 'summarize',
-           'excerpt', 'FindTools', 'DocumentTools', 'Workspace']
+           'excerpt', 'FindTools', 'DocumentTools', 'ToolCaller', 'Workspace']
 
 # %% ../../nbs/25_tools.ipynb #3898d190
 import re
@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from .documents import Document, FolderReport, chunks
 from .index_file import INDEX_FILE
 from .retrieval import Index
@@ -104,7 +104,13 @@ class MarkdownText(str):
 def _requirement(tool: Tool, name: str, schema: dict) -> str:
     if name in tool.parameters['required']:
         return 'required'
-    return 'one of these' if name in tool.either else f'{schema["default"]} if left out'
+    if name in tool.either:
+        return 'one of these'
+    return f'{schema["default"]} if left out' if 'default' in schema else 'may be left out'
+
+
+_KINDS = dict(string='text', integer='a whole number', number='a number', boolean='true or false')
+_KINDS |= dict(array='a list', object='an object')
 
 # %% ../../nbs/25_tools.ipynb #1bcc2215
 def tools_table(tools: dict[str, Tool] = TOOLS) -> str:  # Markdown
@@ -113,8 +119,9 @@ def tools_table(tools: dict[str, Tool] = TOOLS) -> str:  # Markdown
     for t in tools.values():
         rows.append(f'| `{t.name}` | | | {t.description} |')
         for k, s in t.parameters['properties'].items():
-            kind = f'{s["minimum"]} to {s["maximum"]}' if s['type'] == 'integer' else 'text'
-            rows.append(f'| | `{k}` | {kind}, {_requirement(t, k, s)} | {s["description"]} |')
+            kind = f'{s["minimum"]} to {s["maximum"]}' if 'minimum' in s else _KINDS[s['type']]
+            said = s.get('description', '')
+            rows.append(f'| | `{k}` | {kind}, {_requirement(t, k, s)} | {said} |')
     return MarkdownText('\n'.join(rows))
 
 # %% ../../nbs/25_tools.ipynb #a6c2b2e3
@@ -152,20 +159,36 @@ def _check_argument(k: str, value: Any, properties: dict) -> str | None:
     return None
 
 # %% ../../nbs/25_tools.ipynb #f1bcee9c
+def _has_type(value: Any, kind: str) -> bool:
+    if kind in ('integer', 'number'):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return kind == 'number' or isinstance(value, int) or value.is_integer()
+    return isinstance(value, dict(string=str, boolean=bool, array=list, object=dict)[kind])
+
+
 def _fits(value: Any, schema: dict) -> bool:
-    if schema['type'] == 'string':
-        return isinstance(value, str)
-    if isinstance(value, float):
-        whole = value.is_integer()
-    else:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-    return whole and schema['minimum'] <= value <= schema['maximum']
+    "Whether a value keeps to the parts of JSON Schema that tools here use."
+    if not _has_type(value, schema['type']):
+        return False
+    if 'enum' in schema and value not in schema['enum']:
+        return False
+    if schema['type'] == 'array':
+        return all(_fits(x, schema['items']) for x in value)
+    least, most = schema.get('minimum'), schema.get('maximum')
+    return (least is None or least <= value) and (most is None or value <= most)
 
-
+# %% ../../nbs/25_tools.ipynb #964aabc4
 def _expected(schema: dict) -> str:
+    "What a value must be, in a few words."
+    if 'enum' in schema:
+        return f'one of {", ".join(map(repr, schema["enum"]))}'
     if schema['type'] == 'string':
         return 'a string'
-    return f'a whole number from {schema["minimum"]} to {schema["maximum"]}'
+    if schema['type'] == 'array':
+        return f'a list, each item {_expected(schema["items"])}'
+    limits = f' from {schema["minimum"]} to {schema["maximum"]}' if 'minimum' in schema else ''
+    return f'{_KINDS[schema["type"]]}{limits}'
 
 # %% ../../nbs/25_tools.ipynb #561bfa96
 _NOISE = re.compile(
@@ -301,8 +324,22 @@ def _unknown_document(index: Index, name: str) -> dict:
     return {'error': f'no document {name[:200]!r}', 'similar': similar}
 
 # %% ../../nbs/25_tools.ipynb #18b1d35e
+class ToolCaller(Protocol):
+    "What an agent calls: a workspace, or own tools beside it."
+
+    @property
+    def tools(self) -> dict[str, Tool]: ...
+
+    def call(self, name: Any, arguments: Any) -> dict | str: ...
+
+
 class Workspace(DocumentTools):
     "The tools over documents, called by name."
+
+    @property
+    def tools(self) -> dict[str, Tool]:
+        "By name."
+        return TOOLS
 
     @classmethod
     def of(cls, documents: list[Document], snippet: int = 300) -> 'Workspace':

@@ -19,14 +19,20 @@ _WORD = re.compile(r'[^\W_]+')
 MAX_WORDS = 48  # of one query
 STOP_WORDS = frozenset(
     """
-a an and are as at be been but by can could did do does for from had has have how i if in into is
-it its me my of on or our so such than that the their them then there these they this those to was
-we were what when where which while who whom whose why will with would you your
-aber als am an auch auf aus bei bin bis da das dass dein dem den der des die dies diese diesem
-diesen dieser dieses du durch ein eine einem einen einer eines er es fur hat hatte hatten ich ihr
-ihre im in ins ist kann man mein mich mir mit nach nicht noch nur ob oder sein seine sich sie sind
-so um und uns unser unter vom von vor war warum was waren welche welchem welchen welcher welches
-wem wen wenn wer werden wessen wie wir wird wo wurde wurden zu zum zur
+a am an and any anybody anyone anything are as at be been but by can could d did didn do does
+doesn don everybody everyone everything for from get gets getting got had has hasn have haven he
+her him his how i if in into is isn it its just let ll me my nobody of on once or our please re
+really s so somebody someone something such t than that the their them then there these they
+this those to us ve want wants was wasn we were what when where which while who whom whose why
+will with won would wouldn yet you your
+aber als am an auch auf aus bei bin bis bitte da dafur damit dann das dass dazu dein dem den
+denn der des die dies diese diesem diesen dieser dieses doch drin du durch eben eigentlich ein
+eine einem einen einer eines einfach er es fur gar gern gerne habe hat hatte hatten hier ich ihm
+ihn ihr ihre im in ins ist ja jetzt kann krieg kriegen kriegt mal man mein meine meinem meinen
+meiner meines mich mir mit nach nein nicht noch nun nur ob oder raus rein rum schon sein seine
+sich sie sind so trotzdem uberhaupt um und uns unser unsere unserem unseren unserer unter
+vielleicht vom von vor wann war waren warum was welche welchem welchen welcher welches wem wen
+wenn wer werden wessen wie wir wird wo wurde wurden zu zum zur
 """.split()
 )
 

@@ -160,8 +160,14 @@ mypt gate --model phase1 --phase 1 --report gate.json
 mypt leaks data/chats.jsonl --against squad:xquad.en.json
 # minutes on a laptop, no GPU
 mypt demo
+# an hour on two cores; called again, it goes on where it stopped
+mypt assistant docs --data own.jsonl --output_dir helpdesk --minutes 60
+# a toy from random weights, to see the way
+mypt assistant docs --base tiny --minutes 2 --output_dir toy
 # six phases; called again, it goes on where it stopped
 mypt speedrun --output_dir speedrun
+# the same from a base that speaks already, with questions of other people beside the gates
+mypt speedrun --base smollm2-135m --yardsticks xquad
 # from the next shell on, the tab key knows mypt
 mypt completion bash >> ~/.bashrc
 # fish looks there by itself
@@ -273,6 +279,10 @@ def _speedrun_report(legs: list) -> dict:
     return dict(phases=phases)
 
 
+def _assistant_report(report: Any) -> dict:
+    return report.to_json()
+
+
 def _index_report(index: Any) -> dict:
     files = dict(left_out=index.report.left_out, mended=index.report.mended)
     counts = dict(documents=len(index.store.ids), passages=len(index), changes=index.changes)
@@ -356,18 +366,25 @@ stop: why it ended early, or null
 _SPEEDRUN = _keys("""
 phases: for each: phase, model, gate, minutes, val_loss and what its dataset says of itself
 """)
+_ASSISTANT = _keys("""
+model; index; serve: the command; episodes: of each kind; pairs: own answers by what became of them
+masks: whether they are right; exam: its measures and every answer; report: the page
+""")
 _GENERATE = _keys('text: what came behind the prompt')
 _INDEX = _keys("""
 documents; passages; changes: how many are new, changed, deleted, …;
 left_out: files and why; mended: files and what
 """)
-_SEARCH = _keys('passages: for each: rank, score, document, title, passage, text, words')
+_SEARCH = _keys("""
+passages: for each: rank, score, document, title, headings, passage, text, words
+""")
 _EVAL = _keys("""
 suites: for each: k of n passed, and the same for every tag; of a yardstick its scores; of an exam
 its measures, parts and lines
 """)
 REPORTS |= {
     'train': ReportFormat(_training_report, _TRAIN),
+    'assistant': ReportFormat(_assistant_report, _ASSISTANT),
     'speedrun': ReportFormat(_speedrun_report, _SPEEDRUN),
     'generate': ReportFormat(lambda text: dict(text=text), _GENERATE),
     'rag-index': ReportFormat(_index_report, _INDEX),

@@ -268,6 +268,11 @@ VERBS |= {
         'phase 1 on this machine, with a report',
         failed=lambda r: not r.passed,
     ),
+    'assistant': _whole(
+        'mypt.curriculum.assistant:assistant',
+        'documents and conversations in, a judged and served assistant out',
+        ('docs_dir',),
+    ),
     'speedrun': _whole(
         'mypt.curriculum.speedrun:speedrun',
         'the whole curriculum on this machine, gate by gate',
@@ -362,7 +367,7 @@ def signature_of(target: str) -> Signature:
 
 # %% ../../nbs/commands/table.ipynb #781f1dcf
 _FOLDERS = 'dir jobs_dir docs_dir dataset_dir dataset sft_dir general_dir general_shards_dir '
-_FILES = 'input inputs output report rejects against avoid html gguf keep load val_file '
+_FILES = 'input inputs output report rejects against avoid html gguf keep load val_file exam '
 KINDS_OF_VALUE = dict(
     FOLDER=_FOLDERS + 'output_dir index_dir out_dir mirror',
     FILE=_FILES + 'original english german log_sft pretrain_replay previous data '

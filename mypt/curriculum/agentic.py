@@ -11,6 +11,7 @@ __all__ = ['ERRORS', 'PATTERNS', 'PATTERN_SHARES', 'SIMPLE_PATTERNS', 'PHASE6', 
 
 # %% ../../nbs/28_agentic.ipynb #881ed162
 from collections.abc import Iterator
+from functools import partial
 from .facts import Fact
 from .recipe import Phase, Source
 from .questions import question
@@ -19,6 +20,7 @@ from .synthetic import first_question
 from mypt.curriculum.tool_script import (
     ScriptStyle,
     ToolScript,
+    own_pages,
     choice_thought,
     fact_meta,
     found_ids,
@@ -117,7 +119,7 @@ def compare(script: ToolScript) -> bool:
         return False
     other, q, r = drawn
     a, b = script.fact.doc_id, other.doc_id
-    script.ask(script.form('ask.compare', a=a, b=b, q=q, r=r))
+    script.ask(script.form('ask.compare', a=a, b=b, q=q, r=r), 'get_doc')
     first = script.call('get_doc', script.form('think.both', d=a, o=b), doc_id=a)
     second = script.call('get_doc', script.form('think.second', d=b, o=a), doc_id=b)
     shown = result_shows(first, script.fact) and result_shows(second, other)
@@ -245,7 +247,7 @@ def list_summarize(script: ToolScript) -> bool:
     size = summary_size(script)
     about = script.titled(document_topic(script))
     asked = script.form('ask.about', T=about)
-    script.ask(f'{asked} {script.form("ask.size", n=size)}' if size else asked)
+    script.ask(f'{asked} {script.form("ask.size", n=size)}' if size else asked, 'list_docs')
     n = script.call('list_docs', script.form('think.choose_list', T=about))['total']
     think = script.form('think.pick', d=d, t=t, n=n, T=about)
     return answer_summary(script, summarized(script, think, size))
@@ -258,7 +260,7 @@ def list_read(script: ToolScript) -> bool:
     if not asked or not own_title(script):
         return False
     about = script.titled(document_topic(script))
-    script.ask(script.form('ask.about_read', T=about, q=asked))
+    script.ask(script.form('ask.about_read', T=about, q=asked), 'list_docs')
     n = script.call('list_docs', script.form('think.choose_list', T=about))['total']
     think = script.form('think.pick_read', d=d, t=t, n=n, T=about)
     result = script.call('get_doc', think, doc_id=d)
@@ -280,7 +282,7 @@ def _asked_in(script: ToolScript, wrong: str) -> str | None:
     if wrong in {doc.doc_id for doc, _ in script.pages}:
         return None
     asked = question(script.rng, script.fact, simple=True)
-    script.ask(script.form('ask.look', d=wrong, q=asked))
+    script.ask(script.form('ask.look', d=wrong, q=asked), 'get_doc')
     return script.form('think.get', d=wrong)
 
 
@@ -391,7 +393,7 @@ def both_names(script: ToolScript) -> bool:
     "A document's name and its title, where one of them is allowed."
     d, t = script.doc.doc_id, script.doc.title
     asked = question(script.rng, script.fact, simple=True)
-    script.ask(script.form('ask.look', d=d, q=asked))
+    script.ask(script.form('ask.look', d=d, q=asked), 'get_doc')
     script.call('get_doc', script.form('think.get', d=d), wrong=True, doc_id=d, title=t)
     thought = script.form('err.both', d=d)
     result = script.call('get_doc', thought, doc_id=d)
@@ -402,7 +404,7 @@ def both_names(script: ToolScript) -> bool:
 def too_long(script: ToolScript) -> bool:
     "A summary of a length that is not allowed."
     d, wrong = script.doc.doc_id, script.rng.choice((5, 10, 5000, 10000))
-    script.ask(script.form('ask.summary', d=d))
+    script.ask(script.form('ask.summary', d=d), 'summarize')
     think = script.form('think.summarize', d=d)
     script.call('summarize', think, wrong=True, doc_id=d, max_length=wrong)
     thought = script.form('err.size', w=wrong, e=300)
@@ -489,17 +491,18 @@ def make_agentic(
     docs_dir: str | None = None,  # A workspace of these documents; else of invented ones
     shares: dict = PATTERN_SHARES,
     systems: str | list | tuple | dict | None = TOOL_SYSTEMS,
-    docs: tuple = (3, 4, 5, 6, 8, 12),  # Documents in an episode's workspace, drawn evenly
+    docs: tuple = (3, 4, 5, 6, 8),  # Documents in an episode's workspace, drawn evenly
     facts: int = 5,  # Facts in an invented document
     think: float = 1.0,  # How often a step is thought about
     held: bool = False,  # For suites: held-out names, one question
     before: float = 0.45,  # How many of the conversations with tools ask something else first
-    long: float = 0.065,  # How many of them fill a window of 4,096 tokens
+    long: float = 0.06,  # How many of them fill a window of 4,096 tokens
     simple: bool = False,  # Short documents, plain wordings, one play of each pattern
 ) -> Iterator[dict]:
     "Chains of up to four calls on a workspace; no two first questions are alike."
-    shelf = Shelf(docs_dir, held, facts, simple=simple)
-    style = ScriptStyle(docs, (160, 240, 300), think, simple, turns=not (held or simple))
+    shelf = own_pages(Shelf(docs_dir, held, facts, simple=simple), seed)
+    sizes = (100, 140, 180) if docs_dir else (120, 160, 240, 300)  # of a hit: real titles are long
+    style = ScriptStyle(docs, sizes, think, simple, turns=not (held or simple))
     kinds = SIMPLE_PATTERNS if simple else PATTERNS
     kinds = kinds if style.turns else single_turns(kinds)
     plain = PlainChats(n, seed, shelf, style)
@@ -537,6 +540,6 @@ PHASE6 = Phase(
 def agentic_suites() -> dict[str, list[dict]]:  # name → cases as in `assets/suites/NAME.jsonl`
     "The suites of phase 6: chains to be played with running tools."
     shares = dict(SEARCH_GETDOC_ANSWER=0.5, LIST_SELECT_SUMMARIZE=0.25, ERROR_RECOVERY=0.25)
-    system = (TOOL_SUITE_SYSTEM,)
-    chains = make_agentic(150, 'mixed', 951, shares=shares, systems=system, docs=(3,), held=True)
+    make = partial(make_agentic, shares=shares, systems=TOOL_SUITE_SYSTEM, docs=(3,), held=True)
+    chains = make(150, 'mixed', 951)
     return dict(chains=[agent_case(i, e, 'chains', 'completes') for i, e in enumerate(chains)])

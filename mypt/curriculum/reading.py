@@ -126,6 +126,7 @@ _PRONOUN = re.compile(
     r'(?!It (?:is|has been) \w+ that|Es ist \w+, dass)'
     r'(?:It|Its|He|His|She|Her|They|Er|Sie|Es|Ihre?|Seine?)\s'
 )
+_KNOWN = re.compile(r'(?:It (?:is|has been) \w+ that|Es ist \w+, dass) ')
 _ITEM = re.compile(r'\s+(?:-|\*|##+)\s+(?=[A-ZÄÖÜ])')
 _INVENTED = re.compile(
     r'\b(?:[BDFGHJKLMNPRSTVWZ]|Br|Dr|Gr|Kl|Pr|St|Tr)[aeiou]'
@@ -229,7 +230,7 @@ def sentences_about(passage: Passage, subject: str, names: Iterable[str] = ()) -
             out.append(prose)
         elif any(holds(prose, n) for n in others):
             last = False
-        elif last and _BACK.search(prose):
+        elif last and _BACK.search(_KNOWN.sub('', prose)):
             out.append(prose)
     return out
 

@@ -573,7 +573,7 @@ def gate_command(plan: PhasePlan) -> Command:
     )
 
     def settings() -> dict:
-        gate = [[r.name, r.suites, r.floor, r.check, r.tag] for r in plan.phase.gate]
+        gate = [[r.name, r.suites, r.floor, r.check, r.tag, r.most] for r in plan.phase.gate]
         weights = load_meta(plan.model_name).get('weights_sha256')
         return dict(gate=gate, language=options['language'], weights=weights)
 
@@ -630,6 +630,7 @@ _REPORT = dict(
                 floor=_RATE,
                 before=_RATE,
                 warns=Rule((bool,), needed=True),
+                too_long=Rule((int,)),
             ),
         ),
     ),
@@ -641,7 +642,10 @@ def stored_report(path: str | Path) -> GateReport:
     kept = json_object(path, read_text(Path(path), JUDGE_AGAIN), JUDGE_AGAIN)
     check_json(path, kept, _REPORT, JUDGE_AGAIN)
     names = ('name', 'passed', 'k', 'n', 'floor', 'before', 'warns')
-    rows = [GateRow(**{name: row[name] for name in names}) for row in kept['suites']]
+    rows = [
+        GateRow(**{name: row[name] for name in names}, too_long=row.get('too_long', 0))
+        for row in kept['suites']
+    ]
     return GateReport(kept['phase'], kept['model'], rows, kept['weights_sha256'])
 
 

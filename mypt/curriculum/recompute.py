@@ -409,6 +409,9 @@ class Limit(NamedTuple):
     unit: str  # `words` or `sentences`
 
 
+_DESCRIBED = re.compile(r',? (?:that|which|for|with|das|der|die|für|mit)\b')
+
+
 def asked_limit(question: str) -> Limit | None:
     "The limit that a question sets."
     found = _RANGE.search(question)
@@ -417,6 +420,8 @@ def asked_limit(question: str) -> Limit | None:
         return Limit(least, most, 'sentences' if found[3][0] in 'sS' else 'words')
     exact = sorted(_EXACT.finditer(question), key=lambda m: m[1].lower() in _ARTICLES)
     for found in exact:  # *find a word … in ten words*: an article comes last
+        if found[1].lower() in _ARTICLES and _DESCRIBED.match(question, found.end()):
+            continue
         n = _NUMERAL.get(found[1].lower()) or int(found[1])
         unit = 'sentences' if found[2][0] in 'sS' else 'words'
         at_most = found[3] or _MOST.search(question[: found.start()])

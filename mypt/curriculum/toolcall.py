@@ -35,8 +35,10 @@ from .synthetic import distinct, first_question, held_out
 
 # %% ../../nbs/27_toolcall.ipynb #26e875b5
 from mypt.curriculum.tool_script import (
+    NO_TOOL,
     ScriptStyle,
     ToolScript,
+    own_pages,
     choice_thought,
     empty_query,
     ends_well,
@@ -53,6 +55,7 @@ from mypt.curriculum.tool_script import (
 )
 from ..data.mix import REPLAY
 from ..data.prompts import CHAT_SYSTEM, systems_in
+from ..data.serialize import serialize, to_ids
 from ..data.tokenizer import get_tokenizer
 from ..eval.gates import OOD_FLOOR, Requirement, keeps_earlier
 from ..model.config import load_config
@@ -65,7 +68,7 @@ def with_decoy(script: ToolScript, asked: str) -> str:
     if not rest:
         return asked
     said = sentences(script.rng.choice(named or rest).text)
-    text = ' '.join(said[: script.rng.randint(1, 4)])[:900]
+    text = ' '.join(said[: script.rng.randint(1, 3)])[:500]
     if not ends_well(text):
         return asked
     form = script.rng.choice(talk_forms('small_talk', script.lang)['text.q'])
@@ -119,7 +122,9 @@ def search_again(script: ToolScript) -> bool:
 def _known_fact(script: ToolScript, result: dict) -> Fact | None:
     "Another fact of the same document that a result shows, about the same subject if there is one."
     _, found = next(p for p in script.pages if p[0].doc_id == script.doc.doc_id)
+    others = [d.text for d, _ in script.pages if d.doc_id != script.doc.doc_id]
     shown = [f for f in found if f != script.fact and result_shows(result, f)]
+    shown = [f for f in shown if not any(may_state(text, f) for text in others)]
     same = [f for f in shown if f.subject == script.fact.subject]
     return script.rng.choice(same or shown) if shown else None
 
@@ -146,7 +151,7 @@ def _names(documents: list[dict]) -> str:
 
 
 def _listed(script: ToolScript, slot: str, **values) -> list[dict]:
-    script.ask(script.form(slot, **values))
+    script.ask(script.form(slot, **values), 'list_docs', names=False)
     return script.call('list_docs', script.form('think.list'))['documents']
 
 
@@ -230,7 +235,7 @@ def ask_which(script: ToolScript) -> bool:
         return False
     word = script.rng.choice(sorted(words))
     ids = words[word]
-    script.ask(script.form('ask.ambiguous', w=word))
+    script.ask(script.form('ask.ambiguous', w=word), 'list_docs', names=False)
     script.call('list_docs', script.form('think.choose_list', t=word))
     either = ' or ' if script.lang == 'en' else ' oder '
     names = dict(n=len(ids), l=', '.join(ids), o=either.join((', '.join(ids[:-1]), ids[-1])))
@@ -258,10 +263,10 @@ def get_first(script: ToolScript) -> bool:
     d, title = script.doc.doc_id, script.doc.title
     titles = [doc.title.casefold() for doc, _ in script.pages]
     if script.chance(0.35) and titles.count(title.casefold()) == 1:
-        script.ask(script.form('ask.open_title', t=title))
+        script.ask(script.form('ask.open_title', t=title), 'get_doc')
         result = script.call('get_doc', script.form('think.get_title', t=title), title=title)
     else:
-        script.ask(script.form('ask.open', d=d))
+        script.ask(script.form('ask.open', d=d), 'get_doc')
         result = script.call('get_doc', script.form('think.get', d=d), doc_id=d)
     first = first_sentence(result['text'])
     if not first:
@@ -273,7 +278,7 @@ def get_fact(script: ToolScript) -> bool:
     "A question about a document that is named."
     d = script.doc.doc_id
     asked = question(script.rng, script.fact, simple=True)
-    script.ask(script.form('ask.look', d=d, q=asked))
+    script.ask(script.form('ask.look', d=d, q=asked), 'get_doc')
     result = script.call('get_doc', script.form('think.get', d=d), doc_id=d)
     if not result_shows(result, script.fact):
         return False
@@ -295,7 +300,7 @@ def get_known(script: ToolScript) -> bool:
 def ask_opening(script: ToolScript, result: dict) -> bool:
     "How a document that was read begins."
     d, first = script.doc.doc_id, first_sentence(result['text'])
-    script.ask(script.form('ask.open', d=d))
+    script.ask(script.form('ask.open', d=d), NO_TOOL)
     return bool(first) and script.answer(first, d, script.form('none.known', d=d), opening=True)
 
 
@@ -343,7 +348,7 @@ def summarized(script: ToolScript, think: str, size: int) -> dict:
 # %% ../../nbs/27_toolcall.ipynb #9ee555bf
 def shorten(script: ToolScript, asked: str, think: str, size: int) -> bool:
     "The summary of a document that was asked for, in a length that the user may give."
-    script.ask(asked)
+    script.ask(asked, 'summarize')
     return answer_summary(script, summarized(script, think, size))
 
 
@@ -361,11 +366,11 @@ def summarize_document(script: ToolScript) -> bool:
 # %% ../../nbs/27_toolcall.ipynb #245a203f
 def summarize_text(script: ToolScript) -> bool:
     "A summary of a text that the user brings."
-    text = ' '.join(sentences(script.doc.text))[:1200]
+    text = ' '.join(sentences(script.doc.text))[:800]
     text = text[: text.rfind('. ') + 1]
     if len(text) < 350 or '](' in text:
         return False
-    script.ask(script.form('ask.summary_text', x=text))
+    script.ask(script.form('ask.summary_text', x=text), 'summarize')
     result = script.call('summarize', script.form('think.summarize_text'), text=text)
     if not ends_well(result['summary']) or len(result['summary']) > 0.8 * len(text):
         return False
@@ -377,7 +382,7 @@ def summary_known(script: ToolScript) -> bool:
     if not script.style.turns or not summarize_document(script):
         return False
     d, short = script.doc.doc_id, script.messages[-1]['content']
-    script.ask(script.form('ask.again', d=d))
+    script.ask(script.form('ask.again', d=d), NO_TOOL)
     return script.answer(short, d, script.form('none.known', d=d), summary=True)
 
 
@@ -387,9 +392,9 @@ def list_known(script: ToolScript) -> bool:
         return False
     d, found = script.doc.doc_id, script.messages[-2]['content']['documents']
     if script.rng.random() < 0.3:
-        script.ask(script.form('ask.count'))
+        script.ask(script.form('ask.count'), NO_TOOL)
         return answer_count(script, found, 'none.said')
-    script.ask(script.form('ask.besides', d=d))
+    script.ask(script.form('ask.besides', d=d), NO_TOOL)
     return answer_besides(script, found, script.form('none.said'))
 
 # %% ../../nbs/27_toolcall.ipynb #a9403d55
@@ -477,7 +482,7 @@ def wrong_summary(script: ToolScript) -> bool:
     "A summary, where a detail was asked for."
     d = script.doc.doc_id
     asked = question(script.rng, script.fact, simple=True)
-    script.ask(script.form('ask.look', d=d, q=asked))
+    script.ask(script.form('ask.look', d=d, q=asked), 'get_doc')
     think = script.form('think.summarize', d=d)
     short = script.call('summarize', think, wrong=True, doc_id=d, max_length=100)
     if result_hints(short, script.fact):
@@ -490,7 +495,7 @@ def wrong_summary(script: ToolScript) -> bool:
 
 def wrong_search(script: ToolScript) -> bool:
     "A search, where a list was asked for."
-    script.ask(script.form('ask.list'))
+    script.ask(script.form('ask.list'), 'list_docs', names=False)
     query = 'documents' if script.lang == 'en' else 'Dokumente'
     script.call('search', script.form('think.search', q=query), wrong=True, query=query)
     thought = script.form('wrong.search')
@@ -505,7 +510,7 @@ def wrong_search(script: ToolScript) -> bool:
 def wrong_get(script: ToolScript) -> bool:
     "The whole text, where a summary was asked for."
     d = script.doc.doc_id
-    script.ask(script.form('ask.summary', d=d))
+    script.ask(script.form('ask.summary', d=d), 'summarize')
     script.call('get_doc', script.form('think.get', d=d), wrong=True, doc_id=d)
     thought = script.form('wrong.get', d=d)
     result = script.call('summarize', thought, doc_id=d)
@@ -516,7 +521,7 @@ def wrong_get(script: ToolScript) -> bool:
 def wrong_piece(script: ToolScript) -> bool:
     "A search, where a document was named."
     d = script.doc.doc_id
-    script.ask(script.form('ask.open', d=d))
+    script.ask(script.form('ask.open', d=d), 'get_doc')
     query = d.rpartition('.')[0] or d
     think = script.form('think.search', q=query)
     script.call('search', think, wrong=True, query=query)
@@ -633,9 +638,8 @@ _SIDE_PLAYS: tuple[ToolPlay, ...] = (
 
 
 def message_tokens(messages: list[dict]) -> int:
-    "About how many tokens of GPT-2 messages are."
-    texts = (str([m.get(k) for k in ('content', 'arguments', 'think', 'cite')]) for m in messages)
-    return sum(len(_GPT2().encode(text)) + 8 for text in texts)
+    "How many tokens of GPT-2 messages are, from a question to an answer."
+    return len(to_ids(serialize({'messages': messages}), _GPT2()))
 
 # %% ../../nbs/27_toolcall.ipynb #8fb0b4b0
 def try_play(script: ToolScript, play: ToolPlay) -> bool:
@@ -697,8 +701,7 @@ def script_meta(script: ToolScript, play: ToolPlay) -> dict:
     )
     if len(script.turns) > 1:
         meta['abouts'] = [turn['about'] for turn in script.turns]
-    there = {d.doc_id: d.text for d, _ in script.pages}
-    return meta | dict(documents=sorted(there) if script.shelf.read else there)
+    return meta | dict(documents={d.doc_id: d.text for d, _ in script.pages})
 
 # %% ../../nbs/27_toolcall.ipynb #024bcfb8
 Card = tuple[str, ToolPlay | None]  # (kind, how it is played; None: no tool)
@@ -796,7 +799,7 @@ class ToolEpisodes:
             return 0
         drawn = rng.random()
         if drawn < self.long:
-            return NEAR_WINDOW[0] - 100
+            return NEAR_WINDOW[0] - 200
         return 1 if drawn < self.long + self.before else 0
 
     def new(
@@ -865,16 +868,16 @@ def make_toolcall(
     docs_dir: str | None = None,  # A workspace of these documents; else of invented ones
     shares: dict = TOOL_SHARES,  # How often each kind comes
     systems: str | list | tuple | dict | None = TOOL_SYSTEMS,
-    docs: tuple = (3, 4, 5, 6, 8, 12),  # Documents in an episode's workspace, drawn evenly
+    docs: tuple = (3, 3, 4, 5, 6),  # Documents in an episode's workspace, drawn evenly
     facts: int = 3,  # Facts in an invented document
-    think: float = 0.85,  # How often a step is thought about
+    think: float = 0.75,  # How often a step is thought about
     held: bool = False,  # For suites: held-out names, one question
-    long: float = 0.065,  # How many of the conversations with tools fill a window of 4,096 tokens
+    long: float = 0.06,  # How many of the conversations with tools fill a window of 4,096 tokens
     simple: bool = False,  # Short documents, plain wordings, one play of each kind
 ) -> Iterator[dict]:
     "Questions about a workspace, answered with a call or two; no two first questions are alike."
-    shelf = Shelf(docs_dir, held, facts, simple=simple)
-    style = ScriptStyle(docs, (60, 100, 140, 240), think, simple, turns=not (held or simple))
+    shelf = own_pages(Shelf(docs_dir, held, facts, simple=simple), seed)
+    style = ScriptStyle(docs, (50, 60, 80, 100), think, simple, turns=not (held or simple))
     kinds = SIMPLE_KINDS if simple else TOOL_KINDS
     kinds = kinds if style.turns else single_turns(kinds)
     plain = PlainChats(n, seed, shelf, style)
@@ -905,7 +908,10 @@ PHASE5 = Phase(
 )
 
 # %% ../../nbs/27_toolcall.ipynb #66658d10
-TOOL_SUITE_SYSTEM = f'{CHAT_SYSTEM} Tools: {", ".join(TOOLS)}.'
+TOOL_SUITE_SYSTEM = dict(
+    en=f'{CHAT_SYSTEM} Tools: {", ".join(TOOLS)}.',
+    de=f'Du bist MyPT. Werkzeuge: {", ".join(TOOLS)}.',
+)
 
 
 def agent_case(i: int, e: dict, suite: str, check: str) -> dict:
@@ -925,8 +931,7 @@ def agent_case(i: int, e: dict, suite: str, check: str) -> dict:
 # %% ../../nbs/27_toolcall.ipynb #9c5f1213
 def toolcall_suites() -> dict[str, list[dict]]:  # name → cases as in `assets/suites/NAME.jsonl`
     "The suites of phase 5: every document in them is about a held-out name."
-    system = (TOOL_SUITE_SYSTEM,)
-    make = partial(make_toolcall, language='mixed', systems=system, docs=(3,), held=True)
+    make = partial(make_toolcall, language='mixed', systems=TOOL_SUITE_SYSTEM, docs=(3,), held=True)
     each = dict(search=0.4, list=0.2, get=0.2, summarize=0.2)
     choice = []
     for i, e in enumerate(make(160, seed=941, shares=each)):

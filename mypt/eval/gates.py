@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from ..data.episodes import shown
 from ..errors import UserError
 from .exam import Exam, ExamReport
@@ -78,6 +77,7 @@ class GateRow:
     floor: float
     before: float | None = None  # rate of the previous report
     warns: bool = False  # says so, and does not fail
+    too_long: int = 0  # of those that failed: they left no space for a reply
 
     @property
     def rate(self) -> float:
@@ -98,7 +98,7 @@ class GateRow:
         low, high = self.interval
         counts = dict(name=self.name, passed=self.passed, k=self.k, n=self.n, rate=self.rate)
         limits = dict(low=low, high=high, floor=self.floor, before=self.before, warns=self.warns)
-        return counts | limits
+        return counts | limits | dict(too_long=self.too_long)
 
 # %% ../../nbs/18_gates.ipynb #00aec74b
 @dataclass
@@ -138,6 +138,16 @@ class GateReport:
         return f'<pre>{html.escape(str(self))}</pre>'
 
 # %% ../../nbs/18_gates.ipynb #4c0777c7
+def _row_note(r: GateRow) -> str:
+    "What stands behind a row; empty where there is nothing to say."
+    notes = []
+    if r.before is not None:
+        notes.append(f'was {r.before:.1%}')
+    if r.too_long:
+        notes.append(f'{r.too_long} too long')
+    return f'({", ".join(notes)})' if notes else ''
+
+
 def _report_table(report: GateReport) -> str:
     "A report as lines of text."
     line = '{:<2} {:<22} {:>9} {:>7}   {:<16} {:>6} {}'.format
@@ -145,9 +155,8 @@ def _report_table(report: GateReport) -> str:
     for r in report.rows:
         low, high = r.interval
         interval = f'{low:.1%} – {high:.1%}'
-        before = '' if r.before is None else f'(was {r.before:.1%})'
         cases, rate, needs = f'{r.k}/{r.n}', f'{r.rate:.1%}', f'{r.floor:.0%}'
-        lines.append(line(r.mark, r.name, cases, rate, interval, needs, before))
+        lines.append(line(r.mark, r.name, cases, rate, interval, needs, _row_note(r)))
     verdict = 'passed' if report.passed else 'NOT passed'
     lines.append(f'gate of phase {report.phase}: {verdict}')
     if report.yardsticks:
@@ -205,7 +214,9 @@ def judge(
         k, n = _count(r, results, responder)
         if language and not n:
             continue
-        rows.append(GateRow(r.name, k >= r.floor * n, k, n, r.floor, before.get(r.name), r.warns))
+        row = GateRow(r.name, k >= r.floor * n, k, n, r.floor, before.get(r.name), r.warns)
+        row.too_long = sum(results[s].too_long(r.tag) for s in r.suites)
+        rows.append(row)
     return GateReport(phase, model, rows, suites=results)
 
 # %% ../../nbs/18_gates.ipynb #d2aa2ce5

@@ -76,6 +76,12 @@ class Reply:
         return EOT in self.names or (self.run is not None and self.run.stopped == 'answer')
 
     @property
+    def no_space(self) -> bool:  # The history filled the context, so nothing was said
+        if not self.ids or self.run is None:
+            return not self.ids
+        return self.run.stopped == 'length' and self.run.steps[-1].message is not None
+
+    @property
     def closed(self) -> bool:
         if self.run is not None:
             return self.run.stopped == 'answer'

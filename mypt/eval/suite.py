@@ -195,8 +195,13 @@ class SuiteResult:
         tag: str | None = None,  # Only cases with this tag
     ) -> tuple[int, int]:  # (passed, all)
         "How many cases pass."
-        chosen = [i for i, c in enumerate(self.cases) if tag is None or tag in c.tags]
+        chosen = [i for i, c in enumerate(self.cases) if _has(c, tag)]
         return sum(self.passes(i, check) for i in chosen), len(chosen)
+
+    def too_long(self, tag: str | None = None) -> int:  # Only cases with this tag
+        "Cases that were not asked to the end: their history left no space for a reply."
+        chosen = [rs for c, rs in zip(self.cases, self.replies, strict=True) if _has(c, tag)]
+        return sum(any(r.no_space for r in replies) for replies in chosen)
 
     def by_tag(self) -> dict[str, tuple[int, int]]:  # tag → (passed, all)
         "Counts for every tag."
@@ -222,6 +227,10 @@ class SuiteResult:
         return f'<b>{html.escape(repr(self))}</b>{_failures_html(self.failed[:8])}'
 
 # %% ../../nbs/17_suite.ipynb #afa63f1c
+def _has(case: Case, tag: str | None) -> bool:
+    return tag is None or tag in case.tags
+
+
 def _failures_html(failed: list[tuple[Case, Reply]]) -> str:  # Empty when there are none
     "A table of cases and what was said."
     if not failed:

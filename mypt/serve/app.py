@@ -367,7 +367,7 @@ def make_app(
         '/v1/documents/{name:path}': ends.document,
         '/health': health,
         '/': _static('text/html', 'chat.html'),
-        '/chat.js': _static('text/javascript', 'chat.js'),
+        '/chat.js': _static('text/javascript', 'markdown.js', 'chat.js'),
         '/chat.css': _static('text/css', 'palette.css', 'chat.css'),
     }
     for path, fn in get.items():
@@ -567,19 +567,35 @@ def find_models(names: list[str] | None) -> dict[str, Path]:  # None: all under 
             raise UserError(f'{path}: no such model; mypt serve --models NAME …, or a folder')
     return paths
 
+# %% ../../nbs/serve/app.ipynb #e1ef875b
+def _token_of(given: str | None, file: str | None) -> str | None:
+    "The token that was given, or that of a file, or of the environment; None without any."
+    if given and file:
+        raise UserError('give --token or --token_file, not both')
+    if not file:
+        return given or os.environ.get('MYPT_TOKEN') or None
+    try:
+        words = Path(file).read_text(encoding='utf-8')[:10_000].split()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f'{file}: the token cannot be read ({type(e).__name__})') from None
+    if len(words) != 1:
+        raise UserError(f'{file}: expected the token alone, one word; found {len(words)}')
+    return words[0]
+
 # %% ../../nbs/serve/app.ipynb #4a193ca1
 def _checked_token(host: str, token: str | None) -> str | None:
-    token = token or os.environ.get('MYPT_TOKEN') or None
     if not is_loopback(host) and not token:
         raise UserError(
             f'--host {host} can be reached from other machines; '
-            'set MYPT_TOKEN (or --token) so that only you are answered'
+            'set MYPT_TOKEN (or --token_file) so that only you are answered'
         )
     if token is not None and len(token) < 16:
         raise UserError(
             'the token is shorter than 16 characters; python -c "import secrets; '
             'print(secrets.token_urlsafe())" makes one'
         )
+    if token is not None and not (token.isascii() and token.isprintable() and ' ' not in token):
+        raise UserError('the token holds characters that no client can send; use ASCII letters')
     return token
 
 # %% ../../nbs/serve/app.ipynb #2f344be3
@@ -632,20 +648,22 @@ def serve(
     index_dir: str | None = None,  # … or an index of them, from `mypt rag-index`
     host: str = '127.0.0.1',  # Where to listen; beyond this machine a token is needed
     port: int = 8000,  # 0 takes any that is free
-    token: str | None = None,  # What clients must send; better in the environment as MYPT_TOKEN
+    token: str | None = None,  # What clients must send; better in MYPT_TOKEN, or a file
+    token_file: str | None = None,  # File that holds the token
     slots: int = 16,  # Answers that a model makes side by side
     max_new_tokens: int = 1024,  # Tokens of an answer, at most
     max_body: int = 1 << 20,  # Bytes of a request, at most
     timeout: float = 120.0,  # Seconds for an answer, at most
     concurrency: int = 64,  # Answers at work, at most; more are told to come back
     device: str = 'auto',
+    dtype: str = 'auto',  # float32 (exact), float16, bfloat16; auto: the fastest here
     check: bool = False,  # Load every model, ask it once, and exit
 ) -> RunningServer | None:  # In a notebook; in a shell it serves until Ctrl-C
     "Serve models in OpenAI's protocol, with a page to chat at /."
-    token = _checked_token(host, token)
+    token = _checked_token(host, _token_of(token, token_file))
     workspace = open_documents(docs_dir, index_dir)
     limits = Limits(max_body, seconds=timeout, new_tokens=max_new_tokens, at_once=concurrency)
-    runners = Runners(find_models(models), slots, device)
+    runners = Runners(find_models(models), slots, device, dtype)
     app = make_app(runners, limits, workspace, token)
     running = None
     try:

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ERROR_TYPES', 'ApiError', 'refuse', 'strict_json', 'check_characters', 'EpisodeBuilder', 'to_episode', 'new_id',
-           'to_message', 'to_messages', 'NumberRange', 'read_tools', 'ChatRequest', 'read_body', 'usage',
-           'chat_completion', 'chat_chunk', 'StopAt']
+           'to_message', 'to_messages', 'NumberRange', 'ClientTool', 'Wants', 'read_wants', 'ChatRequest', 'read_body',
+           'usage', 'chat_completion', 'chat_chunk', 'StopAt']
 
 # %% ../../nbs/serve/openai.ipynb #90fbbd11
 import json
+import re
 import secrets
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
@@ -17,6 +18,7 @@ from ..agent.tools import Tool
 from ..data.episodes import EpisodeError, check_episode
 from ..data.serialize import check_order, dump_json
 from ..errors import UserError, nearest
+from ..inference.constrain import ANY_OBJECT, tight_schema
 from ..inference.sampling import Sampling
 
 # %% ../../nbs/serve/openai.ipynb #a29c766d
@@ -299,9 +301,10 @@ _NUMBERS = dict(
 # %% ../../nbs/serve/openai.ipynb #678476b1
 _SWITCHES = ('stream', 'parallel_tool_calls', 'store')
 _NEUTRAL = dict(  # the only values that change nothing
-    logprobs=(False,), response_format=({'type': 'text'},), logit_bias=({},), modalities=(['text'],)
+    logprobs=(False,), logit_bias=({},), modalities=(['text'],)
 )
-_READ = ('model', 'messages', 'tools', 'tool_choice', 'stop', 'stream_options', 'mypt')
+_READ = ('model', 'messages', 'stop', 'stream_options', 'mypt')
+_WANTED = ('tools', 'tool_choice', 'response_format')
 _WITHOUT_EFFECT = (
     'user',
     'metadata',
@@ -311,7 +314,7 @@ _WITHOUT_EFFECT = (
     'reasoning_effort',
     'verbosity',
 )
-_KEYS = (*_READ, *_NUMBERS, *_SWITCHES, *_WITHOUT_EFFECT, *_NEUTRAL)
+_KEYS = (*_READ, *_WANTED, *_NUMBERS, *_SWITCHES, *_WITHOUT_EFFECT, *_NEUTRAL)
 
 # %% ../../nbs/serve/openai.ipynb #0b79f330
 def _check_number(body: dict, key: str) -> None:
@@ -344,42 +347,109 @@ def _check_keys(body: dict) -> None:
     for k in _NUMBERS:
         _check_number(body, k)
 
-# %% ../../nbs/serve/openai.ipynb #9ebde354
-def read_tools(body: dict) -> dict[str, Tool]:
-    "The tools that a request offers; none when `tool_choice` says so."
-    tools = body.get('tools') or []
-    choice = body.get('tool_choice') or 'auto'
-    if not isinstance(tools, list) or len(tools) > 32:
-        raise ApiError('tools must be a list of 32 at most', param='tools')
-    if choice not in ('auto', 'none'):
-        raise ApiError("tool_choice can be 'auto' or 'none' here", param='tool_choice')
-    read = [_read_tool(t, f'tools[{i}]') for i, t in enumerate(tools)]
-    return {} if choice == 'none' else {t.name: t for t in read}
+# %% ../../nbs/serve/openai.ipynb #ce216f35
+def _check_schema(schema: Any, path: str) -> None:
+    try:
+        tight_schema(schema, path)
+    except UserError as e:
+        raise ApiError(str(e), param=path) from None
+
+# %% ../../nbs/serve/openai.ipynb #5c4fa253
+class ClientTool(Tool):
+    "A tool that a client describes and runs."
+
+    @property
+    def either(self) -> list[str]:  # its branches may be of any kind, and are not described
+        return []
 
 # %% ../../nbs/serve/openai.ipynb #06be2213
-def _read_tool(tool: Any, path: str) -> Tool:
+_NAME = re.compile(r'[\w.:/-]{1,64}')
+
+
+def _read_tool(tool: Any, path: str) -> ClientTool:
     is_function = isinstance(tool, dict) and tool.get('type') == 'function'
     f = tool.get('function') if is_function else None
     name = f.get('name') if isinstance(f, dict) else None
-    if not isinstance(f, dict) or not isinstance(name, str) or not 0 < len(name) <= 64:
+    if not isinstance(f, dict) or not isinstance(name, str) or not _NAME.fullmatch(name):
         problem = 'expected {"type": "function", "function": {"name": …}}'
-        raise ApiError(problem, param=path)
+        raise ApiError(f'{path}: {problem}, the name of letters, digits and . : / - _', param=path)
     about = f.get('description') or 'use it'
     schema = f.get('parameters') or {}
     properties = _properties(schema)
     if properties is None or not isinstance(about, str):
         problem = 'parameters must be a JSON schema of an object, description a text'
-        raise ApiError(problem, param=f'{path}.function')
-    return Tool(name, about, dict(type='object', properties=properties))
+        raise ApiError(f'{path}.function: {problem}', param=f'{path}.function')
+    _check_schema(schema, f'{path}.function.parameters')
+    return ClientTool(name, about, schema | dict(type='object', properties=properties))
 
 
 def _properties(schema: Any) -> dict[str, dict] | None:  # without defaults; None: no such schema
     properties = (schema.get('properties') or {}) if isinstance(schema, dict) else None
-    if not isinstance(properties, dict):
+    if not isinstance(properties, dict) or schema.get('type', 'object') != 'object':
         return None
     if not all(isinstance(v, dict) for v in properties.values()):
         return None
     return {k: {x: y for x, y in v.items() if x != 'default'} for k, v in properties.items()}
+
+# %% ../../nbs/serve/openai.ipynb #c042a0c5
+def _read_tools(tools: Any) -> dict[str, Tool]:  # by name
+    if not isinstance(tools, list) or len(tools) > 32:
+        raise ApiError('tools must be a list of 32 at most', param='tools')
+    out: dict[str, Tool] = {}
+    for i, tool in enumerate(tools):
+        read = _read_tool(tool, f'tools[{i}]')
+        if read.name in out:
+            raise ApiError(f'tools[{i}]: {read.name!r} comes twice', param=f'tools[{i}]')
+        out[read.name] = read
+    return out
+
+
+def _chosen(choice: Any, tools: dict[str, Tool]) -> tuple[dict[str, Tool], bool]:
+    "The tools that may be called, and whether one must be."
+    if choice in ('auto', 'none'):
+        return (tools if choice == 'auto' else {}), False
+    if choice == 'required' and tools:
+        return tools, True
+    f = choice.get('function') if isinstance(choice, dict) else None
+    name = f.get('name') if isinstance(f, dict) else None
+    if not isinstance(name, str) or name not in tools:
+        problem = "can be 'auto', 'none', 'required' or a function by its name; it must be in tools"
+        raise ApiError(f'tool_choice: {problem}', param='tool_choice')
+    return {name: tools[name]}, True
+
+# %% ../../nbs/serve/openai.ipynb #5b7396c7
+def _answer_schema(wanted: Any) -> dict | None:  # None: any text
+    path = 'response_format'
+    kind = wanted.get('type') if isinstance(wanted, dict) else None
+    if wanted is None or kind == 'text':
+        return None
+    if kind == 'json_object':
+        return ANY_OBJECT
+    inner = wanted.get('json_schema') if kind == 'json_schema' else None
+    schema = inner.get('schema') if isinstance(inner, dict) else None
+    if not isinstance(schema, dict):
+        forms = 'text, json_object, or json_schema with {"json_schema": {"name": …, "schema": {…}}}'
+        refuse(path, f'expected {{"type": …}}, one of {forms}')
+    _check_schema(schema, f'{path}.json_schema.schema')
+    return schema
+
+# %% ../../nbs/serve/openai.ipynb #02ab0f2a
+@dataclass
+class Wants:
+    "What a request wants its reply to be."
+
+    tools: dict[str, Tool] = field(default_factory=dict)  # the model is told of these
+    calls: dict[str, Tool] = field(default_factory=dict)  # and may call these
+    must_call: bool = False
+    answer: dict | None = None  # the JSON schema of a text; None: any text
+
+# %% ../../nbs/serve/openai.ipynb #9ebde354
+def read_wants(body: dict) -> Wants:
+    "What a request wants its reply to be; raises `ApiError`."
+    tools = _read_tools(body.get('tools') or [])
+    calls, must_call = _chosen(body.get('tool_choice') or 'auto', tools)
+    answer = _answer_schema(body.get('response_format'))
+    return Wants(tools if calls else {}, calls, must_call, answer)
 
 # %% ../../nbs/serve/openai.ipynb #67c2baa6
 @dataclass
@@ -388,7 +458,7 @@ class ChatRequest:
 
     model: str
     episode: dict
-    tools: dict[str, Tool] = field(default_factory=dict)  # those that the client runs
+    wants: Wants = field(default_factory=Wants)  # what the reply must be
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None  # None: as many as fit
     stop: tuple = ()  # texts that end the answer
@@ -418,7 +488,7 @@ def read_body(body: Any) -> ChatRequest:
     return ChatRequest(
         body['model'],
         to_episode(body.get('messages')),
-        read_tools(body),
+        read_wants(body),
         _sampling(body),
         most,
         _stops(body.get('stop')),

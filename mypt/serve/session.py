@@ -93,9 +93,10 @@ class Session(Conversation):
         model_name: str | Path,
         workspace: Workspace | None = None,
         device: str = 'auto',
+        dtype: str = 'auto',
         **settings,  # fields of Settings
     ):
-        super().__init__(model_name, workspace, device)
+        super().__init__(model_name, workspace, device, dtype)
         self.settings = Settings(**settings)
 
     def _system(self, messages: list[dict]) -> str:

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ReadFn', 'LABELS', 'COMMANDS', 'safe', 'read_question', 'Screen', 'Terminal', 'ReplyPrinter', 'command',
            'number_settings', 'run_command', 'set_number', 'do_mode', 'do_model', 'do_system', 'do_think', 'do_new',
-           'do_undo', 'do_retry', 'do_history', 'do_trace', 'do_save', 'do_load', 'do_help', 'do_quit', 'chat']
+           'do_undo', 'HeldPrinter', 'do_retry', 'do_history', 'do_trace', 'do_save', 'do_load', 'do_help', 'do_quit',
+           'chat']
 
 # %% ../../nbs/serve/terminal.ipynb #9e1a8ef4
 import atexit
@@ -85,6 +86,7 @@ class Terminal(Screen):
         super().__init__(out)
         self.talk = talk
         self.last: AgentRun | None = None  # the turn that was made last
+        self.earlier: list[str] = []  # all answers to the last question
         self.going = True
 
     def take(self, text: str) -> None:
@@ -104,13 +106,18 @@ class Terminal(Screen):
     def answer(self, question: str) -> None:
         "Ask the model, and print its reply while it comes."
         self.last = run = self.talk.ask(question, ReplyPrinter(self))
+        self.earlier = [run.answer] if run.answer else []
+        self.tell(run)
+
+    def tell(self, run: AgentRun) -> None:
+        "What is to be said after a reply."
         self.put('\n')
         if run.answer is None:
             self.line(f'({STOPPED[run.stopped]}; this turn is forgotten)')
         asked = [m for m in run.episode['messages'] if m['role'] == 'user']
         sources = passage_names(asked[-1].get('context', ''))
         if sources:
-            self.line('sources: ' + ', '.join(sources))
+            self.line('passages from: ' + ', '.join(sources))
 
 # %% ../../nbs/serve/terminal.ipynb #a8500588
 LABELS = dict(text='', toolcall='call: ', cite='cites: ')  # of the parts of a reply
@@ -224,15 +231,50 @@ def do_undo(terminal: Terminal, rest: str) -> None:
     question = terminal.talk.undo()
     terminal.line('nothing to take back' if question is None else f'taken back: {question}')
 
+# %% ../../nbs/serve/terminal.ipynb #c73c8cc6
+class HeldPrinter(ReplyPrinter):
+    "Prints a reply from where it differs from all of some texts."
 
+    def __init__(self, terminal: Terminal, earlier: list[str]):
+        super().__init__(terminal)
+        self.earlier = earlier
+        self.text = ''
+        self.held: list[tuple[str, str]] = []  # pieces that were not printed yet
+
+    def __call__(self, kind: str, text: str) -> None:
+        self.held.append((kind, text))
+        self.text += text if kind == 'text' else ''
+        if not any(said.startswith(self.text) for said in self.earlier):
+            self.flush()
+
+    def flush(self) -> None:
+        "Print what was held back."
+        for kind, text in self.held:
+            super().__call__(kind, text)
+        self.held = []
+
+# %% ../../nbs/serve/terminal.ipynb #7d441477
 @command
 def do_retry(terminal: Terminal, rest: str) -> None:
-    "ask the last question again, with the next seed"
-    question = terminal.talk.undo()
-    if question is None:
+    "say something else to the last question"
+    talk, settings = terminal.talk, terminal.talk.settings
+    if not talk.turns:
         raise UserError('/retry: nothing was asked yet')
-    terminal.talk.settings.seed += 1
-    terminal.answer(question)
+    usual, run, printer = settings.temperature, None, None
+    settings.temperature = usual or 0.7
+    try:
+        for _ in range(5):
+            question = talk.undo()
+            settings.seed += 1
+            printer = HeldPrinter(terminal, terminal.earlier)
+            terminal.last = run = talk.ask(question, printer)
+            if run.answer is None or run.answer not in terminal.earlier:
+                break
+    finally:
+        settings.temperature = usual
+    printer.flush()
+    terminal.earlier += [run.answer] if run.answer else []
+    terminal.tell(run)
 
 # %% ../../nbs/serve/terminal.ipynb #19ed58b5
 @command
@@ -327,11 +369,12 @@ def chat(
     mode: str = 'chat',  # `chat`, `rag` (passages are looked up) or `agent` (it uses tools)
     system: str | None = None,  # System prompt; the model's own when left out
     think: bool = False,  # Show what the model thinks
-    temperature: float = 0.0,  # 0 is greedy
+    temperature: float = 0.7,  # 0 always gives the likeliest answer
     max_new_tokens: int = 200,  # Tokens of a reply
     seed: int = 0,
     load: str | None = None,  # Go on with a conversation that /save wrote
     device: str = 'auto',
+    dtype: str = 'auto',  # float32 (exact), float16, bfloat16; auto: the fastest here
 ):
     "Talk with a model; /help lists what can be typed."
     if mode not in MODES:
@@ -340,7 +383,7 @@ def chat(
     if mode != 'chat' and workspace is None:
         raise UserError(f'--mode {mode} needs --docs_dir or --index_dir')
     settings = Settings(mode, system, think, temperature, seed, max_new_tokens)
-    screen = Terminal(Session(model_name, workspace, device, **vars(settings)))
+    screen = Terminal(Session(model_name, workspace, device, dtype, **vars(settings)))
     if load:
         do_load(screen, load)
     _talk(screen, _line_reader())
@@ -350,7 +393,9 @@ def _talk(screen: Terminal, read: ReadFn) -> None:
     "Questions and answers until the end of the input, or /quit."
     if sys.stdin.isatty():
         talk = screen.talk
-        screen.line(f'{talk.name}, {MODES[talk.settings.mode]}. /help lists commands, Ctrl-D ends.')
+        s = talk.settings
+        screen.line(f'{talk.name}, {MODES[s.mode]}, /temperature {s.temperature:g}.')
+        screen.line('/help lists commands, Ctrl-D ends.')
     while screen.going:
         try:
             question = read_question(read)
