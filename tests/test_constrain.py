@@ -5,12 +5,7 @@ import random
 import jsonschema
 import pytest
 from mypt.data.tokenizer import get_tokenizer
-from mypt.inference.constrain import (
-    ANY_OBJECT,
-    JsonGrammar,
-    JsonWriter,
-    answer_schema,
-)
+from mypt.inference.constrain import ANY_OBJECT, JsonGrammar, JsonWriter, answer_schema
 
 tok = get_tokenizer('byte')
 NODE = {

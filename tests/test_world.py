@@ -58,6 +58,9 @@ LANGUAGES = ('en', 'de')
         'Sie gab den Kuh Heu.',
         'Sein Farbe ist rot.',
         'Wegen des Titel fragt niemand, mit seine Fakten.',
+        'Wie viel Garantie gibt es auf es?',
+        'Wo befindet sich sie?',
+        'Welches Dokument handelt von Die Heizung Trotral?',
     ],
 )
 def test_wrong_german_is_found(wrong):
@@ -288,6 +291,70 @@ def test_follow_ups_have_the_gender_of_the_thing(thing, attribute, right):
     asked = [follow_up(random.Random(i), f) for i in range(80)]
     assert any(right in text for text in asked)
     assert all(wrong_forms(text, 'de') == [] and 'Velm' not in text for text in asked)
+
+
+def follow_ups(lang):
+    "Every attribute of every kind of thing that has it, with follow-ups of it."
+    for entry in TABLE[lang].values():
+        for group in entry.groups:
+            for thing in WORLD['things'][lang][group]:
+                f = Fact('a.md', 'Velm', lang, 'value', 'Velm', entry.noun, '', '', thing)
+                yield group, [follow_up(random.Random(i), f) for i in range(12)]
+
+
+def test_follow_ups_speak_of_things_without_a_preposition_and_a_pronoun():
+    for group, asked in follow_ups('de'):
+        if group not in ('person', 'animal'):
+            wrong = [text for text in asked if re.search(PREPOSITION_PRONOUN, text)]
+            assert not wrong, wrong
+        assert not any(re.search(r'sich (?:er|sie|es)\b', text) for text in asked)
+    said = {text for _, asked in follow_ups('de') for text in asked}
+    assert any('darauf' in text for text in said) and any('dafür' in text for text in said)
+
+
+PREPOSITION_PRONOUN = r'\b(?:auf|für|um|an|in|über|zu|mit|aus|bei) (?:ihn|ihm|ihr|sie|es)\b'
+
+
+def test_follow_ups_keep_the_order_of_english_words():
+    for _, asked in follow_ups('en'):
+        assert not any(re.search(r'\b(?:up|off|out) (?:it|him|her)\b', text) for text in asked)
+
+
+def test_a_follow_up_on_an_unknown_thing_has_no_possessive():
+    for lang, attribute in (('de', 'Farbe'), ('en', 'colour')):
+        f = Fact('a.md', 'Velm', lang, 'value', 'Velm', attribute, '')
+        asked = [follow_up(random.Random(i), f) for i in range(200)]
+        assert not any(re.search(r'\b(?:[Ii]ts|[Ii]hre?|[Ss]eine?)\b', text) for text in asked)
+
+
+# English that nobody says: *one sees*, *whoever wants*, *At Velm work 771 people*
+STILTED = r'\b(?:one (?:sees|must|pays|needs|dials|opens|finds|reads|can)|[Ww]hoever)\b'
+
+
+def test_the_english_of_the_world_is_plain():
+    forms = [form for row in TABLE['en'].values() for form in (*row.say, *row.ask, *row.whether)]
+    forms += [form for forms in WORLD['filler']['en'].values() for form in forms]
+    for form in forms:
+        assert not re.search(STILTED, form), form
+        assert not re.match(r'(?:At|On|Under|In|From)\b.* (?:work|are|answers for) \{v\}', form)
+
+
+def test_a_title_can_stand_in_a_sentence():
+    for lang in LANGUAGES:
+        assert not any(re.match(r'(?:The|Das|Der|Die|\{Das_)', t) for t in WORLD['titles'][lang])
+
+
+def test_a_filler_is_used_once():
+    for i in range(200):
+        text = make_document(random.Random(i), 'en', 2, words=250).text
+        assert text.count('ended in a lively debate') < 2
+
+
+def test_ports_and_years_of_birth_are_possible():
+    rng = random.Random(4)
+    for _ in range(300):
+        assert 1023 < int(attribute_value(rng, 'en', 'port', rng.random() < 0.5)) < 65536
+        assert 1929 < int(attribute_value(rng, 'de', 'birth_year')) < 2005
 
 
 @pytest.mark.parametrize('lang', LANGUAGES)

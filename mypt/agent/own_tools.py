@@ -141,7 +141,8 @@ def tool(
     says: Mapping | None = None,  # Language → answers, with `{result}` and arguments
 ) -> Any:  # An `OwnTool`; called without a function, a decorator
     "Make a function a tool; raises `UserError` that says what it lacks."
-    more = dict(example=example, values=values or {}, calls=calls, asks=asks or {}, says=says or {})
+    more: dict[str, Any] = dict(example=example, calls=calls)
+    more |= dict(values=values or {}, asks=asks or {}, says=says or {})
     if function is None:
         return lambda f: tool(f, **more)
     name = getattr(function, '__name__', '')

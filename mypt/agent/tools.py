@@ -159,12 +159,15 @@ def _check_argument(k: str, value: Any, properties: dict) -> str | None:
     return None
 
 # %% ../../nbs/25_tools.ipynb #f1bcee9c
+_PYTHON: dict[str, type] = dict(string=str, boolean=bool, array=list, object=dict)
+
+
 def _has_type(value: Any, kind: str) -> bool:
     if kind in ('integer', 'number'):
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         return kind == 'number' or isinstance(value, int) or value.is_integer()
-    return isinstance(value, dict(string=str, boolean=bool, array=list, object=dict)[kind])
+    return isinstance(value, _PYTHON[kind])
 
 
 def _fits(value: Any, schema: dict) -> bool:

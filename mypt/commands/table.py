@@ -370,7 +370,7 @@ _FOLDERS = 'dir jobs_dir docs_dir dataset_dir dataset sft_dir general_dir genera
 _FILES = 'input inputs output report rejects against avoid html gguf keep load val_file exam '
 KINDS_OF_VALUE = dict(
     FOLDER=_FOLDERS + 'output_dir index_dir out_dir mirror',
-    FILE=_FILES + 'original english german log_sft pretrain_replay previous data '
+    FILE=_FILES + 'original english german log_sft pretrain_replay previous data tools '
     'user_translated assistant_translated yardsticks',
     MODEL='model model_name models base init_from_model',
     CONFIG='config config_file',

@@ -159,9 +159,10 @@ def _definitions(section: _Section) -> Iterator[_Found]:
 
 
 def _opening(section: _Section) -> Iterator[_Found]:
-    "The first sentence below a heading."
+    "The first sentence below a heading, where no list or table comes before it."
+    ends = section.lines[0][0] + len(section.lines[0][1]) if section.lines else 0
     for start, sentence in section.sentences():
-        if stands_alone(sentence, section.lang):
+        if start < ends and stands_alone(sentence, section.lang):
             yield _Found(start, 'section', section.heading, sentence)
         return
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GENDER', 'PLURAL', 'CASES', 'noun_form', 'determiner', 'adjective', 'phrase', 'melt', 'pronominal_adverbs',
-           'needs_an', 'with_article', 'english_plural', 'count_noun', 'enumerate_items', 'genitive', 'is_noun_form',
-           'wrong_forms']
+           'pronoun_before_reflexive', 'needs_an', 'with_article', 'english_plural', 'count_noun', 'enumerate_items',
+           'genitive', 'is_noun_form', 'wrong_forms']
 
 # %% ../../nbs/curriculum/grammar.ipynb #bedcc95d
 import re
@@ -157,7 +157,7 @@ def melt(text: str) -> str:
     "A German text with *in dem* as *im*, *von dem* as *vom*, and so on."
     return _MELTING.sub(lambda m: _MELTED[m[1]], text)
 
-# %% ../../nbs/curriculum/grammar.ipynb #789bb0a0
+# %% ../../nbs/curriculum/grammar.ipynb #bb202a2f
 _ADVERBS = {
     **dict(auf='darauf', für='dafür', um='darum', an='daran', über='darüber', zu='dazu'),
     **{'in': 'darin', 'mit': 'damit', 'aus': 'daraus', 'durch': 'dadurch', 'bei': 'dort'},
@@ -168,6 +168,14 @@ _WITH_PRONOUN = re.compile(rf'\b({"|".join(_ADVERBS)}) (?:ihn|ihm|ihr|sie|es)\b'
 def pronominal_adverbs(text: str) -> str:
     "A German text about a thing, with *darauf* for *auf es*, *dafür* for *für sie*."
     return _WITH_PRONOUN.sub(lambda m: _ADVERBS[m[1]], text)
+
+
+_REFLEXIVE = re.compile(r'\bsich (er|sie|es)\b')
+
+
+def pronoun_before_reflexive(text: str) -> str:
+    "A German text with *er sich* for *sich er*."
+    return _REFLEXIVE.sub(r'\1 sich', text)
 
 # %% ../../nbs/curriculum/grammar.ipynb #6a1cf8f5
 _SOUNDS_LIKE_YOU = re.compile(r'(?:uni(?!n|m)|us(?!h)|uti|eu|ew|one\b|once\b|ubi|u\b)', re.I)
@@ -435,6 +443,7 @@ _WRONG_DE = [
         rf'\bDer (?:{_FEMININE_DE}) von \w+ (?:ist|hat|lautet|beträgt)\b',
         rf'\bWelcher (?:{_FEMININE_DE}) (?:ist|hat)\b',
         r'\b(?:auf|für|an|in|über|unter|um|durch|gegen) es(?=[?.!,;]|$)',
+        r'\bsich (?:er|sie|es)(?=[?.!,;]|$)',
         rf'\b(?:über|von|zu|mit|um|für|bei|aus) D(?:er|ie|as) (?:{"|".join(GENDER)}) [A-ZÄÖÜ]\w+',
     )
 ]

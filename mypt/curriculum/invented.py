@@ -7,7 +7,7 @@ __all__ = ['Stated', 'make_document', 'make_documents', 'other_value']
 
 # %% ../../nbs/curriculum/invented.ipynb #a239d871
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ..agent.documents import Document
 from mypt.curriculum.attributes import (
@@ -40,6 +40,7 @@ class _Thing:
     noun: str  # what it is
     held: bool  # names are held out
     simple: bool
+    used: set = field(default_factory=set)  # forms of fillers that stand in the text
 
     @property
     def group(self) -> str:
@@ -113,13 +114,13 @@ def _fact_sentence(t: _Thing, attribute: Attribute, value: str, named: str) -> s
     return fill_sentence(t.choose(attribute.say), attribute, t.name, value, subject)
 
 # %% ../../nbs/curriculum/invented.ipynb #2a391047
-def _filler_form(t: _Thing) -> str:
+def _filler(t: _Thing) -> str:
+    "A sentence that says nothing of any attribute; empty where the text has one like it."
     general = t.rng.random() < 0.7
-    return t.choose(WORLD['filler'][t.lang]['any' if general else t.group])
-
-
-def _filler(t: _Thing, form: str) -> str:
-    "A sentence that says nothing of any attribute."
+    form = t.choose(WORLD['filler'][t.lang]['any' if general else t.group])
+    if form in t.used:
+        return ''
+    t.used.add(form)
     gaps = dict(s=t.name)
     if '{n}' in form:
         gaps['n'] = str(t.rng.randint(2, 60))
@@ -158,19 +159,17 @@ def _named_after(attribute: Attribute) -> str:
     return 'noun' if attribute.kind in ('person', 'firm') else 'any'
 
 
-def _paragraph(t: _Thing, parts: list, first: str, used: set) -> str:
+def _paragraph(t: _Thing, parts: list, first: str) -> str:
     "An opening sentence, if any, then facts (pairs) and fillers (None) in their order."
     out, named = [first] if first else [], 'any' if first else ''
     for part in parts:
         if part is None:
-            form, named = _filler_form(t), ''
-            if form not in used:
-                out.append(_filler(t, form))
-            used.add(form)
+            out.append(_filler(t))
+            named = '' if out[-1] else named
         else:
             out.append(_fact_sentence(t, part[0], part[1], named))
             named = _named_after(part[0])
-    return ' '.join(out)
+    return ' '.join(filter(None, out))
 
 # %% ../../nbs/curriculum/invented.ipynb #afc67c19
 def _items(t: _Thing, stated: Stated) -> str:
@@ -203,9 +202,9 @@ def _main_paragraphs(t: _Thing, stated: Stated, fillers: int) -> list[str]:
     "The paragraphs about the thing itself."
     parts = [*stated, *[None] * fillers]
     t.rng.shuffle(parts)
-    first, used, out = _introduction(t), set(), []
+    first, out = _introduction(t), []
     for piece in _cut(t.rng, parts) or [[]]:
-        out.append(_paragraph(t, piece, first, used))
+        out.append(_paragraph(t, piece, first))
         first = ''
     return [p for p in out if p]
 
@@ -225,8 +224,7 @@ def _write(t: _Thing, stated: Stated, words: int, near: list[str]) -> str:
         blocks.insert(t.rng.randint(1, len(blocks)), ' '.join(_neighbour(t, near, 2)))
     length = sum(len(block.split()) for block in blocks) if words else 0
     while near and length < words:
-        about, more = _neighbour(t, near, 5), _filler(t, _filler_form(t))
-        block = ' '.join(about if any(more in b for b in blocks) else [*about, more])
+        block = ' '.join(filter(None, [*_neighbour(t, near, 5), _filler(t)]))
         blocks.insert(t.rng.randint(1, len(blocks)), block)
         length += len(block.split())
     return _with_headings(t, blocks)

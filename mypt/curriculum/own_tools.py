@@ -10,7 +10,7 @@ __all__ = ['OWN_SHARES', 'OWN_FLOOR', 'draw_value', 'fields_of', 'wordings', 'ch
 # %% ../../nbs/curriculum/own_tools.ipynb #cfe9f0e4
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from string import Formatter
 from typing import Any

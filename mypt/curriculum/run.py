@@ -25,6 +25,7 @@ from .gold import GOLD, gold_suites
 from .gold_episodes import make_gold
 from .foreign_tools import make_foreign_tools
 from .minimal_qa import make_minimal_qa
+from .own_tools import make_own_tools, own_tools_row
 from .mixes import DOCUMENTED, make_gold_augmented, mix_in_words
 from .multiturn import make_multiturn, multiturn_suites
 from .ood import ood_suites
@@ -70,6 +71,7 @@ GENERATORS = dict(
     gold=make_gold,
     gold_augmented=make_gold_augmented,
     foreign_tools=make_foreign_tools,
+    own_tools=make_own_tools,
 )
 
 # %% ../../nbs/curriculum/run.ipynb #f672b4d2
@@ -145,6 +147,7 @@ def make(
     gibberish: str | None = None,  # echo: `include`, `exclude` or `only`
     anti_echo_ratio: float | None = None,  # echo: share of orders that must not be echoed
     split: str | None = None,  # operators: `train`, `val` or `all`
+    tools: str | None = None,  # own_tools: Python file of own tools, under @tool; its code is run
     dataset_dir: list | None = None,  # replay: datasets of raw text, or folders of shard_*.bin
     max_tokens: int | None = None,  # replay: longest piece, in tokens
     config: str | None = None,  # Give the episodes this config's system prompts
@@ -161,7 +164,7 @@ def make(
     generator, file = find_by_name('kind', kind, GENERATORS), _output_file(kind, output, output_dir)
     flags: dict[str, Any] = dict(docs_dir=docs_dir, mode=mode, math=math, gibberish=gibberish)
     flags |= dict(split=split, dataset_dir=dataset_dir, max_tokens=max_tokens)
-    flags |= dict(anti_echo_ratio=anti_echo_ratio)
+    flags |= dict(anti_echo_ratio=anti_echo_ratio, tools=tools)
     given = {name: value for name, value in flags.items() if value is not None}
     given |= _generator_options(options)
     if teacher:
@@ -571,6 +574,7 @@ def gate_model(
     language: str | None = None,  # `en` or `de`: only cases in it, where the gate has some
     yardsticks: list | None = None,  # Files of other people: squad:FILE, bfcl:FILE
     limit: int | None = None,  # Cases of a suite or yardstick at most, always the same ones
+    tools: str | None = None,  # Python file of own tools: one more row; its code is run
 ) -> GateReport:
     "Judge a model at a phase's gate: a table, and exit code 0 or 1."
     judged = {number: p for number, p in PHASES.items() if p.gate}
@@ -578,9 +582,8 @@ def gate_model(
     if recipe is None:
         raise UserError(f'phase {phase!r} has no gate; there is {", ".join(judged)}')
     beside: dict[str, Any] = dict(yardsticks=yardsticks, limit=limit)
-    return judge_model(
-        model, recipe.gate, recipe.number, report, previous, device, language, **beside
-    )
+    gate = (*recipe.gate, own_tools_row(tools)) if tools else recipe.gate
+    return judge_model(model, gate, recipe.number, report, previous, device, language, **beside)
 
 # %% ../../nbs/curriculum/run.ipynb #a1c90004
 def shipped_suites() -> dict[str, list[dict]]:

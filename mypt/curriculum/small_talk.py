@@ -40,6 +40,11 @@ class Chat(NamedTuple):
     def expected(self) -> str:
         return self.messages[-1]['content']
 
+    @property
+    def asked(self) -> list[str]:
+        "What the user says, turn by turn."
+        return [m['content'] for m in self.messages if m['role'] == 'user']
+
 
 def _turn(asked: str, answered: str) -> list[dict]:
     return [{'role': 'user', 'content': asked}, {'role': 'assistant', 'content': answered}]

@@ -130,6 +130,13 @@ def unnamed(
     return None
 
 # %% ../../nbs/curriculum/talk.ipynb #601bcfef
+_NAMED_ALONE = (
+    'definition',
+    'section',
+    'item',
+)  # the subject says all; a step or a year needs more
+
+
 def _pairs(talk: Talk) -> list[tuple[Fact, Fact]]:
     "Facts that one vague question could be about: the only two with their attribute, or any two."
     found = talk.left()
@@ -140,7 +147,7 @@ def _pairs(talk: Talk) -> list[tuple[Fact, Fact]]:
                 continue
             if is_value(f) and f.attribute == g.attribute:
                 out.append((f, g))
-            elif not is_value(f) and not is_value(g):
+            elif f.kind in _NAMED_ALONE:
                 out.append((f, g))
     alike = [f.attribute for f, _ in out if is_value(f)]
     return [(f, g) for f, g in out if not is_value(f) or alike.count(f.attribute) == 1]
@@ -280,7 +287,7 @@ def correct(talk: Talk) -> bool:
         return False
     last, ways = talk.told[-1], []
     for f in talk.left():
-        if not is_value(f) and not is_value(last) and f.subject != last.subject:
+        if f.kind in _NAMED_ALONE and not is_value(last) and f.subject != last.subject:
             ways.append(('correct_text', f))
         elif is_value(f) and f.attribute == last.attribute and f.subject != last.subject:
             ways.append(('correct_subject', f))

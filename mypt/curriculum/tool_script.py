@@ -424,9 +424,13 @@ def empty_query(script: ToolScript) -> str | None:  # None where every word is f
     return None
 
 
+_ABBREVIATED = re.compile(r'\b(?:e\.g|i\.e|etc|z\. ?B|d\. ?h|usw|bzw|vgl|cf)\.$')
+
+
 def ends_well(text: str) -> bool:
     "Whether a text ends as a sentence does."
-    return text.rstrip('"”“)').endswith(('.', '!', '?')) and '](' not in text
+    ends = text.rstrip('"”“)').endswith(('.', '!', '?')) and '](' not in text
+    return ends and text.count('(') == text.count(')') and not _ABBREVIATED.search(text)
 
 # %% ../../nbs/curriculum/tool_script.ipynb #5c62b270
 def plain_question(script: ToolScript, fact: Fact) -> str | None:

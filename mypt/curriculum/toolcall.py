@@ -11,9 +11,9 @@ __all__ = ['SUMMARY_SIZES', 'ToolPlay', 'KNOWN', 'Plays', 'TOOL_KINDS', 'TOOL_SH
            'get_known', 'ask_opening', 'answer_summary', 'summary_size', 'summarized', 'shorten', 'summarize_document',
            'summarize_text', 'summary_known', 'list_known', 'reads_first', 'read_choice', 'search_then_read',
            'lose_document', 'nothing_found', 'wrong_list', 'wrong_guess', 'wrong_summary', 'wrong_search', 'wrong_get',
-           'wrong_piece', 'PlainChats', 'message_tokens', 'try_play', 'play_on', 'play_before', 'single_turns',
-           'script_meta', 'deal', 'ToolSource', 'ToolEpisodes', 'ToolDeck', 'make_toolcall', 'agent_case',
-           'toolcall_suites']
+           'wrong_piece', 'PlainChats', 'message_tokens', 'asks_of_a_suite', 'try_play', 'play_on', 'play_before',
+           'single_turns', 'script_meta', 'deal', 'ToolSource', 'ToolEpisodes', 'ToolDeck', 'make_toolcall',
+           'agent_case', 'toolcall_suites']
 
 # %% ../../nbs/27_toolcall.ipynb #26e87555
 import random
@@ -618,7 +618,7 @@ class PlainChats:
             chat, think = next(self.short[lang], None), 0.0
         else:
             chat, think = plain_chat(rng, lang, self.shelf, self.style.turns), self.style.think / 2
-        if chat is None:
+        if chat is None or (not self.shelf.held and any(map(held_out, chat.asked[1:]))):
             return None
         meta = dict(expected=chat.expected, cite=None, about=fact_meta(chat.fact), why=chat.why)
         return _thoughtful(rng, lang, chat, think), meta
@@ -641,12 +641,21 @@ def message_tokens(messages: list[dict]) -> int:
     "How many tokens of GPT-2 messages are, from a question to an answer."
     return len(to_ids(serialize({'messages': messages}), _GPT2()))
 
+# %% ../../nbs/27_toolcall.ipynb #cca97cbc
+def asks_of_a_suite(script: ToolScript, start: int = 0) -> bool:
+    "Whether a question without a name, such as for a list, is one that suites may ask."
+    said = [m['content'] for m in script.messages[start:] if m['role'] == 'user']
+    known = {x.casefold() for d, _ in script.pages for x in (d.doc_id, d.title)}
+    known |= {f.subject.casefold() for _, found in script.pages for f in found}
+    unnamed = [t for t in said if not any(x in t.casefold() for x in known)]
+    return not script.shelf.held and any(map(held_out, unnamed))
+
 # %% ../../nbs/27_toolcall.ipynb #8fb0b4b0
 def try_play(script: ToolScript, play: ToolPlay) -> bool:
     "ToolPlay a kind; a script that it failed on is as before."
     messages, turns = len(script.messages), len(script.turns)
     kept = script.doc, script.fact, script.pages, script.workspace
-    if play(script):
+    if play(script) and not asks_of_a_suite(script, messages):
         return True
     del script.messages[messages:], script.turns[turns:]
     script.doc, script.fact, script.pages, script.workspace = kept

@@ -239,7 +239,7 @@ def _said_item(line: str, lang: str, start: int) -> _Said | None:
     sentence = line[m.start(1) : m.end(2)]
     return _Said(start, sentence, '', attribute, m[2]) if '*' not in sentence else None
 
-# %% ../../nbs/curriculum/values.ipynb #0c72f0a0
+# %% ../../nbs/curriculum/values.ipynb #af489866
 @lru_cache(512)
 def _read_text(text: str, lang: str) -> tuple[_Said, ...]:
     "The sentences and items of a text."
@@ -256,7 +256,7 @@ def _read_text(text: str, lang: str) -> tuple[_Said, ...]:
         place += len(line) + 1
     return tuple(out)
 
-# %% ../../nbs/curriculum/values.ipynb #6953faec
+# %% ../../nbs/curriculum/values.ipynb #90b1f60c
 class _Hit(NamedTuple):
     "A fact and where it starts in the text."
 
@@ -300,7 +300,7 @@ def main_name(doc: Document) -> str:  # empty: none
     for run in _NAMES.findall(doc.title):
         words = run.split()
         for i, word in enumerate(words):
-            if word in _BEFORE_NAME or word in GROUPS['de']:
+            if word[0].isdigit() or word in _BEFORE_NAME or word in GROUPS['de']:
                 continue
             name = ' '.join(words[i:])
             counts[name] = body.count(name)
