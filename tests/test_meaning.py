@@ -116,7 +116,7 @@ def test_nothing_is_found_in_ten_thousand(kind, lang, where):
 SHARED = 'rag_chat toolcall agentic minimal_qa tasks structured'.split()
 
 
-def shares_of(kind: str, docs_dir: str | None, n: int = 300) -> tuple[dict, str]:
+def shares_of(kind: str, docs_dir: str | None, n: int = 200) -> tuple[dict, str]:
     "Kind → (its share, the one that was asked for), and what is said to be lacking."
     options = dict(docs_dir=docs_dir) if docs_dir else {}
     with warnings.catch_warnings(record=True) as told:
@@ -778,19 +778,30 @@ CASES = [(kind, fault, rules) for kinds, fault, rules in FAULTS for kind in kind
 NAMES = [f'{kind}-{fault.__name__}' for kind, fault, _ in CASES]
 
 
+MOST_FAULTS = 12  # of a kind and a language
+
+
+@lru_cache(None)
+def right_ones(kind: str, lang: str) -> list[dict]:
+    "The episodes in which nothing is found; the tests above say when they are not all."
+    eps = made(kind, lang)
+    wrong = {f.line for f in check_meaning(eps).findings}
+    return [ep for line, ep in enumerate(eps, 1) if line not in wrong]
+
+
 @pytest.mark.parametrize('lang', ['en', 'de'])
 @pytest.mark.parametrize('kind, fault, rules', CASES, ids=NAMES)
 def test_every_fault_is_found(kind, fault, rules, lang):
     n, missed = 0, []
-    for ep in made(kind, lang):
-        if not check_meaning([ep]).ok:
-            continue  # the tests above say so
+    for ep in right_ones(kind, lang):
         wrong = fault(copy.deepcopy(ep))
         if wrong is None:
             continue
         n += 1
         if not rules & found(wrong):
             missed.append(wrong)
+        if n == MOST_FAULTS:
+            break
     assert n >= 2, f'{fault.__name__} was never applied'
     shown = [(m['messages'][-2:], m['_meta']) for m in missed[:2]]
     assert not missed, f'{len(missed)} of {n} not found: {shown}'
