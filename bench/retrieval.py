@@ -1,15 +1,18 @@
 """Find the passage that answers a question: mypt's index against bm25s, the fast BM25 on numpy, on
 the same passages.
 
-python bench/retrieval.py   # recall on XQuAD in two languages, times on 127 documents; writes
-bench/results/retrieval.json
+python bench/retrieval.py            # recall on XQuAD and the exams, times on 127 documents;
+                                     # writes bench/results/retrieval.json
+python bench/retrieval.py --recall   # the recall only; the times of the file stay
 
 Recall: 1,190 questions on 240 passages, in English and in German; does the passage stand among
 the first? bm25s gets the stop words of the language, once as it is and once with Snowball's
-stemmer for that language; mypt gets the same text and is told nothing. Times: passages of the
-OWASP cheat sheets and seven German statutes, each heading asked as a query, one by one. Each
-side runs in a process of its own, in turn; imports are not timed. mypt reads its file (`file`)
-or holds everything (`memory`); bm25s holds everything.
+stemmer for that language; mypt gets the same text and is told nothing. Exams: 42 questions
+each on the OWASP cheat sheets and on seven German statutes, in people's own words; does the
+sentence that answers stand in one of the first passages? bm25s gets the same passages.
+Times: passages of the OWASP cheat sheets and seven German statutes, each heading asked as a
+query, one by one. Each side runs in a process of its own, in turn; imports are not timed. mypt
+reads its file (`file`) or holds everything (`memory`); bm25s holds everything.
 """
 
 import argparse
@@ -26,6 +29,7 @@ from pathlib import Path
 from statistics import median
 
 DATA, ROUNDS, QUERIES = (Path(__file__).resolve().parent.parent.parent / 'shared/data', 3, 300)
+RESULTS = Path(__file__).parent / 'results'
 FOLDERS = ('owasp_cheatsheets', 'law_de')
 SIDES = ('memory', 'file', 'bm25s', 'bm25s+stem')
 
@@ -104,6 +108,30 @@ def recall(side, lang):
     return {k: 100 * sum(i in top[:k] for top, i in found) / len(found) for k in (1, 5)}
 
 
+EXAMS = dict(owasp_en='owasp_cheatsheets', law_de='law_de')
+
+
+def exam_recall(name):
+    "By side: recall of the evidence at 1, 3 and 5, in percent, on the passages of mypt's index."
+    from mypt.agent.retrieval import Index
+    from mypt.eval.exam import plain, read_exam
+
+    cases = [c for c in read_exam(name, DATA / EXAMS[name]) if c.answerable]
+    index = Index.build(DATA / EXAMS[name])
+    texts = list(index.store.texts.values())
+    found = dict(mypt=[[h.text for h in index.search(c.question, 5)] for c in cases])
+    for side in ('bm25s', 'bm25s+stem'):
+        search = theirs(texts, cases[0].language, side == 'bm25s+stem')
+        found[side] = [[texts[i] for i in search(c.question, 5)] for c in cases]
+
+    def rate(tops, k):
+        pairs = zip(cases, tops, strict=True)
+        hits = sum(any(plain(c.evidence) in plain(t) for t in top[:k]) for c, top in pairs)
+        return 100 * hits / len(cases)
+
+    return {side: {k: rate(tops, k) for k in (1, 3, 5)} for side, tops in found.items()}
+
+
 def timed(side):
     "Seconds to index, milliseconds per query."
     from mypt.agent.documents import chunks
@@ -149,9 +177,11 @@ def child(*job):
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument('--job', nargs='+')
+    ap.add_argument('--recall', action='store_true')
     a = ap.parse_args()
     if a.job:
-        return print(json.dumps(recall(*a.job[1:]) if a.job[0] == 'recall' else timed(a.job[1])))
+        job = dict(recall=recall, exam=exam_recall, time=timed)[a.job[0]]
+        return print(json.dumps(job(*a.job[1:])))
     if not DATA.is_dir():
         sys.exit('no ../shared/data beside the repository: this benchmark needs its documents')
     found = {
@@ -161,6 +191,15 @@ def main():
     for lang, sides in found.items():
         for s, r in sides.items():
             print(f'{lang} {s:<11} recall@1 {r["1"]:.1f} %, @5 {r["5"]:.1f} %')
+    exams = {name: child('exam', name) for name in EXAMS}
+    for name, sides in exams.items():
+        for s, r in sides.items():
+            print(f'{name} {s:<11} recall@1 {r["1"]:.1f} %, @3 {r["3"]:.1f} %, @5 {r["5"]:.1f} %')
+    if a.recall:
+        before = json.loads((RESULTS / 'retrieval.json').read_text())
+        kept = {k: before[k] for k in ('times', 'query_time_ratio')}
+        kept['times_date'] = before.get('times_date', before['date'])
+        return save('retrieval', dict(recall=found, exams=exams, **kept))
     runs = {s: [] for s in SIDES}
     for _ in range(ROUNDS):
         for s in SIDES:
@@ -179,7 +218,7 @@ def main():
     }
     for s, r in ratio.items():
         print(f'{s}: a query takes {r:.2f}× the time of bm25s (median of {ROUNDS} pairs)')
-    save('retrieval', dict(recall=found, times=runs, query_time_ratio=ratio))
+    save('retrieval', dict(recall=found, exams=exams, times=runs, query_time_ratio=ratio))
 
 
 def save(name, result):
@@ -199,10 +238,9 @@ def save(name, result):
         ),
         platform.machine(),
     )
-    out = Path(__file__).parent / 'results'
-    out.mkdir(exist_ok=True)
+    RESULTS.mkdir(exist_ok=True)
     versions = {p: v(p) for p in ('bm25s', 'PyStemmer', 'numpy')}
-    (out / f'{name}.json').write_text(
+    (RESULTS / f'{name}.json').write_text(
         json.dumps(dict(date=str(date.today()), machine=cpu, versions=versions, **result), indent=1)
         + '\n'
     )

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from mypt.agent import index_file, words
-from mypt.agent.documents import Document, FolderReport, chunks, read_documents
+from mypt.agent.documents import Document, FolderReport, chunks, passages, read_documents
 from mypt.agent.html_text import html_text
 from mypt.cli import main
 from mypt.data.episodes import check_episode, read_episodes
@@ -414,6 +414,38 @@ def test_chunks_lose_nothing(between, size, data):
         assert covered - at <= overlap
         covered = max(covered, at + len(c))
     assert not text[covered:].strip()
+
+
+def test_a_passage_is_found_by_the_headings_above_it(tmp_path):
+    "Cut at headings, so that the rule of one paragraph does not stand in another's passage."
+    rules = '\n\n'.join(
+        f'## {name}\n\n### § {i} Amount\n\n' + f'It is {i} coins. ' * 70
+        for i, name in enumerate(('Ships', 'Boats', 'Rafts'), 1)
+    )
+    (tmp_path / 'docs').mkdir()
+    (tmp_path / 'docs' / 'dues.md').write_text(f'# Dues\n\n{rules}', encoding='utf-8')
+    docs = tmp_path / 'docs'
+    for index in (Index.build(docs), Index.build(docs, tmp_path / 'index')):
+        hits = index.search('rafts', 9)
+        assert {h.headings for h in hits} == {('Dues',), ('Dues', 'Rafts', '§ 3 Amount')}
+        assert all('3 coins' in h.text and '2 coins' not in h.text for h in hits)
+
+
+@pytest.mark.parametrize(
+    'text, cut',
+    [
+        ('', []),
+        ('plain', [('plain', ())]),
+        ('# A\n\n# B\n', [('# A\n\n# B', ())]),
+        ('# A\n\na\n\n# B\n\nb', [('# A\n\na', ()), ('# B\n\nb', ())]),
+        ('# A\n\n### C\n\nc\n\n## B\n\nb', [('# A\n\n### C\n\nc', ()), ('## B\n\nb', ('A',))]),
+        ('a\n\n```\n# no heading\n```\n', [('a\n\n```\n# no heading\n```', ())]),
+        ('a\n\n#hash\n', [('a\n\n#hash', ())]),
+        ('## B\n\nb\n\n# A ##\n\na', [('## B\n\nb', ()), ('# A ##\n\na', ())]),
+    ],
+)
+def test_cut_at_headings(text, cut):
+    assert [tuple(p) for p in passages(text)] == cut
 
 
 def test_chunks_end_at_borders():
@@ -995,6 +1027,7 @@ def test_search_shows_what_is_found_and_why(tmp_path, monkeypatch, capsys):
             rank=1,
             document='ports.csv',
             title='ports',
+            headings=[],
             passage=1,
             text='ship: boat\ncoins: five',
             words=dict(coins=['coins'], boat=['boat']),
