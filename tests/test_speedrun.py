@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mypt.cli import main
 from mypt.curriculum.legs import BASE_LEGS, CASES, base_legs, frozen_names, with_numbers
-from mypt.curriculum.speedrun import LEGS, Course, leg_sets, small_phase
+from mypt.curriculum.speedrun import LEGS, Course, ask_yardsticks, leg_sets, small_phase
 from mypt.data.masks import encode
 from mypt.data.mix import REPLAY
 from mypt.data.tokenizer import get_tokenizer
@@ -21,6 +21,7 @@ from mypt.eval.suite import load_suite, responder, run_suite
 from mypt.files import text_assets
 from mypt.model.config import ModelConfig, load_config
 from mypt.model.gpt import GPT
+from mypt.train.callbacks import read_log
 
 BYTES = get_tokenizer('byte')
 
@@ -107,6 +108,36 @@ def test_a_base_goes_through_all_legs(fewer, capsys, monkeypatch, tmp_path):
     assert again.count('was done before') == 6 and '→' not in again.split('== phase 2')[0]
     same = json.loads((tmp_path / 'speedrun-small/speedrun.json').read_text())
     assert [leg['minutes'] for leg in same['legs']] == [leg['minutes'] for leg in facts['legs']]
+
+
+def test_adapters_from_leg_to_leg_and_a_run_that_was_killed(fewer, monkeypatch, tmp_path):
+    "With `lora_rank` nothing is frozen; killed behind the second leg's gate, it goes on there."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('mypt.curriculum.legs.BASE_LEGS', fewer[:2])
+    save_base(tmp_path / 'small')
+    save_yardsticks(tmp_path / 'asked')
+    sets = ['lora_rank=4', 'max_iters=2', 'eval_iters=1', 'batch_size=1']
+    argv = ['speedrun', '--base', 'small', '--yardsticks', 'asked', '--questions', '1']
+    argv += ['--limit', '1', '--keep_going', '--quiet', '--sets', *sets]
+
+    def killed(course, model, out, questions):
+        if out.name == 'phase2':
+            raise KeyboardInterrupt
+        return ask_yardsticks(course, model, out, questions)
+
+    with monkeypatch.context() as m:
+        m.setattr('mypt.curriculum.speedrun.ask_yardsticks', killed)
+        assert main(argv) == 130
+    first = json.loads((tmp_path / 'speedrun-small/speedrun.json').read_text())
+    assert not first['finished'] and [leg['phase'] for leg in first['legs']] == ['1']
+    trained = read_log(tmp_path / 'speedrun-small/models/phase2/log.jsonl')
+    assert main(argv) == 1
+    facts = json.loads((tmp_path / 'speedrun-small/speedrun.json').read_text())
+    assert facts['finished'] and [leg['settings']['lora_rank'] for leg in facts['legs']] == [4, 4]
+    assert [leg['frozen'] for leg in facts['legs']] == [0, 0]
+    assert facts['legs'][0]['minutes'] == first['legs'][0]['minutes']
+    assert read_log(tmp_path / 'speedrun-small/models/phase2/log.jsonl') == trained
+    assert facts['legs'][1]['minutes']['train'] > 0
 
 
 def test_each_leg_is_its_phase_in_small():
