@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['START_AGAIN', 'NEAR', 'FEW', 'MAKE_FLAGS', 'JUDGE_AGAIN', 'Source', 'gate_table', 'Phase', 'command_line', 'Command',
-           'stage_key', 'Stages', 'check_options', 'system_prompts', 'make_episodes', 'PlanFiles', 'PhasePlan',
-           'make_command', 'mix_command', 'prepare_command', 'data_commands', 'train_command', 'gate_command',
-           'plan_commands', 'run_commands', 'stored_report', 'run_plan', 'run_phase', 'stated_answer', 'suite_case']
+           'stage_key', 'stage_seconds', 'Stages', 'check_options', 'system_prompts', 'make_episodes', 'PlanFiles',
+           'PhasePlan', 'make_command', 'mix_command', 'prepare_command', 'data_commands', 'train_command',
+           'gate_command', 'plan_commands', 'run_commands', 'stored_report', 'run_plan', 'run_phase', 'stated_answer',
+           'suite_case']
 
 # %% ../../nbs/19_recipe.ipynb #7ebff206
 import hashlib
@@ -159,15 +160,26 @@ def stage_key(
     return hashlib.sha256(text.encode()).hexdigest()
 
 # %% ../../nbs/19_recipe.ipynb #9908b27a
-_STAGE = Rule((dict,), inside=dict(key=Rule((str,), needed=True), done=Rule((bool,), needed=True)))
+_STAGE = Rule(
+    (dict,),
+    inside=dict(
+        key=Rule((str,), needed=True), done=Rule((bool,), needed=True), seconds=Rule((int, float))
+    ),
+)
 START_AGAIN = 'delete it, and every stage runs again'
 
 
 def _read_stages(note: Path) -> dict:
-    "What `stages.json` notes: stage → its key, and whether it is done."
+    "What `stages.json` notes: stage → its key, whether it is done, and how long it took."
     done = json_object(note, read_text(note, START_AGAIN), START_AGAIN)
     check_json(note, done, _STAGE, START_AGAIN)
     return done
+
+
+def stage_seconds(folder: str | Path) -> dict[str, float]:
+    "How long each finished stage of a folder took, in whichever sitting."
+    done = _read_stages(Path(folder) / 'stages.json')
+    return {name: state['seconds'] for name, state in done.items() if 'seconds' in state}
 
 # %% ../../nbs/19_recipe.ipynb #a8adf409
 class Stages:
@@ -194,7 +206,7 @@ class Stages:
         "Call `work` unless this very stage is done."
         self.chain = stage_key(self.chain, name, settings)
         state = self.done.get(name, {})
-        if state == dict(key=self.chain, done=True) and Path(output).exists():
+        if state.get('done') and state['key'] == self.chain and Path(output).exists():
             self.skipped.append(name)
             return None
         self._say(name, output)
@@ -204,7 +216,7 @@ class Stages:
         start = time.monotonic()
         result = work()
         self.seconds[name] = time.monotonic() - start
-        self._mark(name, True)
+        self._mark(name, True, seconds=round(self.seconds[name], 3))
         return result
 
     def _say(self, name: str, output: Path):
@@ -215,8 +227,8 @@ class Stages:
             self.skipped = []
         self.log(f'{name} → {output}')
 
-    def _mark(self, name: str, done: bool):
-        self.done[name] = dict(key=self.chain, done=done)
+    def _mark(self, name: str, done: bool, **more: float):
+        self.done[name] = dict(key=self.chain, done=done, **more)
         with atomic_write(self.note) as f:
             f.write(json.dumps(self.done, indent=1).encode())
 

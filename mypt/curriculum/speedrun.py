@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['QUESTIONS', 'LEGS', 'HEAD', 'chat_sample', 'pack_picture', 'run_facts', 'write_report', 'demo', 'verdict', 'Course',
-           'LegResult', 'small_phase', 'leg_sets', 'last_gate', 'kept_seconds', 'ask_yardsticks', 'run_leg',
-           'leg_cells', 'leg_table', 'machine_facts', 'leg_minutes', 'leg_facts', 'write_facts', 'yardstick_table',
-           'unseen_folder', 'ask_unseen', 'leg_board', 'write_curriculum', 'yardstick_runs', 'from_base', 'speedrun',
-           'run_course']
+           'LegResult', 'small_phase', 'leg_sets', 'last_gate', 'ask_yardsticks', 'run_leg', 'leg_cells', 'leg_table',
+           'machine_facts', 'leg_minutes', 'leg_facts', 'write_facts', 'yardstick_table', 'unseen_folder', 'ask_unseen',
+           'leg_board', 'write_curriculum', 'yardstick_runs', 'from_base', 'speedrun', 'run_course']
 
 # %% ../../nbs/29_speedrun.ipynb #6b0a18e8
 import html
@@ -38,7 +37,7 @@ from .operators import PHASE2
 from .. import __version__
 from .pretrain import PRETRAIN
 from .rag_chat import PHASE3
-from .recipe import Phase, Stages, run_phase
+from .recipe import Phase, Stages, run_phase, stage_seconds
 from .run import asked_language, takes_documents
 from .toolcall import PHASE5, SHORT_SNIPPET
 from ..data.dataset import Dataset, open_dataset
@@ -49,7 +48,7 @@ from ..data.tokenizer_state import load_tokenizer
 from ..errors import UserError
 from ..eval.gates import GateReport, eval_model
 from ..eval.yardsticks import find_yardsticks
-from ..files import Rule, atomic_write, check_json, json_object, json_text, read_text
+from ..files import atomic_write, json_object, json_text, read_text
 from ..inference.cpu import for_inference
 from ..inference.generate import reply
 from ..interop.import_model import base_checkpoint
@@ -341,26 +340,6 @@ def last_gate(course: Course, leg: Leg) -> str | None:
     gates = [course.folder / f'phase{other.phase.number}' / 'gate.json' for other in before]
     return next((str(g) for g in reversed(gates) if g.exists()), None)
 
-# %% ../../nbs/29_speedrun.ipynb #9c9723ac
-_AGAIN = 'delete it, and the times of this leg begin at 0'
-
-
-def kept_seconds(
-    out: Path,  # The leg's folder
-    now: dict[str, float],  # Stage → seconds, of this sitting
-    trained: float,  # Seconds of all steps that were ever taken
-) -> dict[str, float]:
-    "Seconds of every stage, those of earlier sittings too; noted for the next one."
-    file, kept = out / 'seconds.json', {}
-    if file.exists():
-        kept = json_object(file, read_text(file, _AGAIN), _AGAIN)
-        check_json(file, kept, Rule((int, float)), _AGAIN)
-    kept = kept | now
-    kept['train'] = max(kept.get('train', 0.0), trained)
-    with atomic_write(file) as f:
-        f.write(json_text(kept).encode())
-    return kept
-
 # %% ../../nbs/29_speedrun.ipynb #5b9fd68b
 _ASK_AGAIN = 'delete it, and the questions are asked again'
 
@@ -369,7 +348,6 @@ def ask_yardsticks(
     course: Course,
     model: str,  # A checkpoint
     out: Path,  # Folder for the answers' counts
-    seconds: dict,  # Filled where they are asked now
     questions: int,  # Of each
 ) -> dict[str, list[dict]]:  # name → its measures, as JSON
     "What a model makes of the course's yardsticks."
@@ -385,18 +363,23 @@ def ask_yardsticks(
         dict(weights=weights, files=specs, questions=questions),
         lambda: eval_model(model, specs, str(file), course.device, limit=questions),
     )
-    seconds.update(stages.seconds)
     counts = json_object(file, read_text(file, _ASK_AGAIN), _ASK_AGAIN)
     return {Path(spec).name: measures for spec, measures in counts.items()}
 
 # %% ../../nbs/29_speedrun.ipynb #8cdfeb10
+def _all_seconds(out: Path, trained: float) -> dict[str, float]:  # stage → seconds
+    "Seconds of a leg's stages; training counts all steps, also where it was interrupted."
+    seconds = stage_seconds(out)
+    return seconds | dict(train=max(seconds['train'], trained))
+
+
 def run_leg(
     course: Course,
     leg: Leg,
     start: str | None,  # Model to start from
 ) -> LegResult:
     "One phase, from data to gate and yardsticks."
-    number, began, seconds = leg.phase.number, time.monotonic(), {}
+    number, began = leg.phase.number, time.monotonic()
     out, model = course.folder / f'phase{number}', course.folder / 'models' / f'phase{number}'
     earlier = {k: str(course.folder / f'phase{k}' / 'mixed.jsonl') for k in leg.replay}
     gate = run_phase(
@@ -409,13 +392,12 @@ def run_leg(
         leg_sets(leg, course),
         course.seed,
         {k: (earlier[k], share) for k, share in leg.replay.items()},
-        seconds=seconds,
         quiet=course.quiet,
         previous=last_gate(course, leg),
         device=course.device,
     )
     questions = course.questions * (4 if leg is course.legs[-1] else 1)
-    beside = ask_yardsticks(course, str(model), out, seconds, questions)
+    beside = ask_yardsticks(course, str(model), out, questions)
     log = read_log(model / 'log.jsonl')
     trained = sum(r.get('seconds', 0.0) for r in log)
     return LegResult(
@@ -426,7 +408,7 @@ def run_leg(
         val_loss=next(r['val_loss'] for r in reversed(log) if 'val_loss' in r),
         trained=trained,
         minutes=(time.monotonic() - began) / 60,
-        seconds=kept_seconds(out, seconds, trained),
+        seconds=_all_seconds(out, trained),
         yardsticks=beside,
     )
 
@@ -673,7 +655,7 @@ def speedrun(
     seed: int = 42,
     sets: list | None = None,  # Config overrides for every phase, key=value
     keep_going: bool = False,  # Go on after a red gate
-    limit: int | None = None,  # Cases of a suite at most, in place of the legs' own numbers
+    limit: int | None = None,  # Cases of a suite at most; else as the legs say
     yardsticks: str | None = None,  # Folder with questions of other people: SQuAD, BFCL
     questions: int = 16,  # Of each yardstick after a phase; four times as many after the last
     device: str = 'auto',  # To train and to judge on
@@ -702,7 +684,7 @@ def run_course(course: Course, keep_going: bool = False) -> list[LegResult]:
     "The legs of a course, until a needed gate is red; then the table and the report."
     start, results, before = time.monotonic(), [], {}
     if course.base:
-        before = ask_yardsticks(course, course.base, course.folder / 'base', {}, course.questions)
+        before = ask_yardsticks(course, course.base, course.folder / 'base', course.questions)
     for leg in course.legs:
         print(f'\n== phase {leg.phase.number}: {leg.phase.title}')
         r = run_leg(course, leg, results[-1].model if results else course.base)
