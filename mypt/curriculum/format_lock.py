@@ -328,10 +328,12 @@ def make_echo(
     anti_echo_ratio: float = 0.125,  # Share that asks *not* to repeat
     contrast: bool = True,  # … often with a payload that was just echoed
     held: bool = False,  # For suites: only held-out payloads
-    simple: bool = False,  # For tiny models: without introductions
+    simple: bool = False,  # For tiny models: all kinds of payload alike, fewer introductions
 ) -> Iterator[dict]:
     "Repeat a payload exactly; one in eight says something else instead. No two alike."
     kinds = _echo_kinds(gibberish)
+    if simple:
+        kinds = tuple(dict.fromkeys(kinds))
     if not 0 <= anti_echo_ratio <= 1:
         raise UserError(f'anti_echo_ratio {anti_echo_ratio}: use a share from 0 to 1')
     last = {}  # language → kind and payload of the draw before
@@ -341,9 +343,8 @@ def make_echo(
         again = anti and contrast and lang in last and rng.random() < 0.5
         kind, text = last[lang] if again else payload(rng, lang, kinds, held)
         last[lang] = kind, text
-        before = (
-            '' if simple or rng.random() < 0.7 else rng.choice(asks(lang)['before_order']) + ' '
-        )
+        begins = rng.random() > (0.85 if simple else 0.7)
+        before = rng.choice(asks(lang)['before_order']) + ' ' if begins else ''
         if not anti:
             form = rng.choice(asks(lang)['echo'])
             return _episode(kind, form, text, before + form.format(text), text)
