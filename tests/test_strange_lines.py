@@ -1,11 +1,21 @@
 """Lines of strangers: what no file can hold is told by `check`, and nothing else meets it."""
 
 import json
+import struct
 import pytest
+from mypt.agent.retrieval import search
+from mypt.curate.augment import held_questions
+from mypt.data.dataset import open_dataset
 from mypt.data.episodes import parse_line
 from mypt.data.prepare import check, prepare
+from mypt.data.serialize import load_call
 from mypt.data.tokenizer import LONG_BLANK, get_tokenizer
 from mypt.errors import UserError
+from mypt.eval.leaks import check_leaks
+from mypt.eval.suite import load_suite
+from mypt.model.config import load_config
+from mypt.sources.tool_schemas import json_values
+from mypt.train.callbacks import read_log
 
 TALK = '"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]'
 
@@ -63,3 +73,64 @@ def test_shorter_blanks_are_not_cut():
     tok = get_tokenizer('gpt2')
     text = 'word ' * 50_000 + ' ' * (LONG_BLANK - 1) + 'x'
     assert tok.encode(text) == tok._bpe.encode_ordinary(text)
+
+
+# ---------------------------------------------------------------- JSON of strangers, elsewhere
+
+DEEP = '[' * 100_000
+
+
+def test_deep_brackets_are_one_line_wherever_json_is_read(tmp_path):
+    path = tmp_path / 'x.jsonl'
+    path.write_text(f'{{"a": {DEEP}\n')
+    for use in (
+        lambda: load_suite(path),
+        lambda: check_leaks([str(path)], ['gold']),
+        lambda: held_questions([path]),
+        lambda: read_log(path),
+        lambda: load_call(DEEP),
+        lambda: parse_line(path.read_bytes()),
+    ):
+        with pytest.raises(UserError):
+            use()
+    assert json_values(DEEP) == []
+
+
+@pytest.mark.parametrize(
+    'case', ['7', '{"messages": 7}', '{"messages": [{"role": "user"}]}', 'null']
+)
+def test_what_variants_must_avoid_is_told_when_it_is_none(tmp_path, case):
+    path = tmp_path / 'avoid.jsonl'
+    path.write_text(case)
+    with pytest.raises(UserError, match=r'avoid.jsonl:1: neither a case of a suite nor an episode'):
+        held_questions([path])
+
+
+def test_a_number_of_thousands_of_digits_is_told_in_words(tmp_path):
+    line = f'{{{TALK}, "_meta": {{"n": {"9" * 5000}}}}}'
+    with pytest.raises(UserError, match='a number of thousands of digits'):
+        parse_line(line.encode())
+    (tmp_path / 'c.json').write_text(f'{{"n_layer": {"9" * 5000}}}')
+    with pytest.raises(UserError, match='a number of thousands of digits'):
+        load_config(tmp_path / 'c.json')
+
+
+@pytest.mark.parametrize('start, length', [(0, 10**9), (10**9, 1), (1, 2**40), (2**63, 2**63)])
+def test_an_index_past_the_tokens_takes_no_memory(tmp_path, capsys, start, length):
+    path = tmp_path / 'in.jsonl'
+    path.write_text(f'{{{TALK}}}\n' * 4)
+    prepare(str(path), tmp_path / 'd', 'byte', val_split=0)
+    (tmp_path / 'd' / 'train' / 'episodes.idx').write_bytes(struct.pack('<QQ', start, length) * 4)
+    split = open_dataset(tmp_path / 'd').train
+    for use in (lambda: split.row(0), lambda: split.episode(3), lambda: split.row_lengths):
+        with pytest.raises(UserError, match='an episode lies past the last token'):
+            use()
+
+
+def test_documents_cannot_steer_a_terminal(tmp_path, capsys):
+    (tmp_path / 'a.md').write_text(
+        '# The mill\n\nThe mill \x1b]0;owned\x07 is 🧑\u200d🚀 5\xa0m high.'
+    )
+    search('mill', docs_dir=str(tmp_path))
+    said = capsys.readouterr().out
+    assert r'\x1b]0;owned\x07 is 🧑‍🚀 5' in said and '\x1b' not in said
