@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from . import __version__
 from .commands.examples import REPORTS, examples_of, to_json
 from .commands.table import Param, STAGES, Signature, VERBS, flags_of, signature_of, value_of
-from .errors import UserError
+from .errors import UserError, one_line
 
 # %% ../nbs/commands/cli.ipynb #11e20b8f
 def _number(kind: type) -> Callable[[str], Any]:
@@ -309,7 +309,7 @@ def main(argv: list[str] | None = None) -> int:  # Exit code: 0, 1, 2 or 130
     except OSError as e:
         where, reason = e.filename or 'file system', e.strerror or e
         message = f'{where}: {reason}; check the path, permissions and free space'
-    print(f'mypt: {message}', file=sys.stderr)
+    print(f'mypt: {one_line(message)}', file=sys.stderr)
     return 2
 
 

@@ -245,7 +245,7 @@ def _is_deep(value: Any) -> bool:
 # %% ../nbs/base/files.ipynb #e495e3bc
 def json_fault(e: ValueError) -> str:
     "Why a text is not JSON, in words for its author."
-    return 'a number of thousands of digits' if 'int string conversion' in str(e) else str(e)
+    return 'a number of thousands of digits' if 'string conversion' in str(e) else str(e)
 
 
 def json_value(

@@ -18,7 +18,7 @@ from .facts import Fact, facts, states
 from .invented import make_document
 from .questions import question
 from .recipe import suite_case
-from .shelf import names_before, passage
+from .shelf import names_first, passage
 from .synthetic import distinct, payload_words
 from ..data.prompts import context_block
 from ..eval.instructions import follows, n_sentences, n_words
@@ -122,7 +122,7 @@ def _invented_scene(rng: Random, lang: str, held: bool, simple: bool = False) ->
         return None
     fact, *others = rng.sample(found, len(found))
     text = passage(docs[0], fact)
-    others = [f for f in others if f.sentence in text and names_before(text, f)]
+    others = [f for f in others if f.sentence in text and names_first(text, f)]
     shown = [(docs[0].doc_id, text)]
     shown += [(d.doc_id, passage(d, None)) for d in docs[1:]]
     block = context_block(rng.sample(shown, len(shown)))

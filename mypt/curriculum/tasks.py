@@ -197,6 +197,8 @@ def task_episode(r: random.Random, lang: str, kind: str, shelf: Shelf, system: s
         for (doc, _), first in zip(pages, firsts, strict=True)
     ]
     shown = _shown_facts(usable, texts[0][1], kind == 'fields')
+    if kind in ('query', 'fields'):  # a text may be cut between a name and what is said of it
+        shown = [f for f in shown if f.value or f.subject.lower() in texts[0][1].lower()]
     if not shown:
         return None
     if kind == 'fields':
