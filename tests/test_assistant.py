@@ -12,7 +12,7 @@ from mypt.agent.retrieval import Index
 from mypt.cli import main
 from mypt.curate.journal import Journal
 from mypt.curate.quality import normalise
-from mypt.curriculum.assistant import assistant
+from mypt.curriculum.assistant import make_assistant
 from mypt.curriculum.budget import choose_base, frozen_blocks, training_sets
 from mypt.curriculum.held_back import HeldBack
 from mypt.curriculum.invented import make_documents
@@ -41,7 +41,8 @@ Ein Buch wird vier Wochen lang ausgeliehen. Filme werden nach sieben Tagen zurü
 
 Der Lesesaal liegt im zweiten Stock. Er hat 40 Plätze und eine Steckdose an jedem Tisch.
 """
-SETS = 'n_layer=1 n_embd=32 n_head=2 max_iters=6 batch_size=2 eval_interval=3 save_every=2 eval_iters=1'
+SETS = 'n_layer=1 n_embd=32 n_head=2 max_iters=6 batch_size=2 eval_iters=1'
+SETS += ' eval_interval=3 save_every=2'
 ASKED = [
     ('How much is a library card?', 'It costs 12 euros.'),
     ('When does the library close on Saturday?', 'At two.'),
@@ -81,7 +82,7 @@ def make(place: Path, out: str):
     "The command, on what is in the folder."
     own = [str(place / 'own.jsonl')]
     sets, n = SETS.split(), 40
-    return assistant(
+    return make_assistant(
         str(place / 'docs'), str(place / out), own, 'tiny', 'both', 60, n, sets=sets, quiet=True
     )
 

@@ -13,6 +13,7 @@ PARTS = {  # part of the book → number of its first chapter
     'Judging': 17,
     'The curriculum': 19,
 }
+FIRST = 'tutorials/your_assistant.ipynb'  # what most people come for
 GUIDES = {'tutorials': 'Tutorials', 'how_to': 'How to', 'explanations': 'Explanations'}
 # in the order of the layers; notebooks that the book leans on and a first reader skips
 PACKAGES = (
@@ -47,11 +48,11 @@ def section_of(nb: Notebook) -> str:
 def sections(notebooks: list[Notebook], commands=()) -> dict[str, list[str]]:
     "Section → names under nbs/; the section '' holds what stands alone."
     packages = [f'Package {p}' for p in PACKAGES]
-    out = {'': ['index.ipynb']}
+    out = {'': ['index.ipynb', *(nb.name for nb in notebooks if nb.name == FIRST)]}
     out |= {s: [] for s in (*PARTS, *GUIDES.values())}
     out |= {'Command line': list(commands)} | {s: [] for s in (*packages, 'Elsewhere')}
     for nb in notebooks:
-        if nb.name != 'index.ipynb':
+        if nb.name not in ('index.ipynb', FIRST):
             out[section_of(nb)].append(nb.name)
     return {section: names for section, names in out.items() if names}
 
