@@ -169,7 +169,7 @@ def asked_tokens(leg: Leg, tok) -> tuple[int, int]:  # (read, written)
 
 
 def plan(base: str):
-    base = base_checkpoint(base)
+    base, load = base_checkpoint(base), os.getloadavg()[0]
     _, tok, _ = load_model(base)
     speed = speeds(base, a_batch(tok, BASE_LEGS[2], rows=1))
     two = {k: THREADS * v for k, v in speed.items()}
@@ -192,7 +192,8 @@ def plan(base: str):
             )
         )
         print(legs[-1], flush=True)
-    store('speedrun_plan', machine_facts() | dict(base=base, per_thread=speed, legs=legs))
+    facts = machine_facts() | dict(load=round(load, 1), base=base, per_thread=speed)
+    store('speedrun_plan', facts | dict(legs=legs))
 
 
 # -------------------------------------------------------------------------------------- the run
