@@ -228,7 +228,7 @@ def test_bad_lines_are_told(line, told, tmp_path):
 def test_all_bad_lines_are_told_at_once(tmp_path):
     good = json.dumps(dict(id='1', language='en', question='Who?'))
     (tmp_path / 'x.jsonl').write_text('\n'.join([good, '{', good, '', '[]']))
-    with pytest.raises(UserError, match='line 2: .*line 3: .*twice.*line 5: ') as e:
+    with pytest.raises(UserError, match=r'line 2: .*line 3: .*twice.*line 5: ') as e:
         read_exam(tmp_path / 'x.jsonl')
     assert len(str(e.value).splitlines()) == 1
 
