@@ -17,7 +17,7 @@ from mypt.curriculum.own_tools import (
     own_tools_row,
     own_tools_suite,
     passes_own,
-    wordings,
+    own_wordings,
 )
 from mypt.curriculum.synthetic import first_question
 from mypt.data.masks import encode
@@ -310,7 +310,7 @@ def test_the_suite_asks_in_wordings_that_are_not_trained(shop):
     asked = {c['messages'][0]['content'] for c in cases}
     trained = {first_question(e) for e in make_own_tools(300, 'mixed', 7, str(shop))}
     assert not asked & trained
-    assert wordings(own['price'], 'en', held=True) == ('How much is a {article}?',)
+    assert own_wordings(own['price'], 'en', held=True) == ('How much is a {article}?',)
     assert {c['call'][0] for c in cases if c['call']} == {'price', 'stock'}
     assert any(c['call'] is None for c in cases)
 

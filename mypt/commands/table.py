@@ -269,7 +269,7 @@ VERBS |= {
         failed=lambda r: not r.passed,
     ),
     'assistant': _whole(
-        'mypt.curriculum.assistant:assistant',
+        'mypt.curriculum.assistant:make_assistant',
         'documents and conversations in, a judged and served assistant out',
         ('docs_dir',),
     ),

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['AssistantPlan', 'shown_path', 'documents_hash', 'index_folder', 'pair_own', 'read_pairs', 'hold_back', 'held_back',
-           'plan_sources', 'measure', 'read_budget', 'plan_sets', 'make_kind', 'checked', 'mix_checked',
-           'prepare_mixed', 'masks', 'final_sets', 'ask', 'grade_answers', 'data_stages', 'model_stages', 'assistant',
-           'finish']
+           'plan_sources', 'measure_minutes', 'read_budget', 'plan_sets', 'make_kind', 'checked_kinds', 'mix_checked',
+           'prepare_mixed', 'look_at_masks', 'final_sets', 'ask_held_back', 'grade_answers', 'data_stages',
+           'model_stages', 'make_assistant', 'finish_assistant']
 
 # %% ../../nbs/curriculum/assistant.ipynb #c9d6a078
 import hashlib
@@ -50,7 +50,7 @@ from mypt.curriculum.budget import (
 )
 from .held_back import HeldBack, make_exam, own_cases, without_held
 from .meaning import check_meaning
-from .pairing import Paired, Pairing, pair_files
+from .pairing import Paired, Pairing, pair_files, read_conversations, with_prompt
 from .recipe import Command, Source, Stages, run_commands
 from .run import asked_language
 
@@ -135,11 +135,11 @@ def index_folder(plan: AssistantPlan):
 
 def pair_own(plan: AssistantPlan):
     "Own conversations with their passages, and what became of each answer."
-    pairing = Pairing(plan.index(), PASSAGES, training_prompts())
-    episodes = [episode for _, episode in pair_files(plan.data, pairing)]
+    pairing, prompts = Pairing(plan.index(), PASSAGES), training_prompts()
+    episodes = [with_prompt(episode, prompts) for _, episode in pair_files(plan.data, pairing)]
     _write_json(plan.file('pairs.json'), [note._asdict() for note in pairing.notes])
     write_episodes(plan.file('own.jsonl'), episodes)
-    print(f'{len(episodes):,} own conversations: {pairing.told()}')
+    print(f'own conversations: {len(episodes):,}; their answers: {pairing.told()}')
 
 
 def read_pairs(plan: AssistantPlan) -> list[Paired]:
@@ -186,7 +186,7 @@ def plan_sources(plan: AssistantPlan, characters: int) -> list[Source]:
     return [without_held(s, held) for s in sources]
 
 
-def measure(plan: AssistantPlan, characters: int):
+def measure_minutes(plan: AssistantPlan, characters: int):
     "Work out what the minutes hold."
     sources = [s for s in plan_sources(plan, characters) if s.kind != 'taught']
     samples = {s.kind: sample_episodes(s, plan.language, plan.seed) for s in sources}
@@ -213,7 +213,7 @@ def measure(plan: AssistantPlan, characters: int):
 
 
 def read_budget(plan: AssistantPlan) -> Budget:
-    "What `measure` has worked out."
+    "What `measure_minutes` has worked out."
     kept = json.loads(read_text(plan.file('budget.json')))
     return Budget(**{k: v for k, v in kept.items() if k != 'characters'})
 
@@ -236,7 +236,7 @@ def make_kind(plan: AssistantPlan, kind: str):
     print(f'{shown_path(path)}: {made:,} episodes{few}')
 
 
-def checked(plan: AssistantPlan, kinds: list[str]) -> Iterator[tuple[str, list[dict], list]]:
+def checked_kinds(plan: AssistantPlan, kinds: list[str]) -> Iterator[tuple[str, list[dict], list]]:
     "By kind, the episodes whose labels hold, and what was found about the others."
     for kind in kinds:
         episodes = read_episodes(plan.file(f'{kind}.jsonl'))
@@ -249,7 +249,7 @@ def checked(plan: AssistantPlan, kinds: list[str]) -> Iterator[tuple[str, list[d
 def mix_checked(plan: AssistantPlan):
     "All episodes whose labels hold, in random order."
     counts, mixed, rules = {}, [], Counter()
-    for kind, good, found in checked(plan, list(read_budget(plan).episodes)):
+    for kind, good, found in checked_kinds(plan, list(read_budget(plan).episodes)):
         counts[kind] = dict(episodes=len(good), left_out=len({f.line for f in found}))
         rules.update(f.rule for f in found)
         mixed += good
@@ -292,7 +292,7 @@ def prepare_mixed(plan: AssistantPlan):
     _prepare(plan, plan.file('mixed.jsonl'), plan.file('dataset'), read_budget(plan).row)
 
 
-def masks(plan: AssistantPlan):
+def look_at_masks(plan: AssistantPlan):
     "Is the right side of the conversations trained?"
     report = check_masks(str(plan.file('dataset')))
     _write_json(plan.file('masks.json'), dict(ok=report.data['ok'], notes=report.notes))
@@ -338,7 +338,7 @@ def _turn(plan: AssistantPlan, tok: Any, layout: str, context: int) -> Turn:
     return Turn(tok, layout, context, 'rag', Workspace(plan.index()), most, passages=PASSAGES)
 
 
-def ask(plan: AssistantPlan):
+def ask_held_back(plan: AssistantPlan):
     "Ask the questions that are not answered yet."
     cases = read_exam(plan.file('exam.jsonl'))
     model, tok, meta = load_model(plan.model)
@@ -380,7 +380,7 @@ def data_stages(plan: AssistantPlan, characters: int) -> Iterator[Command]:
         sums = dict(data=[sha256_of(Path(path)) for path in plan.data])
         yield _stage('pair', partial(pair_own, plan), plan.file('own.jsonl'), lambda: sums)
     of_exam = dict(
-        exam=plan.exam_file and sha256_of(Path(plan.exam_file)) if plan.exam_file else None,
+        exam=[asdict(c) for c in read_exam(plan.exam_file)] if plan.exam_file else None,
         language=plan.language,
         seed=plan.seed,
     )
@@ -389,13 +389,13 @@ def data_stages(plan: AssistantPlan, characters: int) -> Iterator[Command]:
     about = dict(base=plan.base._replace(shape=None), minutes=plan.minutes, n=plan.num_examples)
     about |= dict(teacher=plan.teacher, sets=plan.sets, device=pick_device(plan.device).type)
     budget = plan.file('budget.json')
-    yield _stage('measure', partial(measure, plan, characters), budget, lambda: about)
+    yield _stage('measure', partial(measure_minutes, plan, characters), budget, lambda: about)
     for kind in read_budget(plan).episodes:
         made = plan.file(f'{kind}.jsonl')
         yield _stage(f'make {kind}', partial(make_kind, plan, kind), made, none)
     yield _stage('mix', partial(mix_checked, plan), plan.file('mixed.jsonl'), none)
     yield _stage('prepare', partial(prepare_mixed, plan), plan.file('dataset'), none)
-    yield _stage('check-masks', partial(masks, plan), plan.file('masks.json'), none)
+    yield _stage('check-masks', partial(look_at_masks, plan), plan.file('masks.json'), none)
 
 # %% ../../nbs/curriculum/assistant.ipynb #94a46562
 def model_stages(plan: AssistantPlan) -> Iterator[Command]:
@@ -414,7 +414,7 @@ def model_stages(plan: AssistantPlan) -> Iterator[Command]:
     answers = plan.file('answers.jsonl')
     forget = partial(answers.unlink, missing_ok=True)
     about = dict(weights=load_meta(plan.model)['weights_sha256'])
-    yield _stage('ask', partial(ask, plan), answers, lambda: about, forget)
+    yield _stage('ask', partial(ask_held_back, plan), answers, lambda: about, forget)
 
 # %% ../../nbs/curriculum/assistant.ipynb #e1e96f9b
 def _files(names: list | str | None, flag: str) -> list[str]:
@@ -422,7 +422,7 @@ def _files(names: list | str | None, flag: str) -> list[str]:
     given = [str(n) for n in ([names] if isinstance(names, str) else names or ())]
     for name in given:
         if not Path(name).is_file():
-            raise UserError(f'{flag} {name}: no such file; give conversations as JSONL')
+            raise UserError(f'{flag} {name}: no such file; give a JSONL file')
     return given
 
 
@@ -437,7 +437,7 @@ def _language(language: str, docs_dir: str) -> str:
     return asked_language(asked, docs_dir, 'mixed') or 'mixed'
 
 # %% ../../nbs/curriculum/assistant.ipynb #1fa4868d
-def assistant(
+def make_assistant(
     docs_dir: str,  # Folder of documents: .md, .txt, .html, .pdf, .docx, .csv, .tsv
     output_dir: str,  # Folder for all that is made; the same one goes on where it stopped
     data: list | None = None,  # Files of own conversations, one a line
@@ -456,7 +456,10 @@ def assistant(
     "From a folder of documents to a judged model and the line that serves it; goes on if killed."
     folder, own = Path(output_dir).absolute(), _files(data, '--data')
     _checked_folder(docs_dir, folder)
-    _files(exam if exam and Path(exam).suffix else None, '--exam')
+    for path in own:
+        read_conversations(path)
+    if exam:
+        read_exam(exam, docs_dir)
     docs = list(read_documents(docs_dir, FolderReport()))
     if not 0 < minutes < 10_000 or (num_examples is not None and num_examples < 1):
         raise UserError('--minutes and --num_examples: give a number above 0')
@@ -475,10 +478,10 @@ def assistant(
         run_commands(stages, model_stages(plan), quiet=quiet)
         if not stages.seconds:
             print(f'{output_dir}: done before, nothing has changed')
-        return finish(plan)
+        return finish_assistant(plan)
 
 # %% ../../nbs/curriculum/assistant.ipynb #c9b38634
-def finish(plan: AssistantPlan) -> AssistantReport:
+def finish_assistant(plan: AssistantPlan) -> AssistantReport:
     "Grade, write the report, and say how to serve what was made."
     graded = grade_answers(plan)
     report = AssistantReport(

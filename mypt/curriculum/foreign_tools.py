@@ -135,7 +135,7 @@ train: Der nächste Zug von {origin} nach {city} fährt um {departs} von Gleis {
 contact: Die Nummer von {person} ist {phone}. | {person} erreichst du unter {phone}.
 sum: {expression} ist {result}. | Das Ergebnis ist {result}.
 light: Das Licht {room} ist jetzt {state}. | Erledigt: Das Licht {room} ist {state}.
-none: Das kann keines meiner Werkzeuge. | Dafür habe ich kein Werkzeug.
+none: Meine Werkzeuge können das nicht. | Dafür habe ich kein Werkzeug.
 | Das kann ich nicht: Meine Werkzeuge sind für anderes da.
 """)
 _ASKS, _SAYS = dict(en=_ASKS_EN, de=_ASKS_DE), dict(en=_SAYS_EN, de=_SAYS_DE)

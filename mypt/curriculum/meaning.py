@@ -517,6 +517,8 @@ def _list_complete(t: GivenAnswer) -> Iterator[Verdict]:
     told, known = _named_in(lead.sub(' ', t.answer), docs), _named_in(t.question, docs)
     if not told or (len(told) == 1 and len(docs) > 2):
         return
+    if len(told) == 1 and told == known and not _BESIDES.search(t.question):
+        return  # whether there is this one
     wanted = {p.doc_id for p in docs}
     excluded, included = _BESIDES.search(t.question), _TOO.search(t.question)
     if known and excluded and not included:

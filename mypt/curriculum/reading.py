@@ -246,7 +246,7 @@ _NOT_OF |= {'closing day': _CLOCK, 'ruhetag': _CLOCK}
 
 
 def _is_other(attribute: str, sentence: str) -> bool:
-    "Whether a sentence with an attribute's words is about another one: the price of a ticket, the version of a text."
+    "Whether a sentence with an attribute's words is about another one, as the version of a text."
     other = _NOT_OF.get(attribute.casefold())
     return other is not None and other.search(sentence) is not None
 

@@ -133,7 +133,6 @@ def _is_clear(f: Fact, text: str) -> bool:
     "Whether a text says what the fact's sentence is about."
     return f.kind != 'value' or names_first(text, f)
 
-
 # %% ../../nbs/curriculum/scene.ipynb #a4914bb9
 class Scenes:
     "Sets scenes with the documents of a shelf."

@@ -158,8 +158,8 @@ def demo(
     "Phase 1 on this machine, from data to gate, chat and report; run again, it goes on."
     start, folder = time.monotonic(), Path(output_dir).absolute()
     model, seconds = folder / 'model', {}
-    simple = dict(format_lock=dict(simple=True), echo=dict(simple=True))
-    phase = PHASE1.with_sources(simple, dict(format_lock=0.5, echo=0.5))
+    simple = dict(format_lock=dict(simple=True), echo=dict(simple=True, gibberish='include'))
+    phase = PHASE1.with_sources(simple, dict(format_lock=0.47, echo=0.53))
     gate = run_phase(
         phase,
         str(model),

@@ -35,7 +35,7 @@ from .synthetic import distinct, first_question, held_out
 
 # %% ../../nbs/27_toolcall.ipynb #26e875b5
 from mypt.curriculum.tool_script import (
-    NO_TOOL,
+    ALREADY_KNOWN,
     ScriptStyle,
     ToolScript,
     own_pages,
@@ -300,7 +300,7 @@ def get_known(script: ToolScript) -> bool:
 def ask_opening(script: ToolScript, result: dict) -> bool:
     "How a document that was read begins."
     d, first = script.doc.doc_id, first_sentence(result['text'])
-    script.ask(script.form('ask.open', d=d), NO_TOOL)
+    script.ask(script.form('ask.open', d=d), ALREADY_KNOWN)
     return bool(first) and script.answer(first, d, script.form('none.known', d=d), opening=True)
 
 
@@ -382,7 +382,7 @@ def summary_known(script: ToolScript) -> bool:
     if not script.style.turns or not summarize_document(script):
         return False
     d, short = script.doc.doc_id, script.messages[-1]['content']
-    script.ask(script.form('ask.again', d=d), NO_TOOL)
+    script.ask(script.form('ask.again', d=d), ALREADY_KNOWN)
     return script.answer(short, d, script.form('none.known', d=d), summary=True)
 
 
@@ -392,9 +392,9 @@ def list_known(script: ToolScript) -> bool:
         return False
     d, found = script.doc.doc_id, script.messages[-2]['content']['documents']
     if script.rng.random() < 0.3:
-        script.ask(script.form('ask.count'), NO_TOOL)
+        script.ask(script.form('ask.count'), ALREADY_KNOWN)
         return answer_count(script, found, 'none.said')
-    script.ask(script.form('ask.besides', d=d), NO_TOOL)
+    script.ask(script.form('ask.besides', d=d), ALREADY_KNOWN)
     return answer_besides(script, found, script.form('none.said'))
 
 # %% ../../nbs/27_toolcall.ipynb #a9403d55

@@ -9,7 +9,7 @@ __all__ = ['ExamCase', 'plain', 'evidence_problem', 'read_exam', 'ExamResult', '
 
 # %% ../../nbs/eval/exam.ipynb #bfa456bf
 import html
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path

@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from ..data.episodes import shown
 from ..errors import UserError
 from .exam import Exam, ExamReport
