@@ -107,7 +107,7 @@ def test_agent_and_thoughts(screen):
         and 'result: {"documents"' in out
         and 'Look.' not in out
     )
-    assert out.endswith('Twelve weeks.\ncites: leave.md\n')
+    assert out.endswith('Twelve weeks.\ncited: leave.md\n')
     assert 'think: Look.' in typed(screen, '/think', 'leave') and 'answered after 1 call' in typed(
         screen, '/trace'
     )
@@ -115,7 +115,7 @@ def test_agent_and_thoughts(screen):
 
 def test_passages(screen):
     assert typed(screen, '/mode rag', 'parental').endswith(
-        'You said parental\npassages from: leave.md\n'
+        'You said parental\nretrieved: leave.md\n'
     )
     assert screen.talk.past[0]['context'].startswith('[1] (leave.md) Parental')
 

@@ -117,10 +117,10 @@ class Terminal(Screen):
         asked = [m for m in run.episode['messages'] if m['role'] == 'user']
         sources = passage_names(asked[-1].get('context', ''))
         if sources:
-            self.line('passages from: ' + ', '.join(sources))
+            self.line('retrieved: ' + ', '.join(sources))
 
 # %% ../../nbs/serve/terminal.ipynb #a8500588
-LABELS = dict(text='', toolcall='call: ', cite='cites: ')  # of the parts of a reply
+LABELS = dict(text='', toolcall='call: ', cite='cited: ')  # of the parts of a reply
 
 
 class ReplyPrinter:
