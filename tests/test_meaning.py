@@ -116,7 +116,7 @@ def test_nothing_is_found_in_ten_thousand(kind, lang, where):
 SHARED = 'rag_chat toolcall agentic minimal_qa tasks structured'.split()
 
 
-def shares_of(kind: str, docs_dir: str | None, n: int = 200) -> tuple[dict, str]:
+def shares_of(kind: str, docs_dir: str | None, n: int = 400) -> tuple[dict, str]:
     "Kind → (its share, the one that was asked for), and what is said to be lacking."
     options = dict(docs_dir=docs_dir) if docs_dir else {}
     with warnings.catch_warnings(record=True) as told:
