@@ -204,7 +204,7 @@ def passage(
 
 
 def names_first(text: str, fact: Fact) -> bool:
-    "Whether a text names the subject in the fact's sentence or before it; true without the sentence."
+    "Whether a text names a fact's subject no later than in its sentence, if it has the sentence."
     at = text.find(fact.sentence)
     return at < 0 or fact.subject in text[: at + len(fact.sentence)]
 

@@ -54,7 +54,8 @@ def _exam_case(raw: bytes | None) -> ExamCase:
     row = json_value((raw or b'').decode())
     if not isinstance(row, dict) or not isinstance(row.get('answers', []), list):
         raise ValueError('not an object, or its answers are no list')
-    case = ExamCase(**row | dict(answers=tuple(row.get('answers', ()))))
+    row['answers'] = tuple(row.get('answers', ()))
+    case = ExamCase(**row)
     if not all(
         isinstance(v, str) for v in (*case.answers, *(asdict(case) | {'answers': ''}).values())
     ):

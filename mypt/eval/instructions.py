@@ -22,12 +22,13 @@ def n_words(text: str) -> int:
     return len(re.findall(r'\S*\w\S*', text))
 
 
-_SHORT = r"""(?:[zduoisv]|z\.B|d\.h|u\.a|e\.g|i\.e|cf|vs|approx|Mr|Mrs|Ms|Dr|Prof|St|bzw|vgl|ca|ggf|evtl|
-sog|inkl|Abs|Nr|No|Art|Tel|Str|Bd|Kap)"""
+_SHORT = r"""(?:[zduoisv]|z\.B|d\.h|u\.a|e\.g|i\.e|cf|vs|approx|Mr|Mrs|Ms|Dr|Prof|St|bzw|vgl|ca|ggf|
+evtl|sog|inkl|Abs|Nr|No|Art|Tel|Str|Bd|Kap)"""
 _ABBREVIATED = re.compile(rf'(?:^[BhaÄegVmDT]|(?<![\w.]){_SHORT})\.$', re.X)  # ^: as in „z. B.“
 _ORDINAL = re.compile(r'(?:^|[\s(])\d{1,2}\.$')
 _ARTICLE_ORDINAL = re.compile(
-    r'\b(?:[Aa]m|[Vv]om|[Ii]m|[Zz]um|[Zz]ur|[Bb]eim|[Dd]e[rnms]|[Dd]ie|[Dd]as|[Bb]is|[Aa]b|[Ss]eit) '
+    r'\b(?:[Aa]m|[Vv]om|[Ii]m|[Zz]um|[Zz]ur|[Bb]eim|[Dd]e[rnms]|[Dd]ie|[Dd]as|[Bb]is|[Aa]b|'
+    r'[Ss]eit) '
     r'\d{1,2}\.$'
 )
 _DATED = re.compile(
