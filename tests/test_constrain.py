@@ -95,6 +95,9 @@ SCHEMAS = dict(
     stars={'type': 'string', 'pattern': '^(ab)*c+d$'},
     long={'type': 'string', 'minLength': 40, 'maxLength': 60},
     many={'type': 'array', 'items': {'type': 'boolean'}, 'minItems': 12, 'maxItems': 12},
+    holds=dict(pattern='foo'),
+    holds_more=dict(pattern='(a+)+b.?x$'),
+    number=dict(pattern=r'\d{3}-\d{4}', maxLength=20),
     types={'type': ['string', 'integer', 'null'], 'maxLength': 3},
     nothing={'type': 'object', 'properties': {}},
     either={
