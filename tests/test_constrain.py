@@ -2,23 +2,10 @@
 
 import json
 import random
-import time
 import jsonschema
 import pytest
-from mypt.agent.tools import Tool
-from mypt.data.serialize import load_call
 from mypt.data.tokenizer import get_tokenizer
-from mypt.errors import UserError
-from mypt.inference.constrain import (
-    ANY_OBJECT,
-    CallGrammar,
-    InText,
-    JsonGrammar,
-    JsonWriter,
-    ReplyGrammar,
-    answer_schema,
-    tight_schema,
-)
+from mypt.inference.constrain import ANY_OBJECT, JsonGrammar, JsonWriter, answer_schema
 
 tok = get_tokenizer('byte')
 NODE = {
@@ -130,6 +117,6 @@ def test_random_walks_are_valid_and_end_in_time(name, kind):
     rng, tok = random.Random(name), get_tokenizer(kind)
     g = JsonGrammar(tok, answer_schema(SCHEMAS[name]))
     check(SCHEMAS[name], tok.decode(g.shortest[:-1]))
-    for n in range(25):
+    for _ in range(25):
         limit = len(g.shortest) + rng.choice([0, 1, 7, 40, 150])
         check(SCHEMAS[name], tok.decode(walk(g, limit, rng)))
