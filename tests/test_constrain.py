@@ -82,6 +82,9 @@ SCHEMAS = dict(
     stars={'type': 'string', 'pattern': '^(ab)*c+d$'},
     long={'type': 'string', 'minLength': 40, 'maxLength': 60},
     many={'type': 'array', 'items': {'type': 'boolean'}, 'minItems': 12, 'maxItems': 12},
+    holds=dict(pattern='foo'),
+    holds_more=dict(pattern='(a+)+b.?x$'),
+    number=dict(pattern=r'\d{3}-\d{4}', maxLength=20),
     types={'type': ['string', 'integer', 'null'], 'maxLength': 3},
     nothing={'type': 'object', 'properties': {}},
     either={
@@ -114,6 +117,6 @@ def test_random_walks_are_valid_and_end_in_time(name, kind):
     rng, tok = random.Random(name), get_tokenizer(kind)
     g = JsonGrammar(tok, answer_schema(SCHEMAS[name]))
     check(SCHEMAS[name], tok.decode(g.shortest[:-1]))
-    for n in range(25):
+    for _ in range(25):
         limit = len(g.shortest) + rng.choice([0, 1, 7, 40, 150])
         check(SCHEMAS[name], tok.decode(walk(g, limit, rng)))
