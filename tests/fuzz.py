@@ -4,8 +4,8 @@
     python tests/fuzz.py 2000 convert --seed 7  # only readers whose names begin so
 
 A fork of this process runs some cases through `mypt.cli.main`, with ten seconds of a core for each
-and a gigabyte. A case fails when a Python error leaves `main`, when it takes longer or more, when what is
-printed is not one clear line, or when rows in are not rows out and rows reported.
+and a gigabyte. A case fails when a Python error leaves `main`, when it takes longer or more, when
+what is printed is not one clear line, or when rows in are not rows out and rows reported.
 """
 
 import argparse

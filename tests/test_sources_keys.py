@@ -494,14 +494,14 @@ def test_what_stands_behind_a_list_is_read(conv, text, texts):
     'text', ['[' * 100_000, '{\n"data": ' + '[' * 100_000, '[{"a":' + '[' * 50_000]
 )
 def test_deep_nesting_is_one_line(conv, name, text):
-    with pytest.raises(UserError, match='nested too deep|is it JSON|not JSON'):
+    with pytest.raises(UserError, match=r'nested too deep|is it JSON|not JSON'):
         conv(text, name=name)
 
 
 @pytest.mark.parametrize('qas', [[7], 'x', None, {'a': 1}, [[]]])
 def test_a_wrong_squad_file_is_told_in_words(conv, qas):
     data = dict(version='2', data=[dict(title='t', paragraphs=[dict(context='c', qas=qas)])])
-    with pytest.raises(UserError, match='a value has another type|could be used'):
+    with pytest.raises(UserError, match=r'a value has another type|could be used'):
         conv(json.dumps(data), name='in.json')
 
 
