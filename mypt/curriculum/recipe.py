@@ -569,8 +569,8 @@ def train_command(plan: PhasePlan) -> Command:
         base = plan.base and load_meta(plan.base).get('weights_sha256')
         return dict(config=config, base=base, model=plan.model_name)
 
-    weights = plan.model / 'model.safetensors'
-    return Command('train', options, train, weights, settings, lambda: _set_aside(plan.model))
+    saved = plan.model / 'mypt.json'  # beside whole weights, and beside adapters
+    return Command('train', options, train, saved, settings, lambda: _set_aside(plan.model))
 
 # %% ../../nbs/19_recipe.ipynb #4d306c04
 def gate_command(plan: PhasePlan) -> Command:

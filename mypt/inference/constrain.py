@@ -20,6 +20,11 @@ from urllib.parse import unquote
 from ..data.tokenizer import GPT2_PATTERN, Tokenizer
 from ..errors import UserError
 
+try:
+    from re import _parser
+except ImportError:  # Python 3.10
+    import sre_parse as _parser
+
 # %% ../../nbs/inference/constrain.ipynb #d319bf1f
 _LARGEST = 2**53 - 1
 _TEXT = r'^[^\x00]*$'
@@ -356,6 +361,48 @@ class InText:
     def copy(self) -> 'InText':
         return InText(self.now, self.escaped)
 
+# %% ../../nbs/inference/constrain.ipynb #9f34647d
+def _example(pattern: str) -> str:  # empty where there is none
+    "A short text that holds a match of a pattern."
+    try:
+        return _shortest_match(_parser.parse(pattern))[:2000]
+    except (re.error, KeyError, TypeError, OverflowError, RecursionError, StopIteration):
+        return ''
+
+
+_OF_CLASS = dict(CATEGORY_DIGIT='1', CATEGORY_WORD='a', CATEGORY_SPACE=' ')
+
+
+def _shortest_match(parsed: Any) -> str:
+    out = ''
+    for op, value in parsed:
+        kind = str(op)
+        if kind == 'LITERAL':
+            out += chr(value)
+        elif kind == 'IN':
+            out += _of_class(value)
+        elif kind in ('ANY', 'NOT_LITERAL'):
+            out += 'a' if value != ord('a') else 'b'
+        elif kind in ('MAX_REPEAT', 'MIN_REPEAT'):
+            out += _shortest_match(value[2]) * min(value[0], 2000)
+        elif kind == 'BRANCH':
+            out += _shortest_match(value[1][0])
+        elif kind == 'SUBPATTERN':
+            out += _shortest_match(value[-1])
+    return out
+
+
+def _of_class(items: list) -> str:
+    "A letter of `[…]`."
+    op, value = items[0]
+    if str(op) == 'NEGATE':
+        taken = [(v, v) if isinstance(v, int) else v for _, v in items[1:]]
+        ends = [pair for pair in taken if isinstance(pair, tuple)]
+        return next(c for c in 'a1 -Zz' if not any(a <= ord(c) <= b for a, b in ends))
+    if str(op) == 'RANGE':
+        return chr(value[0])
+    return chr(value) if str(op) == 'LITERAL' else _OF_CLASS[str(value)]
+
 # %% ../../nbs/inference/constrain.ipynb #9bdd5598
 def _bytes(value: Any) -> int:
     return len(json.dumps(value, ensure_ascii=False).encode(errors='replace'))
@@ -445,23 +492,38 @@ def _at(whole: dict, ref: str) -> Any:  # None: no such place
     return place
 
 # %% ../../nbs/inference/constrain.ipynb #f997df9f
-def _next_step(
-    allowed: np.ndarray,  # bool [V]
-    byte_ids: dict[int, int],  # byte → id
-    in_text: bool,
-    used: Counter,  # How often each byte was written on the way; is updated
-) -> int:  # id
-    "A byte that leads to an end."
-    for b in b'"' if in_text else _CLOSING:
-        if allowed[byte_ids[b]]:
-            return byte_ids[b]
-    free = [b for b in _PLAIN if allowed[byte_ids[b]]]
-    free = free or [b for b, i in byte_ids.items() if allowed[i]]
-    if not free:
-        return int(allowed.argmax())
-    b = min(free, key=used.__getitem__)  # of those used least, the first
-    used[b] += 1
-    return byte_ids[b]
+class _NextSteps:
+    "What leads to an end, from any place."
+
+    def __init__(self, tok: Tokenizer, schema: dict):
+        self.bytes = {b: tok.ranks[bytes([b])] for b in range(256)}
+        patterns = {s['pattern'] for s in _schemas(schema) if 'pattern' in s} - {_TEXT, _NOT_BLANK}
+        examples = [json.dumps(_example(p), ensure_ascii=False)[1:] for p in sorted(patterns)]
+        self.examples = [self._ids(text) for text in examples if text != '"']
+
+    def _ids(self, text: str) -> list[int]:
+        return [self.bytes[b] for b in text.encode(errors='replace')]
+
+    def __call__(
+        self,
+        matcher: Any,
+        allowed: np.ndarray,  # bool [V]
+        in_text: bool,
+        used: Counter,  # How often each byte was written on the way; is updated
+    ) -> list[int]:
+        for b in b'"' if in_text else _CLOSING:
+            if allowed[self.bytes[b]]:
+                return [self.bytes[b]]
+        for ids in self.examples if in_text else ():
+            if matcher.validate_tokens(ids) == len(ids):
+                return ids
+        free = [b for b in _PLAIN if allowed[self.bytes[b]]]
+        free = free or [b for b, i in self.bytes.items() if allowed[i]]
+        if not free:
+            return [int(allowed.argmax())]
+        b = min(free, key=used.__getitem__)  # of those used least, the first
+        used[b] += 1
+        return [self.bytes[b]]
 
 # %% ../../nbs/inference/constrain.ipynb #48f4179a
 class JsonGrammar:
@@ -477,7 +539,7 @@ class JsonGrammar:
         self.close = tok.tag_ids[end]
         self._start = _matcher(tok, schema, end)
         self.slack = _Sizes(schema).step()
-        self._bytes = {b: tok.ranks[bytes([b])] for b in range(256)}
+        self._next = _NextSteps(tok, schema)
         self.shortest = self.shortest_end(self._start, most=8192)
         if self.shortest[-1:] != [self.close]:
             raise UserError('this schema has no short text; let its lists and texts be shorter')
@@ -504,7 +566,7 @@ class JsonGrammar:
         while not matcher.is_accepting():
             ids = matcher.compute_ff_tokens()  # all that is forced
             if not ids:
-                ids = [_next_step(self.allowed(matcher), self._bytes, text.now, used)]
+                ids = self._next(matcher, self.allowed(matcher), text.now, used)
             if len(out) > most or not matcher.consume_tokens(ids):
                 return out
             text.read(b''.join(map(self.tok.token_bytes, ids)))
@@ -538,9 +600,11 @@ class JsonWriter:
         self.text = InText()
         self.bound = len(grammar.shortest)  # the way to the end is not longer
         self.ending: list[int] = []  # ids that end it, once the tokens run out
+        self.begun = False
 
     def read(self, i: int) -> bool:  # False: this could not come
         "One more token."
+        self.begun = True
         self.ending = self.ending[1:]
         self.text.read(self.grammar.tok.token_bytes(i))
         return self.matcher.consume_token(i)
@@ -549,7 +613,7 @@ class JsonWriter:
         "What may come next; raises `UserError` where a schema became too much to follow."
         g = self.grammar
         if not self.ending and left <= self.bound + g.slack:
-            ending = g.shortest_end(self.matcher, self.text, left)
+            ending = self._shortest_end(left)
             self.bound = len(ending)
             if left <= self.bound + g.slack:
                 self.ending = ending
@@ -560,6 +624,11 @@ class JsonWriter:
         if not allowed.any():
             raise UserError('the schema became too complex to follow; simplify it')
         return allowed
+
+    def _shortest_end(self, left: int) -> list[int]:
+        if not self.begun:
+            return self.grammar.shortest
+        return self.grammar.shortest_end(self.matcher, self.text, left)
 
 # %% ../../nbs/inference/constrain.ipynb #4318bc5b
 class CallWatch:

@@ -305,8 +305,8 @@ _LANGUAGES = dict(english='en', german='de', deutsch='de', french='fr', spanish=
 _LANGUAGES |= dict(portuguese='pt', dutch='nl', polish='pl', russian='ru', chinese='zh')
 _LANGUAGES |= dict(japanese='ja', korean='ko', arabic='ar', turkish='tr', czech='cs')
 _CODES = frozenset(
-    'en de fr es it pt nl pl ru uk cs sk sv da no nb fi et lv lt hu ro bg el tr ar he fa hi bn ur ta te '
-    'th vi id ms ja ko zh ca eu gl hr sr sl sq mk is ga cy af sw'.split()
+    'en de fr es it pt nl pl ru uk cs sk sv da no nb fi et lv lt hu ro bg el tr ar he fa hi bn ur '
+    'ta te th vi id ms ja ko zh ca eu gl hr sr sl sq mk is ga cy af sw'.split()
 )
 
 
@@ -326,7 +326,7 @@ THOUGHTS = ('think', 'reasoning_content', 'reasoning', 'thinking')
 
 
 def thoughts_of(m: SourceRow) -> str:
-    "What a message, or a row, says that was thought; a value that is no text is left for the report."
+    "What a message or a row says was thought; a value that is no text is left for the report."
     found = [m.get(k) for k in THOUGHTS if isinstance(m.peek(k), str)]
     return '\n\n'.join(t for t in dict.fromkeys(found) if t.strip())
 
