@@ -11,7 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mypt.cli import main
-from mypt.curriculum.legs import BASE_LEGS, CASES, base_legs, frozen_names, with_numbers
+from mypt.curriculum.legs import BASE_LEGS, CASES_ASKED, base_legs, frozen_names, with_numbers
 from mypt.curriculum.speedrun import LEGS, Course, ask_yardsticks, leg_sets, small_phase
 from mypt.data.masks import encode
 from mypt.data.mix import REPLAY
@@ -158,8 +158,8 @@ def test_each_leg_is_its_phase_in_small():
             assert share == pytest.approx((s.share + s.stands_in) / total, abs=0.002)
         assert load_config(leg.config).train.gate == leg.phase.number
     named = {s for leg in BASE_LEGS for r in leg.phase.gate for s in r.suites}
-    assert {*CASES} <= named
-    assert all(most <= len(load_suite(suite)) for suite, most in CASES.items())
+    assert {*CASES_ASKED} <= named
+    assert all(most <= len(load_suite(suite)) for suite, most in CASES_ASKED.items())
 
 
 def test_a_short_base_is_stretched_first():

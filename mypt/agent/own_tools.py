@@ -62,6 +62,7 @@ def argument_comments(function: Callable) -> dict[str, str]:  # argument → com
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     by_line = {t.start[0]: t.string.lstrip('# ') for t in tokens if t.type == tokenize.COMMENT}
     (definition,) = ast.parse(source).body
+    assert isinstance(definition, ast.FunctionDef | ast.AsyncFunctionDef)
     args = definition.args
     on_line = {a.lineno: a.arg for a in (*args.args, *args.kwonlyargs)}  # the last of a line
     return {name: by_line[line] for line, name in on_line.items() if line in by_line}

@@ -17,7 +17,7 @@ from ..agent.documents import Document, read_documents
 from ..agent.tools import Workspace
 from mypt.curriculum.reading import (
     FILE_NAME,
-    Passage,
+    ShownPassage,
     answering_sentence,
     asked_attributes,
     block_passages,
@@ -64,8 +64,8 @@ class GivenAnswer:
     message: dict  # the answer
     question: str  # the user's last words
     asked: str  # all the user's words so far
-    passages: list[Passage]  # all that were shown so far
-    block: list[Passage]  # those of the last context, by number
+    passages: list[ShownPassage]  # all that were shown so far
+    block: list[ShownPassage]  # those of the last context, by number
     calls: list[tuple[dict, dict]]  # (call, its result) since the question
     meta: dict
     about: dict | None = None  # what is asked: kind, subject, attribute, value, sentence, doc_id
@@ -90,7 +90,7 @@ class GivenAnswer:
         return {name for p in self.passages for name in (p.doc_id, p.title) if name}
 
     @cached_property
-    def listed(self) -> list[Passage] | None:
+    def listed(self) -> list[ShownPassage] | None:
         "What a list of all documents has shown since the question."
         for call, result in self.calls:
             if call['name'] == 'workspace.list_docs':
@@ -102,7 +102,7 @@ class GivenAnswer:
         return [p.text for p in self.passages if p.doc_id == doc_id and p.text]
 
 # %% ../../nbs/curriculum/meaning.ipynb #c86a6181
-def _new_passages(message: dict) -> list[Passage]:
+def _new_passages(message: dict) -> list[ShownPassage]:
     if message['role'] == 'toolresult':
         result = message['content']
         return result_passages(result) if isinstance(result, dict) else []
@@ -112,7 +112,7 @@ def _new_passages(message: dict) -> list[Passage]:
     own = message['content'] if message['role'] == 'user' else ''
     if 'Text:' in own and '\n\n' in own:  # a text inside the question
         text = own.rpartition('\n\n')[0]
-        found.append(Passage('', text.partition('Text: ')[2] or text))
+        found.append(ShownPassage('', text.partition('Text: ')[2] or text))
     return found
 
 
@@ -180,7 +180,7 @@ def _holds_value(t: GivenAnswer, texts: list[str]) -> Iterator[Verdict]:
     if about.get('kind') == 'value' and subject and there and t.passages:
         cited = {c['text'] for c in t.cites}
         pieces = [p for p in t.passages if p.text and (not cited or p.doc_id in cited)]
-        pieces += [] if cited else [Passage('', t.asked)]
+        pieces += [] if cited else [ShownPassage('', t.asked)]
         said = (s for p in pieces for s in sentences_about(p, subject))
         of_it = any(holds(s, value) for s in said)
         yield Verdict('the cited passage says it of the subject', '' if of_it else subject)
@@ -495,7 +495,7 @@ _TOO = re.compile(
 )
 
 # %% ../../nbs/curriculum/meaning.ipynb #4eb5f4be
-def _named_in(text: str, docs: list[Passage]) -> set[str]:
+def _named_in(text: str, docs: list[ShownPassage]) -> set[str]:
     "The documents that a text names, by name or title."
     found = {
         p.doc_id for p in docs if re.search(rf'(?<![\w.-]){re.escape(p.doc_id)}(?![\w#])', text)
@@ -589,7 +589,7 @@ def _structured(t: GivenAnswer) -> Iterator[Verdict]:
         yield from check_extracted(t.question, t.answer, [*texts, ' '.join(t.names)])
 
 # %% ../../nbs/curriculum/meaning.ipynb #9790e4b8
-def _named_field(pieces: list[Passage], name: str, value: str) -> Verdict:
+def _named_field(pieces: list[ShownPassage], name: str, value: str) -> Verdict:
     "A field that is a thing with a name, as a table or a list has it."
     there = [p.text for p in pieces if holds(p.text, name)]
     if value == '-':
@@ -601,7 +601,7 @@ def _named_field(pieces: list[Passage], name: str, value: str) -> Verdict:
 def _fields(t: GivenAnswer) -> Iterator[Verdict]:
     "Each field has what the text says of it; a dash says that the text is silent."
     subject = str(t.meta.get('payload') or '')
-    pieces = t.passages or [Passage('', t.question)]
+    pieces = t.passages or [ShownPassage('', t.question)]
     for line in t.answer.splitlines():
         name, _, value = line.partition(': ')
         if not _is_invented(t):

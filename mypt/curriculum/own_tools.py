@@ -214,7 +214,7 @@ class OwnToolEpisodes:
     def __init__(self, tools: dict[str, OwnTool], think: float, n: int, seed: int):
         self.tools, self.think, self.shelf = tools, think, Shelf()
         shares = dict(search=0.4, list=0.2, get=0.2, summarize=0.2)
-        self.workspace = {
+        self.workspace: dict[str, Iterator[dict]] = {
             lang: make_toolcall(n, lang, seed + 1, shares=shares, long=0) for lang in ('en', 'de')
         }
 

@@ -23,13 +23,13 @@ from .recipe import Phase, Source, stated_answer, suite_case
 # %% ../../nbs/23_rag_chat.ipynb #4cdd20b5
 from mypt.curriculum.scene import (
     PAGE_NUMBERS,
-    ShownPage,
     Scene,
     Scenes,
+    ShownPage,
     absent_scene,
     answered_scene,
+    count_words,
     names_subject,
-    number_words,
     silent_scene,
 )
 from .shelf import Shelf
@@ -183,7 +183,7 @@ def _other_number(rng: random.Random, fact: Fact) -> Fact | None:
     if fact.sentence.count(fact.value) != 1:
         return None
     first, _, rest = fact.value.partition(' ')
-    words = number_words(fact.lang)
+    words = count_words(fact.lang)
     if first in words:
         drawn = rng.choice([word for word in words if word != first])
     elif first.rstrip('.').isdigit() and int(first.rstrip('.')) > 1:

@@ -20,8 +20,9 @@ from urllib.parse import unquote
 from ..data.tokenizer import GPT2_PATTERN, Tokenizer
 from ..errors import UserError
 
+# %% ../../nbs/inference/constrain.ipynb #c4aaeacb
 try:
-    from re import _parser
+    from re import _parser  # pyright: ignore[reportAttributeAccessIssue]  # not in the stubs
 except ImportError:  # Python 3.10
     import sre_parse as _parser
 
@@ -325,7 +326,7 @@ def _matcher(tok: Tokenizer, schema: dict, end: str) -> Any:
     "A matcher at the beginning of the JSON; raises `UserError` on a schema it cannot follow."
     matcher_type = _llguidance().LLMatcher
     # Spaces as `dump_call` writes them
-    spaces = {'whitespace_flexible': False, 'item_separator': ', ', 'key_separator': ': '}
+    spaces: Any = {'whitespace_flexible': False, 'item_separator': ', ', 'key_separator': ': '}
     try:
         grammar = matcher_type.grammar_from_json_schema(schema, overrides=spaces)
         matcher = matcher_type(_token_table(tok, end), grammar, log_level=0)

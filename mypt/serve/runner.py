@@ -412,7 +412,7 @@ def last_delta(message: dict) -> dict:  # message: OpenAI's
 
 def turn_report(messages: list[dict], stopped: str, turn: Turn) -> dict:
     "The messages of a turn, why it stopped, the documents that it cites, and those it was shown."
-    assert turn.workspace is not None
+    assert isinstance(turn.workspace, Workspace)
     titles = dict(turn.workspace.index.documents())
 
     def about(names: list[str]) -> list[dict]:

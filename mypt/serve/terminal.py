@@ -254,22 +254,29 @@ class HeldPrinter(ReplyPrinter):
         self.held = []
 
 # %% ../../nbs/serve/terminal.ipynb #7d441477
+def _ask_again(terminal: Terminal) -> tuple[AgentRun, HeldPrinter]:
+    "The last question once more, with other dice; what is printed is held back."
+    question = terminal.talk.undo()
+    terminal.talk.settings.seed += 1
+    printer = HeldPrinter(terminal, terminal.earlier)
+    terminal.last = terminal.talk.ask(question, printer)
+    return terminal.last, printer
+
+
 @command
 def do_retry(terminal: Terminal, rest: str) -> None:
     "say something else to the last question"
     talk, settings = terminal.talk, terminal.talk.settings
     if not talk.turns:
         raise UserError('/retry: nothing was asked yet')
-    usual, run, printer = settings.temperature, None, None
+    usual = settings.temperature
     settings.temperature = usual or 0.7
     try:
-        for _ in range(5):
-            question = talk.undo()
-            settings.seed += 1
-            printer = HeldPrinter(terminal, terminal.earlier)
-            terminal.last = run = talk.ask(question, printer)
+        run, printer = _ask_again(terminal)
+        for _ in range(4):
             if run.answer is None or run.answer not in terminal.earlier:
                 break
+            run, printer = _ask_again(terminal)
     finally:
         settings.temperature = usual
     printer.flush()

@@ -33,7 +33,7 @@ class SourceRow(dict):
         self.read.add(key)
         return super().__getitem__(key)
 
-    def get(self, key, default=None):
+    def get(self, key, default=None) -> Any:
         self.read.add(key)
         return super().get(key, default)
 
