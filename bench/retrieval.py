@@ -114,7 +114,7 @@ EXAMS = dict(owasp_en='owasp_cheatsheets', law_de='law_de')
 def exam_recall(name):
     "By side: recall of the evidence at 1, 3 and 5, in percent, on the passages of mypt's index."
     from mypt.agent.retrieval import Index
-    from mypt.eval.exam import one_line, read_exam
+    from mypt.eval.exam import read_exam, single_spaced
 
     cases = [c for c in read_exam(name, DATA / EXAMS[name]) if c.answerable]
     index = Index.build(DATA / EXAMS[name])

@@ -19,7 +19,7 @@ from mypt.curriculum.invented import make_documents
 from mypt.curriculum.pairing import Pairing
 from mypt.curriculum.recipe import Stages
 from mypt.data.episodes import read_episodes
-from mypt.eval.exam import one_line, read_exam
+from mypt.eval.exam import read_exam, single_spaced
 from mypt.model.config import ModelConfig, load_config
 
 LIBRARY = """---
@@ -245,7 +245,7 @@ def test_what_is_held_back_is_not_in_the_training_data(place, made):
     cases = read_exam(place / 'whole/exam.jsonl', place / 'docs')
     assert {c.language for c in cases} == {'en', 'de'} and any(not c.answerable for c in cases)
     questions = {normalise(c.question) for c in cases}
-    evidence = [one_line(c.evidence) for c in cases if c.answerable]
+    evidence = [single_spaced(c.evidence) for c in cases if c.answerable]
     episodes, held = rows_of(place), HeldBack(cases)
     assert len(episodes) > 30 and evidence
     for e in episodes:
@@ -254,7 +254,7 @@ def test_what_is_held_back_is_not_in_the_training_data(place, made):
             if m['role'] == 'user':
                 assert normalise(m['content']) not in questions
             elif m['role'] == 'assistant':
-                assert not any(s in one_line(m['content']) for s in evidence)
+                assert not any(s in single_spaced(m['content']) for s in evidence)
 
 
 def test_an_episode_that_gives_the_exam_away_is_seen(place, made):

@@ -19,6 +19,8 @@ from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
+
+# %% ../../nbs/agent/index_file.ipynb #0f21ddbk
 from mypt.agent.documents import (
     Document,
     FolderReport,

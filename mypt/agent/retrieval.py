@@ -23,6 +23,8 @@ from mypt.agent.documents import (
     passages,
     read_documents,
 )
+
+# %% ../../nbs/22_retrieval.ipynb #0cb1e2bc
 from mypt.agent.index_file import (
     INDEX_FILE,
     PLACE_BITS,

@@ -335,7 +335,7 @@ class ToolCaller(Protocol):
 
     def call(self, name: Any, arguments: Any) -> dict | str: ...
 
-
+# %% ../../nbs/25_tools.ipynb #18b1d3be
 class Workspace(DocumentTools):
     "The tools over documents, called by name."
 

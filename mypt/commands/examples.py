@@ -375,6 +375,8 @@ _INDEX = _keys("""
 documents; passages; changes: how many are new, changed, deleted, …;
 left_out: files and why; mended: files and what
 """)
+
+# %% ../../nbs/commands/examples.ipynb #335472bd
 _SEARCH = _keys("""
 passages: for each: rank, score, document, title, headings, passage, text, words
 """)

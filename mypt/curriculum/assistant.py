@@ -185,7 +185,7 @@ def plan_sources(plan: AssistantPlan, characters: int) -> list[Source]:
     held = held_back(plan)
     return [without_held(s, held) for s in sources]
 
-
+# %% ../../nbs/curriculum/assistant.ipynb #d3fb9fbb
 def measure_minutes(plan: AssistantPlan, characters: int):
     "Work out what the minutes hold."
     sources = [s for s in plan_sources(plan, characters) if s.kind != 'taught']
@@ -352,7 +352,7 @@ def ask_held_back(plan: AssistantPlan):
             said = [json.dumps([x.reply.text, x.reply.cites]) for x in lines]
             kept.add([x.case.id for x in lines], said)
 
-
+# %% ../../nbs/curriculum/assistant.ipynb #8d377ab3
 def grade_answers(plan: AssistantPlan):
     "The report of the exam, from the answers that are kept."
     cases, meta = read_exam(plan.file('exam.jsonl')), load_meta(plan.model)
@@ -370,7 +370,7 @@ def _stage(
 ):
     return Command(name, {}, work, output, settings, clear)
 
-
+# %% ../../nbs/curriculum/assistant.ipynb #71cf25bf
 def data_stages(plan: AssistantPlan, characters: int) -> Iterator[Command]:
     "The stages up to the dataset, each made when the one before is done."
     none: Callable = dict

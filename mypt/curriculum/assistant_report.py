@@ -44,7 +44,7 @@ def _passages_html(name: str, hits: list[Hit], most: int) -> str:
     )
     return f'<p><b>{name}</b></p><ul>{items}</ul>'
 
-
+# %% ../../nbs/curriculum/assistant_report.ipynb #8087edb3
 def answer_html(line: ExamLine) -> str:
     "A question with its answer, what it cites, and what else was retrieved."
     cited, retrieved = cited_and_retrieved(line)
@@ -94,7 +94,7 @@ class AssistantReport:
         lines = [str(self.exam), f'the report: {self.page}', f'serve it: {self.serve}']
         return '\n'.join(lines)
 
-
+# %% ../../nbs/curriculum/assistant_report.ipynb #a21104b3
 def paired_counts(pairs: list[Paired]) -> dict[str, int]:
     "How many answers of own conversations had which outcome."
     counts = Counter(p.what for p in pairs)
@@ -121,7 +121,7 @@ def _data_facts(report: AssistantReport) -> dict:
     facts |= {f'left out, {kind}': why for kind, why in report.budget.left_out.items()}
     return facts | {'masks': 'as they should be' if report.masks['ok'] else 'WRONG'}
 
-
+# %% ../../nbs/curriculum/assistant_report.ipynb #522961bf
 def write_assistant_report(report: AssistantReport) -> Path:
     "One self-contained page."
     lines = sorted(report.exam.lines, key=lambda x: not x.fault)

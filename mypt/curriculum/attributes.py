@@ -118,7 +118,7 @@ def _port(rng: random.Random, held: bool) -> str:
         if held_out(port) == held:
             return port
 
-
+# %% ../../nbs/curriculum/attributes.ipynb #780611b1
 def attribute_value(
     rng: random.Random,
     lang: str,

@@ -60,7 +60,7 @@ def _fresh_base(config: str) -> AssistantBase:
     kinds = {get.vocab_size: kind for kind in ('byte', 'gpt2') for get in [open_tokenizer(kind)]}
     return AssistantBase(None, config, kinds[shape.vocab_size], 'compact', shape, '')
 
-
+# %% ../../nbs/curriculum/budget.ipynb #1cfab9b3
 def choose_base(source: str) -> AssistantBase:
     "The base that a user names; imported where it is none of ours yet."
     there = (checkpoint_dir(source) / 'mypt.json').exists()
@@ -89,7 +89,7 @@ _PROMPTS = dict(
     de=['Du bist MyPT. Antworte aus dem Kontext, zitiere ihn und sag, wenn er nichts sagt.'],
 )
 
-
+# %% ../../nbs/curriculum/budget.ipynb #20722abc
 def training_prompts() -> dict[str, list[str]]:
     "The system prompts of an assistant, by language."
     return {lang: list(prompts) for lang, prompts in _PROMPTS.items()}
@@ -146,7 +146,7 @@ def _tool_prompts() -> dict[str, list[str]]:
         for lang, prompts in _PROMPTS.items()
     }
 
-
+# %% ../../nbs/curriculum/budget.ipynb #d2b755b8
 def assistant_sources(docs_dir: str, characters: int) -> list[Source]:
     "What can be made of a folder for a context of so many characters."
     simple, size = characters < _LARGE_CONTEXT, passage_size(characters)
@@ -180,7 +180,7 @@ def sample_episodes(source: Source, language: str, seed: int, n: int = TRIED) ->
         except UserError:
             return []
 
-
+# %% ../../nbs/curriculum/budget.ipynb #5bae06bc
 def fitting_kinds(
     samples: dict[str, list[dict]],  # kind → some episodes
     base: AssistantBase,
@@ -266,7 +266,7 @@ def row_length(lengths: dict[str, list[int]], most: int) -> int:
     long = every[int(0.98 * (len(every) - 1))]
     return min(most, max(768, 128 * math.ceil(long / 128)))
 
-
+# %% ../../nbs/curriculum/budget.ipynb #74e9a2bb
 def make_budget(
     lengths: dict[str, list[int]],  # kind → tokens of some episodes
     left_out: dict[str, str],

@@ -425,6 +425,8 @@ _PERSONS = (
 )
 _PERSONS_DE = '|'.join(f'{name}(?:in)?' for name in _PERSONS.split())
 _FEMININE_DE = '|'.join(noun for noun, g in GENDER.items() if g == 'f')
+
+# %% ../../nbs/curriculum/grammar.ipynb #190188b7
 _WRONG_DE = [
     re.compile(pattern)
     for pattern in (

@@ -28,7 +28,7 @@ from .scene import with_value
 from .shelf import Shelf
 from .synthetic import Shortage
 from .values import Fact, value_facts
-from ..eval.exam import ExamCase, one_line
+from ..eval.exam import ExamCase, single_spaced
 
 # %% ../../nbs/curriculum/held_back.ipynb #28017184
 MOST_CASES, FEWEST_CASES = 40, 4  # questions about documents; fewer than four of very few facts
@@ -48,10 +48,11 @@ def _stands_whole(index: Index, fact: Fact) -> bool:
     "Whether the sentence of a fact stands in a passage of the index."
     hits = index.search(f'{fact.subject} {fact.sentence}', 5)
     return any(
-        h.doc_id == fact.doc_id and one_line(fact.sentence) in one_line(h.text) for h in hits
+        h.doc_id == fact.doc_id and single_spaced(fact.sentence) in single_spaced(h.text)
+        for h in hits
     )
 
-
+# %% ../../nbs/curriculum/held_back.ipynb #280171b4
 def _in_turns(rng: random.Random, facts: dict[str, list[Fact]]) -> Iterator[Fact]:
     "One fact of each document, then another of each, …"
     piles = [rng.sample(found, len(found)) for found in facts.values()]
@@ -147,7 +148,9 @@ class HeldBack:
         cases = list(cases)
         self.questions = {normalise(c.question) for c in cases}
         # an exam of the user's own is about all of the documents: only its questions are held back
-        self.evidence = {one_line(c.evidence) for c in cases if c.evidence} if facts_too else set()
+        self.evidence = (
+            {single_spaced(c.evidence) for c in cases if c.evidence} if facts_too else set()
+        )
 
     def touches(self, episode: dict) -> bool:
         "Whether an episode gives something of the exam away."
@@ -155,7 +158,7 @@ class HeldBack:
             content = m.get('content')
             if m['role'] == 'user' and normalise(content) in self.questions:
                 return True
-            if m['role'] == 'assistant' and any(e in one_line(content) for e in self.evidence):
+            if m['role'] == 'assistant' and any(e in single_spaced(content) for e in self.evidence):
                 return True
         return bool(self.evidence & set(_asked_sentences(episode.get('_meta') or {})))
 
@@ -168,7 +171,9 @@ def _asked_sentences(meta: dict) -> Iterator[str]:
     "The sentences of what an episode asks for, from its notes."
     turns = meta['turns'] if isinstance(meta.get('turns'), list) else []
     listed = [meta.get('about'), *meta.get('abouts', ()), *(t.get('about') for t in turns)]
-    yield from (one_line(about['sentence']) for about in listed if about and about.get('sentence'))
+    yield from (
+        single_spaced(about['sentence']) for about in listed if about and about.get('sentence')
+    )
 
 # %% ../../nbs/curriculum/held_back.ipynb #e6de3f6b
 _ROOM = 1.5  # times as many are drawn, so that enough remain

@@ -15,6 +15,8 @@ from itertools import chain
 from typing import Any, NamedTuple
 from ..agent.documents import Document, read_documents
 from ..agent.tools import Workspace
+
+# %% ../../nbs/curriculum/meaning.ipynb #324a49bf
 from mypt.curriculum.reading import (
     FILE_NAME,
     ShownPassage,

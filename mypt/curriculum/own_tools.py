@@ -22,7 +22,7 @@ from .small_talk import around, plain_chat, talk_forms
 from .synthetic import distinct, first_question, invent, phrasings
 from .toolcall import TOOL_SYSTEMS, make_toolcall
 from ..data.language import language_of
-from ..data.prompts import CHAT_SYSTEM
+from ..data.prompts import CHAT_SYSTEM, systems_in
 from ..errors import UserError
 from ..eval.gates import Requirement
 from ..eval.metrics import Reply
@@ -91,7 +91,7 @@ def _spoken(own: OwnTool) -> set[str]:
     guessed = 'de' if language_of(own.description) == 'de' else 'en'
     return {lang for lang in ('en', 'de') if own.asks.get(lang)} or {guessed}
 
-
+# %% ../../nbs/curriculum/own_tools.ipynb #37b887bd
 def check_wordings(own: OwnTool) -> None:
     "Raise `UserError` where a tool's wordings or examples do not make calls that it takes."
     known, required = own.parameters['properties'], own.parameters['required']
@@ -224,7 +224,7 @@ class OwnToolEpisodes:
             ep = next(self.workspace[lang], None)
             if ep is None:
                 return None
-            system = with_own_tools(rng.choice(TOOL_SYSTEMS[lang]), self.tools)
+            system = with_own_tools(rng.choice(systems_in(TOOL_SYSTEMS, lang)), self.tools)
             return dict(
                 system=system, messages=ep['messages'], _meta=ep['_meta'] | dict(category=kind)
             )
@@ -266,7 +266,7 @@ def _spoken_language(tools: dict[str, OwnTool], language: str, path: Any) -> str
         )
     return language
 
-
+# %% ../../nbs/curriculum/own_tools.ipynb #54cdc7bc
 def make_own_tools(
     n: int,  # Episodes
     language: str = 'mixed',  # `en`, `de`, or half and half
@@ -308,7 +308,7 @@ def own_tools_suite(tools: dict[str, OwnTool], n: int = 60, seed: int = 961) -> 
             cases.append(dict(system=system, messages=[message], call=call))
     return cases
 
-
+# %% ../../nbs/curriculum/own_tools.ipynb #f7ddd6b6
 def passes_own(reply: Reply, call: tuple[str, dict] | None) -> bool:
     "Whether a reply is the right call, or an answer where none is needed."
     message = reply.message

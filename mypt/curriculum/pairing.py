@@ -141,7 +141,7 @@ class TurnPassages(NamedTuple):
     holder: Hit  # the one that holds the answer
     evidence: str  # the sentences of it that do
 
-
+# %% ../../nbs/curriculum/pairing.ipynb #11c199bf
 def turn_passages(
     index: Index,
     asked: list[str],  # all questions so far
@@ -232,7 +232,7 @@ def read_conversations(path: str | Path) -> list[tuple[int, dict]]:  # (line, ep
         raise UserError(f'--data {path}: no conversation in it; give one a line, or leave it out')
     return good
 
-
+# %% ../../nbs/curriculum/pairing.ipynb #efdfacbc
 def with_prompt(episode: dict, prompts: dict[str, list[str]]) -> dict:
     "A conversation with a system prompt of its language where it has none."
     known = systems_in(prompts, conversation_language(episode['messages']))

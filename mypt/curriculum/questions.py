@@ -176,7 +176,7 @@ def _with_pronoun(asked: str, thing: str) -> str:
     living = GROUPS['de'].get(thing) in ('person', 'animal')
     return pronoun_before_reflexive(asked if living else pronominal_adverbs(asked))
 
-
+# %% ../../nbs/curriculum/questions.ipynb #be75bfbd
 def _value_follow_up(rng: random.Random, f: Fact, unseen: bool) -> str:
     gender = thing_gender(f.lang, f.thing, f.subject)
     the, accusative, _ = articles(f.lang, f.attribute)

@@ -28,7 +28,7 @@ from mypt.curriculum.scene import (
     ShownPage,
     absent_scene,
     answered_scene,
-    count_words,
+    counted_in_words,
     names_subject,
     silent_scene,
 )
@@ -183,7 +183,7 @@ def _other_number(rng: random.Random, fact: Fact) -> Fact | None:
     if fact.sentence.count(fact.value) != 1:
         return None
     first, _, rest = fact.value.partition(' ')
-    words = count_words(fact.lang)
+    words = counted_in_words(fact.lang)
     if first in words:
         drawn = rng.choice([word for word in words if word != first])
     elif first.rstrip('.').isdigit() and int(first.rstrip('.')) > 1:

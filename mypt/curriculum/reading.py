@@ -164,7 +164,7 @@ _IS = frozenset(
 _OF = ('of', 'von', 'for', 'für')
 _BEFORE_VALUES = frozenset('in nach by from for von bei aus of to für zu at ort town'.split())
 
-
+# %% ../../nbs/curriculum/reading.ipynb #726d0dbm
 def _words_before(text: str) -> list[str]:
     "The word that a text ends with; where that is a person's first name, the one before it."
     words = ['.', *text.split()]

@@ -234,7 +234,7 @@ def _by_number(question: str, answer: str) -> Verdict | None:
             return _must_say('calendar', answer, months[ordinals.index(asked[1])])
     return None
 
-
+# %% ../../nbs/curriculum/recompute.ipynb #c21d29bg
 def check_calendar(question: str, answer: str) -> Verdict | None:
     "The day or month before or after another, by its number, or its days."
     found = []

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECENT', 'PAGE_NUMBERS', 'Entry', 'LONG_CONTEXT', 'ShownPage', 'Scene', 'may_answer', 'subject_words',
-           'names_subject', 'Scenes', 'count_words', 'with_value', 'FactTable', 'near_pages', 'sibling_pages',
+           'names_subject', 'Scenes', 'counted_in_words', 'with_value', 'FactTable', 'near_pages', 'sibling_pages',
            'other_pages', 'answered_scene', 'silent_scene', 'absent_scene', 'count_tokens', 'finished_scene']
 
 # %% ../../nbs/curriculum/scene.ipynb #f570f1e7
@@ -187,7 +187,7 @@ _COUNTS = dict(
 _DATE = re.compile(r'\b\d{1,2}\.? [A-ZÄÖÜ][a-zä]+ \d{4}\b')
 
 
-def count_words(lang: str) -> list[str]:
+def counted_in_words(lang: str) -> list[str]:
     "Two to twelve."
     return list(_COUNTS[lang])
 

@@ -202,7 +202,7 @@ def passage(
         text = text.split('\n\n', 1)[1]  # without the title
     return ' '.join(text.split())
 
-
+# %% ../../nbs/curriculum/shelf.ipynb #9c1c4dbd
 def names_first(text: str, fact: Fact) -> bool:
     "Whether a text names a fact's subject no later than in its sentence, if it has the sentence."
     at = text.find(fact.sentence)

@@ -199,7 +199,7 @@ def document_request(
         if not _QUOTES.search(asked):
             return tool, asked
 
-
+# %% ../../nbs/curriculum/small_talk.ipynb #524f4eb9
 def _order(rng: random.Random, forms: dict[str, tuple[str, ...]], tool: str) -> str:
     slots = dict(
         list_docs=('list', 'list', 'count'),
@@ -258,7 +258,7 @@ CHATS: dict[Callable[[Talker], Chat | None], float] = {
 }
 _FRAMED = (_general, _sum, _define, _able)  # what may follow on a request that is settled
 
-
+# %% ../../nbs/curriculum/small_talk.ipynb #731be7bc
 def plain_chat(
     rng: random.Random,
     lang: str,

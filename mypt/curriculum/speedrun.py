@@ -372,7 +372,7 @@ def _all_seconds(out: Path, trained: float) -> dict[str, float]:  # stage → se
     seconds = stage_seconds(out)
     return seconds | dict(train=max(seconds['train'], trained))
 
-
+# %% ../../nbs/29_speedrun.ipynb #8cdfebb0
 def run_leg(
     course: Course,
     leg: Leg,
@@ -473,7 +473,7 @@ def leg_minutes(seconds: dict[str, float]) -> dict[str, float]:  # part → minu
     data = total - sum(parts.values())
     return {k: round(v / 60, 2) for k, v in dict(data=data, **parts, all=total).items()}
 
-
+# %% ../../nbs/29_speedrun.ipynb #f2b5cabd
 def leg_facts(r: LegResult) -> dict:
     "A leg as JSON."
     config = load_meta(r.model)['lineage']['config']
@@ -625,7 +625,7 @@ def write_curriculum(
     title, lead = 'MyPT: the whole curriculum', f'{begin} to an agent, on this machine.'
     return report_html(folder / 'report.html', sections, title=title, lead=lead)
 
-
+# %% ../../nbs/29_speedrun.ipynb #8331bebc
 def yardstick_runs(before: dict, results: list[LegResult]) -> dict[str, dict]:
     "The yardsticks of the base and of every leg, by name."
     first = {'base': before} if before else {}

@@ -47,7 +47,7 @@ def _pieces(rng: random.Random, page: Page) -> list[Page]:
             out.append((doc._replace(text=headed), stated))
     return out
 
-
+# %% ../../nbs/curriculum/tool_script.ipynb #3d0935bd
 def own_pages(shelf: Shelf, seed: int) -> Shelf:
     "A shelf whose documents of a folder are cut into pieces: the third of `a.md` is `a.md#3`."
     rng = random.Random(seed)
@@ -219,7 +219,7 @@ ASIDES = dict(  # tool → remarks that may stand beside a request for it
 )
 GREETS = re.compile(r'(?:Hi|Hello|Hey|Good|Dear|Thank|OK|Ok|Hallo|Gut|Danke|Liebe|Sag mal)\b')
 
-
+# %% ../../nbs/curriculum/tool_script.ipynb #cd5ddfb3
 class FramedScript(ScriptBase):
     "What a request shares with others."
 

@@ -35,7 +35,7 @@ _DATED = re.compile(
     'Jan|Feb|Mär|Apr|Mai|Jun|Jul|Aug|Sep|Okt|Nov|Dez|Jahrhundert|Jahrtausend|Kapitel|Auflage'
 )
 
-
+# %% ../../nbs/eval/instructions.ipynb #f9fc89bb
 def _goes_on(before: str, after: str) -> bool:
     "Whether the mark between two pieces of a text ends no sentence."
     if not before.endswith('.') or not after:

@@ -392,7 +392,7 @@ def _shortest_match(parsed: Any) -> str:
             out += _shortest_match(value[-1])
     return out
 
-
+# %% ../../nbs/inference/constrain.ipynb #9f3464bd
 def _of_class(items: list) -> str:
     "A letter of `[…]`."
     op, value = items[0]

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 from ..agent.agent import STOPPED, AgentRun, cite_texts, read_reply
 from ..agent.conversation import Turn, passage_names
+
+# %% ../../nbs/serve/runner.ipynb #f3fe39b0
 from ..agent.prompts import with_system
 from ..agent.tools import TOOLS, Tool, Workspace
 from ..data.serialize import dump_call, dump_json

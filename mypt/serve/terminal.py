@@ -257,12 +257,13 @@ class HeldPrinter(ReplyPrinter):
 def _ask_again(terminal: Terminal) -> tuple[AgentRun, HeldPrinter]:
     "The last question once more, with other dice; what is printed is held back."
     question = terminal.talk.undo()
+    assert question is not None  # a turn was made
     terminal.talk.settings.seed += 1
     printer = HeldPrinter(terminal, terminal.earlier)
     terminal.last = terminal.talk.ask(question, printer)
     return terminal.last, printer
 
-
+# %% ../../nbs/serve/terminal.ipynb #7d4414b7
 @command
 def do_retry(terminal: Terminal, rest: str) -> None:
     "say something else to the last question"

@@ -280,7 +280,7 @@ def loss_fields(m: SourceRow) -> dict[str, Any]:
             fields['train'] = False
     return fields
 
-
+# %% ../../nbs/sources/rows.ipynb #3e8d21b0
 def _weighted(messages: list[dict], row: SourceRow) -> list[dict]:
     "The messages with what their row says about the training of its answers."
     weight, fields = row.peek('weight'), {}
@@ -330,7 +330,7 @@ def thoughts_of(m: SourceRow) -> str:
     found = [m.get(k) for k in THOUGHTS if isinstance(m.peek(k), str)]
     return '\n\n'.join(t for t in dict.fromkeys(found) if t.strip())
 
-
+# %% ../../nbs/sources/rows.ipynb #144069b0
 def with_row_fields(
     ep: dict,  # System, tools, messages, language and id as far as the form told them
     row: SourceRow,
