@@ -126,7 +126,9 @@ def exam_recall(name):
 
     def rate(tops, k):
         pairs = zip(cases, tops, strict=True)
-        hits = sum(any(plain(c.evidence) in plain(t) for t in top[:k]) for c, top in pairs)
+        hits = sum(
+            any(single_spaced(c.evidence) in single_spaced(t) for t in top[:k]) for c, top in pairs
+        )
         return 100 * hits / len(cases)
 
     return {side: {k: rate(tops, k) for k in (1, 3, 5)} for side, tops in found.items()}

@@ -75,7 +75,7 @@ def single_spaced(text: str) -> str:
 
 
 def evidence_problem(case: ExamCase, texts: dict[str, str]) -> str:
-    "What is wrong with the evidence of a case; '' where it stands in its document (`single_spaced`)."
+    "What is wrong with the evidence of a case; '' where its document holds it."
     if not case.answerable:
         return ''
     if case.doc_id not in texts:
