@@ -1,4 +1,4 @@
-"Grammars of clients' schemas: what comes out is valid, ends in time, and what cannot be held is named."
+"Grammars of clients' schemas: what comes out is valid and ends in time."
 
 import json
 import random
