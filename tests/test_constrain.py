@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"Grammars of schemas: what comes out is valid, ends, and what cannot be held is named."
-=======
 "Grammars of clients' schemas: what comes out is valid and ends in time."
->>>>>>> ab8df10584fd59d2a674c541b29041df985b2389
 
 import json
 import random
