@@ -134,3 +134,23 @@ def test_documents_cannot_steer_a_terminal(tmp_path, capsys):
     search('mill', docs_dir=str(tmp_path))
     said = capsys.readouterr().out
     assert r'\x1b]0;owned\x07 is 🧑‍🚀 5' in said and '\x1b' not in said
+
+
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        (dict(check=[[]]), 'check is'),
+        (dict(tags='ab'), 'tags is'),
+        (dict(tags=[1]), 'tags.0 is'),
+        (dict(documents=dict(a=1)), 'documents.a is'),
+        (dict(limit=2**70), 'limit is'),
+        (dict(expected=None), 'expected is'),
+        (dict(episode=dict(_replay=True, text='a')), 'its episode has no messages'),
+    ],
+)
+def test_a_false_case_of_a_suite_is_one_line(tmp_path, change, said):
+    asked = dict(messages=[dict(role='user', content='a')])
+    case = dict(id='1', episode=asked, check='exact', expected='b', tags=[])
+    (tmp_path / 's.jsonl').write_text(json.dumps(case | change))
+    with pytest.raises(UserError, match=rf's.jsonl:1: .*{said}'):
+        load_suite(tmp_path / 's.jsonl')
