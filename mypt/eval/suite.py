@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 from ..agent.agent import run_agents
 from ..agent.documents import Document
 from ..agent.tools import Workspace
-from ..data.episodes import check_episode
+from ..data.episodes import EpisodeError, check_episode
 from ..data.tokenizer import EOT, Tokenizer
 from ..errors import UserError
 from .metrics import CHECKS, Reply, wilson
-from ..files import iter_lines, json_value, too_long_error
+from ..files import Rule, check_json, iter_lines, json_value, too_long_error
 from ..inference.generate import generate, prompt_ids, stop_ids
 from ..model.gpt import GPT
 
@@ -60,10 +60,29 @@ def _suite_path(name: str | Path) -> Path:
     return Path(str(shipped[str(name)]))
 
 # %% ../../nbs/17_suite.ipynb #1ecef7a7
+_TEXT = Rule((str,))
+_CASE = dict(
+    id=Rule((str,), needed=True),
+    episode=Rule((dict,), needed=True),
+    check=Rule((str,), needed=True),
+    expected=Rule((str, dict, list), needed=True),
+    tags=Rule((list,), needed=True, inside=_TEXT),
+    then=Rule((list,), inside=_TEXT),
+    documents=Rule((dict, type(None)), inside=_TEXT),
+    snippet=Rule((int,), low=1, high=10**6),
+    limit=Rule((int,), high=10**6),
+)
+
+
 def _read_case(raw: bytes, where: str) -> Case:
     "One line of a suite; raises `UserError` that begins with `where`."
     try:
         row = json_value(raw.decode())
+        if not isinstance(row, dict):
+            raise ValueError('a case is an object')
+        check_json(where, row, _CASE, 'see a suite that mypt ships')
+        if 'messages' not in row['episode']:
+            raise ValueError('its episode has no messages')
         case = Case(
             row['id'],
             check_episode(row['episode']),
@@ -75,7 +94,11 @@ def _read_case(raw: bytes, where: str) -> Case:
             row.get('snippet', 300),
             row.get('limit', 0),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except EpisodeError as e:
+        raise UserError(f'{where}: not a case: {e}') from None
+    except UserError:
+        raise
+    except ValueError as e:
         raise UserError(f'{where}: not a case: {e}') from None
     if case.check not in CHECKS:
         raise UserError(f'{where}: unknown check {case.check!r}; known: {", ".join(CHECKS)}')
