@@ -318,9 +318,9 @@ def test_wrong_conversations_are_told_line_by_line(place, tmp_path, monkeypatch,
     Path('own.jsonl').write_text('\n'.join([good, wrong, 'Hello', good]) + '\n')
     argv = (str(place / 'docs'), '--output_dir', 'o', '--data', 'own.jsonl')
     told = refused(capsys, *argv).splitlines()
-    assert '2 of 4 lines are wrong' in told[0] and len(told) == 3
-    assert told[1].startswith('own.jsonl:2: ') and "did you mean 'assistant'" in told[1]
-    assert told[2].startswith('own.jsonl:3: not JSON')
+    assert '2 of 4 lines are wrong' in told[-1] and len(told) == 3
+    assert told[0].startswith('own.jsonl:2: ') and "did you mean 'assistant'" in told[0]
+    assert told[1].startswith('own.jsonl:3: not JSON')
 
 
 def test_documents_without_a_sentence_give_no_exam(tmp_path, monkeypatch, capsys):

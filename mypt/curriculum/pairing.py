@@ -227,7 +227,8 @@ def read_conversations(path: str | Path) -> list[tuple[int, dict]]:  # (line, ep
         more = [f'… and {len(wrong) - WRONG_SHOWN:,} more'] if len(wrong) > WRONG_SHOWN else []
         way = 'mend them, or leave them out; mypt convert reads other forms'
         head = f'--data {path}: {len(wrong):,} of {len(wrong) + len(good):,} lines are wrong; {way}'
-        raise UserError('\n'.join([head, *wrong[:WRONG_SHOWN], *more]))
+        print(*wrong[:WRONG_SHOWN], *more, sep='\n', file=sys.stderr)
+        raise UserError(head)
     if not good:
         raise UserError(f'--data {path}: no conversation in it; give one a line, or leave it out')
     return good

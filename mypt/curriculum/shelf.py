@@ -86,12 +86,11 @@ class FolderPages:
     def __init__(self, docs_dir: str):
         self.read: dict[str, list[Page]] = {'en': [], 'de': []}
         self.indexes: dict[str, Index] = {}  # language → what `rivals` searches
-        self.pages: dict[str, Page] = {}  # by doc_id
+        self.pages: dict[str, Page] = {}  # by doc_id, as they are in the indexes
         for doc in read_documents(docs_dir):
             for part in parts(doc):
                 found = list(_askable_part(part))
                 if found:
-                    self.pages[part.doc_id] = part, found
                     self.read[found[0].lang].append((part, found))
 
     def sample(self, rng: random.Random, lang: str, n: int, words: int = 0) -> list[Page]:
@@ -108,6 +107,7 @@ class FolderPages:
         "What retrieval finds for the question, without what states the fact."
         if fact.lang not in self.indexes:
             self.indexes[fact.lang] = Index.of([doc for doc, _ in self.read[fact.lang]])
+            self.pages |= {page[0].doc_id: page for page in self.read[fact.lang]}
         asked = f'{question(rng, fact, simple=True)} {fact.subject}'
         hits = self.indexes[fact.lang].search(asked, 4 * n + 4, each=True)
         near = [self.pages[hit.doc_id] for hit in hits if hit.doc_id != fact.doc_id]
