@@ -111,10 +111,10 @@ def die_when_done(monkeypatch, stage: str):
     "Be killed when a stage has written its file and not yet noted that."
     mark = Stages._mark
 
-    def note(self, name, done):
+    def note(self, name, done, **more):
         if name == stage and done:
             die()
-        mark(self, name, done)
+        mark(self, name, done, **more)
 
     monkeypatch.setattr(Stages, '_mark', note)
 

@@ -8,6 +8,7 @@ __all__ = ['NEIGHBOURS', 'MOST_SAID', 'ASKED', 'ALONE', 'SHOWN', 'LOOKED_AT', 'O
            'Pairing', 'read_conversations', 'with_prompt', 'pair_files']
 
 # %% ../../nbs/curriculum/pairing.ipynb #d93c6f4e
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
