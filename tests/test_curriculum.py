@@ -18,7 +18,8 @@ from mypt.eval.suite import leaks, load_suite
 from mypt.model.checkpoint import load_state
 from mypt.train.loop import Callback
 
-TALKS = [k for k in GENERATORS if k not in ('replay', 'text', 'qa_text', 'long_text')]
+OTHERS = ('replay', 'text', 'qa_text', 'long_text', 'own_tools')  # own_tools: test_own_tools.py
+TALKS = [k for k in GENERATORS if k not in OTHERS]
 SUITES = sorted(
     p.name.removesuffix('.jsonl') for p in (files('mypt') / 'assets' / 'suites').iterdir()
 )
