@@ -23,7 +23,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -234,12 +234,18 @@ def import_everything():
     get_tokenizer('gpt2').encode('warm')
 
 
-def fuzz(n: int, names: list[str], seed: str = '0') -> tuple[list[Case], float]:  # …, seconds
+def fuzz(
+    n: int,
+    names: list[str],  # Of readers, or their beginnings; all when empty
+    seed: str = '0',
+    instead: Callable | None = None,  # Of `mypt.cli.main`
+) -> tuple[list[Case], float]:  # …, seconds
     torch.set_num_threads(1)
     os.fsync = lambda fd: None  # nothing here has to survive
     with tempfile.TemporaryDirectory() as tmp:
         home = make_files(Path(tmp) / 'home')
         import_everything()
+        fuzz_readers.mypt = instead or fuzz_readers.mypt
         readers = [r for r in all_readers(home) if any(map(r.name.startswith, names or ['']))]
         cases = list(cases_of(readers, n, seed, home))
         start = time.monotonic()
@@ -293,7 +299,6 @@ if __name__ == '__main__':
     parser.add_argument('--seed', default='0')
     parser.add_argument('--sabotage')
     args = parser.parse_args()
-    if args.sabotage:
-        fuzz_readers.mypt = sabotaged(args.sabotage)
-    for row in report(*fuzz(args.n, args.names, args.seed)):
+    instead = sabotaged(args.sabotage) if args.sabotage else None
+    for row in report(*fuzz(args.n, args.names, args.seed, instead)):
         print(json.dumps(row))
