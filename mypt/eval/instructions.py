@@ -38,7 +38,7 @@ _DATED = re.compile(
 # %% ../../nbs/eval/instructions.ipynb #f9fc89bb
 def _goes_on(before: str, after: str) -> bool:
     "Whether the mark between two pieces of a text ends no sentence."
-    if not before.endswith('.') or not after:
+    if not before.endswith('.') or before.endswith('..') or not after:
         return False
     if after[0].islower() or _ABBREVIATED.search(before):
         return True
