@@ -110,9 +110,12 @@ def check_comparison(question: str, answer: str) -> Verdict | None:
     if len(numbers) == 2 and bool(more) != bool(less):
         a, b = numbers
         return _yes_no('comparison', answer, a > b if more else a < b)
-    parity = re.search(r'\b(?:(even|gerade)|(odd|ungerade))\b', question, re.I)
-    if len(numbers) == 1 and parity:
-        return _yes_no('comparison', answer, numbers[0] % 2 == (1 if parity[2] else 0))
+    if len(numbers) == 1:
+        parts = re.split(r'(?<=[.!?]) ', question)
+        about = next((s for s in parts if _numbers(s) == numbers), question)
+        parity = re.search(r'\b(?:(even|gerade)|(odd|ungerade))\b', about, re.I)
+        if parity:
+            return _yes_no('comparison', answer, numbers[0] % 2 == (1 if parity[2] else 0))
     return None
 
 # %% ../../nbs/curriculum/recompute.ipynb #415dc109
