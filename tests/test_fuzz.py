@@ -20,7 +20,7 @@ from mypt.commands.table import VERBS
 HERE = Path(__file__).parent
 # Verbs that read no file, or none that another verb here does not read in the same way
 ELSEWHERE = {
-    *('completion', 'demo', 'speedrun', 'gate'),
+    *('completion', 'demo', 'speedrun', 'gate', 'assistant'),
     *('context-extension', 'prepare-jobs local'),
 }
 
