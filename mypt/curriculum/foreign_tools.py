@@ -218,7 +218,7 @@ def _date(r: random.Random, lang: str) -> tuple[str, str]:  # (as a tool has it,
 
 
 def _timer(r: random.Random, lang: str) -> ForeignTask:
-    minutes = r.randint(1, 180)
+    minutes = r.randint(2, 180)
     ends = _clock(r.randrange(1440))
     return ForeignTask(dict(minutes=minutes), dict(ends_at=ends), {})
 

@@ -438,8 +438,16 @@ def count_words(text: str) -> int:
     return sum(any(c.isalnum() for c in piece) for piece in text.split())
 
 
+_NO_END = re.compile(
+    r'\b(?:e\.g|i\.e|z\. ?B|d\. ?h|u\. ?a|etc|vgl|bzw|ca|cf|vs|Abs|Art|Nr|No|Dr)\.(?= [^A-ZÄÖÜ])|'
+    r'\b(?:Abs|Art|Nr|No|Dr)\.|'
+    r'\d\.(?= (?:Jan|Feb|Mär|Apr|Mai|Jun|Jul|Aug|Sep|Okt|Nov|Dez))'
+)
+
+
 def count_sentences(text: str) -> int:
-    "Pieces that end with `.`, `!` or `?` before a blank; the last may lack it."
+    "Pieces that end with `.`, `!` or `?` before a blank; the last may lack it, *e.g.* ends none."
+    text = _NO_END.sub('-', text)
     pieces = re.split(r'[.!?]+["”“»)]*(?=\s|$)', text)
     return sum(any(c.isalnum() for c in piece) for piece in pieces)
 
