@@ -9,7 +9,7 @@ from mypt.agent.tools import describe_tools
 from mypt.data.hf_tokenizer import chat_template, tokenizer_json
 from mypt.data.serialize import dump_json, random_episode, serialize, to_ids
 from mypt.data.tokenizer import EOT, get_tokenizer
-from mypt.serve.openai import ApiError, read_tools, strict_json, to_episode, to_messages
+from mypt.serve.openai import ApiError, _read_tools, strict_json, to_episode, to_messages
 
 tokenizers = pytest.importorskip('tokenizers')
 transformers = pytest.importorskip('transformers')
@@ -132,7 +132,7 @@ def ours(messages, tools, layout, prompt):
     *history, last = messages
     ep = to_episode(history if last['role'] == 'assistant' else messages)
     system = ep.get('system', '')
-    new = {k: t for k, t in read_tools(dict(tools=tools)).items() if k not in system}
+    new = {k: t for k, t in _read_tools(tools).items() if k not in system}
     if new:
         ep['system'] = f'{system} {describe_tools(new)}'.strip()
     if not prompt:

@@ -199,6 +199,7 @@ _ABSTAINS = re.compile(
     r'|sagt (?:\w+ ){0,3}nichts?',
     re.I,
 )
+_NOT_KNOWN = re.compile(r'\bwei(?:ß|ss) (?:\w+ ){0,2}nicht\b', re.I)
 _ABSTENTIONS = ('insufficient', 'silent', 'no_context', 'unknown', 'no_results', 'abstain')
 
 
@@ -208,7 +209,8 @@ def abstains(t: GivenAnswer) -> bool:
         return False
     if t.about and t.passages and 'want' not in t.meta:
         right = t.about.get('value') or t.about.get('sentence') or ''
-        return holds(t.about.get('subject') or '', right) or not holds(t.answer, right)
+        said = _NOT_KNOWN.sub(' ', t.answer)  # *weiß* is a colour, too
+        return holds(t.about.get('subject') or '', right) or not holds(said, right)
     if t.is_last and (t.meta.get('abstains') or t.meta.get('category') in _ABSTENTIONS):
         return True
     if 'KEY_FACTS' in t.answer or len(t.answer.split()) > 45 or not _ABSTAINS.search(t.answer):
@@ -490,7 +492,7 @@ _BESIDES = re.compile(
     re.I,
 )
 _TOO = re.compile(
-    r'\b(?:too|not leave|including|included|as well|and all|and the (?:rest|others?)|with|auch|'
+    r'\b(?:too|not leave (?:out|\S+ out)|including|included|as well|and all|and the (?:rest|others?)|with|auch|'
     r'samt|inklusive|einschließlich|und allen?|und (?:den|die) (?:rest|übrigen|anderen)|'
     r'mitsamt|forget|vergiss|insgesamt|(?<!nicht )mitgezählt)\b',
     re.I,

@@ -42,9 +42,17 @@ _DATE = re.compile(
 )
 
 
+# A passage stands on one line: the blank behind a heading or a list is all that is left
+_GLUED_HEADING = re.compile(
+    r'(#{2,} [^.:#-]{3,40}?)(?= (?:The|It|He|She|In|On|At|Der|Die|Das|Es|Er|Sie|Im|Am)\b)'
+)
+_GLUED_MENTION = re.compile(r'(?<![.!?])(?= (?:Näheres unter|Vergleiche|For more, see|See also) )')
+
+
 def sentences_of(text: str) -> list[str]:
     "The sentences of a text, each on one line."
     out = []
+    text = _GLUED_HEADING.sub(r'\1.', _GLUED_MENTION.sub('.', text))
     for paragraph in re.split(r'\n\s*\n|\n(?=[#>|*-])', text):
         start = ''
         for piece in _END.split(' '.join(paragraph.split())):
@@ -244,6 +252,8 @@ _NAMED = re.compile(r'\b(?:the|der) name\b', re.I)
 _NOT_OF = dict(price=_TICKET, preis=_TICKET, duration=_CHARGE, dauer=_CHARGE, version=_TEXT)
 _NOT_OF |= dict(birthplace=_NAMED, geburtsort=_NAMED)
 _CLOCK = re.compile(r"\bUhr\b|o'clock", re.I)
+_SERIES = re.compile(r'gehört in diese Reihe')
+_NOT_OF |= dict(owner=_SERIES, besitzer=_SERIES, besitzerin=_SERIES)
 _NOT_OF |= {'closing day': _CLOCK, 'ruhetag': _CLOCK}
 
 
@@ -251,6 +261,13 @@ def _is_other(attribute: str, sentence: str) -> bool:
     "Whether a sentence with an attribute's words is about another one, as the version of a text."
     other = _NOT_OF.get(attribute.casefold())
     return other is not None and other.search(sentence) is not None
+
+
+# Such a sentence names a thing and says nothing about it
+_MENTION = re.compile(
+    r'[.:]? (?:Näheres unter|Vergleiche|For more, see|There is another entry on|'
+    r'Nicht zu verwechseln mit|Not to be confused with) [^.]*\.'
+)
 
 
 def answering_sentence(
@@ -261,6 +278,7 @@ def answering_sentence(
 ) -> str | None:  # None: the passage is silent
     "The first sentence that names an attribute of a subject."
     wording = wording_of(attribute)
+    passage = passage._replace(text=_MENTION.sub('.', passage.text))
     for sentence in sentences_about(passage, subject, names):
         rest = re.sub(rf'(?<!\w){re.escape(subject)}(?!\w)', 'Xx', sentence, flags=re.I)
         if wording.search(rest) and not _is_other(attribute, rest):

@@ -167,7 +167,8 @@ def check_spelling(question: str, answer: str) -> Verdict | None:
     if len(said) == 1 and len(places) == 1:
         return _must_be('spelling', said, word[places[0]])
     letter = _ONE_LETTER.search(rest)
-    if letter and len(places) < 2 and quoted_texts(question):
+    asks = by_name or re.search(r'\b(?:in|contains?|enthält|kommt|hat)\b', rest, re.I)
+    if letter and asks and len(places) < 2 and quoted_texts(question):
         one = (letter[1] or letter[2]).casefold()
         there = word.casefold()[places[0]] if places else word.casefold()
         return _yes_no('spelling', answer, one in there)

@@ -856,12 +856,12 @@ class ToolDeck(ToolEpisodes):
         kind, play = self.decks[lang].pop()
         before = self.tokens_before(rng, play)
         played, name = self.new(rng, lang, play, before), kind
-        others = self.others(kind, play)
-        while played is None:
-            name, play = next(others, (kind, None))
-            if (name, play) == (kind, None):
-                return None
-            played = self.new(rng, lang, play, 0)
+        for name, other in () if played else self.others(kind, play):
+            played = self.new(rng, lang, other, 0)
+            if played:
+                break
+        if played is None:
+            return None
         messages, meta = played
         meta = {'category': name, **meta}
         if name != kind:
