@@ -492,7 +492,8 @@ _BESIDES = re.compile(
     re.I,
 )
 _TOO = re.compile(
-    r'\b(?:too|not leave (?:out|\S+ out)|including|included|as well|and all|and the (?:rest|others?)|with|auch|'
+    r'\b(?:too|not leave (?:out|\S+ out)|including|included|as well|and all|'
+    r'and the (?:rest|others?)|with|auch|'
     r'samt|inklusive|einschließlich|und allen?|und (?:den|die) (?:rest|übrigen|anderen)|'
     r'mitsamt|forget|vergiss|insgesamt|(?<!nicht )mitgezählt)\b',
     re.I,

@@ -856,8 +856,8 @@ class ToolDeck(ToolEpisodes):
         kind, play = self.decks[lang].pop()
         before = self.tokens_before(rng, play)
         played, name = self.new(rng, lang, play, before), kind
-        for name, other in () if played else self.others(kind, play):
-            played = self.new(rng, lang, other, 0)
+        for another, way in () if played else self.others(kind, play):
+            played, name = self.new(rng, lang, way, 0), another
             if played:
                 break
         if played is None:
