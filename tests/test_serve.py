@@ -465,7 +465,7 @@ def test_a_clients_schema_holds_in_200_answers_of_200(tmp_path, folder_of):
 
         with ThreadPoolExecutor(16) as pool:
             texts = list(pool.map(one, range(100)))
-        assert len(set(texts)) > 50  # they are not all the shortest one
+        assert len(set(texts)) > 40  # they are not all the shortest one
 
 
 @pytest.mark.parametrize('stream', [False, True])
