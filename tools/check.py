@@ -56,7 +56,7 @@ PRELOADED = (  # into the process that is forked; none of ours, for tests import
     'fastcore.all',
     'nbdev.test',
 )
-LIMITS = {'tool': 240, 'check': 600, 'notebook': 240, 'tests': 540}  # seconds
+LIMITS = {'tool': 300, 'check': 700, 'notebook': 400, 'tests': 700}  # seconds
 LANES = 3  # jobs at a time
 
 

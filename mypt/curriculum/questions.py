@@ -174,6 +174,8 @@ def _possessive(f: Fact, gender: str) -> str:
 def _with_pronoun(asked: str, thing: str) -> str:
     "A German question about a pronoun as one says it: *dafür*, *er sich*."
     living = GROUPS['de'].get(thing) in ('person', 'animal')
+    if living:  # *um es* is no German, *darum* is for things
+        asked = re.sub(r'\b(um|für|auf|an|über|in) es\b', r'\1 das Tier', asked)
     return pronoun_before_reflexive(asked if living else pronominal_adverbs(asked))
 
 # %% ../../nbs/curriculum/questions.ipynb #be75bfbd
