@@ -51,6 +51,8 @@ from mypt.curriculum.toolcall import (
     empty_search,
     lose_document,
     nothing_found,
+    read_after,
+    summarize_first,
     read_choice,
     search_again,
     search_answer,
@@ -229,14 +231,7 @@ def wrong_summary_found(script: ToolScript) -> bool:
     result, d = search_first(script), script.doc.doc_id
     if d not in found_ids(result) or result_hints(result, script.fact):
         return False
-    think = script.form('think.summarize', d=d)
-    short = script.call('summarize', think, wrong=True, doc_id=d, max_length=100)
-    if result_hints(short, script.fact):
-        return False
-    thought = script.form('wrong.summary', d=d)
-    result = script.call('get_doc', thought, doc_id=d)
-    script.explain(thought)
-    return result_shows(result, script.fact) and script.answer_fact()
+    return summarize_first(script)
 
 # %% ../../nbs/28_agentic.ipynb #9fad0cfa
 def list_summarize(script: ToolScript) -> bool:
@@ -395,10 +390,7 @@ def both_names(script: ToolScript) -> bool:
     asked = question(script.rng, script.fact, simple=True)
     script.ask(script.form('ask.look', d=d, q=asked), 'get_doc')
     script.call('get_doc', script.form('think.get', d=d), wrong=True, doc_id=d, title=t)
-    thought = script.form('err.both', d=d)
-    result = script.call('get_doc', thought, doc_id=d)
-    script.explain(thought)
-    return result_shows(result, script.fact) and script.answer_fact()
+    return read_after(script, script.form('err.both', d=d))
 
 
 def too_long(script: ToolScript) -> bool:

@@ -39,6 +39,12 @@ class Talk:
         "The pages that were shown last."
         return self.shown[-1]
 
+    def show(self, scene: Scene | None) -> bool:
+        "Talk about this scene from now on; False where there is none."
+        if scene is not None:
+            self.shown.append(scene)
+        return scene is not None
+
     @property
     def turns(self) -> int:
         return len(self.topics)
@@ -86,10 +92,8 @@ def ask_plain(talk: Talk, text: str, reply: str, **user):
 # %% ../../nbs/curriculum/talk.ipynb #a732d7e3
 def ask_first(talk: Talk) -> bool:
     "A question that a passage answers."
-    scene = answered_scene(talk.scenes, talk.rng, talk.lang)
-    if scene is None:
+    if not talk.show(answered_scene(talk.scenes, talk.rng, talk.lang)):
         return False
-    talk.shown.append(scene)
     ask_fact(talk, **talk_question(talk, talk.scene.fact), context=talk.scene.block())
     return True
 
@@ -101,10 +105,8 @@ def talk_question(talk: Talk, fact: Fact) -> dict:
 # %% ../../nbs/curriculum/talk.ipynb #a732d7b3
 def begin_silent(talk: Talk) -> bool:
     "A question that a passage answers, beside passages that are silent about a later one."
-    scene = silent_scene(talk.scenes, talk.rng, talk.lang)
-    if scene is None:
+    if not talk.show(silent_scene(talk.scenes, talk.rng, talk.lang)):
         return False
-    talk.shown.append(scene)
     talk.missing = talk.scene.fact
     same = [f for f in talk.left() if f.subject == talk.missing.subject]
     found = same or talk.left()
@@ -155,10 +157,8 @@ def _pairs(talk: Talk) -> list[tuple[Fact, Fact]]:
 # %% ../../nbs/curriculum/talk.ipynb #601bcfbf
 def clarify(talk: Talk) -> bool:
     "Two turns: a vague question with a question in return, and the answer."
-    scene = answered_scene(talk.scenes, talk.rng, talk.lang)
-    if scene is None:
+    if not talk.show(answered_scene(talk.scenes, talk.rng, talk.lang)):
         return False
-    talk.shown.append(scene)
     pairs = _pairs(talk)
     if not pairs:
         return False

@@ -10,10 +10,10 @@ __all__ = ['SUMMARY_SIZES', 'ToolPlay', 'KNOWN', 'Plays', 'TOOL_KINDS', 'TOOL_SH
            'list_count', 'list_exists', 'shared_words', 'ask_which', 'first_sentence', 'get_first', 'get_fact',
            'get_known', 'ask_opening', 'answer_summary', 'summary_size', 'summarized', 'shorten', 'summarize_document',
            'summarize_text', 'summary_known', 'list_known', 'reads_first', 'read_choice', 'search_then_read',
-           'lose_document', 'nothing_found', 'wrong_list', 'wrong_guess', 'wrong_summary', 'wrong_search', 'wrong_get',
-           'wrong_piece', 'PlainChats', 'message_tokens', 'asks_of_a_suite', 'try_play', 'play_on', 'play_before',
-           'single_turns', 'script_meta', 'deal', 'ToolSource', 'ToolEpisodes', 'ToolDeck', 'make_toolcall',
-           'agent_case', 'toolcall_suites']
+           'lose_document', 'nothing_found', 'wrong_list', 'wrong_guess', 'read_after', 'summarize_first',
+           'wrong_summary', 'wrong_search', 'wrong_get', 'wrong_piece', 'PlainChats', 'message_tokens',
+           'asks_of_a_suite', 'try_play', 'play_on', 'play_before', 'single_turns', 'script_meta', 'deal', 'ToolSource',
+           'ToolEpisodes', 'ToolDeck', 'make_toolcall', 'agent_case', 'toolcall_suites']
 
 # %% ../../nbs/27_toolcall.ipynb #26e87555
 import random
@@ -478,19 +478,29 @@ def wrong_guess(script: ToolScript) -> bool:
     return _after_mistake(script, script.form('wrong.guess', q=query), query)
 
 # %% ../../nbs/27_toolcall.ipynb #65d795b2
+def read_after(script: ToolScript, thought: str) -> bool:
+    "The document itself after a call that did not help, and the answer."
+    result = script.call('get_doc', thought, doc_id=script.doc.doc_id)
+    script.explain(thought)
+    return result_shows(result, script.fact) and script.answer_fact()
+
+
+def summarize_first(script: ToolScript) -> bool:
+    "A summary that leaves the detail out, then the document."
+    d = script.doc.doc_id
+    think = script.form('think.summarize', d=d)
+    short = script.call('summarize', think, wrong=True, doc_id=d, max_length=100)
+    if result_hints(short, script.fact):
+        return False
+    return read_after(script, script.form('wrong.summary', d=d))
+
+
 def wrong_summary(script: ToolScript) -> bool:
     "A summary, where a detail was asked for."
     d = script.doc.doc_id
     asked = question(script.rng, script.fact, simple=True)
     script.ask(script.form('ask.look', d=d, q=asked), 'get_doc')
-    think = script.form('think.summarize', d=d)
-    short = script.call('summarize', think, wrong=True, doc_id=d, max_length=100)
-    if result_hints(short, script.fact):
-        return False
-    thought = script.form('wrong.summary', d=d)
-    result = script.call('get_doc', thought, doc_id=d)
-    script.explain(thought)
-    return result_shows(result, script.fact) and script.answer_fact()
+    return summarize_first(script)
 
 
 def wrong_search(script: ToolScript) -> bool:
