@@ -15,6 +15,7 @@ import fuzz_accounts as accounts
 import fuzz_lies as lies
 import torch
 from mypt.agent.retrieval import Index
+from tiny_pdf import pdf
 from mypt.cli import main as mypt
 from mypt.data.hf_tokenizer import tokenizer_json
 from mypt.data.prepare import prepare
@@ -103,28 +104,6 @@ SQUAD = b"""{"version": "v2.0", "data": [{"title": "T", "paragraphs": [{"context
 "is_impossible": false}]}]}]}"""
 
 
-def pdf() -> bytes:
-    "One page with a line of text."
-    stream = b'BT /F1 12 Tf 72 720 Td (The mill was built in 1248.) Tj ET'
-    objects = [
-        b'<< /Type /Catalog /Pages 2 0 R >>',
-        b'<< /Type /Pages /Kids [3 0 R] /Count 1 >>',
-        b'<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R '
-        b'/Resources << /Font << /F1 5 0 R >> >> >>',
-        b'<< /Length %d >>\nstream\n%s\nendstream' % (len(stream), stream),
-        b'<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>',
-    ]
-    out, at = b'%PDF-1.4\n', []
-    for i, body in enumerate(objects, 1):
-        at.append(len(out))
-        out += b'%d 0 obj\n%s\nendobj\n' % (i, body)
-    table = b''.join(b'%010d 00000 n \n' % a for a in at)
-    size = len(at) + 1
-    head = b'xref\n0 %d\n0000000000 65535 f \n%s' % (size, table)
-    end = b'trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n' % (size, len(out))
-    return out + head + end
-
-
 def word() -> bytes:
     import docx
 
@@ -185,7 +164,7 @@ def make_files(home: Path) -> Path:
         'docs/b.md': MARKDOWN,
         'docs/c.txt': b'Bread is baked from flour.\n\nAnd water.',
         'docs/d.csv': CSV,
-        'docs/e.pdf': pdf(),
+        'docs/e.pdf': pdf('The mill was built in 1248.'),
         'docs/f.docx': word(),
     }
     for name, raw in files.items():

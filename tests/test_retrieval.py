@@ -36,6 +36,7 @@ from mypt.agent.retrieval import Index, rag_index, retrieve
 from mypt.agent.words import index_words, query_words
 from mypt.errors import UserError
 from mypt.agent.tools import TOOLS, Workspace, check_call, describe_tools, summarize
+from tiny_pdf import pdf
 
 # documents
 
@@ -46,30 +47,6 @@ def put(folder, files):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return folder
-
-
-def pdf(text):
-    "The smallest PDF with a line of text."
-    page = f'BT /F 12 Tf 9 9 Td ({text}) Tj ET'.encode()
-    objects = [
-        b'<</Type/Catalog/Pages 2 0 R>>',
-        b'<</Type/Pages/Kids[3 0 R]/Count 1>>',
-        b'<</Type/Page/Parent 2 0 R/MediaBox[0 0 99 99]/Contents 4 0 R'
-        b'/Resources<</Font<</F 5 0 R>>>>>>',
-        b'<</Length %d>>stream\n%s\nendstream' % (len(page), page),
-        b'<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>',
-    ]
-    out, at = b'%PDF-1.4\n', []
-    for i, o in enumerate(objects, 1):
-        at.append(len(out))
-        out += b'%d 0 obj%s endobj\n' % (i, o)
-    table = b''.join(b'%010d 00000 n \n' % a for a in at)
-    return (
-        out
-        + b'xref\n0 6\n0000000000 65535 f \n'
-        + table
-        + b'trailer<</Size 6/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF' % len(out)
-    )
 
 
 def test_every_file_is_read_or_named(tmp_path, monkeypatch):
