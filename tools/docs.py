@@ -110,7 +110,6 @@ def sidebar(root: Path) -> dict[str, list[Entry]]:
     return {
         section: [Entry(page_name(n), html.escape(titles.get(n, n))) for n in names]
         for section, names in listed
-        if section
     }
 
 
@@ -126,8 +125,10 @@ def sidebar_html(entries: dict[str, list[Entry]], here: str) -> str:
         items = [
             f'<li{" class=here" * (e.page == here)}><a href="{up}{e.page}">{e.title}</a></li>'
             for e in links
+            if e.page != 'index.html'
         ]
-        parts.append(f'<h2>{section}</h2><ul>{"".join(items)}</ul>')
+        heading = f'<h2>{section}</h2>' if section else ''  # what stands alone has none
+        parts.append(f'{heading}<ul>{"".join(items)}</ul>')
     return '\n'.join(parts)
 
 
