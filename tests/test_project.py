@@ -11,8 +11,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import PackageNotFoundError, metadata
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 
 @pytest.fixture(scope='module')
@@ -235,6 +237,23 @@ def test_the_lock_is_in_step_with_the_constraints(root, settings):
     assert {n.lower().replace('_', '-') for n in names} - locked.keys() == set()
     blocks = re.split(r'\n(?=\S)', lock.read_text().strip())
     assert all('--hash=sha256:' in block for block in blocks)
+
+
+def test_every_pin_can_be_met(root):
+    "By the first Python that its marker admits: pip searches without end where one cannot."
+    unmet = []
+    for line in (root / 'constraints.txt').read_text().splitlines():
+        name, _, marker = line.partition('==')
+        first = re.search(r'>= "([\d.]+)"', marker)
+        if not first:
+            continue
+        try:
+            needs = metadata(name)['Requires-Python'] or ''
+        except PackageNotFoundError:  # in .venv-bench alone
+            continue
+        if not SpecifierSet(needs).contains(first[1]):
+            unmet.append(f'{line}: needs Python {needs}')
+    assert unmet == []
 
 
 def test_workflows_run_what_was_read_and_may_write_nothing(root):

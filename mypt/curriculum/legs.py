@@ -30,7 +30,7 @@ class Leg:
     needed: bool = True  # stop at a red gate
     most: dict = field(default_factory=dict)  # suite → cases that are asked at most
     rows: int | None = None  # tokens of a packed row; None: as the recipe says
-    frozen: float = 0.0  # part of the blocks, from below, that stays, with the embedding
+    frozen: float = 0.0  # part of the blocks, from below, that stays as it is
     sets: tuple = ()  # config overrides, key=value
 
 # %% ../../nbs/curriculum/legs.ipynb #394510d0
@@ -157,10 +157,5 @@ def frozen_names(
     n_layer: int,  # Blocks of the base
     part: float,  # 0: all weights move
 ) -> list[str]:  # Patterns for `freeze`
-    "The embedding and the lower part of the blocks."
-    if not part:
-        return []
-    return [
-        'model.embed_tokens.weight',
-        *(f'model.layers.{i}.*' for i in range(int(n_layer * part))),
-    ]
+    "The lower part of the blocks; the embedding moves, for every phase has new tags."
+    return [f'model.layers.{i}.*' for i in range(int(n_layer * part))]
