@@ -471,7 +471,7 @@ def leg_minutes(seconds: dict[str, float]) -> dict[str, float]:  # part → minu
     parts = {stage: seconds.get(stage, 0.0) for stage in _STAGES}
     total = sum(seconds.values())
     data = total - sum(parts.values())
-    return {k: round(v / 60, 2) for k, v in dict(data=data, **parts, all=total).items()}
+    return {k: round(v / 60, 3) for k, v in dict(data=data, **parts, all=total).items()}
 
 # %% ../../nbs/29_speedrun.ipynb #f2b5cabd
 def leg_facts(r: LegResult) -> dict:
