@@ -50,7 +50,7 @@ PRELOADED = (  # into the process that is forked; none of ours, for tests import
     'torch',
     'torch._dynamo',  # an optimizer's first step imports it
     'torch.nn.attention.varlen',
-    'transformers',
+    'transformers.models.llama.modeling_llama',
     'safetensors.torch',
     'matplotlib.pyplot',
     'tiktoken',
