@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import torch
+from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from mypt.train.loop import Callback
@@ -80,6 +81,8 @@ def all_runs(dataset, *words):
 
 def forks(world: int, *words) -> int:  # 0 when all ended well
     "As torchrun, in forks of this process."
+    for name in ('torch._dynamo', 'torch.distributed.fsdp', 'torch.distributed.checkpoint'):
+        import_module(name)  # training would, in each of them
     with socket.create_server(('127.0.0.1', 0)) as s:
         port = s.getsockname()[1]
     place = dict(WORLD_SIZE=world, LOCAL_WORLD_SIZE=world, MASTER_ADDR='127.0.0.1')
