@@ -3,6 +3,8 @@ all around it (cumulative lengths, dynamic shapes, one graph for all batches) is
 
 import pytest
 import re
+import subprocess
+import sys
 import torch
 from gpu_standin import Row, fresh_graphs, n_graphs, register
 from torch._inductor.utils import run_and_get_code
@@ -111,3 +113,10 @@ def test_both_losses_of_a_slice_agree(dtype):
     ):
         assert a.dtype == b.dtype
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_nobody_waits_for_a_compiler_that_is_not_asked_for():
+    "It takes as long to import as torch; training and serving on a CPU leave it out."
+    heavy = 'mypt.curriculum.run', 'mypt.serve.app', 'mypt.train.train', 'mypt.inference.cpu'
+    code = f'import sys\nimport {", ".join(heavy)}\nsys.exit("torch._dynamo" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0

@@ -48,9 +48,13 @@ ONE_THREAD = dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_
 PRELOADED = (  # into the process that is forked; none of ours, for tests import it afresh
     'numpy',
     'torch',
-    'transformers',
+    'torch._dynamo',  # an optimizer's first step imports it
+    'torch.nn.attention.varlen',
+    'transformers.models.llama.modeling_llama',
     'safetensors.torch',
-    'matplotlib.figure',
+    'matplotlib.pyplot',
+    'tiktoken',
+    'tokenizers',
     'pytest',
     'IPython',
     'fastcore.all',
