@@ -23,15 +23,6 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason='slow; runs with `pytest -m slow`'))
 
 
-@pytest.fixture
-def few_cases(monkeypatch):
-    "Gates and evaluations ask every eighth case of a suite: enough to see that they run."
-    import mypt.eval.suite
-
-    whole = mypt.eval.suite.load_suite
-    monkeypatch.setattr('mypt.eval.suite.load_suite', lambda name: whole(name)[::8])
-
-
 @pytest.fixture(scope='session')
 def root() -> Path:
     "The repository."

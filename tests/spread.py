@@ -1,20 +1,14 @@
 """Training runs for tests/test_distributed.py, one after the other, under torchrun or alone.
 
     torchrun --standalone --nproc_per_node 2 tests/spread.py DATASET MODEL key=value … [-- MODEL …]
-    python tests/spread.py --forks=2 DATASET MODEL …
-
-The second starts as many processes by itself, after the imports; where one fails all end.
 
 Three settings are its own: `mute=1` takes the loss from every other row, `die=rank:step:signal`
 ends a process, once, and `base=MODEL` is the model to start from.
 """
 
 import os
-import signal
-import socket
 import sys
 import torch
-from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from mypt.train.loop import Callback
@@ -73,41 +67,8 @@ def one(dataset, model, *sets):
     return train(model, dataset, init_from_model=base, sets=sets, device='cpu', quiet=True, cbs=cbs)
 
 
-def all_runs(dataset, *words):
-    for last, run in groupby(words, '--'.__eq__):
-        if not last:
-            one(dataset, *run)
-
-
-def forks(world: int, *words) -> int:  # 0 when all ended well
-    "As torchrun, in forks of this process."
-    for name in ('torch._dynamo', 'torch.distributed.fsdp', 'torch.distributed.checkpoint'):
-        import_module(name)  # training would, in each of them
-    with socket.create_server(('127.0.0.1', 0)) as s:
-        port = s.getsockname()[1]
-    place = dict(WORLD_SIZE=world, LOCAL_WORLD_SIZE=world, MASTER_ADDR='127.0.0.1')
-    pids = set()
-    for rank in range(world):
-        pid = os.fork()
-        if not pid:
-            where = place | dict(RANK=rank, LOCAL_RANK=rank, MASTER_PORT=port)
-            os.environ.update({k: str(v) for k, v in where.items()})
-            return all_runs(*words) or 0
-        pids.add(pid)
-    failed = 0
-    while pids:
-        pid, status = os.wait()
-        pids.remove(pid)
-        if status and not failed:
-            failed = 1
-            for other in pids:
-                os.kill(other, signal.SIGKILL)
-    return failed
-
-
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    first, *words = sys.argv[1:]
-    if first.startswith('--forks='):
-        sys.exit(forks(int(first.removeprefix('--forks=')), *words))
-    all_runs(first, *words)
+    for last, words in groupby(sys.argv[2:], '--'.__eq__):
+        if not last:
+            one(sys.argv[1], *words)

@@ -33,9 +33,9 @@ def as_lines(eps: list[dict]) -> list[str]:
     return [json.dumps(e, ensure_ascii=False, sort_keys=True) for e in eps]
 
 
-@pytest.fixture(scope='module', params=[500, pytest.param(1500, marks=pytest.mark.slow)])
-def made(request):
-    return {k: make(k, request.param, seed=42) for k in TALKS}
+@pytest.fixture(scope='module')
+def made():
+    return {k: make(k, 1500, seed=42) for k in TALKS}
 
 
 @pytest.mark.parametrize('kind', TALKS)
@@ -61,7 +61,7 @@ def test_languages_are_as_asked(kind, made):
 
 @pytest.mark.parametrize('kind', TALKS)
 def test_no_prompt_of_any_suite(kind, made):
-    assert leaks(made[kind] + make(kind, len(made[kind]) // 2, seed=7), SUITES) == []
+    assert leaks(made[kind] + make(kind, 800, seed=7), SUITES) == []
 
 
 def test_the_leak_check_finds_something():
@@ -77,7 +77,7 @@ def test_no_two_first_questions(kind, made):
 def test_turns(made):
     turns = [sum(m['role'] == 'user' for m in e['messages']) for e in made['multiturn']]
     assert set(turns) == {2, 3, 4}
-    assert min(map(turns.count, (2, 3, 4))) > len(turns) / 5
+    assert min(map(turns.count, (2, 3, 4))) > 300
 
 
 def write_documents(folder: Path):

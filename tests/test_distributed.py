@@ -35,13 +35,6 @@ VARIANTS = dict(
 )
 
 
-def forked(world, dataset, *runs) -> subprocess.CompletedProcess:
-    "As `launch` without torchrun: its processes are forks, which spares each its imports."
-    words = [str(w) for r in runs for w in ('--', *r)][1:]
-    command = [sys.executable, HERE / 'spread.py', f'--forks={world}', dataset, *words]
-    return subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=80)
-
-
 def launch(world, dataset, *runs, restarts=0) -> subprocess.CompletedProcess:
     "Training runs, each (model directory, settings …), one after the other in `world` processes."
     words = [str(w) for r in runs for w in ('--', *r)][1:]
@@ -128,7 +121,7 @@ def test_two_processes_compute_what_one_does(alone, two):
 def test_four_processes_compute_what_one_does(dataset, alone, tmp_path):
     names = 'mute', 'muon'
     runs = [(tmp_path / name, *VARIANTS[name], 'batch_size=1') for name in names]
-    out = forked(4, dataset, *runs)
+    out = launch(4, dataset, *runs)
     assert out.returncode == 0, out.stderr
     for name in names:
         same_run(alone / name, tmp_path / name)
@@ -184,7 +177,7 @@ def test_one_signal_stops_all_at_the_same_step(dataset, alone, tmp_path):
 def test_a_flipped_bit_in_a_shard_is_found(dataset, tmp_path):
     "Damaged shards are refused, alone and in several processes, naming the file; whole ones go on."
     args = (tmp_path / 'm', *VARIANTS['fsdp'], 'batch_size=2')
-    out = forked(2, dataset, (*args, f'die=1:6:{signal.SIGKILL:d}'))
+    out = launch(2, dataset, (*args, f'die=1:6:{signal.SIGKILL:d}'))
     shards = tmp_path / 'm' / 'sharded' / 'step-00000004'
     state, names = shards / 'training_state.json', {p.name for p in shards.iterdir()}
     assert out.returncode and names > {'mypt.json', 'training_state.json'}
@@ -203,7 +196,7 @@ def test_a_flipped_bit_in_a_shard_is_found(dataset, tmp_path):
         with pytest.raises(UserError, match=f'{victim.name}: .*or remove'):
             consolidate(tmp_path / 'm')
         if victim is last and spoil:
-            out = forked(2, dataset, args)
+            out = launch(2, dataset, args)
             assert out.returncode and f'{victim.name}: sha256' in out.stderr, out.stderr
         victim.write_bytes(whole)
     consolidate(tmp_path / 'm')
@@ -242,7 +235,7 @@ def test_adapters_are_trained_by_two_processes_too(dataset, tmp_path):
     sets = ('lora_rank=4', f'base={base}', 'learning_rate=0.01')
     one(dataset, tmp_path / 'alone', *sets, 'batch_size=4')
     both = [(tmp_path / p, f'parallel={p}', *sets, 'batch_size=2') for p in ('ddp', 'fsdp')]
-    out = forked(2, dataset, *both)
+    out = launch(2, dataset, *both)
     assert out.returncode == 0, out.stderr
     expected = load_file(tmp_path / 'alone/adapter_model.safetensors')
     start = load_model(base).model

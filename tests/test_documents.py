@@ -253,7 +253,7 @@ def test_what_the_phases_train_with(root):
         assert least <= min(lengths) and max(lengths) <= most, (number, lengths)
 
 
-def test_every_command_runs(root, place, monkeypatch, capsys, few_cases):
+def test_every_command_runs(root, place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     monkeypatch.setenv('MYPT_DATA_MIRROR', str(place / 'mirror'))
 

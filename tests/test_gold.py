@@ -120,7 +120,7 @@ def test_a_generator_is_the_same_in_another_process():
     assert run(1) == run(2)
 
 
-@pytest.mark.parametrize('seed', [42, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('seed', [42, 7])
 def test_no_question_of_any_suite_is_made(seed):
     made = [e for make in MAKERS.values() for e in make(4000, 'mixed', seed)] + list(
         make_format_lock(3000, 'en', seed)

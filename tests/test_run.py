@@ -99,7 +99,7 @@ def test_the_same_bytes_in_a_shell(capsys, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize('phase', ['2', '5'])
-def test_a_dry_run_prints_what_runs(capsys, monkeypatch, tmp_path, few_cases, phase):
+def test_a_dry_run_prints_what_runs(capsys, monkeypatch, tmp_path, phase):
     "In an empty folder: the data of earlier phases is made, found and named."
     ran, typed = both_ways(capsys, monkeypatch, tmp_path, '--phase', phase, *FEW, *TEXTS)
     assert ran == typed
