@@ -508,3 +508,159 @@ def test_a_wrong_squad_file_is_told_in_words(conv, qas):
 def test_a_row_without_its_answer_is_a_rejected_row(conv):
     eps, _, rejects = conv([dict(prompt='a', completion='b'), dict(prompt='a')])
     assert len(eps) == 1 and rejects[0]['reason'] == 'completion is missing'
+
+
+# --- calls, results and thoughts among the parts of a message
+
+
+ANTHROPIC = [
+    dict(role='user', content='?'),
+    dict(
+        role='assistant',
+        content=[
+            dict(type='thinking', thinking='Hm.', signature='s'),
+            dict(type='text', text='I look.'),
+            dict(type='tool_use', id='a', name='f', input=dict(x=1)),
+            dict(type='tool_use', id='b', name='f', input=dict(x=2)),
+        ],
+    ),
+    dict(
+        role='user',
+        content=[
+            dict(type='tool_result', tool_use_id='b', content=[dict(type='text', text='two')]),
+            dict(type='tool_result', tool_use_id='a', content='one'),
+        ],
+    ),
+    dict(role='assistant', content=[dict(type='text', text='x', citations=[1])]),
+]
+GEMINI = [
+    dict(role='user', parts=[dict(text='?')]),
+    dict(role='model', parts=[dict(functionCall=dict(name=n, args=dict(x=1))) for n in 'fg']),
+    dict(
+        role='function',
+        parts=[dict(functionResponse=dict(name=n, response=dict(r=n))) for n in 'gf'],
+    ),
+    dict(role='model', parts=[dict(text='x'), dict(text='y')]),
+]
+
+
+def test_anthropics_parts(conv):
+    tool = dict(name='f', input_schema=dict(type='object', properties=dict(x=dict(type='integer'))))
+    (ep,), said, _ = conv([dict(messages=ANTHROPIC, tools=[tool])])
+    first, one, second, two = ep['messages'][1:5]
+    assert first['think'] == 'Hm.\n\nI look.' and first['arguments'] == {'x': 1}
+    assert (one['content'], second['arguments'], two['content']) == ('one', {'x': 2}, 'two')
+    assert '"x": {"type": "integer"}' in ep['system']
+    assert 'content[].signature (1 rows)' in said and 'content[].citations (1 rows)' in said
+
+
+def test_geminis_contents(conv):
+    declared = [dict(name=n, parameters=dict(x=dict(type='INTEGER'))) for n in 'fg']
+    row = dict(contents=GEMINI, systemInstruction=dict(parts=[dict(text='Be kind.')]))
+    (ep,), _, _ = conv([row | dict(tools=[dict(functionDeclarations=declared)])], strict=True)
+    assert [m.get('content') for m in ep['messages']] == [
+        '?',
+        None,
+        {'r': 'f'},
+        None,
+        {'r': 'g'},
+        'xy',
+    ]
+    assert ep['system'].startswith('Be kind.\nTools:\n{"name": "f"')
+
+
+def test_words_behind_a_call_are_not_moved(conv):
+    row = dict(messages=json.loads(json.dumps(ANTHROPIC)))
+    row['messages'][1]['content'].reverse()
+    with pytest.raises(UserError, match='words behind a call in one message'):
+        conv([row])
+
+
+def test_a_result_of_another_tool_is_not_given_to_the_call(conv):
+    asked = calls(('', {}))
+    row = talk(
+        '?', asked, dict(role='tool', name='g', content='G'), dict(role='assistant', content='x')
+    )
+    with pytest.raises(UserError, match='results that name other tools than the calls'):
+        conv([row])
+
+
+def test_keys_of_calls_and_tools_are_accounted_for(conv):
+    call = dict(id='1', type='function', function=dict(name='f', arguments='{}'), signature='s')
+    tool = dict(type='function', function=dict(name='f', parameters={}, strict=True))
+    row = talk('?', dict(role='assistant', content=None, tool_calls=[call]), tools=[tool])
+    with pytest.raises(UserError, match=r'tool_calls\[\].signature .*, tools\[\].function.strict'):
+        conv([row], strict=True)
+
+
+def test_an_unwanted_answer_is_not_learned(conv):
+    for key in ('label', 'kto_tag'):
+        for row in (talk('a', 'b'), dict(prompt='a', completion='b')):
+            with pytest.raises(UserError, match=f'marked as unwanted .{key}.'):
+                conv([row | {key: False}])
+            conv([row | {key: True}], strict=True)
+
+
+def test_the_chosen_answer_in_every_form(conv):
+    chosen, rejected = {'from': 'gpt', 'value': 'good'}, {'from': 'gpt', 'value': 'bad'}
+    for row in (
+        dict(conversations=[{'from': 'human', 'value': 'q'}], chosen=chosen, rejected=rejected),
+        dict(chosen=talk('q', 'good')['messages'], rejected=talk('q', 'bad')['messages']),
+        dict(prompt='q', chosen='good', rejected='bad'),
+    ):
+        (ep,), said, _ = conv([row])
+        assert [m['content'] for m in ep['messages']] == ['q', 'good']
+        assert 'not used: rejected (1 rows)' in said
+
+
+def test_a_prompt_inside_of_a_pair(conv):
+    (ep,), _, _ = conv([dict(conversation=[dict(system='S', input='q', output='x')])], strict=True)
+    assert ep['system'] == 'S'
+
+
+# --- weights in the words of tables and of other sets
+
+
+@pytest.mark.parametrize(
+    'fields, weight',
+    [
+        (dict(weight='0'), 0),
+        (dict(weight='0.5'), 0.5),
+        (dict(weight=False), 0),
+        (dict(weight=True), None),
+        (dict(loss_weight=0.5), 0.5),
+        (dict(train='False'), 0),
+        (dict(train=0), 0),
+        (dict(train='1'), None),
+        (dict(loss_mask=0), 0),
+        (dict(masked=True), 0),
+        (dict(masked=0), None),
+        (dict(mask=True), 0),
+    ],
+)
+def test_a_weight_in_other_words(conv, fields, weight):
+    said = dict(role='assistant', content='b') | fields
+    assert answer_of(conv, talk('a', said)).get('weight') == weight
+    assert answer_of(conv, dict(instruction='a', output='b') | fields).get('weight') == weight
+
+
+def test_weights_in_a_table_and_in_a_tree(conv):
+    eps, _, _ = conv(
+        'prompt,completion,weight,train\nq,x,0,\nr,y,0.5,true\ns,z,,no\n', name='in.csv'
+    )
+    assert [ep['messages'][1].get('weight') for ep in eps] == [0, 0.5, 0]
+    tree = dict(message_tree_id='1', lang='en', deleted=False, rank=None)
+    rows = [
+        tree | dict(message_id='1', role='prompter', text='q', parent_id=None),
+        tree | dict(message_id='2', role='assistant', text='x', parent_id='1', weight=0),
+    ]
+    assert conv(rows)[0][0]['messages'][1]['weight'] == 0
+
+
+def test_what_is_no_weight_is_reported_or_refused(conv):
+    _, said, _ = conv([dict(instruction='a', output='b', weight='3 kg', mask=1, loss=0.25)])
+    assert 'weight (1 rows), mask (1 rows), loss (1 rows)' in said
+    with pytest.raises(UserError, match="'heavy' is no weight"):
+        conv([talk('a', dict(role='assistant', content='b', weight='heavy'))])
+    with pytest.raises(UserError, match='a text that is not to be trained'):
+        conv([dict(text='a', train=False)])

@@ -1,9 +1,11 @@
 """Lines of strangers: what no file can hold is told by `check`, and nothing else meets it."""
 
 import json
+import os
 import struct
 import pytest
 from mypt.agent.retrieval import search
+from mypt.cli import main
 from mypt.curate.augment import held_questions
 from mypt.data.dataset import open_dataset
 from mypt.data.episodes import parse_line
@@ -154,3 +156,20 @@ def test_a_false_case_of_a_suite_is_one_line(tmp_path, change, said):
     (tmp_path / 's.jsonl').write_text(json.dumps(case | change))
     with pytest.raises(UserError, match=rf's.jsonl:1: .*{said}'):
         load_suite(tmp_path / 's.jsonl')
+
+
+@pytest.mark.parametrize('what', ['pipe', '/dev/zero'])
+def test_a_pipe_or_device_is_told_at_once(what, tmp_path):
+    path = tmp_path / 'in.jsonl' if what == 'pipe' else what
+    if what == 'pipe':
+        os.mkfifo(path)
+    with pytest.raises(UserError, match=r'is a pipe or device, .* write what it gives to a file'):
+        check(str(path))
+
+
+def test_a_very_deep_path_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for verb in (['convert', 'in.jsonl', '--output'], ['prepare', '--input', 'x', '--output_dir']):
+        assert main([*verb, 'a/' * 1900 + 'x']) == 2
+        said = capsys.readouterr().err
+        assert 'has more than 200 folders' in said and said.count('\n') == 1

@@ -249,6 +249,13 @@ def test_what_has_no_place_is_an_error():
         ([user, called | dict(content='Let me see.')], 'either text or tool calls'),
         ([dict(role='user', content=[dict(type='image_url')])], 'text only'),
         ([dict(role='user', content=None)], 'a string'),
+        ([user, user], 'a user speaks first'),
+        (
+            [user, dict(role='assistant', content='a'), dict(role='assistant', content='b'), user],
+            'answers once',
+        ),
+        ([dict(role='user', content=' ')], 'is empty'),
+        ([user, dict(role='assistant', content=''), user], 'is empty'),
     ]:
         with pytest.raises(Exception, match=problem):
             hf.apply_chat_template(talk, tokenize=False)
@@ -271,3 +278,9 @@ def test_long_results_take_linear_time():
         start = time.process_time()
         said('{}', long)
         assert time.process_time() - start < 8, long[:10]
+
+
+def test_an_empty_system_message_is_none():
+    talk = [dict(role='system', content=''), dict(role='user', content='x')]
+    got = theirs().apply_chat_template(talk, return_dict=False, add_generation_prompt=True)
+    assert got == ours(talk, [], 'compact', True)
