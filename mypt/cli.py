@@ -40,9 +40,14 @@ def _number(kind: type) -> Callable[[str], Any]:
     return convert
 
 
+_MOST_FOLDERS = 200  # one in the other; Python walks up a path by recursion
+
+
 def _name(word: str) -> str:
     if not word:
         raise argparse.ArgumentTypeError("'' names nothing")
+    if word.count('/') > _MOST_FOLDERS:
+        raise argparse.ArgumentTypeError(f'{word[:40]!r}… has more than {_MOST_FOLDERS} folders')
     return word
 
 # %% ../nbs/commands/cli.ipynb #467eaf58

@@ -35,8 +35,12 @@ ARRAY = 'a JSON array'
 # %% ../nbs/base/files.ipynb #a9e9ebce
 @contextmanager
 def open_input(path: str | Path) -> Iterator[IO[bytes]]:
-    "Open a file for reading bytes; what the system refuses becomes a `UserError`."
+    "Open a plain file for reading bytes; what the system refuses becomes a `UserError`."
     try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            fault = 'is a pipe or device, which cannot be read twice and may never end'
+            raise UserError(f'{path}: {fault}; write what it gives to a file')
         f = open(path, 'rb')
     except FileNotFoundError:
         raise UserError(f'{path}: no such file; check the path') from None

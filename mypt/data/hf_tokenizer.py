@@ -278,12 +278,16 @@ system=text(messages[0].content) if has_system else '', tools=[], calls=[], used
 {%- if ns.tools -%}
 {%- set ns.system = (ns.system + ' Tools: ' + ns.tools | join('; ') + '.') | trim -%}
 {%- endif -%}
-{%- if has_system or ns.tools -%}{{- '<system>' + ns.system + '</system>' + end -}}{%- endif -%}
+{%- if ns.system -%}{{- '<system>' + ns.system + '</system>' + end -}}{%- endif -%}
 """
 
 # %% ../../nbs/data/hf_tokenizer.ipynb #7a10003b
 _USER = r"""
 {%- elif m.role == 'user' -%}
+{%- if not loop.first and loop.previtem.role in ('user', 'assistant_context') -%}
+{{- raise_exception('a user speaks first, or after an answer') -}}
+{%- elif text(m.content) | trim == '' -%}{{- raise_exception('content is empty') -}}
+{%- endif -%}
 {{- '<user>' -}}
 {%- if m.context -%}{{- '<user_context>' + m.context + '</user_context>' -}}{%- endif -%}
 {{- text(m.content) + '</user>' + end -}}
@@ -298,6 +302,11 @@ _THINK = r"""
 """
 _ASSISTANT = (
     r"""
+{%- elif m.role == 'assistant' and not loop.first and loop.previtem.role == 'assistant'
+and not loop.previtem.tool_calls -%}
+{{- raise_exception('an assistant answers once') -}}
+{%- elif m.role == 'assistant' and not m.tool_calls and text(m.content) | trim == '' -%}
+{{- raise_exception('content is empty') -}}
 {%- elif m.role == 'assistant' and m.tool_calls -%}
 {%- if m.content -%}
 {{- raise_exception('a message is either text or tool calls') -}}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from ..data.tokenizer import INIT_WORDS, Tokenizer
 from ..errors import UserError
-from .attention import HAS_WINDOW, Segments
+from .attention import Segments, has_window
 from .cache import KVCache
 from .config import ModelConfig
 from .layers import Block, make_norm
@@ -128,7 +128,7 @@ class Decoder(nn.Module):
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
         half = dtype in (torch.bfloat16, torch.float16) and self.cfg.head_dim % 8 == 0
-        half = half and (HAS_WINDOW or not self.cfg.window)
+        half = half and (not self.cfg.window or has_window())
         layout = Segments.of(segments, shape, self.attention, W.device, half, runs, keep, longest)
         layout.full = self.full_attention
         layout.varies = math.prod(shape) != self.static_tokens

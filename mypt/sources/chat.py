@@ -18,6 +18,7 @@ from mypt.sources.rows import (
     by_row,
     counted_rows,
     finished_episode,
+    loss_fields,
     text_of,
 )
 from .tool_schemas import tool_lines
@@ -141,6 +142,7 @@ def _episode_of(tree: list[SourceRow], branch: Branch, tally: Tally) -> dict:  #
     if not branch.path:
         raise Skip('no answered prompt')
     messages = _dialogue(*(tree[i]['text'] for i in branch.path))
+    messages = [m | loss_fields(tree[i]) for m, i in zip(messages, branch.path, strict=True)]
     ep = {'messages': messages, 'language': language, 'id': tree[0]['message_tree_id']}
     ep = finished_episode(ep, tally)
     kept = [account(tree[i], ep, tally) for i in branch.path]

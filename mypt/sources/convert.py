@@ -31,6 +31,7 @@ from .squad import squad
 from mypt.sources.tools import (
     COMPLETIONS,
     PROMPTS,
+    contents,
     prompt_completion,
     german_rag,
     german_tools,
@@ -69,6 +70,8 @@ SOURCE_FORMS = dict(
     dolly=SourceForm(dolly, ('instruction', 'context', 'response')),
     alpaca=SourceForm(alpaca, ('instruction|instruction_de', 'output|output_de')),
     completion=SourceForm(prompt_completion, ('|'.join(PROMPTS), '|'.join(COMPLETIONS))),
+    preference=SourceForm(prompt_completion, ('chosen', 'rejected')),
+    contents=SourceForm(contents, ('contents',)),
     turns=SourceForm(turns_in_order, ('data',)),
     german_rag=SourceForm(german_rag, ('conversations',)),  # by name only: sharegpt fits first
     text=SourceForm(plain_text, ('text',)),

@@ -269,25 +269,49 @@ def wrong_shape(e: Exception) -> Skip:
 
 # %% ../../nbs/sources/rows.ipynb #3e8d21a0
 _ANSWERS = ('assistant', 'assistant_toolcall')
-_TRAINED = ('train', 'training', 'trainable', 'loss')  # true or false in the sets that have them
+_WEIGHTS = ('weight', 'loss_weight')
+_TRAINED = {k: True for k in ('train', 'training', 'trainable', 'loss', 'loss_mask')}
+_TRAINED |= {k: False for k in ('masked', 'is_masked', 'mask')}  # true: read it, do not train it
+_SAYS = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
 
 
+def _yes_or_no(key: str, value: Any) -> bool | None:  # None where the value is neither
+    bare = isinstance(value, int) and not isinstance(value, bool)
+    if key == 'mask' and (bare or str(value).strip() in ('0', '1')):
+        return None  # some write 1 for what is hidden, others for what is trained
+    return _SAYS.get(str(value).strip().lower()) if isinstance(value, int | str) else None
+
+
+def _number(value: Any) -> Any:  # As it was where it is none
+    "A weight, which in a table is text."
+    if isinstance(value, bool):
+        return int(value)
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+# %% ../../nbs/sources/rows.ipynb #3e8d21c0
 def loss_fields(m: SourceRow) -> dict[str, Any]:
-    "What a message says about its own training, in an episode's words."
-    fields = {k: m.get(k) for k in ('weight', 'train') if m.peek(k) is not None}
-    for k in _TRAINED:
-        if isinstance(m.peek(k), bool) and not m.get(k):
+    "What a message or a row says about its training, in an episode's words."
+    fields = {}
+    weights = {k: _number(m.peek(k)) for k in _WEIGHTS}
+    key = next((k for k, v in weights.items() if isinstance(v, int | float)), '')
+    if key:
+        m.get(key)
+        fields['weight'] = weights[key]
+    for k, trained in _TRAINED.items():
+        says = _yes_or_no(k, m.peek(k))
+        if says is not None:
+            m.get(k)
+        if says == (not trained):
             fields['train'] = False
     return fields
 
 # %% ../../nbs/sources/rows.ipynb #3e8d21b0
 def _weighted(messages: list[dict], row: SourceRow) -> list[dict]:
     "The messages with what their row says about the training of its answers."
-    weight, fields = row.peek('weight'), {}
-    if isinstance(weight, int | float) and not isinstance(weight, bool):
-        fields = {'weight': row.get('weight')}
-    if any(row.peek(k) is False for k in _TRAINED):
-        fields['train'] = loss_fields(row)['train']
+    fields = loss_fields(row)
     if not fields:
         return messages
     out = []
@@ -341,6 +365,8 @@ def with_row_fields(
         ep = ep | {'language': language}
     messages = ep.get('messages')
     if not messages:
+        if ep.get('text') and 0 in loss_fields(row).values():
+            raise Skip('a text that is not to be trained')
         return ep
     prompts = [row.get(k) for k in ('system', 'system_prompt') if _is_unread_text(row, k)]
     if prompts:
@@ -386,7 +412,7 @@ def text_of(
     "A row's text, as it stands there."
     present = [n for n in names if n in row]
     filled = [n for n in present if dict.get(row, n) is not None]
-    name = (filled or present or names)[0]
+    name = (filled or present or names[-1:])[0]
     value = row.get(name)
     if value is None:
         raise Skip(f'{name} is missing')

@@ -115,6 +115,12 @@ def without_nulls(value: Any) -> Any:
     return value
 
 # %% ../../nbs/sources/tool_schemas.ipynb #c7c6f75c
+def _parameters_of(tool: dict) -> Any:
+    "What a tool takes: OpenAI's name for it, Anthropic's, and MCP's."
+    names = ('parameters', 'input_schema', 'inputSchema')
+    return next((tool[k] for k in names if tool.get(k) is not None), None)
+
+
 def tools_of(value: Any) -> dict[str, dict]:  # Name → {name, description, parameters}
     "The tools in a list, in JSON text, or in JSON objects one after the other."
     found = json_values(value.strip()) if isinstance(value, str) else without_nulls(value)
@@ -125,12 +131,15 @@ def tools_of(value: Any) -> dict[str, dict]:  # Name → {name, description, par
         for tool in group if isinstance(group, list) else [group]:
             if not isinstance(tool, dict):
                 continue
+            declared = tool.get('functionDeclarations') or tool.get('function_declarations')
+            if isinstance(declared, list):  # Gemini's
+                tools |= tools_of(declared)
             tool = tool['function'] if isinstance(tool.get('function'), dict) else tool
             if isinstance(tool.get('name'), str):
                 tools[tool['name']] = {
                     'name': tool['name'],
                     'description': tool.get('description') or '',
-                    'parameters': json_schema_of(tool.get('parameters')),
+                    'parameters': json_schema_of(_parameters_of(tool)),
                 }
     return tools
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROMPTS', 'COMPLETIONS', 'share', 'results_of_calls', 'SourceTurn', 'assemble', 'tools_of_row', 'system_of',
-           'read_messages', 'messages', 'turns_in_order', 'prompt_completion', 'xlam', 'split_context', 'sharegpt',
-           'german_rag', 'german_tools']
+           'read_messages', 'messages', 'contents', 'turns_in_order', 'prompt_completion', 'xlam', 'split_context',
+           'sharegpt', 'german_rag', 'german_tools']
 
 # %% ../../nbs/sources/tools.ipynb #7b45145c
 import json
@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 from ..data.prompts import context_block
+from .content_parts import joined_parts, spread_parts
 from mypt.sources.rows import (
     SourceRow,
     Skip,
@@ -100,6 +101,8 @@ def results_of_calls(
             raise Skip('two results for one call')
         return _by_id(dict(zip(answers, (r.text for r in results), strict=True)), ids)
     by_name = _by_name(results, [name for name, _ in calls])
+    if by_name is None and all(r.name for r in results) and not any(answers):
+        raise Skip('results that name other tools than the calls')
     return by_name or share([r.text for r in results], len(calls))
 
 # %% ../../nbs/sources/tools.ipynb #8e9e31e9
@@ -180,25 +183,13 @@ def _role_of(m: SourceRow) -> str:  # Else Skip
         raise Skip(f'a role that is not known, {str(name)[:40]!r}')
     return role
 
-
-def _joined_parts(parts: list) -> str:
-    "The text of a list of text parts, as the server joins them."
-    texts = []
-    for p in parts:
-        text = p.get('text') if isinstance(p, dict) else p
-        if not isinstance(text, str):
-            kind = p.get('type') if isinstance(p, dict) else None
-            raise Skip(f'a part of type {str(kind)[:40]!r}, which is no text')
-        texts.append(text)
-    return ''.join(texts)
-
 # %% ../../nbs/sources/tools.ipynb #29b321be
 def _message_text(m: SourceRow, role: str) -> Any:
     "What a message says: text, or for a result any JSON value."
     name = next((k for k in ('content', 'value', 'text') if k in m), 'content')
     value = m.get(name)
     if isinstance(value, list) and (role != 'result' or _are_parts(value)):
-        return _joined_parts(value)
+        return joined_parts(value, m)
     if role != 'result' and not isinstance(value, (str, type(None))):
         raise Skip('a message whose content is no text')
     return value
@@ -223,6 +214,8 @@ def _citations(m: SourceRow) -> Any:
 def _fields(m: SourceRow, role: str) -> dict:
     "What goes to the message beside its text."
     fields = loss_fields(m)
+    unclear = [k for k in ('weight', 'train') if m.peek(k) not in (None, '') and k not in m.read]
+    fields |= {k: m.get(k) for k in unclear}  # the check of the episode says what is wrong
     if role == 'user' and m.get('context'):
         fields['context'] = m['context']
     if role == 'assistant':
@@ -246,6 +239,8 @@ def tools_of_row(row: dict, messages: list[SourceRow]) -> dict:
     for place in places:
         if not place or place in ('[]', '{}', 'null') or not str(place).strip():
             continue
+        if isinstance(row, SourceRow):
+            _read_objects(row, 'tools', place, _TOOL_KEYS)
         found = tools_of(place)
         if not found:
             raise Skip('tools that are not JSON')
@@ -273,6 +268,7 @@ def system_of(row: dict, messages: list[SourceRow], tools: dict) -> str:
         if talking:
             raise Skip('a system message in the middle of the talk')
         pieces.append(_message_text(m, 'system'))
+        loss_fields(m)  # a prompt is never trained, whatever they say
     if not all(isinstance(p, (str, type(None))) for p in pieces):
         raise Skip('a system prompt that is no text')
     system = '\n\n'.join(p for p in dict.fromkeys(pieces) if p and p.strip())
@@ -281,6 +277,25 @@ def system_of(row: dict, messages: list[SourceRow], tools: dict) -> str:
 # %% ../../nbs/sources/tools.ipynb #855fbe52
 _CALL_TAGS = ('function_calls', 'tool_calls?', 'functioncall', 'function_call')
 _GIVEN = ('function_calls', 'tool_calls', 'function_call')
+_CALL_KEYS = ('id', 'type', 'index', 'name', 'arguments', 'parameters', 'args')
+_TOOL_KEYS = ('type', 'name', 'description', 'parameters', 'input_schema', 'inputSchema')
+
+
+def _read_objects(m: SourceRow, key: str, given: Any, keys: Sequence[str]) -> None:
+    "Account for calls or tools that are objects: all but these keys of theirs are reported."
+    for value in given if isinstance(given, list) else [given]:
+        if not isinstance(value, dict):
+            continue
+        one = part(m, f'{key}[]', value)
+        inner = one.get('function')
+        for declared in ('functionDeclarations', 'function_declarations'):
+            _read_objects(one, declared, one.get(declared), keys)
+        for k in keys:
+            one.get(k)
+        if isinstance(inner, dict):
+            one = part(one, 'function', inner)
+            for k in keys:
+                one.get(k)
 
 
 def _inline_calls(text: str, tools: dict) -> tuple[str, list]:
@@ -306,6 +321,8 @@ def _assistant_turn(m: SourceRow, tools: dict, answered: bool) -> SourceTurn:
     if len(given) > 1:
         raise Skip('calls in two places')
     if given:
+        key = next(k for k in _GIVEN if m.peek(k))
+        _read_objects(m, key, given[0], _CALL_KEYS)
         calls, ids = parse_calls(given[0], tools), call_ids(given[0])
     elif 'arguments' in m:
         calls = [fit_schema(str(m.get('name')), m.get('arguments'), tools)]
@@ -320,6 +337,7 @@ def _result_turns(m: SourceRow, text: Any) -> list[SourceTurn]:
     "The results in a message, each by itself."
     if text is None:
         raise Skip('a tool result without content')
+    loss_fields(m)  # a result is never trained, whatever they say
     answers = [str(m.get('tool_call_id'))] if m.get('tool_call_id') else []
     bodies = [text]
     if isinstance(text, str):
@@ -354,17 +372,22 @@ def _turns_of(m: SourceRow, tools: dict, answered: bool) -> list[SourceTurn]:
     return [SourceTurn(role, text or '', (), (), '', _fields(m, role))]
 
 
-def _spoken_rows(row: dict, messages: list, name: str) -> list[SourceRow]:
+def _spoken_rows(row: SourceRow, messages: list, name: str) -> list[SourceRow]:
     "The messages as rows; a pair of input and output (Capybara's form) becomes two."
     out = []
     for m in messages:
         one = part(row, f'{name}[]', m)
         if 'input' in one and 'output' in one and 'role' not in one and 'from' not in one:
+            if one.get('system'):
+                out.append(SourceRow({'role': 'system', 'content': one['system']}))
             out.append(SourceRow({'role': 'user', 'content': one['input']}))
             answer = {'role': 'assistant', 'content': one['output']}
             out.append(SourceRow(answer | loss_fields(one)))
         else:
-            out.append(one)
+            spread = spread_parts(one)
+            out += spread
+            if spread != [one]:
+                row.parts.extend((f'{name}[]', said) for said in spread)
     return out
 
 # %% ../../nbs/sources/tools.ipynb #b1a1acf9
@@ -381,6 +404,7 @@ def read_messages(
     if not messages:
         raise Skip('no messages')
     row = row if isinstance(row, SourceRow) else SourceRow(row)
+    _check_wish(row)
     rows = _spoken_rows(row, messages, name)
     tools = tools_of_row(row, rows)
     system = system_of(row, rows, tools)
@@ -398,6 +422,18 @@ def read_messages(
     return ep | {'id': row.get('id')}
 
 # %% ../../nbs/sources/tools.ipynb #b1a1acb9
+_WISHES = ('label', 'kto_tag')  # KTO's: true is a wanted answer, false an unwanted one
+
+
+def _check_wish(row: SourceRow) -> None:
+    "Turn away an answer that its row calls unwanted."
+    for k in _WISHES:
+        if str(row.peek(k)).lower() == 'false':
+            raise Skip(f'an answer that is marked as unwanted ({k})')
+        if row.peek(k) is True:
+            row.get(k)
+
+
 def _null_arguments(given: Any) -> bool:
     "Do calls that are objects have arguments that are null?"
     for call in given if isinstance(given, list) else [given]:
@@ -424,6 +460,17 @@ def messages(row: dict, tally: Tally) -> dict:
     "Messages with roles: Dolci, with or without tools, and OpenAI's form."
     return read_messages(row, row['messages'], tally)
 
+# %% ../../nbs/sources/tools.ipynb #5f700eec
+@by_row
+def contents(row: dict, tally: Tally) -> dict:
+    "Gemini's form: a column of contents, whose messages have parts, and an instruction."
+    key = next((k for k in ('systemInstruction', 'system_instruction') if row.get(k)), '')
+    said = row['contents']
+    if key and isinstance(said, list):
+        head = row[key] if isinstance(row[key], dict) else {'content': row[key]}
+        said = [head | {'role': 'system'}, *said]
+    return read_messages(row, said, tally, 'contents')
+
 # %% ../../nbs/sources/tools.ipynb #0c4f99ed
 @by_row
 def turns_in_order(row: dict, tally: Tally) -> dict:
@@ -446,12 +493,18 @@ def prompt_completion(row: dict, tally: Tally) -> dict:
     question = next((k for k in PROMPTS if k in row), PROMPTS[0])
     said = _as_messages(row, answer, 'assistant')
     whole = said and isinstance(said[0], dict) and said[0].get('role') in ('user', 'system')
+    whole = whole or (said and isinstance(said[0], dict) and said[0].get('from') in _OPENERS)
     asked = _as_messages(row, question, 'user') if row.get(question) or not whole else []
     return read_messages(row, said if whole else asked + said, tally, answer)
 
 
+_OPENERS = ('system', 'human', 'user')
+
+
 def _as_messages(row: dict, column: str, role: str) -> list:
-    "A column that is a list of messages, or the text of one."
+    "A column that is a list of messages, a message, or the text of one."
+    if isinstance(row.get(column), dict):
+        return [row[column]]
     if isinstance(row.get(column), list):
         return row[column]
     return [{'role': role, 'content': text_of(row, column)}]
@@ -500,7 +553,11 @@ def split_context(
 def sharegpt(row: dict, tally: Tally) -> dict:
     "Conversations of `from` and `value`, with tools where they have them."
     name = 'conversations' if row.get('conversations') else 'conversation'
-    return read_messages(row, row.get(name), tally, name)
+    said = row.get(name)
+    chosen = dict.get(row, 'chosen')  # looked at; read only where it is an answer to add
+    if isinstance(chosen, dict) and isinstance(said, list):
+        said = [*said, row['chosen']]
+    return read_messages(row, said, tally, name)
 
 # %% ../../nbs/sources/tools.ipynb #620a6fad
 @by_row
