@@ -4,6 +4,9 @@ the same passages.
 python bench/retrieval.py            # recall on XQuAD and the exams, times on 127 documents;
                                      # writes bench/results/retrieval.json
 python bench/retrieval.py --recall   # the recall only; the times of the file stay
+python bench/retrieval.py --vectors  # words alone and with the built-in model, on the exams and
+                                     # on bench/data/retrieval_dev.jsonl; half an hour on one core;
+                                     # writes bench/results/retrieval_vectors.json
 
 Recall: 1,190 questions on 240 passages, in English and in German; does the passage stand among
 the first? bm25s gets the stop words of the language, once as it is and once with Snowball's
@@ -134,6 +137,49 @@ def exam_recall(name):
     return {side: {k: rate(tops, k) for k in (1, 3, 5)} for side, tops in found.items()}
 
 
+def holds_gold(row, hit):
+    "Whether a hit is the passage that a question to develop on asks for."
+    from mypt.eval.exam import single_spaced
+
+    if hit.doc_id != row['doc_id']:
+        return False
+    if 'evidence' in row:
+        return row['evidence'] in single_spaced(hit.text)
+    heads = [*hit.headings, *re.findall(r'^#+ (.*)$', hit.text, re.M)]
+    return any(re.match(re.escape(row['section']) + r'(?![0-9a-z])', h) for h in heads)
+
+
+def with_vectors(name):
+    "Recall by side, on an exam and on the questions to develop on; milliseconds of a query."
+    from mypt.agent.retrieval import Index, PassageSearch, built_in_embed
+    from mypt.eval.exam import read_exam, recall_scores
+
+    folder, depths = EXAMS[name], (1, 3, 5, 10)
+    dev = Path(__file__).parent / 'data/retrieval_dev.jsonl'
+    rows = [json.loads(line) for line in dev.read_text(encoding='utf-8').splitlines()]
+    rows = [r for r in rows if r['folder'] == folder]
+    start = time.perf_counter()
+    both = Index.build(DATA / folder, embed=built_in_embed())
+    built, out = time.perf_counter() - start, {}
+    for side, index in (('vectors', both), ('words', PassageSearch(both.store))):
+        tops, ms = [], []
+        for r in rows:
+            start = time.perf_counter()
+            tops.append(index.search(r['question'], max(depths)))
+            ms.append(1e3 * (time.perf_counter() - start))
+        scores = recall_scores(read_exam(name, DATA / folder), index, depths)
+        found = {
+            k: sum(any(holds_gold(r, h) for h in t[:k]) for r, t in zip(rows, tops, strict=True))
+            for k in depths
+        }
+        out[side] = dict(
+            exam={k: round(100 * x.k / x.n, 1) for k, x in zip(depths, scores, strict=True)},
+            dev={k: round(100 * n / len(rows), 1) for k, n in found.items()},
+            query_ms=median(ms),
+        )
+    return dict(out, index_s=built)
+
+
 def timed(side):
     "Seconds to index, milliseconds per query."
     from mypt.agent.documents import chunks
@@ -180,12 +226,18 @@ def main():
     ap = argparse.ArgumentParser()
     ap.add_argument('--job', nargs='+')
     ap.add_argument('--recall', action='store_true')
+    ap.add_argument('--vectors', action='store_true')
     a = ap.parse_args()
     if a.job:
-        job = dict(recall=recall, exam=exam_recall, time=timed)[a.job[0]]
+        jobs = dict(recall=recall, exam=exam_recall, time=timed, vectors=with_vectors)
+        job = jobs[a.job[0]]
         return print(json.dumps(job(*a.job[1:])))
     if not DATA.is_dir():
         sys.exit('no ../shared/data beside the repository: this benchmark needs its documents')
+    if a.vectors:
+        sides = {name: child('vectors', name) for name in EXAMS}
+        print(json.dumps(sides, indent=1))
+        return save('retrieval_vectors', sides)
     found = {
         lang: {s: child('recall', s, lang) for s in ('mypt', 'bm25s', 'bm25s+stem')}
         for lang in ('en', 'de')

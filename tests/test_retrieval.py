@@ -784,6 +784,62 @@ def test_dense_vectors_are_kept_fused_and_updated(tmp_path):
             Index.build(docs, embed=bad)
 
 
+def test_an_index_with_the_built_in_vectors_opens_with_them(tmp_path, monkeypatch, capsys):
+    meanings = ('security deposit', 'ships')
+
+    def side(kind):
+        def vectors(texts):
+            asked.extend((kind, t) for t in texts)
+            return [[sum(w in t for w in m.split()) + 1e-6 for m in meanings] for t in texts]
+
+        return vectors
+
+    asked = []
+    model = index_file.Embedder(side('passage'), side('question'))
+    monkeypatch.setattr('mypt.agent.retrieval.built_in_embed', lambda: model)
+    docs = put(
+        tmp_path / 'docs',
+        {'lease.md': '# Lease\n\n## Duties\n\nThe security is held.', 'sea.md': 'Of ships.'},
+    )
+    ix = rag_index(str(docs), str(tmp_path / 'ix'), vectors=True)
+    assert ('passage', '## Duties\n\nThe security is held.') in [
+        (kind, t.removeprefix('Lease\n').removeprefix('# Lease\n\n')) for kind, t in asked
+    ]
+    assert ix.store.settings['dense'] == index_file.BUILT_IN
+    asked.clear()
+    opened = Index.open(tmp_path / 'ix')
+    assert [h.doc_id for h in opened.search('my deposit', 1)] == ['lease.md']
+    assert asked == [('question', 'my deposit')]
+    put(docs, {'more.md': 'More ships.'})
+    assert opened.update(docs)['new'] == 1
+    assert ('passage', 'More ships.') in asked
+    assert not Index.build(docs).search('my deposit', 1)
+    capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_the_built_in_model_knows_what_is_meant():
+    from mypt.agent.vectors import E5_SMALL, load_e5
+    from mypt.interop.bases import _installed, cache_dir
+
+    pytest.importorskip('tokenizers')
+    cached = cache_dir() / 'e5-small-q4.bin'
+    if not cached.is_file() and _installed(E5_SMALL) is None:
+        pytest.skip('mypt rag-index --vectors fetches the model')
+    e5 = load_e5()
+    ids = e5.tokens.ids('passage: Der Hersteller haftet. 東京の人口 ½', 512)
+    assert ids[0] == 0 and ids[-1] == 2 and 3 not in ids
+    passages = (
+        'Der Mieter leistet dem Vermieter eine Sicherheit.',
+        'Ships wait outside of the harbour in winter.',
+        '港には船長がいます。',
+    )
+    asked = e5.questions(
+        ['Wann kriege ich meine Kaution?', 'Where are boats in January?', '船長は誰?']
+    )
+    assert (asked @ e5(passages).T).argmax(1).tolist() == [0, 1, 2]
+
+
 def test_two_documents_of_one_name():
     with pytest.raises(UserError, match=r'x\.md'):
         Index.of([Document('x.md', '', 'a'), Document('x.md', '', 'b')])
