@@ -269,6 +269,11 @@ class Passage(NamedTuple):
         "The text whose words find it: the document's title, the headings above, its own text."
         return ' '.join([title, *(h for h in self.headings if h != title), self.text])
 
+    @property
+    def meant(self) -> str:
+        "The text whose meaning finds it: the two nearest headings above, its own text."
+        return '\n'.join([*self.headings[-2:], self.text])
+
 
 class _Section(NamedTuple):
     text: str
