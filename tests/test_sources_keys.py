@@ -246,7 +246,7 @@ def test_thoughts_at_the_head_of_an_answer(conv):
 
 def test_a_part_that_is_no_text_says_so(conv):
     picture = dict(role='user', content=[dict(type='image_url', image_url='x')])
-    with pytest.raises(UserError, match="a part of type 'image_url', which is no text"):
+    with pytest.raises(UserError, match="a part of type 'image_url', which is not text"):
         conv([talk(picture, 'b')])
 
 
