@@ -890,7 +890,7 @@ def test_broken_lines_are_counted(tmp_path, capsys):
     out = capsys.readouterr().out
     assert (
         '2 rows: a line that is not JSON' in out
-        and '1 rows: not an object' in out
+        and '1 row: not an object' in out
         and books(out)[:2] == (6, 5)
     )
 
