@@ -85,7 +85,7 @@ def test_every_example_is_a_call_that_parses(example):
         ),
         (
             ['prepare', '--input', 'a', '--output_dir', 'b', '--val_split', 'nan'],
-            "'nan' is no number",
+            "'nan' is not a number",
         ),
         (['translate'], 'extract, run'),
         (['check', 'a', 'b'], 'unknown argument b'),
