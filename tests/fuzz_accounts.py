@@ -39,11 +39,11 @@ def converted(o: Outcome) -> str:
     raw = (o.folder / 'in.jsonl').read_bytes().removeprefix(b'\xef\xbb\xbf').lstrip()
     n_in = o.rows_in('in.jsonl')
     if o.code:
-        none = _numbers(r'none of ([\d,]+) rows could be used', o.err)
+        none = _numbers(r'none of ([\d,]+) rows? could be used', o.err)
         told = not none or none[0] == n_in or raw.startswith(b'[')
         return '' if told else f'{n_in} lines, {none[0]} reported'
-    n, read = _numbers(r': ([\d,]+) episodes; \S+ of ([\d,]+) rows', o.out)
-    reasons = re.findall(r'^  ([\d,]+) rows: ', o.out, re.M)
+    n, read = _numbers(r': ([\d,]+) episodes?; \S+ of ([\d,]+) rows?', o.out)
+    reasons = re.findall(r'^  ([\d,]+) rows?: ', o.out, re.M)
     rejected = sum(int(k.replace(',', '')) for k in reasons)
     in_file = o.rows('out.jsonl.rejects.jsonl')
     if raw.startswith(b'['):

@@ -74,10 +74,10 @@ def test_every_example_is_a_call_that_parses(example):
         (['gate', '--model', 'nobody', '--phase', '1'], 'nobody'),
         (['make', 'ecco', '--output', 'x.jsonl'], "'echo'"),
         (['prepare', '--input'], '--input needs a value'),
-        (['prepare', '--input', 'a', '--output_dir', ''], 'names nothing'),
+        (['prepare', '--input', 'a', '--output_dir', ''], 'an empty name'),
         (
             ['prepare', '--input', 'a', '--output_dir', 'b', '--workers', '-2'],
-            "'-2' is no whole number",
+            "'-2' is not a whole number",
         ),
         (
             ['train', '--model_name', 'm', '--dataset_dir', 'd', '--device', 'tpu'],
@@ -85,7 +85,7 @@ def test_every_example_is_a_call_that_parses(example):
         ),
         (
             ['prepare', '--input', 'a', '--output_dir', 'b', '--val_split', 'nan'],
-            "'nan' is no number",
+            "'nan' is not a number",
         ),
         (['translate'], 'extract, run'),
         (['check', 'a', 'b'], 'unknown argument b'),

@@ -36,7 +36,7 @@ def test_the_documented_five_per_cent_copies_nothing(files, capsys):
     assert rows('m.jsonl') == dict(replay=10, phase=190)
     said = capsys.readouterr().out
     assert 'numbers above 1 are parts of the result' in said
-    assert '5.0%         10 of 40 rows' in said and '30 rows stay out' in said
+    assert '5.0%         10 of 40 rows' in said and '30 rows left out' in said
     assert len({ep['text'] for ep in read_episodes('m.jsonl')}) == 200
 
 
@@ -55,7 +55,7 @@ def test_rows_are_repeated_only_when_asked(files, capsys):
     assert [s['repeated'] for s in report['sources']] == [150, 0]
     mix(['replay.jsonl:0.5', 'phase.jsonl:0.5'], 'less.jsonl', shares=True)
     assert rows('less.jsonl') == dict(replay=40, phase=40)
-    assert '150 rows stay out, for replay.jsonl is used up' in capsys.readouterr().out
+    assert '150 rows left out: replay.jsonl is used up' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('by', ['tokens', 'characters'])

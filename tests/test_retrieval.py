@@ -103,7 +103,7 @@ def test_every_file_is_read_or_named(tmp_path, monkeypatch):
         'photo.md': 'binary',
         'noise.txt': 'binary',
         'empty.md': 'empty',
-        'x.exe': '.exe: not a kind',
+        'x.exe': 'not a supported file type',
         'none': 'no suffix',
         'bad.pdf': 'PDF that cannot be read',
         '.hidden.md': 'hidden',
@@ -135,7 +135,7 @@ def test_no_document_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match='the folder is empty'):
         rag_index(tmp_path, tmp_path / 'ix')
     put(tmp_path, {'x.exe': 'x'})
-    with pytest.raises(UserError, match=r'x\.exe: \.exe: not a kind'):
+    with pytest.raises(UserError, match=r'x\.exe: \.exe: not a supported file type'):
         Workspace.open(tmp_path)
     put(tmp_path, {f'{i:02}.png': 'x' for i in range(20)})
     with pytest.raises(UserError, match=r'09\.png: .*; and 11 more'):
@@ -154,8 +154,8 @@ def test_the_command_names_what_it_left_out_and_mended(tmp_path, capsys):
     docs = put(tmp_path / 'docs', files | {'a.md': 'Größe'.encode() + b' \xff', 'b.md': 'b'})
     rag_index(docs, tmp_path / 'ix')
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == '  left out 12:' and lines[2] == '    00.png: .png: not a kind that is read'
-    assert lines[12:14] == ['    … and 2 more', '  mended 1:']
+    assert lines[1:3] == ['  left out 12:', '    00.png: .png: not a supported file type']
+    assert lines[12:14] == ['    … and 2 more', '  repaired 1:']
     assert (
         lines[14].startswith('    a.md: not UTF-8 in one place, byte 8 (0xFF)') and len(lines) == 15
     )

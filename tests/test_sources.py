@@ -890,7 +890,7 @@ def test_broken_lines_are_counted(tmp_path, capsys):
     out = capsys.readouterr().out
     assert (
         '2 rows: a line that is not JSON' in out
-        and '1 rows: not an object' in out
+        and '1 row: not an object' in out
         and books(out)[:2] == (6, 5)
     )
 
@@ -970,7 +970,7 @@ def test_several_shards_and_splits(tmp_path):
         ),
         (dict(dataset='rows.jsonl', format='alpacca'), "unknown; did you mean 'alpaca'"),
         (dict(dataset='rows.jsonl'), 'no known form has the columns'),
-        (dict(dataset='alpaca.jsonl', languages=['fr']), 'only en and de are told apart'),
+        (dict(dataset='alpaca.jsonl', languages=['fr']), 'only en and de can be distinguished'),
         (dict(dataset='alpaca.jsonl', languages=['de']), 'none of 3 rows could be used'),
         (
             dict(dataset='mayflowergmbh/alpaca-gpt4_de', languages=['en'], mirror='m'),

@@ -138,7 +138,7 @@ def test_system_prompts(conv):
         pirate = plain | {column: 'A pirate.'}
         assert conv([pirate], system_prompt='x')[0][0]['system'] == 'A pirate.'
         (ep,), said, _ = conv([pirate], no_system_prompt=True)
-        assert 'system' not in ep and '1 rows: system prompt removed' in said
+        assert 'system' not in ep and '1 row: system prompt removed' in said
     two = talk('a', 'b', system='First.')
     two['messages'] = [dict(role='system', content=x) for x in 'AB'] + two['messages']
     assert conv([two])[0][0]['system'] == 'First.\n\nA\n\nB'
@@ -246,7 +246,7 @@ def test_thoughts_at_the_head_of_an_answer(conv):
 
 def test_a_part_that_is_no_text_says_so(conv):
     picture = dict(role='user', content=[dict(type='image_url', image_url='x')])
-    with pytest.raises(UserError, match="a part of type 'image_url', which is no text"):
+    with pytest.raises(UserError, match="a part of type 'image_url', which is not text"):
         conv([talk(picture, 'b')])
 
 

@@ -19,6 +19,7 @@ from tools import (
     import_cells,
     in_step,
     light_imports,
+    plain_words,
     reading_order,
     readme,
     sidebar,
@@ -365,6 +366,32 @@ def test_many_large_cells(project):
 def test_bad_opening(project, first, words):
     write_nb(project, '00_low.ipynb', md(first), code('#| default_exp low'))
     assert said(cells.check(project), *words)
+
+
+# ---- plain words
+
+
+@pytest.mark.parametrize(
+    'cell',
+    [
+        md('What the row holds stands\nin its index, or was read anew.'),
+        code('#| export\nbad = "a value that is no text"  # whoever wrote it'),
+        code('#| export\ndef f(n):\n    "One line."\n    return f"{n}: whoever is no text"'),
+    ],
+)
+def test_words_that_are_not_plain(project, cell):
+    assert plain_words.check(project, ()) == []
+    append(project, 'index.ipynb', cell)
+    first, second = plain_words.check(project, ())
+    assert first.startswith('nbs/index.ipynb cell') and 'write:' in second
+    assert plain_words.check(project, ('index',)) == []  # a notebook still to be rewritten
+
+
+@pytest.mark.parametrize('text', ['`is no text`', '```\nis no text\n```', 'It stands in for it.'])
+def test_plain_words(project, text):
+    append(project, 'index.ipynb', md(text))
+    append(project, 'index.ipynb', code('data = "whoever comes"'))  # not exported: an example
+    assert plain_words.check(project, ()) == []
 
 
 # ---- links from backticks

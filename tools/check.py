@@ -37,6 +37,7 @@ CHECKS = {  # module of tools/ → what it holds
     'cells': 'exported cells are small',
     'import_cells': 'imports have cells of their own',
     'clean_outputs': 'outputs are clean',
+    'plain_words': 'prose and messages are in plain words',
     'doclinks': 'names in backticks link to what is meant',
     'sidebar': 'sidebar is in step',
     'readme': 'README is in step',
