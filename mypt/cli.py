@@ -24,7 +24,7 @@ from .errors import UserError, one_line
 
 # %% ../nbs/commands/cli.ipynb #11e20b8f
 def _number(kind: type) -> Callable[[str], Any]:
-    "A converter to int or float that takes what is finite and not negative."
+    "A converter to int or float that accepts finite numbers from 0 up."
     what, most = ('whole number', 2**63) if kind is int else ('number', inf)
 
     def convert(word: str):
@@ -34,7 +34,7 @@ def _number(kind: type) -> Callable[[str], Any]:
             x = -1
         if not 0 <= x < most:
             until = 'below 2^63' if kind is int and x >= most else 'from 0 up'
-            raise argparse.ArgumentTypeError(f'{word[:40]!r} is no {what} {until}')
+            raise argparse.ArgumentTypeError(f'{word[:40]!r} is not a {what} {until}')
         return x
 
     return convert
@@ -45,7 +45,7 @@ _MOST_FOLDERS = 200  # one in the other; Python walks up a path by recursion
 
 def _name(word: str) -> str:
     if not word:
-        raise argparse.ArgumentTypeError("'' names nothing")
+        raise argparse.ArgumentTypeError('an empty name')
     if word.count('/') > _MOST_FOLDERS:
         raise argparse.ArgumentTypeError(f'{word[:40]!r}… has more than {_MOST_FOLDERS} folders')
     return word
@@ -191,8 +191,8 @@ def parser_for(
 # %% ../nbs/commands/cli.ipynb #2e2e8881
 def overview(only: str = '') -> str:  # `only`: verbs of two words that begin so
     "The text of `mypt --help`."
-    title = f'mypt {__version__}: school a small language model, from raw text to a gate'
-    hint = '(mypt VERB --help: its flags and examples; first steps: mypt demo)'
+    title = f'mypt {__version__}: train a small language model, from raw text to a tested assistant'
+    hint = '(mypt VERB --help: its flags and examples; to start: mypt demo)'
     lines = [title, '', f'usage: mypt VERB [flags]   {hint}']
     for stage, title in STAGES.items():
         names = [n for n, v in VERBS.items() if v.stage == stage and n.startswith(only)]

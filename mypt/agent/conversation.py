@@ -22,7 +22,7 @@ from ..model.device import pick_device
 # %% ../../nbs/agent/conversation.ipynb #425b31a1
 MODES = dict(
     chat='from what the model learned',
-    rag='from passages that are looked up',
+    rag='from retrieved passages',
     agent='with tools over the documents',
 )
 
@@ -43,7 +43,7 @@ def passage_names(context: str) -> list[str]:
 
 # %% ../../nbs/agent/conversation.ipynb #5f3c8a53
 def as_episode(messages: list[dict], system: str | None = None) -> dict:
-    "Messages as an episode; without a system prompt where there is none."
+    "Messages as an episode, with the system prompt if there is one."
     if not system:
         return {'messages': messages}
     return {'system': system, 'messages': messages}
@@ -51,7 +51,7 @@ def as_episode(messages: list[dict], system: str | None = None) -> dict:
 # %% ../../nbs/agent/conversation.ipynb #eee0bbc1
 @dataclass
 class Turn:
-    "How a model answers one question: from where, with which tools, and at what length."
+    "How a model answers one question: from which documents, with which tools, and how long."
 
     tok: Tokenizer
     layout: str  # the model's own
@@ -60,8 +60,8 @@ class Turn:
     workspace: ToolCaller | None = None  # the documents, outside mode chat, or other tools
     max_tokens: int = 200  # of one reply
     max_calls: int = 5  # of an agent
-    passages: int = 3  # looked up in mode rag
-    hits: list[Hit] = field(default_factory=list)  # the passages that `begin` looked up
+    passages: int = 3  # how many are retrieved in mode rag
+    hits: list[Hit] = field(default_factory=list)  # the passages that `begin` retrieved
 
     def begin(
         self,
@@ -69,7 +69,7 @@ class Turn:
         past: Sequence[dict] = (),  # Messages before it
         system: str | None = None,
     ) -> dict:  # An episode that ends where the model speaks
-        "The history of a conversation up to and with a message."
+        "The history of a conversation up to and including a message."
         self.hits = []
         if self.mode == 'rag' and 'context' not in message:
             assert isinstance(self.workspace, Workspace)
@@ -77,7 +77,7 @@ class Turn:
         return as_episode([*past, add_passages(message, self.hits)], system)
 
     def run(self, reply: ReplyFn, history: dict) -> AgentRun:
-        "Let the model answer a history."
+        "Generate the model's answer to a history."
         calls = self.max_calls if self.mode == 'agent' else 0
         limits = (calls, self.context_size, self.max_tokens, self.layout)
         (run,) = run_agents(reply, self.tok, [self.workspace], [history], *limits)
@@ -91,13 +91,13 @@ class PastTurns:
         self.forget()
 
     def keep(self, run: AgentRun) -> None:
-        "Remember a turn, if it ended with an answer."
+        "Remember a turn if it ended with an answer."
         if run.answer is not None:
             self.turns.append(len(self.past))
             self.past = run.episode['messages']
 
-    def undo(self) -> str | None:  # Its question; None when there is no turn
-        "Take the last turn back."
+    def undo(self) -> str | None:  # The question of that turn; None when there is no turn
+        "Forget the last turn."
         if not self.turns:
             return None
         start = self.turns.pop()
@@ -108,11 +108,11 @@ class PastTurns:
     def forget(self) -> None:
         "Begin a new conversation."
         self.past: list[dict] = []  # messages so far
-        self.turns: list[int] = []  # how many of them there were before each turn
+        self.turns: list[int] = []  # number of messages before each turn
 
 # %% ../../nbs/agent/conversation.ipynb #1da650e4
 class Conversation(PastTurns):
-    "A model, and what was said to it so far."
+    "A model and the conversation with it so far."
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Conversation(PastTurns):
         self.load(model_name)
 
     def load(self, model_name: str | Path) -> None:
-        "Go on with another model."
+        "Continue with another model."
         model, self.tok, self.meta = load_model(model_name)
         self.model = for_inference(model, self.dtype, self.device)
         self.name = Path(model_name).name

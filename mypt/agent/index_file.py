@@ -38,9 +38,7 @@ from ..errors import UserError
 from ..files import sync, temporary, watched
 
 # %% ../../nbs/agent/index_file.ipynb #6d0715b0
-PLACE_BITS = (
-    20  # a passage's number is its document's, shifted by so many bits, plus its place there
-)
+PLACE_BITS = 20  # passage number = document number << 20 | place in the document
 
 
 def passage_number(doc: int, place: int) -> int:
@@ -59,7 +57,7 @@ EmbedFn = Callable[[list[str]], object]  # texts → one row of numbers each, [n
 class PassageVectors(NamedTuple):
     "The vectors of an index."
 
-    passages: list[int]  # their numbers
+    passages: list[int]  # passage numbers, one per row
     rows: np.ndarray  # [n, d] float32 of length 1
 
 
@@ -84,7 +82,7 @@ def vector_source(embed: EmbedFn | None) -> int:
 
 
 def unit_vectors(embed: EmbedFn, texts: list[str]) -> np.ndarray:  # [n, d] float32 of length 1
-    "The vectors of texts; raises `UserError` when they are no rows of finite numbers."
+    "The vectors of texts; raises `UserError` unless they are rows of finite numbers."
     v = np.asarray(embed(texts), dtype=np.float32)
     if v.ndim != 2 or len(v) != len(texts) or not np.isfinite(v).all():
         raise UserError(
@@ -95,7 +93,7 @@ def unit_vectors(embed: EmbedFn, texts: list[str]) -> np.ndarray:  # [n, d] floa
 
 # %% ../../nbs/agent/index_file.ipynb #9d7f144f
 INDEX_FILE = 'index.sqlite'
-_SCHEMA = 3  # of the file; another number is built anew
+_SCHEMA = 3  # version of the file; an index of another version is rebuilt
 _TABLES = f"""
 create table doc(doc integer primary key, doc_id text unique, title text, text text, hash blob,
     check(typeof(doc_id) || typeof(title) || typeof(text) || typeof(hash) = 'texttexttextblob'));
@@ -110,7 +108,7 @@ pragma user_version={_SCHEMA};"""
 
 # %% ../../nbs/agent/index_file.ipynb #e82665a3
 _DAMAGE = (sqlite3.Error, UnicodeError, MemoryError, OverflowError)
-SECONDS, BYTES_A_SECOND = 5.0, 10e6  # a query's time: some seconds, and more for a large file
+SECONDS, BYTES_A_SECOND = 5.0, 10e6  # a query's time limit: some seconds, and more for a large file
 
 
 def _damaged(path: Path, what: object) -> UserError:
@@ -124,7 +122,7 @@ class _Clock:
     def __init__(self, db: sqlite3.Connection, size: int):  # size: of the file, in bytes
         self.allowed = SECONDS + size / BYTES_A_SECOND
         self.start()
-        db.set_progress_handler(self.is_over, 100_000)  # asked after so many steps
+        db.set_progress_handler(self.is_over, 100_000)  # called after so many steps of SQLite
 
     def start(self) -> None:
         self.end = time.monotonic() + self.allowed
@@ -134,7 +132,7 @@ class _Clock:
 
 # %% ../../nbs/agent/index_file.ipynb #7596903a
 def _open(path: Path) -> tuple[sqlite3.Connection, _Clock]:
-    "An index to read, and its clock; raises `UserError` when there is none, or a damaged one."
+    "An open index and its time limit; raises `UserError` when it is missing or damaged."
     if not path.is_file():
         raise UserError(
             f'{path.parent}: no index there; make one with mypt rag-index --docs_dir … --out_dir …'
@@ -170,7 +168,7 @@ def _own_schema() -> list[tuple]:
 
 # %% ../../nbs/agent/index_file.ipynb #4e90c76c
 class IndexReader:
-    "A file of an index, open to read."
+    "An index file, open for reading."
 
     def __init__(self, path: Path):
         self.path = path
@@ -182,7 +180,7 @@ class IndexReader:
         self._check()
 
     def _check(self) -> None:
-        "Is each passage one of a document, with a length that can be?"
+        "Does each passage belong to a document, and is its length plausible?"
         if not self.lengths or not {'size', 'overlap', 'dense'} <= self.settings.keys():
             raise _damaged(self.path, 'no passages, or no settings')
         if any(n < 0 or p >> PLACE_BITS not in self.ids for p, n in self.lengths.items()):
@@ -216,7 +214,7 @@ class FileStore(IndexReader):
         found = Counter(p for (p,) in self.ask('select doc from instances where term = ?', word))
         return {p: n for p, n in found.items() if p in self.lengths}
 
-    def sharing(self, word: str) -> Counter:  # word → groups of letters that it shares with this
+    def sharing(self, word: str) -> Counter:  # other word → number of shared letter groups
         shared = Counter()
         for g in letter_groups(word):
             for (words,) in self.ask('select words from gram where gram = ?', g):
@@ -224,7 +222,7 @@ class FileStore(IndexReader):
         return shared
 
     def near(self, word: str) -> list[tuple[str, float]]:  # (word, weight below 1)
-        "The words that stand in for a word."
+        "Similar words that are searched in place of a word."
         return similar(word, self.sharing(word))
 
     def passage(self, p: int) -> tuple[str, str, Passage]:  # (doc_id, title, passage)
@@ -246,11 +244,11 @@ class FileStore(IndexReader):
 
 # %% ../../nbs/agent/index_file.ipynb #5e5ed0ea
 def write_index(
-    folder: Path,  # Of the index; made when it is not there
+    folder: Path,  # The folder of the index; created if missing
     docs_dir: str | Path,
-    report: FolderReport,  # Is told what was left out or mended
+    report: FolderReport,  # Collects what was left out or repaired
     size: int,  # Characters of a passage, at most
-    overlap: int,  # Characters of the passage before, at most
+    overlap: int,  # Characters repeated from the previous passage, at most
     embed: EmbedFn | None = None,
 ) -> dict[str, int]:  # How many documents are new, changed, deleted and same
     "Bring the index of a folder up to date with its documents."
@@ -265,7 +263,7 @@ def write_index(
             except _DAMAGE:
                 if fresh:
                     raise
-                fresh = True  # damaged where no check looks
+                fresh = True  # damaged in a place that no check covers
                 changes = _fill(tmp, None, docs_dir, report, settings, embed)
             if fresh or _changed(changes):
                 sync(tmp)
@@ -285,7 +283,7 @@ def _fill(
     settings: dict,
     embed: EmbedFn | None,
 ) -> dict[str, int]:
-    "Write an index; how many documents are new, changed, deleted and same."
+    "Write an index; returns how many documents are new, changed, deleted and the same."
     if old:
         shutil.copyfile(old, tmp)
     else:
@@ -304,7 +302,7 @@ def _changed(changes: dict[str, int]) -> bool:
     return any(changes[kind] for kind in ('new', 'changed', 'deleted'))
 
 
-def _can_update(path: Path, settings: dict) -> bool:  # an index with other settings is built anew
+def _can_update(path: Path, settings: dict) -> bool:  # no for other settings: the index is rebuilt
     try:
         store = FileStore(path)
     except UserError:
@@ -320,7 +318,7 @@ def _update(
     settings: dict,
     embed: EmbedFn | None,
 ) -> dict[str, int]:
-    "Bring the tables up to date; how many documents are new, changed, deleted and same."
+    "Update the tables; returns how many documents are new, changed, deleted and the same."
     rows = db.execute('select doc, doc_id, hash from doc')
     known = {doc_id: (doc, digest) for doc, doc_id, digest in rows}
     free = 1 + max((doc for doc, _ in known.values()), default=0)
@@ -355,7 +353,7 @@ def _update(
 
 # %% ../../nbs/agent/index_file.ipynb #cc804d87
 def _note_groups(db: sqlite3.Connection) -> None:
-    "Note for each group of letters the words that have it."
+    "Store for each group of letters the words that contain it."
     table = words_by_group(w for (w,) in db.execute('select term from vocabulary'))
     rows = [(g, ' '.join(words)) for g, words in table.items()]
     db.execute('delete from gram')

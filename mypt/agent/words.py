@@ -64,7 +64,7 @@ _RUN = re.compile(f'[{_UNSPACED}]+|[^{_UNSPACED}]+')
 
 
 def _pieces(word: str) -> list[str]:
-    "A word as it is, or the pairs of letters where it is written without blanks."
+    "A word as it is, or its pairs of letters in a script without spaces."
     out = []
     for run in _RUN.findall(word):
         if len(run) > 2 and _IS_UNSPACED.match(run):
@@ -75,7 +75,7 @@ def _pieces(word: str) -> list[str]:
 
 # %% ../../nbs/agent/words.ipynb #57021f6c
 def index_words(text: str) -> list[str]:
-    "The words of a text as they are compared."
+    "The words of a text in the form in which they are compared."
     if text.isascii():
         return _WORD.findall(text.lower())
     text = _folded(text)
@@ -86,19 +86,19 @@ def index_words(text: str) -> list[str]:
 
 
 def query_words(query: str) -> list[str]:
-    "Different words of a query, without stop words where others remain."
+    "The distinct words of a query, without stop words unless there are no others."
     found = list(dict.fromkeys(index_words(query[:10_000])))
     telling = [w for w in found if w not in STOP_WORDS]
     return (telling or found)[:MAX_WORDS]
 
 # %% ../../nbs/agent/words.ipynb #f4056a36
-MIN_LIKE = 0.4  # the least likeness that counts
-MAX_NEAR = 8  # similar words taken for one
+MIN_LIKE = 0.4  # the lowest similarity that counts
+MAX_NEAR = 8  # similar words searched for one word, at most
 
 
 @lru_cache(1 << 16)
-def letter_groups(word: str) -> tuple[str, ...]:  # None for short words and numbers
-    "The different groups of four letters in a word, with a blank before and after it."
+def letter_groups(word: str) -> tuple[str, ...]:  # Empty for short words and numbers
+    "The distinct groups of four letters in a word, with a space before and after it."
     if len(word) < 4 or not word.isalpha():
         return ()
     word = f' {word} '
@@ -109,17 +109,17 @@ def similar(
     word: str,
     shared: dict[str, int],  # Other words and how many groups of letters they share with it
 ) -> list[tuple[str, float]]:  # (word, weight below 1), the nearest first
-    "The words near enough to stand in for a word."
+    "The words that are similar enough to match a word."
     near = []
     for other, n in shared.items():
-        groups = len(word) - 2 + len(other)  # of both words together
+        groups = len(word) - 2 + len(other)  # of both words
         if other != word and 2 * n >= MIN_LIKE * groups:
             near.append((-2 * n / groups, other))
     return [(other, (-like) ** 3) for like, other in sorted(near)[:MAX_NEAR]]
 
 # %% ../../nbs/agent/words.ipynb #11a01c3d
 def words_by_group(words: Iterable[str]) -> dict[str, list[str]]:
-    "For each group of letters the words that have it."
+    "A table: group of letters → the words that contain it."
     out = {}
     for w in words:
         for g in letter_groups(w):
@@ -128,10 +128,10 @@ def words_by_group(words: Iterable[str]) -> dict[str, list[str]]:
 
 
 def scan_words(
-    line: str,  # words with a blank before and after each
+    line: str,  # Words with a space before and after each
     word: str,
 ) -> Counter:  # word of the line → how many groups it shares
-    "The words of a line that share groups of letters with a word."
+    "The words of a string that share groups of letters with a word."
     out = Counter()
     for g in letter_groups(word):
         at = line.find(g)
@@ -143,7 +143,7 @@ def scan_words(
     return out
 
 # %% ../../nbs/agent/words.ipynb #1497f8f8
-MANY = 2000  # words that are quicker to look up in a table than to scan
+MANY = 2000  # vocabulary size above which a table is quicker than scanning
 
 
 class GroupIndex:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 # %% ../../nbs/commands/examples.ipynb #5020acfe
 class Example(NamedTuple):
-    "A call of a command, and what it is good for."
+    "A call of a command, and its purpose."
 
     call: str
     why: str
@@ -41,9 +41,9 @@ mypt make rag_chat --output data/rag.jsonl --docs_dir docs --language de
 mypt check data/echo.jsonl
 # the same for a program
 mypt check data/echo.jsonl --json
-# a set of the Hugging Face hub
+# a data set from the Hugging Face hub
 mypt convert OpenAssistant/oasst2 --output data/oasst.jsonl --languages en de
-# a file; its columns tell how to read it
+# a file; its format is recognized by its columns
 mypt convert chats.jsonl --output data/chats.jsonl --max_examples 1000
 # all of a, a quarter of b
 mypt mix --inputs data/a.jsonl:1.0 data/b.jsonl:0.25 --output data/mixed.jsonl --shuffle
@@ -57,7 +57,7 @@ EXAMPLES += _examples("""
 mypt prepare --input data/echo.jsonl --output_dir data/echo --enable_packing --pack_block_size 1024
 # bad lines go to rejects.jsonl
 mypt prepare --input data/echo.jsonl --output_dir data/echo --on_error skip
-# to 64 jobs
+# split the work into 64 jobs
 mypt prepare-jobs plan --input corpus --jobs_dir jobs --splits 64 --sets enable_packing=true
 # the first of them, on any machine
 mypt prepare-jobs run --jobs_dir jobs --split 0
@@ -65,30 +65,30 @@ mypt prepare-jobs run --jobs_dir jobs --split 0
 mypt prepare-jobs local --jobs_dir jobs --workers 4
 # one dataset of all pieces
 mypt prepare-jobs merge --jobs_dir jobs --output_dir data/corpus
-# 70/30
+# 70 % episodes, 30 % general text
 mypt mix-general --sft_dir data/chat --general_dir data/text --output_dir data/both \
 --general_ratio 0.3
-# without network: invented text
+# no network needed: generated text
 mypt context-extension --output_dir data/long --datasets invented --block_size 4096
 """)
 
 # %% ../../nbs/commands/examples.ipynb #4f361dad
 EXAMPLES += _examples("""
-# of near duplicates the first stays
+# keep only the first of near duplicates
 mypt dedup --input data/chats.jsonl --output data/once.jsonl --threshold 0.85
 # a score from 0 to 100
 mypt diversity data/chats.jsonl
 # all measures, kept as JSON
 mypt quality data/chats.jsonl --report quality.json
-# until there are five thousand
+# up to five thousand episodes
 mypt augment --input data/gold.jsonl --output data/more.jsonl --target_count 5000
 # fewer questions that begin alike
 mypt diversify --input data/chats.jsonl --output data/varied.jsonl
-# three rows, what is trained in brackets
+# three rows, with trained tokens in brackets
 mypt inspect data/echo --show_samples 3
 # a page with every token coloured
 mypt inspect data/echo.jsonl --html echo.html
-# after copying a dataset: is it whole?
+# after copying a dataset: is it complete?
 mypt validate data/echo
 # are the labels true?
 mypt check-meaning data/phase3/rag_chat.jsonl
@@ -102,7 +102,7 @@ mypt check-masks data/echo --model phase1 --base base
 mypt translate extract --input data/gold.jsonl --output_dir german
 # needs DEEPL_API_KEY; goes on where it stopped
 mypt translate run --dir german --target DE
-# episodes again
+# build episodes from the translation
 mypt translate recombine --original data/gold.jsonl --dir german --output data/gold_de.jsonl
 # pairs share an id
 mypt translate merge --english data/gold.jsonl --german data/gold_de.jsonl --output data/both.jsonl
@@ -110,13 +110,13 @@ mypt translate merge --english data/gold.jsonl --german data/gold_de.jsonl --out
 
 # %% ../../nbs/commands/examples.ipynb #53807f83
 EXAMPLES += _examples("""
-# called again, it goes on where it stopped
+# run again to continue where it stopped
 mypt train --model_name echo --dataset_dir data/echo --config tiny
-# from a base
+# start from a base model
 mypt train --model_name chat --dataset_dir data/chat --init_from_model echo --sets epochs=2
 # adapters and their base as one model
 mypt merge chat --output chat_merged
-# before generate can read it
+# combine shards, so that generate can read the model
 mypt consolidate --model_name big
 # only show what would be done
 mypt run --phase 1 --dry_run
@@ -130,9 +130,9 @@ mypt run --phase 1 --language de
 
 # %% ../../nbs/commands/examples.ipynb #d9022fe4
 EXAMPLES += _examples("""
-# the likeliest answer
+# the most likely answer
 mypt generate --model_name phase1 --user "Say hello." --temperature 0
-# again after a change: only that is read anew
+# run again after a change: only changed files are read
 mypt rag-index --docs_dir docs --out_dir index
 # which passages are found, and by which words
 mypt search "What does a mask do?" --index_dir index --k 3
@@ -160,17 +160,17 @@ mypt gate --model phase1 --phase 1 --report gate.json
 mypt leaks data/chats.jsonl --against squad:xquad.en.json
 # minutes on a laptop, no GPU
 mypt demo
-# an hour on two cores; called again, it goes on where it stopped
+# an hour on two cores; run again to continue where it stopped
 mypt assistant docs --data own.jsonl --output_dir helpdesk --minutes 60
-# a toy from random weights, to see the way
+# a tiny model from random weights, to see the steps
 mypt assistant docs --base tiny --minutes 2 --output_dir toy
-# six phases; called again, it goes on where it stopped
+# six phases; run again to continue where it stopped
 mypt speedrun --output_dir speedrun
-# the same from a base that speaks already, with questions of other people beside the gates
+# the same from a base model, with public benchmarks beside the gates
 mypt speedrun --base smollm2-135m --yardsticks xquad
-# from the next shell on, the tab key knows mypt
+# tab completion, from the next shell on
 mypt completion bash >> ~/.bashrc
-# fish looks there by itself
+# fish reads this file by itself
 mypt completion fish > ~/.config/fish/completions/mypt.fish
 """)
 
@@ -202,7 +202,7 @@ rows_read: lines of the input, or null; rows_rejected: of them set aside, or nul
 """)
 _GATE_KEYS = _keys("""
 phase; model; passed: the verdict; weights_sha256: whose
-suites: for every demand: name, passed, k of n, rate, low, high, floor, before, warns
+suites: for every requirement: name, passed, k of n, rate, low, high, floor, before, warns
 """)
 _ANSWER_KEYS = _keys(
     'answers: for every question: question, answer (null when none came), '
@@ -300,7 +300,9 @@ def _suite_report(results: dict) -> dict:
     return dict(suites=suites)
 
 # %% ../../nbs/commands/examples.ipynb #2ae95680
-_CHECK = _keys('ok: nothing to mend; problems: each a line: where it is, and what is wrong')
+_CHECK = _keys(
+    'ok: true when there are no problems; problems: one line each: where it is, and what is wrong'
+)
 _MIX = _keys("""
 rows: written; by: rows or tokens; seed; shuffle; shares
 sources: for each: file, sha256, rows_there, given, rows, share
@@ -370,10 +372,10 @@ _ASSISTANT = _keys("""
 model; index; serve: the command; episodes: of each kind; pairs: own answers by what became of them
 masks: whether they are right; exam: its measures and every answer; report: the page
 """)
-_GENERATE = _keys('text: what came behind the prompt')
+_GENERATE = _keys('text: the generated text, without the prompt')
 _INDEX = _keys("""
 documents; passages; changes: how many are new, changed, deleted, …;
-left_out: files and why; mended: files and what
+left_out: file → reason; mended: file → what was repaired
 """)
 
 # %% ../../nbs/commands/examples.ipynb #335472bd

@@ -31,12 +31,12 @@ class Verb(NamedTuple):
 
 STAGES = dict(
     data='Make data',
-    quality='Look at data',
+    quality='Inspect and improve data',
     translate='Translate data',
     train='Train',
     use='Use a model',
-    judge='Judge a model',
-    hub='Bring and take models',
+    judge='Evaluate a model',
+    hub='Import and export models',
     whole='Everything at once',
     help='Help',
 )
@@ -68,7 +68,7 @@ VERBS |= {
         ('dataset',),
         aliases=dict(min_depth='min_turns'),
     ),
-    'mix': _data('mypt.data.mix:mix', 'mix files by ratio or share'),
+    'mix': _data('mypt.data.mix:mix', 'mix files in given proportions'),
     'prepare': _data(
         'mypt.data.prepare:prepare',
         'episodes to a dataset: mask, pack, store',
@@ -79,7 +79,8 @@ VERBS |= {
 # %% ../../nbs/commands/table.ipynb #abb2fc5b
 VERBS |= {
     'prepare-jobs plan': _data(
-        'mypt.curate.prepare_jobs:plan_jobs', 'data past one machine: cut the input into splits'
+        'mypt.curate.prepare_jobs:plan_jobs',
+        'data too large for one machine: cut the input into splits',
     ),
     'prepare-jobs run': _data('mypt.curate.prepare_jobs:run_split', 'prepare one split'),
     'prepare-jobs local': _data(
@@ -162,7 +163,7 @@ _train = partial(Verb, 'train')
 VERBS |= {
     'train': _train(
         'mypt.train.train:train',
-        'train a model, or go on where it stopped',
+        'train a model, or continue where it stopped',
         aliases=dict(
             config='config_file',
             dataset='dataset_dir',
@@ -179,7 +180,7 @@ VERBS |= {
     ),
     'consolidate': _train(
         'mypt.train.distributed:consolidate',
-        'make shards of an interrupted FSDP run an ordinary model',
+        'combine the shards of an interrupted FSDP run into a model',
         ('model_name',),
     ),
     'run': _train(
@@ -192,9 +193,7 @@ VERBS |= {
 # %% ../../nbs/commands/table.ipynb #4f702738
 _use = partial(Verb, 'use')
 VERBS |= {
-    'generate': _use(
-        'mypt.inference.generate:generate_text', 'let a model go on from a prompt', aliases=_MODEL
-    ),
+    'generate': _use('mypt.inference.generate:generate_text', 'continue a prompt', aliases=_MODEL),
     'rag-index': _use('mypt.agent.retrieval:rag_index', 'index a folder of documents'),
     'search': _use(
         'mypt.agent.retrieval:search', 'show what retrieval finds for a question', ('query',)
@@ -218,7 +217,7 @@ _hub = partial(Verb, 'hub')
 VERBS |= {
     'import': _hub(
         'mypt.interop.import_model:import_model',
-        'bring a base model: a Hugging Face Llama, or an old model.pt',
+        'import a base model: a Hugging Face Llama, or an old model.pt',
         ('source',),
     ),
     'export': _hub(
@@ -242,13 +241,13 @@ VERBS |= {
     ),
     'gate': _judge(
         'mypt.curriculum.run:gate_model',
-        "judge a model at a phase's gate",
+        "test a model at a phase's gate",
         aliases=_MODEL_NAME,
         failed=lambda r: not r.passed,
     ),
     'leaks': _judge(
         'mypt.eval.leaks:check_leaks',
-        'are questions of a yardstick in the training data?',
+        'find benchmark questions in the training data',
         ('input',),
         failed=lambda r: r.failed,
     ),
@@ -260,7 +259,7 @@ _whole = partial(Verb, 'whole')
 VERBS |= {
     'completion': _help(
         'mypt.commands.shell_completion:completion',
-        'the tab key completes verbs, flags and names',
+        'tab completion of verbs, flags and names',
         ('shell',),
     ),
     'demo': _whole(
@@ -270,7 +269,7 @@ VERBS |= {
     ),
     'assistant': _whole(
         'mypt.curriculum.assistant:make_assistant',
-        'documents and conversations in, a judged and served assistant out',
+        'make and test an assistant from documents and conversations',
         ('docs_dir',),
     ),
     'speedrun': _whole(
@@ -282,7 +281,7 @@ VERBS |= {
 
 # %% ../../nbs/commands/table.ipynb #6ff06c34
 class Param(NamedTuple):
-    "A parameter of a function, as a command line sees it."
+    "A parameter of a function, as the command line needs it."
 
     name: str
     type: type
@@ -292,15 +291,15 @@ class Param(NamedTuple):
 
 
 class Signature(NamedTuple):
-    "What a function says of itself."
+    "The summary and parameters of a function."
 
     summary: str  # First line of its docstring
     params: list[Param]
 
 # %% ../../nbs/commands/table.ipynb #d731b1f1
 COMMON = dict(
-    seed='The same seed makes the same result',
-    device='Where to compute: `cpu`, `cuda` or `auto`',
+    seed='The same seed gives the same result',
+    device='`cpu`, `cuda` or `auto`',
     split='Split to read',
     source='Language of the episodes',
     max_new_tokens='Tokens of an answer, at most',
@@ -331,7 +330,7 @@ def _comment_of(line: int, comments: dict[int, str], code: set[int]) -> str:
 
 # %% ../../nbs/commands/table.ipynb #d06c06d3
 def read_signature(source: str, name: str) -> Signature:
-    "What a function says of itself in `source`, which is parsed and never run."
+    "The summary and parameters of a function in `source`, which is parsed and never run."
     functions = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)]
     fn = next(f for f in functions if f.name == name)
     lines = source.splitlines()[fn.lineno - 1 : fn.body[0].lineno]

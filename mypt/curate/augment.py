@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import NamedTuple
 from .quality import diversity_of, episodes_or_rows, normalise, opening
 from ..data.episodes import write_episodes
-from ..errors import UserError
+from ..errors import UserError, counted
 from ..files import iter_lines
 
 # %% ../../nbs/curate/augment.ipynb #22b3d38b
@@ -471,7 +471,7 @@ def augment(
         raise UserError(f'{problem}; use mypt mix to take fewer')
     new = list(_variants(eps, target_count - len(eps), seed, held_questions(avoid)))
     n = write_episodes(output, [*eps, *new])
-    print(f'{len(eps):,} episodes + {len(new):,} variants → {output}')
+    print(f'{counted(len(eps), "episode")} + {counted(len(new), "variant")} → {output}')
     return n
 
 # %% ../../nbs/curate/augment.ipynb #a7c9601b

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from .quality import normalise
 from ..data.episodes import check_episode, dump_line, parse_line
 from ..data.packing import ranges
-from ..errors import UserError
+from ..errors import UserError, counted
 from ..files import MAX_LINE, atomic_write, open_input, watched
 
 # %% ../../nbs/curate/dedup.ipynb #c0825990
@@ -364,7 +364,7 @@ def dedup(
     rows, gone = len(index.offset) - index.n_held, len(own)
     near = sum(r.similarity < 1 for r in own)
     kept, exact = rows - gone, gone - near
-    print(f'{rows:,} rows: {kept:,} kept → {output}')
+    print(f'{counted(rows, "row")}: {kept:,} kept → {output}')
     if gone:
         print(f'{exact:,} equal and {near:,} nearly equal ones → {rejects}')
     return dict(rows=rows, kept=kept, exact=exact, near=near, by=by, threshold=threshold)

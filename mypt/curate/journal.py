@@ -100,7 +100,7 @@ class Journal(_LockedLines):
             self.append([made])
         elif rows.made != made:
             before = ', '.join(f'{k} {v}' for k, v in rows.made.items() if made.get(k) != v)
-            way = 'use the same, or move it away to begin anew'
+            way = 'use the same, or move it away to start again'
             raise UserError(f'{path}: was made with {before}; {way}')
 
     def add(self, sent: list[str], got: list[str]):

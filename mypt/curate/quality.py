@@ -26,7 +26,7 @@ from ..data.masks import encode_batch, message_weights, role_weights
 from ..data.prepare import find_inputs
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_state import open_tokenizer
-from ..errors import UserError
+from ..errors import UserError, counted
 from ..files import atomic_write, json_text
 
 # %% ../../nbs/curate/quality.ipynb #ce036e35
@@ -203,7 +203,7 @@ class _Questions(_Sample):
             self.replay += 1
             return
         answers = [m['content'] for m in messages if m['role'] == 'assistant']
-        self.languages[ep.get('language', 'not told')] += 1
+        self.languages[ep.get('language', 'unknown')] += 1
         self.turns[len(asked)] += 1
         self.tools += any(m['role'] == 'assistant_toolcall' for m in messages)
         self.keep(asked[0], answers[0][:200] if answers else '')
@@ -217,7 +217,7 @@ def _notes(seen: _Questions, templates: list, openings: list) -> list[str]:
     "Sentences for people; both lists hold (text, times) of the sample."
     n, total = len(seen.sample), len(seen.hashes)
     languages, turns = _percentages(seen.languages), _percentages(seen.turns)
-    notes = [f'{total:,} episodes; languages {languages}; turns {turns}']
+    notes = [f'{counted(total, "episode")}; languages: {languages}; turns: {turns}']
     for text, k in templates:
         if k > max(1, n / 50):
             notes.append(f'{k / n:.0%} are like: {text[:90]}')
@@ -387,7 +387,7 @@ def token_budget(
         cuts[f'{p} %'] = cut = int(np.percentile(n, p, method='inverted_cdf'))
         rows.append((f'{p} % have at most' if p < 100 else 'the longest has', f'{cut:,}'))
     blocks = f'about {tokens / block_size:,.0f} blocks of {block_size}'
-    notes = [f'{tokens:,} tokens, {trained / tokens:.0%} of them trained; {blocks}']
+    notes = [f'{counted(tokens, "token")}, {trained / tokens:.0%} of them trained; {blocks}']
     if over:
         some = ', '.join(map(str, over[:8])) + (' …' if len(over) > 8 else '')
         notes.append(f'{len(over):,} longer than {block_size}: number {some}')

@@ -21,7 +21,7 @@ from .message_lines import escape, read_lines, unescape, write_lines
 from .placeholders import Rebuilt, Shields, Unit, rebuild, shields, split
 from .review import REVIEW_HEAD, checksum, decide, read_review, review_block
 from ..data.episodes import EpisodeError, check_episode, read_episodes, write_episodes
-from ..errors import UserError
+from ..errors import UserError, counted
 from ..files import atomic_write, open_input
 
 # %% ../../nbs/curate/translate.ipynb #5685cbdc
@@ -67,7 +67,7 @@ _CITE = re.compile(r'<cite (\d+)/>')
 
 
 def _inner_cites(slot: Slot) -> list[dict]:
-    "The citations inside of a text, in its order: {at, text}."
+    "The citations in a text, in order: {at, text}."
     cites = slot.holder.get('cite') if slot.key == 'content' else None
     return [c for c in cites if isinstance(c, dict)] if isinstance(cites, list) else []
 
@@ -313,7 +313,7 @@ def run_translation(
         _write_unedited(draft.files(folder, target), journal, overwrite)
     n, review = sum(map(len, lines.values())), len(draft.blocks)
     seen = f'to look at in review_{target}.txt: {review}, of them {draft.must} that must be'
-    print(f'{n:,} lines, {chars:,} characters sent; {seen}')
+    print(f'{counted(n, "line")}, {counted(chars, "character")} sent; {seen}')
     return dict(lines=n, characters=chars, review=review, must=draft.must)
 
 # %% ../../nbs/curate/translate.ipynb #133deb7e
@@ -430,9 +430,8 @@ def recombine(
     taken = decide(read_review(review), lines, english) if review.exists() else 0
     write_episodes(output, _fill(eps, lines, names, language))
     _report_oddities(lines, english, names)
-    print(
-        f'{len(eps):,} episodes → {output}{_remarks(taken, [c for c in names if c not in lines])}'
-    )
+    missing = [c for c in names if c not in lines]
+    print(f'{counted(len(eps), "episode")} → {output}{_remarks(taken, missing)}')
     return len(eps)
 
 # %% ../../nbs/curate/translate.ipynb #4736ad0f
@@ -473,5 +472,5 @@ def merge(
         Random(seed).shuffle(out)
     write_episodes(output, out)
     alone = f'; {len(names) - pairs:,} without a partner' if pairs < len(names) else ''
-    print(f'{len(out):,} episodes, {pairs:,} pairs → {output}{alone}')
+    print(f'{counted(len(out), "episode")}, {counted(pairs, "pair")} → {output}{alone}')
     return len(out)

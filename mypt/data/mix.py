@@ -17,7 +17,7 @@ from .episodes import dump_line, parse_line
 from .masks import encode
 from .serialize import serialize
 from .tokenizer_state import open_tokenizer
-from ..errors import UserError
+from ..errors import UserError, counted
 from mypt.files import (
     MAX_LINE,
     REPORT_HINT,
@@ -195,16 +195,16 @@ def _remarks(entries: list[dict], parts: bool, shares: bool) -> Iterator[str]:
     out = sum(max(0, e['rows_there'] - e['rows']) for e in entries)
     first = min(entries, key=lambda e: e['rows_there'] - e['rows'])
     if parts and out and not any(e['repeated'] for e in entries):
-        yield f'{out:,} rows stay out, for {first["file"]} is used up; --repeat repeats it'
+        yield f'{counted(out, "row")} left out: {first["file"]} is used up; --repeat repeats it'
 
 
 def _say(entries: list[dict], by: str, rows: int, output: str):
     "Print what each source has given."
     for e in entries:
         size = '' if by == 'rows' else f' ({e["size"]:,} {by})'
-        count = f'{e["rows"]:>9,} of {e["rows_there"]:,} rows{size}'
+        count = f'{e["rows"]:>9,} of {counted(e["rows_there"], "row")}{size}'
         print(f'{e["share"]:6.1%}  {count} of {e["file"]}')
-    print(f'{rows:,} rows → {output}')
+    print(f'{counted(rows, "row")} → {output}')
 
 # %% ../../nbs/data/mix.ipynb #c600aaa5
 def mix(

@@ -17,7 +17,7 @@ from .packing import ranges
 from .serialize import ROLES
 from .tokenizer import TAGS, Tokenizer, open_tag
 from .writer import cut_at
-from ..errors import UserError
+from ..errors import UserError, counted
 from ..files import sha256_of
 
 # %% ../../nbs/data/validate.ipynb #0b5a12d5
@@ -193,5 +193,5 @@ def validate(
         splits = open_dataset(dataset).splits
         episodes = sum(s.n_episodes for s in splits)
         tokens = sum(s.n_tokens for s in splits)
-        print(f'{dataset}: {episodes:,} episodes, {tokens:,} tokens, all is well')
+        print(f'{dataset}: {counted(episodes, "episode")}, {counted(tokens, "token")}, no problems')
     return problems

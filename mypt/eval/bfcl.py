@@ -25,7 +25,7 @@ _LIGHT = re.compile(r'[ ,./\-_*^]')
 
 
 def plain_value(value: Any) -> Any:
-    "Text as it is compared, and what is no text as it is."
+    "Text in the form in which it is compared; other values unchanged."
     if not isinstance(value, str):
         return value
     return _LIGHT.sub('', value).lower().replace("'", '"')

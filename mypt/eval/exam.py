@@ -59,7 +59,7 @@ def _exam_case(raw: bytes | None) -> ExamCase:
     if not all(
         isinstance(v, str) for v in (*case.answers, *(asdict(case) | {'answers': ''}).values())
     ):
-        raise ValueError('a value that is no text')
+        raise ValueError('a value that is not text')
     if not case.id or not case.question.strip() or case.language not in ('en', 'de'):
         raise ValueError('it needs an id, a question, and language en or de')
     if bool(case.answers) != bool(case.evidence.strip()):
@@ -81,7 +81,7 @@ def evidence_problem(case: ExamCase, texts: dict[str, str]) -> str:
     if case.doc_id not in texts:
         return f'there is no document {case.doc_id!r}'
     if single_spaced(case.evidence) not in texts[case.doc_id]:
-        return f'its evidence does not stand in {case.doc_id}'
+        return f'its evidence is not in {case.doc_id}'
     return ''
 
 # %% ../../nbs/eval/exam.ipynb #0406605b
@@ -122,14 +122,14 @@ def read_exam(
     if wrong or not cases:
         more = [f'and {len(wrong) - _NAMED} more'] if len(wrong) > _NAMED else []
         found = '; '.join([*wrong[:_NAMED], *more]) or 'no case in it'
-        raise UserError(f'{path}: {found}. Mend them: {_WAY}')
+        raise UserError(f'{path}: {found}. Correct them: {_WAY}')
     return cases
 
 # %% ../../nbs/eval/exam.ipynb #7a6d1d50
 class ExamResult(NamedTuple):
     "How a reply did; None where there is nothing to judge."
 
-    recalled: bool | None  # the evidence stands in a passage that was shown
+    recalled: bool | None  # the evidence is in a passage that was shown
     cited: bool | None  # … in one that the reply cites
     grounded: bool | None  # the passages hold what the reply says
     right: bool

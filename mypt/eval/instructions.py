@@ -152,13 +152,13 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict:
 
 
 def _refuse_number(name: str) -> None:
-    raise ValueError(f'{name} is no JSON')
+    raise ValueError(f'{name} is not JSON')
 
 
 def _finite(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise ValueError(f'{digits} is no JSON')
+        raise ValueError(f'{digits} is not JSON')
     return value
 
 

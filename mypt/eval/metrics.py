@@ -89,7 +89,7 @@ class Reply:
         return tuple(self.ids[-2:]) == end and self.names.count('</myPT_assistant>') == 1
 
     @property
-    def text(self) -> str:  # All that is no tag
+    def text(self) -> str:  # Everything except tags
         ends = self.tok.ends
         return self.tok.decode([i for i in self.ids if i < self.tok.endoftext and i not in ends])
 

@@ -223,7 +223,7 @@ def _names_keys_in_one_place(schema: Any) -> bool:
 def tight_schema(
     schema: Any,  # A JSON schema, from a client
     path: str = 'schema',  # Named in errors
-    root: str = '#',  # Where it will stand in a larger one
+    root: str = '#',  # Its path in a larger schema
     text: str = _TEXT,  # The pattern of strings that have none
 ) -> dict:  # A schema that allows nothing which the original forbids
     "A schema without open ends; raises `UserError` at what no grammar can hold."
@@ -260,7 +260,7 @@ def _flat(name: str, parameters: dict, way: list[str], other: set[str]) -> dict:
 def _alternatives(
     name: str,
     parameters: dict,  # Tight
-    root: str,  # Where they stand in the whole schema
+    root: str,  # Their path in the whole schema
     ways: list[list[str]] | None,
 ) -> list[dict]:
     "One schema per way of calling a tool."
@@ -344,7 +344,7 @@ _PLAIN = b'1a0 "-.:/@ABCDEFGHIJKLMNOPQRSTUVWXYZbcdefghijklmnopqrstuvwxyz23456789
 
 
 class InText:
-    "Whether JSON that comes in pieces is inside of a text now."
+    "Tracks whether JSON that arrives in pieces is inside a string."
 
     def __init__(self, now: bool = False, escaped: bool = False):
         self.now, self.escaped = now, escaped

@@ -215,7 +215,7 @@ _HEADS: WeakKeyDictionary = WeakKeyDictionary()  # model → its head
 
 
 def cpu_head(model: GPT) -> Head | None:
-    "The model's head, made anew when its weights have changed; None on another device."
+    "The model's head, made again when its weights have changed; None on another device."
     W = model.head
     if W.device.type != 'cpu' or W.dtype != torch.float32 or model.adapter:
         return None
@@ -409,7 +409,7 @@ TokenDecoder = Columns | Measured
 
 
 def cpu_decoder(model: GPT) -> TokenDecoder | None:
-    "The decoder for one token per row; None where the model itself must do."
+    "The decoder for one token per row; None when the model itself is used."
     columns, halves = Columns.of(model), _HALVES.get(model)
     if halves and halves.made_of != _weights_of(model):
         halves = None

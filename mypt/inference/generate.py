@@ -202,7 +202,7 @@ def steps(
     stop: frozenset = frozenset(),  # Ids that end a row; they are part of its output
     allow: list | None = None,  # One rule or None per row
     probs: bool = True,  # Fill in `Step.prob`
-    rows: list[int] | None = None,  # Numbers that seed each row's dice; None: 0, 1, …
+    rows: list[int] | None = None,  # Numbers that seed each row's random draws; None: 0, 1, …
 ) -> Iterator[Step]:
     "Tokens as they come, all rows side by side; rows that are done leave the batch."
     was_training = model.training
@@ -284,7 +284,7 @@ def generate(
     crop: bool = False,  # Drop the beginning of a prompt that does not fit
     batch_size: int = 64,  # Rows side by side
     allow: list | None = None,  # One rule or None per row, as in `steps`
-    rows: list[int] | None = None,  # Numbers that seed each row's dice; None: 0, 1, …
+    rows: list[int] | None = None,  # Numbers that seed each row's random draws; None: 0, 1, …
     **settings,  # Fields of `Sampling`
 ) -> list[list[int]]:  # Ids that each row generated, its stop token included
     "Go on from many prompts at once; greedy unless told otherwise. No row depends on another."
@@ -298,8 +298,8 @@ def generate(
     for k in range(0, len(order), batch_size):
         part = order[k : k + batch_size]
         rules = [allow[i] for i in part] if allow else None
-        batch, dice = [prompts[i] for i in part], [numbers[i] for i in part]
-        for s in steps(model, batch, max_new_tokens, sampling, stop, rules, False, dice):
+        batch, seeds = [prompts[i] for i in part], [numbers[i] for i in part]
+        for s in steps(model, batch, max_new_tokens, sampling, stop, rules, False, seeds):
             out[part[s.row]].append(s.id)
     return out
 

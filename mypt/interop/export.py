@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from ..data.hf_tokenizer import chat_template, tokenizer_json
 from ..data.tokenizer import Tokenizer
-from ..errors import UserError
+from ..errors import UserError, counted
 from ..files import Rule, atomic_write, check_json, json_object, read_text, temporary, writing
 from .gguf_file import INTERLEAVED, PRE_TOKENIZERS, gguf_package, slowing
 from ..model.checkpoint import checkpoint_dir, load_meta, load_model
@@ -333,7 +333,7 @@ def _lineage_list(chain: list[dict]) -> str:
             lines.append(f'  - brought from {origin}')
         if data:
             sha, steps = (data.get('sha256') or '')[:16], lineage.get('steps', 0)
-            lines.append(f'  - {steps:,} steps on `{data["dir"]}`, `{sha}`')
+            lines.append(f'  - {counted(steps, "step")} on `{data["dir"]}`, `{sha}`')
             lines += [f'    - {_source_text(s)}' for s in data.get('sources') or ()]
     return '\n'.join(lines)
 

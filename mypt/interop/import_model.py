@@ -130,7 +130,7 @@ _LLAMA = dict(
 
 # %% ../../nbs/interop/import_model.ipynb #432cd875
 def _check_sizes(c: dict, where: str):
-    "Raise `UserError` naming the first size that is no number."
+    "Raise `UserError` naming the first size that is not a number."
     sizes = ('hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size')
     for k in (*sizes, 'vocab_size'):
         if type(c.get(k)) is not int:
@@ -683,7 +683,7 @@ def base_checkpoint(
         return source
     path = Path(source)
     if not (path.exists() or source in PACKAGES or is_repository(source)):
-        return source  # whoever opens it says that there is no such model
+        return source  # opening it reports that there is no such model
     name = _name_of(source)
     if path.is_dir() and path.resolve() == checkpoint_dir(name).resolve():
         return source  # a checkpoint's folder in which nothing is saved yet

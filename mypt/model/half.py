@@ -30,7 +30,7 @@ _COPIES = WeakTensorKeyDictionary()  # first weight → (identity of all, their 
 def half_copy(
     *weights: Tensor,  # [n, C] each, float32
 ) -> Tensor:  # [Σ n, C]
-    "The weights as one bfloat16 matrix, made anew when one of them has changed."
+    "The weights as one bfloat16 matrix, made again when one of them has changed."
     if len(weights) == 1 and weights[0].dtype == torch.bfloat16:
         return weights[0].detach()
     identity = [(W.data_ptr(), W._version) for W in weights]

@@ -276,7 +276,7 @@ class LivePlot(Callback):
 
 # %% ../../nbs/report/board.ipynb #cba2cade
 def watch(
-    runs,  # What `loss_board` takes; paths are read anew each time
+    runs,  # What `loss_board` takes; paths are read again each time
     every: float = 2.0,  # Seconds between two looks
     looks: int = 0,  # Stop after so many; 0 = until interrupted
 ) -> Html:  # The last picture

@@ -25,7 +25,7 @@ from ..data.masks import Encoded, encode, roles_of
 from ..data.serialize import ROLES
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_state import open_tokenizer
-from ..errors import UserError
+from ..errors import UserError, counted
 from ..files import atomic_write, text_assets
 from .page import html_page, json_script
 
@@ -448,13 +448,13 @@ def split_summary(ds: Dataset, split: Split) -> list[str]:
         f'packed rows of {s.block:,}' if s.packed else 'one episode a row',
     ]
     holds = [
-        f'{s.n_episodes:,} episodes',
-        f'{s.n_tokens:,} tokens',
+        counted(s.n_episodes, 'episode'),
+        counted(s.n_tokens, 'token'),
         f'{s.n_supervised / s.n_tokens:.1%} trained',
     ]
     if s.packed:
         holds += [
-            f'{s.n_rows:,} rows',
+            counted(s.n_rows, 'row'),
             f'{s.n_episodes / s.n_rows:.1f} episodes a row',
             f'{s.n_tokens / (s.n_rows * s.block):.1%} full',
         ]
@@ -465,11 +465,11 @@ def item_facts(it: Item) -> str:
     "Tokens, trained share and fill of one item."
     n = len(it.ids) if it.segments is None else int((np.asarray(it.segments) > 0).sum())
     trained = int(it.trained.sum())
-    out = f'{n:,} tokens, {trained:,} trained ({trained / max(n, 1):.0%})'
+    out = f'{counted(n, "token")}, {trained:,} trained ({trained / max(n, 1):.0%})'
     if it.segments is None:
         return out
     episodes = int(np.max(it.segments, initial=0))
-    return f'{out}, {episodes} episodes, {n / max(len(it.ids), 1):.1%} full'
+    return f'{out}, {counted(episodes, "episode")}, {n / max(len(it.ids), 1):.1%} full'
 
 # %% ../../nbs/report/inspect.ipynb #a58c3ccf
 def item_json(it: Item) -> dict:  # JSON-ready: a list per property, one entry per token

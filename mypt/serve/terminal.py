@@ -19,7 +19,7 @@ from ..agent.agent import STOPPED, AgentRun
 from ..agent.conversation import MODES, passage_names
 from ..data.episodes import dump_line, read_episodes
 from ..data.serialize import dump_json
-from ..errors import UserError, nearest
+from ..errors import UserError, counted, nearest
 from ..files import atomic_write
 from .session import Session, Settings, open_documents
 
@@ -308,7 +308,7 @@ def do_save(terminal: Terminal, rest: str) -> None:
         raise UserError('/save FILE, once there is an answer')
     with atomic_write(rest) as f:
         f.write(dump_line(talk.episode()))
-    terminal.line(f'{rest}: {len(talk.past)} messages')
+    terminal.line(f'{rest}: {counted(len(talk.past), "message")}')
 
 
 @command
@@ -321,7 +321,7 @@ def do_load(terminal: Terminal, rest: str) -> None:
     talk.past = episode['messages']
     talk.turns = [i for i, m in enumerate(talk.past) if m['role'] == 'user']
     talk.settings.system = episode.get('system')
-    terminal.line(f'{rest}: {len(talk.past)} messages')
+    terminal.line(f'{rest}: {counted(len(talk.past), "message")}')
 
 # %% ../../nbs/serve/terminal.ipynb #db6b2ee7
 @command

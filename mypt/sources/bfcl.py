@@ -44,7 +44,7 @@ def _accepted_calls(
 # %% ../../nbs/sources/bfcl.ipynb #7d6f8ecd
 def bfcl_answers(
     where: str,  # A file of questions
-) -> dict[str, list]:  # Id → accepted calls; empty where there is no file of answers
+) -> dict[str, list]:  # Id → accepted calls; empty without a file of answers
     "The answers beside a file of questions: `answers_NAME` or `possible_answer/NAME`."
     path = Path(where)
     beside = path.with_name(f'answers_{path.name}')

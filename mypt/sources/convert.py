@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from ..data.episodes import shown, write_episodes
 from ..data.prompts import RAG_SYSTEM
-from ..errors import UserError, nearest
+from ..errors import UserError, counted, nearest
 from ..files import atomic_write
 from .bfcl import bfcl
 
@@ -304,17 +304,18 @@ def _listed(keys: Counter) -> str:
 # %% ../../nbs/sources/convert.ipynb #8a80b5c7
 def _report(output: str, n: int, tally: Tally, rejects: str) -> None:
     share = tally.used / max(1, tally.read)
-    print(f'{output}: {n:,} episodes; {share:.1%} of {tally.read:,} rows could be used')
+    used = f'{share:.1%} of {counted(tally.read, "row")} could be used'
+    print(f'{output}: {counted(n, "episode")}; {used}')
     rejected = sum(tally.reasons.values())
     ahead = tally.read - tally.used - rejected
     if ahead:
         tally.reject('read ahead when --max_examples was reached', n=ahead)
     for reason, k in tally.reasons.most_common():
-        print(f'  {k:,} rows: {shown(reason, 200)}')
+        print(f'  {counted(k, "row")}: {shown(reason, 200)}')
     if rejected:
         print(f'rejected rows with their lines → {rejects}')
     for note, k in tally.notes.most_common():
-        print(f'note: {k:,} rows: {note}')
+        print(f'note: {counted(k, "row")}: {note}')
     if tally.unused:
         print(f'not used: {_listed(tally.unused)}; --keep_meta NAME keeps a column in _meta')
 
@@ -326,7 +327,7 @@ def _asked_languages(languages: list | str | None) -> tuple:
         if language not in RAG_SYSTEM:
             known = ' and '.join(RAG_SYSTEM)
             way = 'leave --languages out to take rows of every language'
-            raise UserError(f'--languages {language}: only {known} are told apart; {way}')
+            raise UserError(f'--languages {language}: only {known} can be distinguished; {way}')
     return wanted
 
 # %% ../../nbs/sources/convert.ipynb #c3c2618b

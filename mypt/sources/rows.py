@@ -43,7 +43,7 @@ class SourceRow(dict):
 
 # %% ../../nbs/sources/rows.ipynb #329f7f7b
 def part(row: dict, name: str, value: Any) -> SourceRow:  # Else Skip
-    "An object inside of a row, under whose name its unread keys are reported."
+    "An object in a row, under whose name its unread keys are reported."
     if not isinstance(value, dict):
         raise Skip(f'{name} holds something other than objects')
     inside = SourceRow(value)
@@ -171,7 +171,7 @@ def _thinks_later(answer: str) -> bool:
 
 
 def place_thought(m: dict) -> dict:
-    "The message with a thought that stands at the head of its text in `think`."
+    "The message, with a thought at the beginning of its text moved to `think`."
     key = {'assistant': 'content', 'assistant_toolcall': 'think'}.get(m['role'], '')
     if not isinstance(m.get(key), str):
         return m
@@ -350,7 +350,7 @@ THOUGHTS = ('think', 'reasoning_content', 'reasoning', 'thinking')
 
 
 def thoughts_of(m: SourceRow) -> str:
-    "What a message or a row says was thought; a value that is no text is left for the report."
+    "What a message or a row says was thought; a value that is not text is left for the report."
     found = [m.get(k) for k in THOUGHTS if isinstance(m.peek(k), str)]
     return '\n\n'.join(t for t in dict.fromkeys(found) if t.strip())
 
@@ -409,7 +409,7 @@ def text_of(
     row: dict,
     *names: str,  # Columns; the first that has a value is taken
 ) -> str:  # Not empty, else Skip
-    "A row's text, as it stands there."
+    "A row's text, unchanged."
     present = [n for n in names if n in row]
     filled = [n for n in present if dict.get(row, n) is not None]
     name = (filled or present or names[-1:])[0]

@@ -120,7 +120,7 @@ _OPEN, _CLOSE = re.compile(r'<([\w.-]+)>'), re.compile(r'</([\w.-]+)>')
 
 
 def _elements(text: str, opening: re.Pattern, closing: re.Pattern) -> list[tuple[str, str]]:
-    "Name and inside of each element; the search ends at one that is not closed."
+    "Name and content of each element; the search ends at one that is not closed."
     out, at = [], 0
     while m := opening.search(text, at):
         end = closing.search(text, m.end())
@@ -132,7 +132,7 @@ def _elements(text: str, opening: re.Pattern, closing: re.Pattern) -> list[tuple
 
 # %% ../../nbs/sources/tool_calls.ipynb #a5003772
 def _named_elements(text: str) -> list[tuple[str, str]]:
-    "Name and inside of each element `<name>…</name>`."
+    "Name and content of each element `<name>…</name>`."
     last = {m[1]: m.start() for m in _CLOSE.finditer(text)}
     out, at = [], 0
     while m := _OPEN.search(text, at):
@@ -188,7 +188,7 @@ _EACH = ('tool_call', 'function_call', 'functioncall')
 
 
 def _unwrap(text: str) -> str:
-    "The text inside of the tags around all of it."
+    "The text without the tags around all of it."
     for _ in range(4):
         m = _TAGGED.fullmatch(text)
         if not m or f'</{m[1]}>' in m[2]:

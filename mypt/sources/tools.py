@@ -191,7 +191,7 @@ def _message_text(m: SourceRow, role: str) -> Any:
     if isinstance(value, list) and (role != 'result' or _are_parts(value)):
         return joined_parts(value, m)
     if role != 'result' and not isinstance(value, (str, type(None))):
-        raise Skip('a message whose content is no text')
+        raise Skip('a message whose content is not text')
     return value
 
 
@@ -258,7 +258,7 @@ def _without_blocks(text: str, names: Sequence[str]) -> str:
 
 
 def system_of(row: dict, messages: list[SourceRow], tools: dict) -> str:
-    "The system prompt of a row; `Skip` when one stands in the middle of the talk."
+    "The system prompt of a row; `Skip` when one comes in the middle of the conversation."
     pieces = [row.get('system'), row.get('system_prompt')]
     talking = False
     for m in messages:
@@ -270,7 +270,7 @@ def system_of(row: dict, messages: list[SourceRow], tools: dict) -> str:
         pieces.append(_message_text(m, 'system'))
         loss_fields(m)  # a prompt is never trained, whatever they say
     if not all(isinstance(p, (str, type(None))) for p in pieces):
-        raise Skip('a system prompt that is no text')
+        raise Skip('a system prompt that is not text')
     system = '\n\n'.join(p for p in dict.fromkeys(pieces) if p and p.strip())
     return without_notation(_without_blocks(system, _TOOL_TAGS)) if tools else system
 
