@@ -195,7 +195,8 @@ def build(root: Path = ROOT, out: Path | None = None, highlight: bool = True) ->
     out, s, proc = out or root / '_docs', site(root), process(root)
     shutil.rmtree(out, ignore_errors=True)
     entries = sidebar(root)
-    for name in [*(nb.name for nb in read_notebooks(root)), *command_pages(root)]:
+    names = [*(nb.name for nb in read_notebooks(root)), *command_pages(root)]
+    for name in names + ['404.md'] * (root / 'nbs/404.md').exists():
         here = page_name(name)
         (out / here).parent.mkdir(parents=True, exist_ok=True)
         source = (root / 'nbs' if name.endswith('.md') else proc) / name
