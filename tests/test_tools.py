@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 import pytest
+from nbdev import quarto
 from tools import (
     cells,
     check,
@@ -22,6 +23,7 @@ from tools import (
     reading_order,
     readme,
     sidebar,
+    signatures,
     suites,
 )
 from tools.markdown import to_markdown
@@ -528,7 +530,8 @@ def test_readme_pictures(project):
         output_type='display_data', metadata={}, data={'image/svg+xml': ['<?xml?><svg xmlns="x"/>']}
     )
     links = md('![p](images/p.svg) [up](../CONTRIBUTING.md) [web](https://x.org)')
-    append(project, 'index.ipynb', links, code('draw()', svg))
+    drawn = code('#| fig-alt: "One < two"\ndraw()', svg)
+    append(project, 'index.ipynb', links, drawn)
     assert readme.check(project)
     readme.write(project)
     text = (project / 'README.md').read_text()
@@ -538,7 +541,7 @@ def test_readme_pictures(project):
         '(nbs/images/p.svg)',
         '(CONTRIBUTING.md)',
         '(https://x.org)',
-        'src="index_files/figure-1.svg"',
+        'src="index_files/figure-1.svg" alt="One &lt; two"',
     )
     assert all(w in text for w in want)
     (project / 'index_files/figure-9.svg').write_text('<svg/>')
@@ -600,12 +603,119 @@ def test_broken_link(project, text, words):
 
 
 @pytest.mark.skipif(not docs.browser(), reason='no Chromium')
+def test_ugly_pages(tmp_path):
+    bodies = {
+        'blank.html': '',
+        'wide.html': '<main><p id="long" style="width:3000px">w</p></main>',
+        'phone.html': '<main><p style="width:600px">w</p></main>',
+        'fine.html': '<main><div style="overflow-x:auto"><p style="width:999px">w</p></div></main>',
+    }
+    for name, body in bodies.items():
+        (tmp_path / name).write_text(f'<!DOCTYPE html><title>t</title><body>{body}')
+    found = docs.look(tmp_path, [tmp_path / name for name in bodies])
+    seen = [' '.join(f.split(' pixels')[0].split()) for f in found]
+    names = [s.split()[0].removesuffix('.html') for s in seen]
+    assert names == ['blank', 'wide', 'blank', 'wide', 'phone']
+    assert 'of 1400' in seen[1] and 'id="long"' in found[1] and 'of 390' in seen[4]
+
+
 @pytest.mark.parametrize(
-    'body, word', [('', 'blank'), ('<p style="width:3000px">w</p>' + '<p>text</p>' * 9, 'wider')]
+    'page, word',
+    [
+        ('<img src="a.png">', 'without alt'),
+        ('<img src="a.png" alt="">', 'without alt'),
+        ('<pre># A [`x`](https://a.org/b.html#x)</pre>', 'as Markdown'),
+        ('<p><a href="b">[<code>x</code>](https://a.org/b.html#x)</a></p>', 'as Markdown'),
+        ('<img alt="A curve" src="a.png"><pre># A `x`</pre>', None),
+    ],
 )
-def test_ugly_page(tmp_path, body, word):
-    (tmp_path / 'bad.html').write_text(f'<!DOCTYPE html><title>t</title><body>{body}')
-    assert said(docs.look(tmp_path / 'bad.html'), 'bad.html', word)
+def test_pages_are_read(tmp_path, page, word):
+    (tmp_path / 'a.html').write_text(page)
+    found = docs.check_pages(tmp_path)
+    assert said(found, 'a.html', word) if word else found == []
+
+
+def test_no_links_in_signatures(root):
+    linked = '[`x`](https://a.org/b.html#x)'
+    text = f'See {linked}.\n\n```python\ndef f(\n    a:int, # Of {linked}\n):\n```\n\nAnd {linked}.'
+    outputs = [dict(data={'text/markdown': [text]}), dict(text='')]
+    cell = dict(cell_type='code', outputs=outputs)
+    signatures.plain_signatures(cell)
+    want = text.replace(f'# Of {linked}', '# Of `x`')
+    assert cell['outputs'][0]['data']['text/markdown'] == want
+    prose = dict(cell_type='markdown', source=f'[the {linked} here](b.ipynb) and {linked}')
+    signatures.plain_signatures(prose)
+    assert prose['source'] == f'[the `x` here](b.ipynb) and {linked}'
+    assert 'procs = tools.signatures:plain_signatures' in (root / 'settings.ini').read_text()
+
+
+def test_nbdev_docs_leaves_the_readme(root):
+    ini = (root / 'settings.ini').read_text()
+    name = re.search(r'^readme_nb = (.*)$', ini, re.M)[1]
+    assert quarto._doc_mtime_not_older(root / 'gone.md', root / 'nbs' / name)  # never out of date
+
+
+@pytest.mark.parametrize(
+    'file, old, new, words',
+    [
+        (
+            '_quarto.yml',
+            'code-overflow: wrap',
+            'code-overflow: scroll',
+            ('code-overflow', 'scroll'),
+        ),
+        ('_quarto.yml', 'body-width: 900px', 'body-width: 800px', ('body-width',)),
+        (
+            '_quarto.yml',
+            '  image: /images/card.png',
+            '  image: images/card.png',
+            ('website.image', 'from /'),
+        ),
+        (
+            '_quarto.yml',
+            'graph: {image: /images/card',
+            'graph: {image: /x',
+            ('open-graph', 'from /'),
+        ),
+        ('_quarto.yml', 'llms-txt: true', 'llms-txt: false', ('llms-txt',)),
+        ('.github/workflows/deploy.yml', "version: '", "version: 'v", ('no fixed version',)),
+        ('nbs/404.md', None, None, ('404.md is missing',)),
+    ],
+)
+def test_settings_of_the_site(root, tmp_path, file, old, new, words):
+    for name in (
+        '_quarto.yml',
+        'nbs/404.md',
+        'nbs/images/card.png',
+        '.github/workflows/deploy.yml',
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / name, tmp_path / name)
+    assert docs.check_settings(tmp_path) == []
+    broken = tmp_path / file
+    text = broken.read_text()
+    broken.write_text(text.replace(old, new)) if old else broken.unlink()
+    assert said(docs.check_settings(tmp_path), *words)
+
+
+def test_the_way_through_the_site(root):
+    "Tutorials come first, in their order; links have a contrast of 4.5:1 in both themes."
+    listed = sidebar.sections(read_notebooks(root))
+    assert list(listed)[1:3] == ['Tutorials', 'How to']
+    assert [Path(n).stem for n in listed['Tutorials']][:4] == list(sidebar.ORDER)
+    for theme, paper in (('light', '#ffffff'), ('dark', '#222222')):
+        ink = re.search(r'link-color: (#\w+)', (root / f'nbs/{theme}.scss').read_text())[1]
+        assert contrast(ink, paper) >= 4.5
+
+
+def contrast(one: str, other: str) -> float:
+    def light(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        r, g, b = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    dark, bright = sorted((light(one), light(other)))
+    return (bright + 0.05) / (dark + 0.05)
 
 
 def test_page_that_cannot_be_built(project):

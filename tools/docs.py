@@ -1,7 +1,8 @@
 """The site without Quarto: nbdev processes notebooks, pandoc makes a page of each, every link and
 anchor is followed.
 
-Where there is Chromium two pages are looked at too: not blank, no wider than the window.
+Where there is Chromium every page is looked at too: not blank, no wider than a desk's window or a
+phone's. What only Quarto does is read off its settings.
 `python -m tools.docs --highlight` colours the code, as `make docs` does; a check has no use for it.
 """
 
@@ -11,16 +12,14 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from configparser import ConfigParser
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
-import numpy as np
 import pypandoc
 import yaml
-from matplotlib.image import imread
+from tests.browser import Browser
 from tools.markdown import to_markdown
 from tools.notebooks import ROOT, Notebook, read_notebook, read_notebooks, report
 from tools.sidebar import command_pages, sections
@@ -281,50 +280,116 @@ def browser() -> str | None:  # Chromium's path, where there is one
     )
 
 
-def look(page: Path) -> list[str]:  # Its window is 1200 × 900
-    "Does a page show anything, and does it fit the window?"
-    flags = [
-        '--headless',
-        '--no-sandbox',
-        '--disable-gpu',
-        '--disable-background-networking',
-        '--hide-scrollbars',
+WIDTHS = (1400, 390)  # of a window on a desk and of a phone
+
+
+def look(out: Path, pages: list[Path]) -> list[str]:
+    "Does each page show something, and is none wider than a desk's window and a phone's?"
+    problems = []
+    with Browser() as b:
+        for width in WIDTHS:
+            b.resize(width, 900)
+            for page in pages:
+                name = page.relative_to(out).as_posix()
+                b.open(page)
+                found = b.js(
+                    '[document.documentElement.scrollWidth, document.body.innerText.trim().length]'
+                )
+                if found[0] > width:
+                    problems.append(
+                        f'{name} is wider than its window: {found[0]} of {width} pixels; '
+                        + b.js(WIDEST)
+                    )
+                if not found[1]:
+                    problems.append(f'{name} is blank in a browser')
+    return problems
+
+
+def pictures(page: str) -> list[str]:  # What is wrong with them
+    "Images of one page that say nothing to who does not see them."
+    images = re.findall(r'<img\b[^>]*>', page)
+    return [
+        f'an image without alt text: {i[:80]}' for i in images if not re.search(r'\balt="[^"]', i)
     ]
-    with tempfile.TemporaryDirectory() as tmp:
-        probe, shot = Path(tmp) / 'probe.html', Path(tmp) / 'shot.png'
-        script = '<script>document.title = document.documentElement.scrollWidth</script>'
-        probe.write_text(
-            f'<base href="{page.as_uri()}">' + page.read_text(encoding='utf-8') + script,
-            encoding='utf-8',
-        )
-        chrome = [browser(), *flags, f'--user-data-dir={tmp}/profile', '--window-size=1200,900']
 
-        def run(*args):
-            return subprocess.run(
-                [*chrome, *args], capture_output=True, text=True, timeout=60
-            ).stdout
 
-        run(f'--screenshot={shot}', page.as_uri())
-        width = int(re.search(r'<title>(\d+)</title>', run('--dump-dom', probe.as_uri()))[1])
-        colours = len(np.unique(imread(shot).reshape(-1, 4), axis=0)) if shot.exists() else 0
-    blank = [f'{page.name} is blank in a browser'] if colours < 8 else []
-    return blank + (
-        [f'{page.name} is wider than its window: {width} of 1200 pixels'] if width > 1200 else []
-    )
+def raw_links(page: str) -> list[str]:  # What is wrong with it
+    "Markdown of links that nbdev put where it is shown as it is: in code, in the text of a link."
+    text = html.unescape(re.sub(r'<[^>]+>', '', page))
+    found = re.findall(r'\[`?[\w.]+`?\]\(http[^)\s]*\)', text)
+    return [f'a link as Markdown: {link}' for link in found]
+
+
+def check_pages(out: Path) -> list[str]:
+    "What can be read off each page: alt texts, no Markdown."
+    problems = []
+    for f in sorted(out.rglob('*.html')):
+        text, name = f.read_text(encoding='utf-8'), f.relative_to(out).as_posix()
+        problems += [f'{name}: {bad}' for bad in pictures(text) + raw_links(text)]
+    return problems
+
+
+def value_at(settings: dict, path: str):
+    "A value of nested settings, or None."
+    for key in path.split('.'):
+        settings = settings.get(key) if isinstance(settings, dict) else None
+    return settings
+
+
+WANTED = {  # in _quarto.yml
+    'format.html.code-overflow': 'wrap',
+    'format.html.grid.body-width': '900px',
+    'format.html.respect-user-color-scheme': True,
+    'website.llms-txt': True,
+    'website.page-navigation': True,
+    'website.sidebar.collapse-level': 1,
+}
+CARDS = ('website.image', 'website.twitter-card.image', 'website.open-graph.image')
+
+
+def check_settings(root: Path) -> list[str]:
+    "What only Quarto does and nothing here shows: the head of _quarto.yml, a 404, a pinned Quarto."
+    settings = yaml.safe_load((root / '_quarto.yml').read_text(encoding='utf-8'))
+    problems = [
+        f'_quarto.yml: {path} is {value_at(settings, path)!r}, not {want!r}'
+        for path, want in WANTED.items()
+        if value_at(settings, path) != want
+    ]
+    for path in CARDS:
+        image = value_at(settings, path) or ''
+        if not image.startswith('/') or not (root / 'nbs' / image[1:]).is_file():
+            problems.append(f'_quarto.yml: {path} is {image!r}, not the path of a picture from /')
+    if not (root / 'nbs/404.md').is_file():
+        problems.append('nbs/404.md is missing')
+    workflow = root / '.github/workflows/deploy.yml'
+    text = workflow.read_text(encoding='utf-8') if workflow.is_file() else ''
+    if not re.search(
+        r"quarto-actions/setup@[0-9a-f]{40}.*\n\s+with: \{version: '\d+\.\d+\.\d+'\}", text
+    ):
+        problems.append('.github/workflows/deploy.yml: Quarto has no fixed version')
+    return problems
+
+
+WIDEST = """[...document.querySelectorAll('main *')]
+    .filter(e => e.getBoundingClientRect().right > innerWidth + 1
+        && ![...Array(9)].reduce((a, _) => a.concat(a.at(-1)?.parentElement ?? []), [e]).slice(1)
+            .some(p => p && getComputedStyle(p).overflowX !== 'visible' && p !== document.body
+                && p !== document.documentElement))
+    .slice(0, 1).map(e => 'see ' + e.outerHTML.slice(0, 100)).join('')"""
 
 
 def check(root: Path = ROOT, highlight: bool = False) -> list[str]:
-    "Build all pages, follow their links, look at two of them."
+    "Build all pages, follow their links, read and look at each."
     try:
         out = build(root, highlight=highlight)
     except RuntimeError as e:
         return why(str(e))
-    seen = [out / p for p in ('index.html', 'masks.html') if (out / p).exists() and browser()]
-    return check_links(out, site(root)) + [p for page in seen for p in look(page)]
+    shown = look(out, sorted(out.rglob('*.html'))) if browser() else []
+    return check_links(out, site(root)) + check_pages(out) + shown
 
 
 if __name__ == '__main__':
-    problems = check(highlight='--highlight' in sys.argv)
+    problems = check_settings(ROOT) + check(highlight='--highlight' in sys.argv)
     if problems:
         report('pages', problems)
     n = len(list((ROOT / '_docs').rglob('*.html')))

@@ -1,5 +1,6 @@
 "README.md is nbs/index.ipynb as GitHub shows Markdown; its pictures lie in index_files/."
 
+import html
 import re
 import shutil
 import sys
@@ -30,10 +31,10 @@ def render(
     "Everything that the index makes."
     out = {}
 
-    def figure(svg: str) -> str:
+    def figure(svg: str, alt: str) -> str:
         name = f'{FILES}/figure-{len(out) + 1}.svg'
         out[name] = svg_tag(svg).rstrip() + '\n'
-        return f'<img src="{name}" alt="figure {len(out)}">'
+        return f'<img src="{name}" alt="{html.escape(alt)}">'
 
     md = to_markdown(read_notebook(root / 'nbs/index.ipynb', root / 'nbs').cells, picture=figure)
     md = re.sub(

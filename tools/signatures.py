@@ -1,22 +1,26 @@
-"""A processor for nbdev: no links inside code blocks of the site.
+"""A processor for nbdev: no Markdown of links where the site would show it as it is.
 
-nbdev links every name in backticks of a `show_doc`, those in the comments of a signature too, and
-inside a code block the reader would see the Markdown of the link. `procs` in settings.ini names it.
+nbdev links every name in backticks: those in the comments of a signature, inside a code block, and
+those that are the text of a link already. `procs` in settings.ini names this processor.
 """
 
 import re
 
 FENCED = re.compile(r'^(`{3,})[^\n]*\n.*?^\1', re.M | re.S)
 LINK = re.compile(r'\[`([^`\n]+)`\]\([^)\s]+\)')
+NESTED = re.compile(r'\[([^\[\]]*(?:\[`[^`\n]+`\]\([^)\s]+\)[^\[\]]*)+)\](?=\()')
 
 
 def unlinked(markdown: str) -> str:
-    "Links inside fenced code become the names that they showed; all else stays."
-    return FENCED.sub(lambda block: LINK.sub(r'`\1`', block[0]), markdown)
+    "Links inside fenced code, and inside the text of a link, become the names that they showed."
+    plain = FENCED.sub(lambda block: LINK.sub(r'`\1`', block[0]), markdown)
+    return NESTED.sub(lambda text: '[' + LINK.sub(r'`\1`', text[1]) + ']', plain)
 
 
 def plain_signatures(cell):
-    "What `show_doc` made of one cell, without links in its code; nbdev calls it for each cell."
+    "A cell's own text, and what `show_doc` made of it; nbdev calls it for each cell."
+    if cell['cell_type'] == 'markdown':
+        cell['source'] = unlinked(cell['source'])
     for output in cell.get('outputs', []):
         data = output.get('data', {})
         if 'text/markdown' in data:
