@@ -25,6 +25,7 @@ from tools import (
     sidebar,
     signatures,
     suites,
+    visible,
 )
 from tools.markdown import to_markdown
 from tools.notebooks import read_notebook, read_notebooks
@@ -633,6 +634,25 @@ def test_pages_are_read(tmp_path, page, word):
     (tmp_path / 'a.html').write_text(page)
     found = docs.check_pages(tmp_path)
     assert said(found, 'a.html', word) if word else found == []
+
+
+def test_exported_code_is_shown(project):
+    visible.write(project)
+    assert visible.check(project) == []
+    append(
+        project,
+        '08_high.ipynb',
+        code('#| export\nclass A:\n    def b(self): return 1'),
+        code('#| export\nfrom mypt.low import one'),
+        code('#| export\n# hidden: a long table\nTABLE = {}'),
+        code('#| exports\ndef c(): return 2'),
+    )
+    assert said(visible.check(project), '08_high.ipynb', 'exported and not shown')
+    before = (project / 'nbs/08_high.ipynb').read_text()
+    visible.write(project)
+    after = (project / 'nbs/08_high.ipynb').read_text()
+    assert visible.check(project) == []
+    assert after.count('#| exports') == before.count('#| exports') + 1
 
 
 def test_no_links_in_signatures(root):
