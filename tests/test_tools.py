@@ -625,14 +625,18 @@ def test_ugly_pages(tmp_path):
     [
         ('<img src="a.png">', 'without alt'),
         ('<img src="a.png" alt="">', 'without alt'),
-        ('<pre># A [`x`](https://a.org/b.html#x)</pre>', 'as Markdown'),
-        ('<p><a href="b">[<code>x</code>](https://a.org/b.html#x)</a></p>', 'as Markdown'),
+        ('<pre># A [`x`](https://mypt-project.github.io/mypt/b.html#x)</pre>', 'as Markdown'),
+        (
+            '<p><a href="b">[<code>x</code>](https://mypt-project.github.io/mypt/b.html#x)</a></p>',
+            'as Markdown',
+        ),
+        ('<pre>print("[mypt](https://a.org/mypt)")</pre>', None),
         ('<img alt="A curve" src="a.png"><pre># A `x`</pre>', None),
     ],
 )
 def test_pages_are_read(tmp_path, page, word):
     (tmp_path / 'a.html').write_text(page)
-    found = docs.check_pages(tmp_path)
+    found = docs.check_pages(tmp_path, docs.site())
     assert said(found, 'a.html', word) if word else found == []
 
 

@@ -313,19 +313,19 @@ def pictures(page: str) -> list[str]:  # What is wrong with them
     ]
 
 
-def raw_links(page: str) -> list[str]:  # What is wrong with it
-    "Markdown of links that nbdev put where it is shown as it is: in code, in the text of a link."
+def raw_links(page: str, url: str) -> list[str]:  # What is wrong with it
+    "Markdown of links into the site at `url`, which nbdev put into code or the text of a link."
     text = html.unescape(re.sub(r'<[^>]+>', '', page))
-    found = re.findall(r'\[`?[\w.]+`?\]\(http[^)\s]*\)', text)
+    found = re.findall(rf'\[`?[\w.]+`?\]\({re.escape(url)}[^)\s]*\)', text)
     return [f'a link as Markdown: {link}' for link in found]
 
 
-def check_pages(out: Path) -> list[str]:
+def check_pages(out: Path, s: Site) -> list[str]:
     "What can be read off each page: alt texts, no Markdown."
     problems = []
     for f in sorted(out.rglob('*.html')):
         text, name = f.read_text(encoding='utf-8'), f.relative_to(out).as_posix()
-        problems += [f'{name}: {bad}' for bad in pictures(text) + raw_links(text)]
+        problems += [f'{name}: {bad}' for bad in pictures(text) + raw_links(text, s.url)]
     return problems
 
 
@@ -385,7 +385,7 @@ def check(root: Path = ROOT, highlight: bool = False) -> list[str]:
     except RuntimeError as e:
         return why(str(e))
     shown = look(out, sorted(out.rglob('*.html'))) if browser() else []
-    return check_links(out, site(root)) + check_pages(out) + shown
+    return check_links(out, site(root)) + check_pages(out, site(root)) + shown
 
 
 if __name__ == '__main__':
