@@ -20,6 +20,7 @@ from tools import (
     import_cells,
     in_step,
     light_imports,
+    man,
     reading_order,
     readme,
     sidebar,
@@ -549,6 +550,49 @@ def test_readme_pictures(project):
     assert said(readme.check(project), 'figure-9.svg')
 
 
+def test_readme_code_that_scrolls(project):
+    fits, long = 'x' * 85, 'y' * 86
+    append(project, 'index.ipynb', md(f'```sh\n{fits}\n```'), code('p()', stream(long)))
+    readme.write(project)
+    assert readme.check(project) == []
+    append(project, 'index.ipynb', md(f'```sh\n{long}\n```'))
+    readme.write(project)
+    assert said(readme.check(project), 'a line of 86', long)
+
+
+def test_a_command_goes_on_in_the_next_line():
+    call = 'mypt x --one ' + 'a' * 40 + ' --two ' + 'b' * 40 + ' --three c'
+    first, second = man.in_lines(call).split(' \\\n')
+    assert first == 'mypt x --one ' + 'a' * 40 and second == '    --two ' + 'b' * 40 + ' --three c'
+    assert man.in_lines('mypt x --one a') == 'mypt x --one a'
+    assert man.title_of('03_masks.ipynb') == 'Masks'
+
+
+def test_the_way_from_page_to_page():
+    entries = {'': [docs.Entry('a.html', 'A')], 'B': [docs.Entry('b/c.html', 'C')]}
+    assert docs.neighbours(entries, 'a.html') == '<a rel="next" href="b/c.html">C →</a>'
+    assert docs.neighbours(entries, 'b/c.html') == '<a rel="prev" href="../a.html">← A</a>'
+    assert docs.neighbours(entries, '404.html') == ''
+    assert '<details open><summary>B' in docs.sidebar_html(entries, 'b/c.html')
+    assert '<details><summary>B' in docs.sidebar_html(entries, 'a.html')
+
+
+def test_terms_of_the_glossary_have_anchors(root):
+    term = '**[Block size](../a.ipynb)**: the longest row.\nTwo.'
+    assert signatures.with_anchors(term) == f'<span id="term-block-size"></span>{term}'
+    assert signatures.with_anchors('See **[a](b)**: it') == 'See **[a](b)**: it'
+
+
+def test_code_of_explanations_is_folded(root, project):
+    for nb in read_notebooks(root):
+        if nb.name.startswith('explanations/'):
+            assert '- code-fold: true' in nb.cells[0].source, nb.name
+    write_nb(project, '09_f.ipynb', code('f()'))
+    cells = read_notebook(project / 'nbs/09_f.ipynb', project / 'nbs').cells
+    assert '<details class="code"><summary>Code' in to_markdown(cells, fold=True)
+    assert '<details' not in to_markdown(cells)
+
+
 def test_directives(project):
     cells = [
         code('#| hide\na'),
@@ -581,7 +625,10 @@ def test_directives(project):
 def test_pages(project):
     assert docs.check(project) == []
     high = (project / '_docs/high.html').read_text()
-    assert all(w in high for w in ('href="low.html"', 'id="two"', '<h2>Data</h2>', 'What high is'))
+    assert all(
+        w in high
+        for w in ('href="low.html"', 'id="two"', '<summary>Data</summary>', 'What high is')
+    )
 
 
 @pytest.mark.parametrize(

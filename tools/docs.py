@@ -126,9 +126,27 @@ def sidebar_html(entries: dict[str, list[Entry]], here: str) -> str:
             for e in links
             if e.page != 'index.html'
         ]
-        heading = f'<h2>{section}</h2>' if section else ''  # what stands alone has none
-        parts.append(f'{heading}<ul>{"".join(items)}</ul>')
+        listed = f'<ul>{"".join(items)}</ul>'
+        if section:  # what stands alone has no heading
+            opened = ' open' * any(e.page == here for e in links)
+            listed = f'<details{opened}><summary>{section}</summary>{listed}</details>'
+        parts.append(listed)
     return '\n'.join(parts)
+
+
+def neighbours(entries: dict[str, list[Entry]], here: str) -> str:  # HTML
+    "Links to the page before and the page after, in the order of the sidebar."
+    pages = [e for links in entries.values() for e in links]
+    at = next((i for i, e in enumerate(pages) if e.page == here), None)
+    if at is None:
+        return ''
+    up, found = '../' * here.count('/'), []
+    for i, word in ((at - 1, 'prev'), (at + 1, 'next')):
+        if 0 <= i < len(pages):
+            e = pages[i]
+            title = f'← {e.title}' if word == 'prev' else f'{e.title} →'
+            found.append(f'<a rel="{word}" href="{up}{e.page}">{title}</a>')
+    return ''.join(found)
 
 
 def relink(page: str, s: Site, here: str) -> str:
@@ -157,6 +175,7 @@ def build_page(
     sidebar: str,
     here: str,
     highlight: bool = True,  # Colour code: most of the time that a page takes
+    around: str = '',  # Links to the pages before and after
 ) -> str:
     "One page as HTML, from a processed notebook or from Markdown."
     if proc.suffix == '.md':
@@ -165,10 +184,9 @@ def build_page(
         cells = read_notebook(
             proc, proc.parent
         ).cells  # nbdev moves title and description into a raw cell
-        head, text = (
-            next((c.source for c in cells if c.kind == 'raw'), '').strip(),
-            to_markdown(cells),
-        )
+        head = next((c.source for c in cells if c.kind == 'raw'), '').strip()
+        fold = bool(front_matter(head).get('code-fold'))
+        text = to_markdown(cells, fold=fold)
     meta = front_matter(head)
     up = '../' * here.count('/')
     args = [
@@ -183,6 +201,7 @@ def build_page(
         f'--variable=up:{up}',
         f'--variable=summary:{html.escape(meta.get("description", ""))}',
         f'--variable=sidebar:{sidebar}',
+        f'--variable=around:{around}',
         *(() if highlight else ('--syntax-highlighting=none',)),
     ]
     page = pypandoc.convert_text(text, 'html5', format=FORMAT, extra_args=args)
@@ -200,7 +219,15 @@ def build(root: Path = ROOT, out: Path | None = None, highlight: bool = True) ->
         (out / here).parent.mkdir(parents=True, exist_ok=True)
         source = (root / 'nbs' if name.endswith('.md') else proc) / name
         (out / here).write_text(
-            build_page(source, root, s, sidebar_html(entries, here), here, highlight),
+            build_page(
+                source,
+                root,
+                s,
+                sidebar_html(entries, here),
+                here,
+                highlight,
+                neighbours(entries, here),
+            ),
             encoding='utf-8',
         )
     for f in (root / 'nbs').rglob('*'):

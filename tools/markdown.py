@@ -81,7 +81,7 @@ def folded(code: str, summary: str, opened: bool) -> str:
     )
 
 
-def code_markdown(cell: Cell, **kw) -> list[str]:  # Source and outputs
+def code_markdown(cell: Cell, fold: bool = False, **kw) -> list[str]:  # Source and outputs
     "A code cell's parts, each a block."
     d = cell.directives
     if d.get('include') == 'false':
@@ -90,8 +90,9 @@ def code_markdown(cell: Cell, **kw) -> list[str]:  # Source and outputs
         line for line in cell.source.splitlines() if not re.match(r'\s*#\s*\|', line)
     ).strip('\n')
     block = fence(source, 'python') if source and d.get('echo') != 'false' else ''
-    if block and (fold := d.get('code-fold')) in ('true', 'show'):
-        block = folded(block, d.get('code-summary', 'Code').strip('"\''), fold == 'show')
+    how = d.get('code-fold', 'true' if fold else 'false')
+    if block and how in ('true', 'show'):
+        block = folded(block, d.get('code-summary', 'Code').strip('"\''), how == 'show')
     alt = d.get('fig-alt', '').strip('"\'')
     outs = [] if d.get('output') == 'false' else cell.outputs
     return [block, *(output_markdown(o, d.get('output') == 'asis', alt=alt, **kw) for o in outs)]

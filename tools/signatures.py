@@ -17,10 +17,23 @@ def unlinked(markdown: str) -> str:
     return NESTED.sub(lambda text: '[' + LINK.sub(r'`\1`', text[1]) + ']', plain)
 
 
+TERM = re.compile(r'^(?=\*\*\[([^\[\]]+)\]\([^)\s]+\)\*\*: )', re.M)
+
+
+def with_anchors(markdown: str) -> str:
+    "A term of the glossary, `**[Term](page)**: …` at the start of a line, gets an anchor."
+
+    def anchor(term):
+        name = re.sub(r'\W+', '-', term[1].lower()).strip('-')
+        return f'<span id="term-{name}"></span>'
+
+    return TERM.sub(anchor, markdown)
+
+
 def plain_signatures(cell):
     "A cell's own text, and what `show_doc` made of it; nbdev calls it for each cell."
     if cell['cell_type'] == 'markdown':
-        cell['source'] = unlinked(cell['source'])
+        cell['source'] = with_anchors(unlinked(cell['source']))
     for output in cell.get('outputs', []):
         data = output.get('data', {})
         if 'text/markdown' in data:
