@@ -10,7 +10,7 @@ SOURCES := settings.ini setup.py pyproject.toml constraints.txt
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup locked lock demo speedrun base test bench docs lab export clean
+.PHONY: help setup locked lock demo speedrun base test bench docs site lab export clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ bench: $(BENCH)/.bench.stamp  ## side by side with peers, in .venv-bench
 docs: $(VENV)/.dev.stamp  ## the site in _docs/, links and anchors checked
 	@echo "docs: a page for each notebook"
 	@$(VENV)/bin/python -m tools.docs --highlight
+
+site: $(VENV)/.dev.stamp  ## the published site, by Quarto, in _docs/; README.md stays as it is
+	@echo "site: nbdev_docs"
+	@PYTHONPATH=. $(VENV)/bin/nbdev_docs
 
 lab: $(VENV)/.dev.stamp  ## JupyterLab on the notebooks
 	@echo "lab: opening nbs/index.ipynb"

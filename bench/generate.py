@@ -1,6 +1,6 @@
 """Generation with a cache on a CPU, greedy: mypt, transformers and llama.cpp.
 
-    pip install 'mypt[bench]' && python bench/generate.py --json bench/results/generate.json
+    pip install 'mypt-lm[bench]' && python bench/generate.py --json bench/results/generate.json
 
 Two shapes, random weights, the same ones for mypt and transformers through a saved checkpoint.
 `toy`: 6 layers, 256 wide, 4 heads, vocabulary 50,304; prompts of 64 to 256 tokens, 128 new ones.

@@ -52,7 +52,7 @@ def test_wheel_metadata(settings, wheel):
     name = next(n for n in wheel.namelist() if n.endswith('METADATA'))
     meta = email.message_from_bytes(wheel.read(name))
     assert (meta['Name'], meta['Version'], meta['Summary']) == (
-        'mypt',
+        'mypt-lm',
         settings['version'],
         settings['description'],
     )
@@ -95,6 +95,44 @@ def test_pyproject_agrees_with_settings(root, settings):
     section = re.search(r'\[tool\.nbdev\]\n(.*?)\n\n', text, re.S)[1]
     for k, v in re.findall(r'^(\w+) = (.*)$', section, re.M):
         assert settings[k].lower() == v.strip('"').lower(), k
+
+
+def wrong_installs(text, extras):
+    "What a text tells a reader to install that is not ours, or has no such extra."
+    wanted = re.findall(r'pip install [^\n`]*?\bmypt(?!-lm)\b[^\n`]*', text)
+    wanted += re.findall(r"(?:version|distribution|metadata)\('mypt'\)", text)
+    named = '|'.join(extras)
+    wanted += re.findall(rf'\bmypt\[(?:{named})\]', text)
+    asked = re.findall(r"pip install (?:-e )?'(?:mypt-lm|\.)\[([\w,]+)\]'", text)
+    return wanted + [e for group in asked for e in group.split(',') if e not in extras]
+
+
+@pytest.mark.parametrize(
+    'text, wrong',
+    [
+        ("pip install 'mypt-lm[hub]'", []),
+        ('pip install mypt', ['pip install mypt']),
+        ("pip install 'mypt[hub]'", ["pip install 'mypt[hub]'", 'mypt[hub]']),
+        ("'mypt[hub] @ git+https://x'", ['mypt[hub]']),
+        ("pip install 'mypt-lm[hup]'", ['hup']),
+        ("metadata.version('mypt')", ["version('mypt')"]),
+    ],
+)
+def test_wrong_installs(text, wrong):
+    assert wrong_installs(text, {'hub', 'dev'}) == wrong
+
+
+def test_every_hint_installs_what_is_ours(root, settings):
+    "`mypt` is somebody else's on the package index; import and command are `mypt` all the same."
+    extras = {k.removesuffix('_requirements') for k in settings if k.endswith('_requirements')}
+    assert settings['lib_name'] == 'mypt-lm' and settings['lib_path'] == 'mypt'
+    texts = [p for d in ('nbs', 'mypt', 'bench', 'tools', '.github') for p in (root / d).rglob('*')]
+    kinds = ('.ipynb', '.md', '.py', '.yml', '.js', '.html')
+    texts = [p for p in (*texts, *root.glob('*.md')) if p.suffix in kinds]
+    read = {p.relative_to(root).as_posix(): p.read_text(encoding='utf-8') for p in texts}
+    hints = [p for p, text in read.items() if "pip install 'mypt-lm[" in text]
+    assert len(hints) > 10
+    assert {p: w for p, text in read.items() if (w := wrong_installs(text, extras))} == {}
 
 
 def test_version_in_package(root, settings):

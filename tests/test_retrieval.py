@@ -195,7 +195,7 @@ def test_pdf_with_and_without_its_library(tmp_path, monkeypatch):
         m.setitem(sys.modules, 'pypdf', None)
         report = FolderReport()
         assert len(list(read_documents(tmp_path, report))) == 1
-        assert "pip install -e '.[documents]'" in report.left_out['p.pdf']
+        assert "pip install 'mypt-lm[documents]'" in report.left_out['p.pdf']
     pytest.importorskip('pypdf')
     assert 'Anchors away' in next(d.text for d in read_documents(tmp_path) if d.doc_id == 'p.pdf')
 

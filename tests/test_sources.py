@@ -1038,7 +1038,7 @@ def test_without_the_library(monkeypatch, tmp_path):
     import sys
 
     monkeypatch.setitem(sys.modules, 'datasets', None)
-    with pytest.raises(UserError, match=r"pip install -e '.\[hub\]'"):
+    with pytest.raises(UserError, match=r"pip install 'mypt-lm\[hub\]'"):
         convert('tatsu-lab/alpaca', str(tmp_path / 'o.jsonl'))
     (tmp_path / 'a.jsonl').write_text(json.dumps(ALPACA[0]))  # JSON needs none
     assert convert(str(tmp_path / 'a.jsonl'), str(tmp_path / 'o.jsonl')) == 1

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 import pytest
+from nbdev import quarto
 from tools import (
     cells,
     check,
@@ -20,10 +21,13 @@ from tools import (
     in_step,
     light_imports,
     plain_words,
+    man,
     reading_order,
     readme,
     sidebar,
+    signatures,
     suites,
+    visible,
 )
 from tools.markdown import to_markdown
 from tools.notebooks import read_notebook, read_notebooks
@@ -555,7 +559,8 @@ def test_readme_pictures(project):
         output_type='display_data', metadata={}, data={'image/svg+xml': ['<?xml?><svg xmlns="x"/>']}
     )
     links = md('![p](images/p.svg) [up](../CONTRIBUTING.md) [web](https://x.org)')
-    append(project, 'index.ipynb', links, code('draw()', svg))
+    drawn = code('#| fig-alt: "One < two"\ndraw()', svg)
+    append(project, 'index.ipynb', links, drawn)
     assert readme.check(project)
     readme.write(project)
     text = (project / 'README.md').read_text()
@@ -565,11 +570,54 @@ def test_readme_pictures(project):
         '(nbs/images/p.svg)',
         '(CONTRIBUTING.md)',
         '(https://x.org)',
-        'src="index_files/figure-1.svg"',
+        'src="index_files/figure-1.svg" alt="One &lt; two"',
     )
     assert all(w in text for w in want)
     (project / 'index_files/figure-9.svg').write_text('<svg/>')
     assert said(readme.check(project), 'figure-9.svg')
+
+
+def test_readme_code_that_scrolls(project):
+    fits, long = 'x' * 85, 'y' * 86
+    append(project, 'index.ipynb', md(f'```sh\n{fits}\n```'), code('p()', stream(long)))
+    readme.write(project)
+    assert readme.check(project) == []
+    append(project, 'index.ipynb', md(f'```sh\n{long}\n```'))
+    readme.write(project)
+    assert said(readme.check(project), 'a line of 86', long)
+
+
+def test_a_command_goes_on_in_the_next_line():
+    call = 'mypt x --one ' + 'a' * 40 + ' --two ' + 'b' * 40 + ' --three c'
+    first, second = man.in_lines(call).split(' \\\n')
+    assert first == 'mypt x --one ' + 'a' * 40 and second == '    --two ' + 'b' * 40 + ' --three c'
+    assert man.in_lines('mypt x --one a') == 'mypt x --one a'
+    assert man.title_of('03_masks.ipynb') == 'Masks'
+
+
+def test_the_way_from_page_to_page():
+    entries = {'': [docs.Entry('a.html', 'A')], 'B': [docs.Entry('b/c.html', 'C')]}
+    assert docs.neighbours(entries, 'a.html') == '<a rel="next" href="b/c.html">C →</a>'
+    assert docs.neighbours(entries, 'b/c.html') == '<a rel="prev" href="../a.html">← A</a>'
+    assert docs.neighbours(entries, '404.html') == ''
+    assert '<details open><summary>B' in docs.sidebar_html(entries, 'b/c.html')
+    assert '<details><summary>B' in docs.sidebar_html(entries, 'a.html')
+
+
+def test_terms_of_the_glossary_have_anchors(root):
+    term = '**[Block size](../a.ipynb)**: the longest row.\nTwo.'
+    assert signatures.with_anchors(term) == f'<span id="term-block-size"></span>{term}'
+    assert signatures.with_anchors('See **[a](b)**: it') == 'See **[a](b)**: it'
+
+
+def test_code_of_explanations_is_folded(root, project):
+    for nb in read_notebooks(root):
+        if nb.name.startswith('explanations/'):
+            assert '- code-fold: true' in nb.cells[0].source, nb.name
+    write_nb(project, '09_f.ipynb', code('f()'))
+    cells = read_notebook(project / 'nbs/09_f.ipynb', project / 'nbs').cells
+    assert '<details class="code"><summary>Code' in to_markdown(cells, fold=True)
+    assert '<details' not in to_markdown(cells)
 
 
 def test_directives(project):
@@ -604,7 +652,10 @@ def test_directives(project):
 def test_pages(project):
     assert docs.check(project) == []
     high = (project / '_docs/high.html').read_text()
-    assert all(w in high for w in ('href="low.html"', 'id="two"', '<h2>Data</h2>', 'What high is'))
+    assert all(
+        w in high
+        for w in ('href="low.html"', 'id="two"', '<summary>Data</summary>', 'What high is')
+    )
 
 
 @pytest.mark.parametrize(
@@ -627,12 +678,142 @@ def test_broken_link(project, text, words):
 
 
 @pytest.mark.skipif(not docs.browser(), reason='no Chromium')
+def test_ugly_pages(tmp_path):
+    bodies = {
+        'blank.html': '',
+        'wide.html': '<main><p id="long" style="width:3000px">w</p></main>',
+        'phone.html': '<main><p style="width:600px">w</p></main>',
+        'fine.html': '<main><div style="overflow-x:auto"><p style="width:999px">w</p></div></main>',
+    }
+    for name, body in bodies.items():
+        (tmp_path / name).write_text(f'<!DOCTYPE html><title>t</title><body>{body}')
+    found = docs.look(tmp_path, [tmp_path / name for name in bodies])
+    seen = [' '.join(f.split(' pixels')[0].split()) for f in found]
+    names = [s.split()[0].removesuffix('.html') for s in seen]
+    assert names == ['blank', 'wide', 'blank', 'wide', 'phone']
+    assert 'of 1400' in seen[1] and 'id="long"' in found[1] and 'of 390' in seen[4]
+
+
 @pytest.mark.parametrize(
-    'body, word', [('', 'blank'), ('<p style="width:3000px">w</p>' + '<p>text</p>' * 9, 'wider')]
+    'page, word',
+    [
+        ('<img src="a.png">', 'without alt'),
+        ('<img src="a.png" alt="">', 'without alt'),
+        ('<pre># A [`x`](https://mypt-project.github.io/mypt/b.html#x)</pre>', 'as Markdown'),
+        (
+            '<p><a href="b">[<code>x</code>](https://mypt-project.github.io/mypt/b.html#x)</a></p>',
+            'as Markdown',
+        ),
+        ('<pre>print("[mypt](https://a.org/mypt)")</pre>', None),
+        ('<img alt="A curve" src="a.png"><pre># A `x`</pre>', None),
+    ],
 )
-def test_ugly_page(tmp_path, body, word):
-    (tmp_path / 'bad.html').write_text(f'<!DOCTYPE html><title>t</title><body>{body}')
-    assert said(docs.look(tmp_path / 'bad.html'), 'bad.html', word)
+def test_pages_are_read(tmp_path, page, word):
+    (tmp_path / 'a.html').write_text(page)
+    found = docs.check_pages(tmp_path, docs.site())
+    assert said(found, 'a.html', word) if word else found == []
+
+
+def test_exported_code_is_shown(project):
+    visible.write(project)
+    assert visible.check(project) == []
+    append(
+        project,
+        '08_high.ipynb',
+        code('#| export\nclass A:\n    def b(self): return 1'),
+        code('#| export\nfrom mypt.low import one'),
+        code('#| export\n# hidden: a long table\nTABLE = {}'),
+        code('#| exports\ndef c(): return 2'),
+    )
+    assert said(visible.check(project), '08_high.ipynb', 'exported and not shown')
+    before = (project / 'nbs/08_high.ipynb').read_text()
+    visible.write(project)
+    after = (project / 'nbs/08_high.ipynb').read_text()
+    assert visible.check(project) == []
+    assert after.count('#| exports') == before.count('#| exports') + 1
+
+
+def test_no_links_in_signatures(root):
+    linked = '[`x`](https://a.org/b.html#x)'
+    text = f'See {linked}.\n\n```python\ndef f(\n    a:int, # Of {linked}\n):\n```\n\nAnd {linked}.'
+    outputs = [dict(data={'text/markdown': [text]}), dict(text='')]
+    cell = dict(cell_type='code', outputs=outputs)
+    signatures.plain_signatures(cell)
+    want = text.replace(f'# Of {linked}', '# Of `x`')
+    assert cell['outputs'][0]['data']['text/markdown'] == want
+    prose = dict(cell_type='markdown', source=f'[the {linked} here](b.ipynb) and {linked}')
+    signatures.plain_signatures(prose)
+    assert prose['source'] == f'[the `x` here](b.ipynb) and {linked}'
+    assert 'procs = tools.signatures:plain_signatures' in (root / 'settings.ini').read_text()
+
+
+def test_nbdev_docs_leaves_the_readme(root):
+    ini = (root / 'settings.ini').read_text()
+    name = re.search(r'^readme_nb = (.*)$', ini, re.M)[1]
+    assert quarto._doc_mtime_not_older(root / 'gone.md', root / 'nbs' / name)  # never out of date
+
+
+@pytest.mark.parametrize(
+    'file, old, new, words',
+    [
+        (
+            '_quarto.yml',
+            'code-overflow: wrap',
+            'code-overflow: scroll',
+            ('code-overflow', 'scroll'),
+        ),
+        ('_quarto.yml', 'body-width: 900px', 'body-width: 800px', ('body-width',)),
+        (
+            '_quarto.yml',
+            '  image: /images/card.png',
+            '  image: images/card.png',
+            ('website.image', 'from /'),
+        ),
+        (
+            '_quarto.yml',
+            'graph: {image: /images/card',
+            'graph: {image: /x',
+            ('open-graph', 'from /'),
+        ),
+        ('_quarto.yml', 'llms-txt: true', 'llms-txt: false', ('llms-txt',)),
+        ('.github/workflows/deploy.yml', "version: '", "version: 'v", ('no fixed version',)),
+        ('nbs/404.md', None, None, ('404.md is missing',)),
+    ],
+)
+def test_settings_of_the_site(root, tmp_path, file, old, new, words):
+    for name in (
+        '_quarto.yml',
+        'nbs/404.md',
+        'nbs/images/card.png',
+        '.github/workflows/deploy.yml',
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / name, tmp_path / name)
+    assert docs.check_settings(tmp_path) == []
+    broken = tmp_path / file
+    text = broken.read_text()
+    broken.write_text(text.replace(old, new)) if old else broken.unlink()
+    assert said(docs.check_settings(tmp_path), *words)
+
+
+def test_the_way_through_the_site(root):
+    "Tutorials come first, in their order; links have a contrast of 4.5:1 in both themes."
+    listed = sidebar.sections(read_notebooks(root))
+    assert list(listed)[1:3] == ['Tutorials', 'How to']
+    assert [Path(n).stem for n in listed['Tutorials']][:4] == list(sidebar.ORDER)
+    for theme, paper in (('light', '#ffffff'), ('dark', '#222222')):
+        ink = re.search(r'link-color: (#\w+)', (root / f'nbs/{theme}.scss').read_text())[1]
+        assert contrast(ink, paper) >= 4.5
+
+
+def contrast(one: str, other: str) -> float:
+    def light(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        r, g, b = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    dark, bright = sorted((light(one), light(other)))
+    return (bright + 0.05) / (dark + 0.05)
 
 
 def test_page_that_cannot_be_built(project):

@@ -141,7 +141,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     "A server, its address and key in the environment, an empty folder, and no real waiting."
-    pytest.importorskip('deepl', reason='pip install mypt[translate]')
+    pytest.importorskip('deepl', reason="pip install 'mypt-lm[translate]'")
     s = Server()
     for k in ('NO_PROXY', 'no_proxy'):
         monkeypatch.setenv(k, '127.0.0.1')

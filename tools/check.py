@@ -35,6 +35,7 @@ CHECKS = {  # module of tools/ → what it holds
     'light_imports': 'light modules load nothing heavy, requirements are used',
     'reading_order': 'chapters link to what they lean on',
     'cells': 'exported cells are small',
+    'visible': 'exported code is shown on the site',
     'import_cells': 'imports have cells of their own',
     'clean_outputs': 'outputs are clean',
     'plain_words': 'prose and messages are in plain words',

@@ -1,7 +1,8 @@
 """The site without Quarto: nbdev processes notebooks, pandoc makes a page of each, every link and
 anchor is followed.
 
-Where there is Chromium two pages are looked at too: not blank, no wider than the window.
+Where there is Chromium every page is looked at too: not blank, no wider than a desk's window or a
+phone's. What only Quarto does is read off its settings.
 `python -m tools.docs --highlight` colours the code, as `make docs` does; a check has no use for it.
 """
 
@@ -11,16 +12,14 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from configparser import ConfigParser
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
-import numpy as np
 import pypandoc
 import yaml
-from matplotlib.image import imread
+from tests.browser import Browser
 from tools.markdown import to_markdown
 from tools.notebooks import ROOT, Notebook, read_notebook, read_notebooks, report
 from tools.sidebar import command_pages, sections
@@ -127,9 +126,27 @@ def sidebar_html(entries: dict[str, list[Entry]], here: str) -> str:
             for e in links
             if e.page != 'index.html'
         ]
-        heading = f'<h2>{section}</h2>' if section else ''  # what stands alone has none
-        parts.append(f'{heading}<ul>{"".join(items)}</ul>')
+        listed = f'<ul>{"".join(items)}</ul>'
+        if section:  # what stands alone has no heading
+            opened = ' open' * any(e.page == here for e in links)
+            listed = f'<details{opened}><summary>{section}</summary>{listed}</details>'
+        parts.append(listed)
     return '\n'.join(parts)
+
+
+def neighbours(entries: dict[str, list[Entry]], here: str) -> str:  # HTML
+    "Links to the page before and the page after, in the order of the sidebar."
+    pages = [e for links in entries.values() for e in links]
+    at = next((i for i, e in enumerate(pages) if e.page == here), None)
+    if at is None:
+        return ''
+    up, found = '../' * here.count('/'), []
+    for i, word in ((at - 1, 'prev'), (at + 1, 'next')):
+        if 0 <= i < len(pages):
+            e = pages[i]
+            title = f'← {e.title}' if word == 'prev' else f'{e.title} →'
+            found.append(f'<a rel="{word}" href="{up}{e.page}">{title}</a>')
+    return ''.join(found)
 
 
 def relink(page: str, s: Site, here: str) -> str:
@@ -158,6 +175,7 @@ def build_page(
     sidebar: str,
     here: str,
     highlight: bool = True,  # Colour code: most of the time that a page takes
+    around: str = '',  # Links to the pages before and after
 ) -> str:
     "One page as HTML, from a processed notebook or from Markdown."
     if proc.suffix == '.md':
@@ -166,10 +184,9 @@ def build_page(
         cells = read_notebook(
             proc, proc.parent
         ).cells  # nbdev moves title and description into a raw cell
-        head, text = (
-            next((c.source for c in cells if c.kind == 'raw'), '').strip(),
-            to_markdown(cells),
-        )
+        head = next((c.source for c in cells if c.kind == 'raw'), '').strip()
+        fold = bool(front_matter(head).get('code-fold'))
+        text = to_markdown(cells, fold=fold)
     meta = front_matter(head)
     up = '../' * here.count('/')
     args = [
@@ -184,6 +201,7 @@ def build_page(
         f'--variable=up:{up}',
         f'--variable=summary:{html.escape(meta.get("description", ""))}',
         f'--variable=sidebar:{sidebar}',
+        f'--variable=around:{around}',
         *(() if highlight else ('--syntax-highlighting=none',)),
     ]
     page = pypandoc.convert_text(text, 'html5', format=FORMAT, extra_args=args)
@@ -195,12 +213,21 @@ def build(root: Path = ROOT, out: Path | None = None, highlight: bool = True) ->
     out, s, proc = out or root / '_docs', site(root), process(root)
     shutil.rmtree(out, ignore_errors=True)
     entries = sidebar(root)
-    for name in [*(nb.name for nb in read_notebooks(root)), *command_pages(root)]:
+    names = [*(nb.name for nb in read_notebooks(root)), *command_pages(root)]
+    for name in names + ['404.md'] * (root / 'nbs/404.md').exists():
         here = page_name(name)
         (out / here).parent.mkdir(parents=True, exist_ok=True)
         source = (root / 'nbs' if name.endswith('.md') else proc) / name
         (out / here).write_text(
-            build_page(source, root, s, sidebar_html(entries, here), here, highlight),
+            build_page(
+                source,
+                root,
+                s,
+                sidebar_html(entries, here),
+                here,
+                highlight,
+                neighbours(entries, here),
+            ),
             encoding='utf-8',
         )
     for f in (root / 'nbs').rglob('*'):
@@ -280,50 +307,116 @@ def browser() -> str | None:  # Chromium's path, where there is one
     )
 
 
-def look(page: Path) -> list[str]:  # Its window is 1200 × 900
-    "Does a page show anything, and does it fit the window?"
-    flags = [
-        '--headless',
-        '--no-sandbox',
-        '--disable-gpu',
-        '--disable-background-networking',
-        '--hide-scrollbars',
+WIDTHS = (1400, 390)  # of a window on a desk and of a phone
+
+
+def look(out: Path, pages: list[Path]) -> list[str]:
+    "Does each page show something, and is none wider than a desk's window and a phone's?"
+    problems = []
+    with Browser() as b:
+        for width in WIDTHS:
+            b.resize(width, 900)
+            for page in pages:
+                name = page.relative_to(out).as_posix()
+                b.open(page)
+                found = b.js(
+                    '[document.documentElement.scrollWidth, document.body.innerText.trim().length]'
+                )
+                if found[0] > width:
+                    problems.append(
+                        f'{name} is wider than its window: {found[0]} of {width} pixels; '
+                        + b.js(WIDEST)
+                    )
+                if not found[1]:
+                    problems.append(f'{name} is blank in a browser')
+    return problems
+
+
+def pictures(page: str) -> list[str]:  # What is wrong with them
+    "Images of one page that say nothing to who does not see them."
+    images = re.findall(r'<img\b[^>]*>', page)
+    return [
+        f'an image without alt text: {i[:80]}' for i in images if not re.search(r'\balt="[^"]', i)
     ]
-    with tempfile.TemporaryDirectory() as tmp:
-        probe, shot = Path(tmp) / 'probe.html', Path(tmp) / 'shot.png'
-        script = '<script>document.title = document.documentElement.scrollWidth</script>'
-        probe.write_text(
-            f'<base href="{page.as_uri()}">' + page.read_text(encoding='utf-8') + script,
-            encoding='utf-8',
-        )
-        chrome = [browser(), *flags, f'--user-data-dir={tmp}/profile', '--window-size=1200,900']
 
-        def run(*args):
-            return subprocess.run(
-                [*chrome, *args], capture_output=True, text=True, timeout=60
-            ).stdout
 
-        run(f'--screenshot={shot}', page.as_uri())
-        width = int(re.search(r'<title>(\d+)</title>', run('--dump-dom', probe.as_uri()))[1])
-        colours = len(np.unique(imread(shot).reshape(-1, 4), axis=0)) if shot.exists() else 0
-    blank = [f'{page.name} is blank in a browser'] if colours < 8 else []
-    return blank + (
-        [f'{page.name} is wider than its window: {width} of 1200 pixels'] if width > 1200 else []
-    )
+def raw_links(page: str, url: str) -> list[str]:  # What is wrong with it
+    "Markdown of links into the site at `url`, which nbdev put into code or the text of a link."
+    text = html.unescape(re.sub(r'<[^>]+>', '', page))
+    found = re.findall(rf'\[`?[\w.]+`?\]\({re.escape(url)}[^)\s]*\)', text)
+    return [f'a link as Markdown: {link}' for link in found]
+
+
+def check_pages(out: Path, s: Site) -> list[str]:
+    "What can be read off each page: alt texts, no Markdown."
+    problems = []
+    for f in sorted(out.rglob('*.html')):
+        text, name = f.read_text(encoding='utf-8'), f.relative_to(out).as_posix()
+        problems += [f'{name}: {bad}' for bad in pictures(text) + raw_links(text, s.url)]
+    return problems
+
+
+def value_at(settings: dict, path: str):
+    "A value of nested settings, or None."
+    for key in path.split('.'):
+        settings = settings.get(key) if isinstance(settings, dict) else None
+    return settings
+
+
+WANTED = {  # in _quarto.yml
+    'format.html.code-overflow': 'wrap',
+    'format.html.grid.body-width': '900px',
+    'format.html.respect-user-color-scheme': True,
+    'website.llms-txt': True,
+    'website.page-navigation': True,
+    'website.sidebar.collapse-level': 1,
+}
+CARDS = ('website.image', 'website.twitter-card.image', 'website.open-graph.image')
+
+
+def check_settings(root: Path) -> list[str]:
+    "What only Quarto does and nothing here shows: the head of _quarto.yml, a 404, a pinned Quarto."
+    settings = yaml.safe_load((root / '_quarto.yml').read_text(encoding='utf-8'))
+    problems = [
+        f'_quarto.yml: {path} is {value_at(settings, path)!r}, not {want!r}'
+        for path, want in WANTED.items()
+        if value_at(settings, path) != want
+    ]
+    for path in CARDS:
+        image = value_at(settings, path) or ''
+        if not image.startswith('/') or not (root / 'nbs' / image[1:]).is_file():
+            problems.append(f'_quarto.yml: {path} is {image!r}, not the path of a picture from /')
+    if not (root / 'nbs/404.md').is_file():
+        problems.append('nbs/404.md is missing')
+    workflow = root / '.github/workflows/deploy.yml'
+    text = workflow.read_text(encoding='utf-8') if workflow.is_file() else ''
+    if not re.search(
+        r"quarto-actions/setup@[0-9a-f]{40}.*\n\s+with: \{version: '\d+\.\d+\.\d+'\}", text
+    ):
+        problems.append('.github/workflows/deploy.yml: Quarto has no fixed version')
+    return problems
+
+
+WIDEST = """[...document.querySelectorAll('main *')]
+    .filter(e => e.getBoundingClientRect().right > innerWidth + 1
+        && ![...Array(9)].reduce((a, _) => a.concat(a.at(-1)?.parentElement ?? []), [e]).slice(1)
+            .some(p => p && getComputedStyle(p).overflowX !== 'visible' && p !== document.body
+                && p !== document.documentElement))
+    .slice(0, 1).map(e => 'see ' + e.outerHTML.slice(0, 100)).join('')"""
 
 
 def check(root: Path = ROOT, highlight: bool = False) -> list[str]:
-    "Build all pages, follow their links, look at two of them."
+    "Build all pages, follow their links, read and look at each."
     try:
         out = build(root, highlight=highlight)
     except RuntimeError as e:
         return why(str(e))
-    seen = [out / p for p in ('index.html', 'masks.html') if (out / p).exists() and browser()]
-    return check_links(out, site(root)) + [p for page in seen for p in look(page)]
+    shown = look(out, sorted(out.rglob('*.html'))) if browser() else []
+    return check_links(out, site(root)) + check_pages(out, site(root)) + shown
 
 
 if __name__ == '__main__':
-    problems = check(highlight='--highlight' in sys.argv)
+    problems = check_settings(ROOT) + check(highlight='--highlight' in sys.argv)
     if problems:
         report('pages', problems)
     n = len(list((ROOT / '_docs').rglob('*.html')))

@@ -12,7 +12,7 @@ from pathlib import Path
 from mypt.cli import for_shell, shown_default, verb_parser
 from mypt.commands.table import STAGES, VERBS, flags_of, signature_of, value_of
 from mypt.commands.examples import REPORTS, examples_of
-from tools.notebooks import ROOT, report
+from tools.notebooks import ROOT, read_notebook, report
 
 FOLDER = 'commands'
 
@@ -69,6 +69,24 @@ def notebook_of(verb: str) -> str:  # '06_prepare.ipynb'
     )[1]
 
 
+WIDTH = 85  # of a line of an example, so that a page shows it whole
+
+
+def in_lines(call: str) -> str:
+    "A call of the command line, gone on in further lines where it is long."
+    lines = ['']
+    for word in re.split(r' (?=--)', call):
+        if lines[-1] and len(lines[-1]) + len(word) + 3 > WIDTH:
+            lines.append('   ')
+        lines[-1] = f'{lines[-1]} {word}' if lines[-1] else word
+    return ' \\\n'.join(lines)
+
+
+def title_of(notebook: str) -> str:
+    "The title of a notebook under nbs/."
+    return read_notebook(ROOT / 'nbs' / notebook, ROOT / 'nbs').cells[0].source.split('\n')[0][2:]
+
+
 def page(verb: str) -> str:  # Markdown with front matter
     "One command's page."
     row, (doc, _) = VERBS[verb], signature_of(VERBS[verb].target)
@@ -87,7 +105,7 @@ def page(verb: str) -> str:  # Markdown with front matter
         options(verb),
         'Words in a flag may be joined by `_` or by `-`.',
         '## Examples',
-        '\n\n'.join(f'```bash\n# {why}\n{call}\n```' for call, why in examples_of(verb)),
+        '\n\n'.join(f'```bash\n# {why}\n{in_lines(call)}\n```' for call, why in examples_of(verb)),
     ]
     if verb in REPORTS:
         keys = [(f'`{k}`', v or k.replace('_', ' ')) for k, v in REPORTS[verb][1].items()]
@@ -98,7 +116,7 @@ def page(verb: str) -> str:  # Markdown with front matter
         '## See also',
         ', '.join(
             [
-                f'[{notebook_of(verb)}](../{notebook_of(verb)})',
+                f'[{title_of(notebook_of(verb))}](../{notebook_of(verb)})',
                 *(f'[mypt {v}]({Path(page_of(v)).name})' for v in beside),
             ]
         ),

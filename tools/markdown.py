@@ -3,6 +3,7 @@ and for pandoc.
 """
 
 import base64
+import html
 import re
 from typing import Callable
 from tools.notebooks import Cell
@@ -31,15 +32,22 @@ def data_uri(kind: str, data: bytes) -> str:
     return f'data:{kind};base64,{base64.b64encode(data).decode()}'
 
 
-def picture(svg: str) -> str:  # An image of its own: its style rules and ids stay inside it
+def image(source: str, alt: str) -> str:
+    "A figure as HTML."
+    return f'<img class="figure" alt="{html.escape(alt)}" src="{source}">'
+
+
+def picture(svg: str, alt: str) -> str:  # An image of its own: its rules and ids stay inside it
     "An SVG output as an embedded image."
-    return (
-        '<img class="figure" alt="figure"'
-        f' src="{data_uri("image/svg+xml", svg_tag(svg).encode())}">'
-    )
+    return image(data_uri('image/svg+xml', svg_tag(svg).encode()), alt)
 
 
-def output_markdown(output: dict, asis: bool, picture: Callable[[str], str] = picture) -> str:
+def output_markdown(
+    output: dict,
+    asis: bool,
+    picture: Callable[[str, str], str] = picture,
+    alt: str = '',  # What a figure shows, from `fig-alt` of its cell
+) -> str:
     "One output; `picture` turns an SVG into HTML."
     if output['output_type'] == 'stream':
         text = text_of(output['text'])
@@ -56,12 +64,9 @@ def output_markdown(output: dict, asis: bool, picture: Callable[[str], str] = pi
     if 'text/html' in data:
         return fence(data['text/html'], '{=html}')
     if 'image/svg+xml' in data:
-        return fence(picture(data['image/svg+xml']), '{=html}')
+        return fence(picture(data['image/svg+xml'], alt), '{=html}')
     if png := data.get('image/png'):
-        return fence(
-            f'<img class="figure" alt="figure" src="data:image/png;base64,{"".join(png.split())}">',
-            '{=html}',
-        )
+        return fence(image('data:image/png;base64,' + ''.join(png.split()), alt), '{=html}')
     if 'text/latex' in data:
         return data['text/latex']
     text = data.get('text/plain', '')
@@ -76,7 +81,7 @@ def folded(code: str, summary: str, opened: bool) -> str:
     )
 
 
-def code_markdown(cell: Cell, **kw) -> list[str]:  # Source and outputs
+def code_markdown(cell: Cell, fold: bool = False, **kw) -> list[str]:  # Source and outputs
     "A code cell's parts, each a block."
     d = cell.directives
     if d.get('include') == 'false':
@@ -85,10 +90,12 @@ def code_markdown(cell: Cell, **kw) -> list[str]:  # Source and outputs
         line for line in cell.source.splitlines() if not re.match(r'\s*#\s*\|', line)
     ).strip('\n')
     block = fence(source, 'python') if source and d.get('echo') != 'false' else ''
-    if block and (fold := d.get('code-fold')) in ('true', 'show'):
-        block = folded(block, d.get('code-summary', 'Code').strip('"\''), fold == 'show')
+    how = d.get('code-fold', 'true' if fold else 'false')
+    if block and how in ('true', 'show'):
+        block = folded(block, d.get('code-summary', 'Code').strip('"\''), how == 'show')
+    alt = d.get('fig-alt', '').strip('"\'')
     outs = [] if d.get('output') == 'false' else cell.outputs
-    return [block, *(output_markdown(o, d.get('output') == 'asis', **kw) for o in outs)]
+    return [block, *(output_markdown(o, d.get('output') == 'asis', alt=alt, **kw) for o in outs)]
 
 
 def to_markdown(cells: list[Cell], **kw) -> str:

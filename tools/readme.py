@@ -1,5 +1,6 @@
 "README.md is nbs/index.ipynb as GitHub shows Markdown; its pictures lie in index_files/."
 
+import html
 import re
 import shutil
 import sys
@@ -8,6 +9,7 @@ from tools.markdown import svg_tag, to_markdown
 from tools.notebooks import ROOT, read_notebook, report
 
 FILES = 'index_files'
+WIDTH = 85  # of a line of code, which a page then shows whole
 NOTICE = '<!-- Made from nbs/index.ipynb by `make export`; edit that. -->\n\n'
 
 
@@ -30,10 +32,10 @@ def render(
     "Everything that the index makes."
     out = {}
 
-    def figure(svg: str) -> str:
+    def figure(svg: str, alt: str) -> str:
         name = f'{FILES}/figure-{len(out) + 1}.svg'
         out[name] = svg_tag(svg).rstrip() + '\n'
-        return f'<img src="{name}" alt="figure {len(out)}">'
+        return f'<img src="{name}" alt="{html.escape(alt)}">'
 
     md = to_markdown(read_notebook(root / 'nbs/index.ipynb', root / 'nbs').cells, picture=figure)
     md = re.sub(
@@ -44,6 +46,12 @@ def render(
     return {'README.md': NOTICE + relink(md), **out}
 
 
+def long(md: str) -> list[str]:
+    "Lines of code, not of output, that scroll sideways on a page."
+    blocks = re.findall(r'^```\w+\n(.*?)^```', md, re.M | re.S)
+    return [line for b in blocks for line in b.splitlines() if len(line) > WIDTH]
+
+
 def check(root: Path = ROOT) -> list[str]:
     "What differs from what the index makes."
     want = render(root)
@@ -51,6 +59,10 @@ def check(root: Path = ROOT) -> list[str]:
         f'{n} is out of step with nbs/index.ipynb; run `make export`'
         for n, text in want.items()
         if not (f := root / n).is_file() or f.read_text(encoding='utf-8') != text
+    ]
+    out += [
+        f'nbs/index.ipynb: a line of {len(line)} in code, {WIDTH} at most: {line}'
+        for line in long(want['README.md'])
     ]
     left = [
         f'{FILES}/{f.name}'

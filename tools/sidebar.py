@@ -14,6 +14,7 @@ PARTS = {  # part of the book → number of its first chapter
     'The curriculum': 19,
 }
 FIRST = 'tutorials/your_assistant.ipynb'  # what most people come for
+ORDER = ('first_phase', 'your_data', 'base_to_agent', 'gpu')  # of the tutorials; others follow
 GUIDES = {'tutorials': 'Tutorials', 'how_to': 'How to', 'explanations': 'Explanations'}
 # in the order of the layers; notebooks that the book leans on and a first reader skips
 PACKAGES = (
@@ -35,6 +36,12 @@ def part_of(number: int) -> str:
     return [part for part, first in PARTS.items() if first <= number][-1]
 
 
+def place_of(name: str) -> int:
+    "Where a tutorial stands among its kind."
+    stem = Path(name).stem
+    return ORDER.index(stem) if stem in ORDER else len(ORDER)
+
+
 def section_of(nb: Notebook) -> str:
     "The section of the sidebar that lists a notebook."
     if nb.number is not None:
@@ -49,11 +56,12 @@ def sections(notebooks: list[Notebook], commands=()) -> dict[str, list[str]]:
     "Section → names under nbs/; the section '' holds what stands alone."
     packages = [f'Package {p}' for p in PACKAGES]
     out = {'': ['index.ipynb', *(nb.name for nb in notebooks if nb.name == FIRST)]}
-    out |= {s: [] for s in (*PARTS, *GUIDES.values())}
+    out |= {s: [] for s in ('Tutorials', 'How to', *PARTS, 'Explanations')}
     out |= {'Command line': list(commands)} | {s: [] for s in (*packages, 'Elsewhere')}
     for nb in notebooks:
         if nb.name not in ('index.ipynb', FIRST):
             out[section_of(nb)].append(nb.name)
+    out['Tutorials'].sort(key=place_of)
     return {section: names for section, names in out.items() if names}
 
 
