@@ -215,7 +215,7 @@ def read_tabs(raw: bytes) -> Parsed:
     return read_table(raw, '\t')
 
 # %% ../../nbs/agent/readers.ipynb #e19ca451
-EXTRA = "pip install -e '.[documents]'"
+EXTRA = "pip install 'mypt-lm[documents]'"
 
 
 def read_pdf(raw: bytes) -> Parsed:

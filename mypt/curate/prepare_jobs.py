@@ -282,7 +282,7 @@ def run_jobs(
     try:
         from datatrove.executor import LocalPipelineExecutor
     except ModuleNotFoundError:
-        way = "pip install -e '.[jobs]', or run each split by itself"
+        way = "pip install 'mypt-lm[jobs]', or run each split by itself"
         raise UserError(f'datatrove is not installed; {way}') from None
     m = read_manifest(jobs_dir)
     LocalPipelineExecutor(

@@ -588,7 +588,7 @@ def _plain_encoder(spec: dict, control: set[str]) -> Any:  # A `tokenizers.Token
         from tokenizers import Tokenizer as Rust
     except ImportError:
         raise UserError(
-            "another model's tokenizer needs tokenizers; run: pip install -e '.[hub]'"
+            "another model's tokenizer needs tokenizers; run: pip install 'mypt-lm[hub]'"
         ) from None
     plain = {t: i for t, i in spec['model']['vocab'].items() if t not in control}
     model = spec['model'] | dict(vocab=plain, unk_token=None)

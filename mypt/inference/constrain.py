@@ -304,7 +304,7 @@ def _llguidance():
     try:
         import llguidance
     except ImportError:
-        install = "pip install -e '.[constrain]'"
+        install = "pip install 'mypt-lm[constrain]'"
         raise UserError(f'constrained calls need llguidance; run: {install}') from None
     return llguidance
 

@@ -128,7 +128,9 @@ def fetch_repository(
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise UserError(f"{name}: the hub needs a package; run: pip install -e '.[hub]'") from None
+        raise UserError(
+            f"{name}: the hub needs a package; run: pip install 'mypt-lm[hub]'"
+        ) from None
     wanted = ['*.json', '*.safetensors', 'README.md']
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))

@@ -480,7 +480,7 @@ def _hub_api():
     try:
         from huggingface_hub import HfApi
     except ImportError:
-        raise UserError("push needs huggingface_hub; run: pip install -e '.[hub]'") from None
+        raise UserError("push needs huggingface_hub; run: pip install 'mypt-lm[hub]'") from None
     if not os.environ.get('HF_TOKEN'):
         raise UserError(
             'no HF_TOKEN in the environment; make one with write access on the Hub, then export it'

@@ -27,7 +27,9 @@ def gguf_package() -> Any:
     try:
         import gguf
     except ImportError:
-        raise UserError("GGUF files need the gguf package; run: pip install -e '.[gguf]'") from None
+        raise UserError(
+            "GGUF files need the gguf package; run: pip install 'mypt-lm[gguf]'"
+        ) from None
     return gguf
 
 

@@ -408,7 +408,7 @@ def _fastapi() -> tuple[Any, Any]:
         import fastapi.responses
     except ImportError:
         raise UserError(
-            "serve: needs FastAPI, which is not installed; pip install -e '.[serve]'"
+            "serve: needs FastAPI, which is not installed; pip install 'mypt-lm[serve]'"
         ) from None
     return fastapi, fastapi.responses
 
@@ -530,7 +530,7 @@ def make_server(app: Guard, limits: Limits) -> Any:  # a `uvicorn.Server`; `run(
         import uvicorn
     except ImportError:
         raise UserError(
-            "serve: needs uvicorn, which is not installed; pip install -e '.[serve]'"
+            "serve: needs uvicorn, which is not installed; pip install 'mypt-lm[serve]'"
         ) from None
     config = uvicorn.Config(
         app,

@@ -287,7 +287,7 @@ def files_of(
 
 # %% ../../nbs/sources/row_files.ipynb #8170b3ee
 def _no_library(name: str, what: str) -> UserError:
-    return UserError(f"reading {what} needs {name}: pip install -e '.[hub]'")
+    return UserError(f"reading {what} needs {name}: pip install 'mypt-lm[hub]'")
 
 
 def _first_words(e: Exception) -> str:
