@@ -28,7 +28,7 @@ from ..files import json_asset
 _WORDS = json_asset('sentences.json')
 _LEANING = {lang: frozenset(words) for lang, words in _WORDS['leans'].items()}
 _LEANING_STARTS = {lang: tuple(starts) for lang, starts in _WORDS['starts'].items()}
-_FRAGMENT = re.compile(r'\]\(|https?://|\[\^|weggefallen|\$\{|<[a-z/]|\.\.\.|…|^\W*$')
+_FRAGMENT = re.compile(r'\]\(|https?://|\[\^|weggefallen|\$\{|<[a-z/]|\.\.\.|…|^\W*$|^\([^()]*\)$')
 _POINTS = re.compile(  # at something that is not in the sentence
     r'\b(?:following|below|shown above|as above|as follows|next section|nachstehend)\b'
     r'|\bfolgende[nrs]?\b'
@@ -335,20 +335,18 @@ def facts(
     lang = lang or language_of(doc.text[:4000])
     if lang not in _LEANING:
         return []
-    found = value_facts(doc, lang)
-    if found:
-        return found
-    text = unwrap_lines(doc.text)
+    text, out = unwrap_lines(doc.text), value_facts(doc, lang)
     every = sorted(_all_found(text, lang))
     asked = Counter((x.kind, x.subject, x.attribute) for x in every)
-    out, sentences = [], set()
+    sentences = {f.sentence for f in out}
     for x in every:
-        unique = asked[x.kind, x.subject, x.attribute] == 1 and x.sentence not in sentences
+        unique = asked[x.kind, x.subject, x.attribute] == 1
+        unique = unique and not any(x.sentence in s or s in x.sentence for s in sentences)
         if unique and x.sentence in text:
             sentences.add(x.sentence)
             fact = Fact(doc.doc_id, doc.title, lang, x.kind, x.subject, x.attribute, x.sentence)
             out.append(fact)
-    return out
+    return sorted(out, key=lambda f: text.find(f.sentence))
 
 # %% ../../nbs/curriculum/facts.ipynb #a0657aed
 _MOST_WORDS = 0.6  # of an answer, that a text may share and still be silent

@@ -50,6 +50,7 @@ from mypt.curriculum.recompute import (
     check_say,
     check_short,
     cut_off,
+    quoted_texts,
 )
 from .grammar import wrong_forms
 from .shelf import parts
@@ -211,6 +212,9 @@ def abstains(t: GivenAnswer) -> bool:
         right = t.about.get('value') or t.about.get('sentence') or ''
         said = _NOT_KNOWN.sub(' ', t.answer)  # *weiß* is a colour, too
         return holds(t.about.get('subject') or '', right) or not holds(said, right)
+    wanted = (t.meta.get('want') or {}).get('answer')
+    if wanted and wanted == (t.about or {}).get('value') and holds(t.answer, wanted):
+        return False  # *Most people do not know that …*
     if t.is_last and (t.meta.get('abstains') or t.meta.get('category') in _ABSTENTIONS):
         return True
     if 'KEY_FACTS' in t.answer or len(t.answer.split()) > 45 or not _ABSTAINS.search(t.answer):
@@ -492,9 +496,9 @@ _BESIDES = re.compile(
     re.I,
 )
 _TOO = re.compile(
-    r'\b(?:too|not leave (?:out|\S+ out)|including|included|as well|and all|'
+    r'\b(?:too|also|among|not leave (?:out|\S+ out)|including|included|as well|and all|'
     r'and the (?:rest|others?)|with|auch|'
-    r'samt|inklusive|einschließlich|und allen?|und (?:den|die) (?:rest|übrigen|anderen)|'
+    r'samt|inklusive|einschließlich|eingeschlossen|darunter|mit|und allen?|und (?:den|die) (?:rest|übrigen|anderen)|'
     r'mitsamt|forget|vergiss|insgesamt|(?<!nicht )mitgezählt)\b',
     re.I,
 )
@@ -506,6 +510,19 @@ def _named_in(text: str, docs: list[ShownPassage]) -> set[str]:
         p.doc_id for p in docs if re.search(rf'(?<![\w.-]){re.escape(p.doc_id)}(?![\w#])', text)
     }
     return found or {p.doc_id for p in docs if p.title and holds(text, p.title)}
+
+
+_QUOTED = re.compile(r'"[^"]*"|„[^“]*“')
+
+
+def _besides_or_too(question: str, docs: list[ShownPassage]) -> tuple[bool, bool]:
+    "Whether a question leaves out the documents that it names, and whether it counts them in."
+    naming = [s for s in sentences_of(question) if _named_in(s, docs)]
+    for text in (' '.join(naming), _QUOTED.sub(' ', question)):
+        found = bool(_BESIDES.search(text)), bool(_TOO.search(text))
+        if any(found):
+            return found
+    return False, False
 
 
 def _is_listing(t: GivenAnswer) -> bool:
@@ -522,10 +539,10 @@ def _list_complete(t: GivenAnswer) -> Iterator[Verdict]:
     told, known = _named_in(lead.sub(' ', t.answer), docs), _named_in(t.question, docs)
     if not told or (len(told) == 1 and len(docs) > 2):
         return
-    if len(told) == 1 and told == known and not _BESIDES.search(t.question):
+    excluded, included = _besides_or_too(t.question, docs)
+    if len(told) == 1 and told == known and (included or not excluded):
         return  # whether there is this one
     wanted = {p.doc_id for p in docs}
-    excluded, included = _BESIDES.search(t.question), _TOO.search(t.question)
     if known and excluded and not included:
         wanted -= known
     if known and excluded and included:  # both are said: either is fair
@@ -554,6 +571,8 @@ def _short(t: GivenAnswer) -> Iterator[Verdict]:
         yield check_anti_echo(t.question, t.answer, str(meta.get('payload') or ''))
     elif category in _PAYLOADS and 'want' not in meta:
         yield check_echo(t.question, t.answer)
+    elif t.answer in quoted_texts(t.question):
+        yield Verdict('echo')  # *Repeat word for word: …*
     elif not t.cites and not t.about and 'json' not in meta.get('want', ()) and _is_short(t):
         verdict = check_short(t.question, t.answer)
         if verdict is None and category == 'say':
@@ -621,7 +640,9 @@ def _fields(t: GivenAnswer) -> Iterator[Verdict]:
             yield Verdict('a field stands in the text', '' if right else f'{name} of {subject}')
 
 # %% ../../nbs/curriculum/meaning.ipynb #bf31e693
-_SHARED = re.compile(r'\b(?:an|in|was|am|so|hat|die|war|man|will|or|also|of)\b', re.I)  # in both
+_SHARED = re.compile(
+    r'\b(?:an|her|in|was|am|so|hat|die|war|man|will|or|also|of)\b', re.I
+)  # in both
 _CODE = re.compile(r'```.*?(?:```|$)|`[^`]*`|\{".*\}|\[".*\]', re.S)
 
 

@@ -208,17 +208,33 @@ def _stranger_topic(r: random.Random, lang: str, held: bool) -> Topic:
     return Topic(asked, (answer,), answer, name)
 
 
+_NAMED = 0.8  # share of the silent passages that name what is asked for
+
+
+def _silent_passage(r: random.Random, shelf: Shelf, f: Fact) -> str | None:
+    "A passage that does not answer, mostly one about the same subject; None where it might."
+    named = f.kind == 'value' and r.random() < _NAMED
+    near = shelf.rivals(r, f, 2) if named else shelf.sample(r, f.lang, 1)
+    pages = [(doc, passage(doc, r.choice(found), 240)) for doc, found in near]
+    pages = [(doc, text) for doc, text in pages if not named or f.subject in text]
+    if not pages:
+        return None
+    doc, text = r.choice(pages)
+    if doc.doc_id == f.doc_id or states(text, f):
+        return None
+    return context_block([(doc.doc_id, text)])
+
+
 def _unknown_topic(r: random.Random, lang: str, shelf: Shelf) -> Topic | None:
     "A question without an answer; None where the passage turns out to have one."
     if r.random() < 0.35:
         return _stranger_topic(r, lang, shelf.held)
-    (document, found), (_, others) = shelf.sample(r, lang, 2)
-    f, shown, answer = r.choice(others), None, DONT_KNOW[lang]
+    ((_, found),) = shelf.sample(r, lang, 1)
+    f, shown, answer = r.choice(found), None, DONT_KNOW[lang]
     if r.random() < 0.6:
-        text = passage(document, r.choice(found), 240)
-        if states(text, f) or f.subject in text:
+        shown = _silent_passage(r, shelf, f)
+        if shown is None:
             return None
-        shown = context_block([(document.doc_id, text)])
     asked = question(r, f, simple=shelf.simple)
     return Topic(asked, (answer,), answer, f.subject, shown, f)
 

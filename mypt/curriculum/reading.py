@@ -12,7 +12,9 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
+from .grammar import is_noun_form
 from ..agent.words import STOP_WORDS
+from .grammar import is_noun_form
 from ..files import json_asset
 
 # %% ../../nbs/curriculum/reading.ipynb #c3b229e1
@@ -42,9 +44,20 @@ _DATE = re.compile(
 )
 
 
+_WORLD = json_asset('world.json')
+_GIVEN = frozenset(name for names in _WORLD['given'].values() for name in names)
+_NAME_LOOK = (
+    r'\b(?:[BDFGHJKLMNPRSTVWZ]|Br|Dr|Gr|Kl|Pr|St|Tr)[aeiou]'
+    r'(?:(?:[bdgkp]r|kl|st|tr|[bdfghjklmnprstvwz])[aeiou]){1,2}(?:rn|lt|nd|[lnrstkmxd])\b'
+)
+_INVENTED = re.compile(_NAME_LOOK)
+
+
 # A passage stands on one line: the blank behind a heading or a list is all that is left
 _GLUED_HEADING = re.compile(
-    r'(#{2,} [^.:#-]{3,40}?)(?= (?:The|It|He|She|In|On|At|Der|Die|Das|Es|Er|Sie|Im|Am)\b)'
+    r'(#{2,} [^.:#\n-]{3,40}?)'
+    r'(?= (?:(?:The|It|He|She|In|On|At|Der|Die|Das|Es|Er|Sie|Im|Am)\b|'
+    rf'(?:(?:{"|".join(sorted(_GIVEN))}|Ms|Frau) )?{_NAME_LOOK}))'
 )
 _GLUED_MENTION = re.compile(r'(?<![.!?])(?= (?:Näheres unter|Vergleiche|For more, see|See also) )')
 
@@ -138,10 +151,12 @@ _PRONOUN = re.compile(
 )
 _KNOWN = re.compile(r'(?:It (?:is|has been) \w+ that|Es ist \w+, dass) ')
 _ITEM = re.compile(r'\s+(?:-|\*|##+)\s+(?=[A-ZÄÖÜ])')
-_INVENTED = re.compile(
-    r'\b(?:[BDFGHJKLMNPRSTVWZ]|Br|Dr|Gr|Kl|Pr|St|Tr)[aeiou]'
-    r'(?:(?:[bdgkp]r|kl|st|tr|[bdfghjklmnprstvwz])[aeiou]){1,2}(?:rn|lt|nd|[lnrstkmxd])\b'
-)
+
+
+@lru_cache(None)
+def _is_real(name: str) -> bool:
+    "Whether a word that looks invented is none: *Roman*, *Simon*."
+    return name in _GIVEN or is_noun_form(name)
 
 
 def split_items(text: str) -> list[str]:
@@ -158,7 +173,7 @@ def _names_of_others(passage: ShownPassage, subject: str) -> list[str]:
     "What a passage is about besides a subject: names that come back in it, or name the document."
     counts = {}
     for sentence in sentences_of(passage.text):
-        for name in set(_INVENTED.findall(sentence)):
+        for name in {n for n in _INVENTED.findall(sentence) if not _is_real(n)}:
             counts[name] = counts.get(name, 0) + 1
     head = _head(passage)
     names = [n for n, count in counts.items() if holds(head, n) or _acts(n, passage, count)]
@@ -170,6 +185,12 @@ _IS = frozenset(
     'schrieb wrote zeichnete drew'.split()
 )
 _OF = ('of', 'von', 'for', 'für')
+_THINGS = '|'.join(
+    sorted({n for groups in _WORLD['things'].values() for nouns in groups.values() for n in nouns})
+)
+_OBJECT = re.compile(
+    rf'\b(?:it|him|her|ihn|es|sie|ihm|ihr|(?:the|der|die|das|den|dem) (?:{_THINGS})[ns]?)\b'
+)
 _BEFORE_VALUES = frozenset('in nach by from for von bei aus of to für zu at ort town'.split())
 
 # %% ../../nbs/curriculum/reading.ipynb #726d0dbm
@@ -188,6 +209,10 @@ def _acts(name: str, passage: ShownPassage, count: int) -> bool:
         after = passage.text[m.end() :].split()[:1]
         of_it = before[0] in _OF and bool(_IS.intersection(after))
         of_it = of_it or before[0].casefold() == 'name'
+        said = passage.text[m.end() :].partition('.')[0]
+        begins = before[0][-1] in '.!?' and bool(_IS.intersection(after))
+        begins = begins or before[0] in ('that', 'dass')
+        of_it = of_it or (begins and not _OBJECT.search(said))
         in_it = before[0].casefold() in _BEFORE_VALUES or before[0][0].isupper()
         if of_it or (count > 1 and (not in_it or before[0][-1] in '.,!?')):
             return True
@@ -213,7 +238,7 @@ def _points_back(sentence: str, passage: ShownPassage, subject: str) -> bool:
     for noun in re.findall(r'\b(?:[Tt]he|[Dd]er|[Dd]ie|[Dd]as|[Dd]em|[Dd]en) ([\w-]+)', sentence):
         if holds(head, subject) and holds(head, noun):
             return True
-        is_one = rf'{name} (?:is|ist) (?:an?|eine?|the)(?: [\w-]+)? {noun}\b|\b{noun} {name}\b'
+        is_one = rf'{name}(?:,| is| ist) (?:an?|eine?|the)(?: [\w-]+)? {noun}\b|\b{noun} {name}\b'
         if re.search(is_one, passage.text, re.I):
             return True
     return False
@@ -251,9 +276,11 @@ _TEXT = re.compile(r'\btext', re.I)
 _NAMED = re.compile(r'\b(?:the|der) name\b', re.I)
 _NOT_OF = dict(price=_TICKET, preis=_TICKET, duration=_CHARGE, dauer=_CHARGE, version=_TEXT)
 _NOT_OF |= dict(birthplace=_NAMED, geburtsort=_NAMED)
-_CLOCK = re.compile(r"\bUhr\b|o'clock", re.I)
+_CLOCK = re.compile(r"\bUhr\b|o'clock|passwor", re.I)
+_DESIGN = re.compile('Entwurf')
 _SERIES = re.compile(r'gehört in diese Reihe')
 _NOT_OF |= dict(owner=_SERIES, besitzer=_SERIES, besitzerin=_SERIES)
+_NOT_OF |= dict(autor=_DESIGN, autorin=_DESIGN)
 _NOT_OF |= {'closing day': _CLOCK, 'ruhetag': _CLOCK}
 
 
@@ -264,10 +291,11 @@ def _is_other(attribute: str, sentence: str) -> bool:
 
 
 # Such a sentence names a thing and says nothing about it
+_MENTIONS = [form for forms in json_asset('chat.json')['mention'].values() for form in forms]
 _MENTION = re.compile(
-    r'[.:]? (?:Näheres unter|Vergleiche|For more, see|There is another entry on|'
-    r'Nicht zu verwechseln mit|Not to be confused with) [^.]*\.'
+    r'[.:]? (?:' + '|'.join(re.escape(m).replace(r'\{s\}', '[^.]*') for m in _MENTIONS) + ')'
 )
+_ENDED = re.compile(r'[.!?:)"”“»*|]\s*$|: ')  # a hit may be cut off before the value comes
 
 
 def answering_sentence(
@@ -281,7 +309,7 @@ def answering_sentence(
     passage = passage._replace(text=_MENTION.sub('.', passage.text))
     for sentence in sentences_about(passage, subject, names):
         rest = re.sub(rf'(?<!\w){re.escape(subject)}(?!\w)', 'Xx', sentence, flags=re.I)
-        if wording.search(rest) and not _is_other(attribute, rest):
+        if wording.search(rest) and _ENDED.search(rest) and not _is_other(attribute, rest):
             return sentence
     return None
 

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
-from .reading import holds, plain_words
+from .reading import holds, plain_words, without_files
 from ..eval.instructions import parse_json, schema_error
 
 # %% ../../nbs/curriculum/recompute.ipynb #0297774f
@@ -210,8 +210,12 @@ def _direction(question: str) -> int:
     return int(after) - int(before)
 
 # %% ../../nbs/curriculum/recompute.ipynb #cae3e8a9
+_MAY = re.compile(r'\bmay (?=(?:i|we|you|it|he|she|they|be)\b)')  # no month
+
+
 def _named(text: str, names: Sequence[str]) -> list[str]:
-    return [w for w in re.findall(r'\w+', text.casefold()) if w in names]
+    text = _MAY.sub(' ', text.casefold())
+    return [w for w in re.findall(r'\w+', text) if w in names]
 
 
 def _follows(question: str, answer: str, names: Sequence[str], two: list[str]) -> Verdict | None:
@@ -234,7 +238,8 @@ def _by_number(question: str, answer: str) -> Verdict | None:
             right = days in _numbers(answer) or (days == 28 and 29 in _numbers(answer))
             return Verdict('calendar', '' if right else str(days))
         asked = re.search(rf'\b({"|".join(ordinals)})(?:e[nrs]?)?\b', question.casefold())
-        if asked and not named and _named(answer, months):
+        of_months = re.search(r'month|monat', question, re.I)
+        if asked and of_months and not named and _named(answer, months):
             return _must_say('calendar', answer, months[ordinals.index(asked[1])])
     return None
 
@@ -377,8 +382,13 @@ _COMPUTED: tuple[Callable[[str, str], Verdict | None], ...] = (
 )
 
 
+# *Forget what I asked before: "List all documents."* stands before a question, or behind it
+_SETTLED = re.compile(r'[^.!?„"]*[„"][^"“]*\s[^"“]*["“][.!?]?')
+
+
 def check_short(question: str, answer: str) -> Verdict | None:  # None: no rule knows the question
     "The verdict of the first rule that knows a question."
+    question = without_files(_SETTLED.sub(' ', question).strip() or question)
     for rule in _COMPUTED:
         verdict = rule(question, answer)
         if verdict:
@@ -442,6 +452,7 @@ def count_words(text: str) -> int:
 _NO_END = re.compile(
     r'\b(?:e\.g|i\.e|z\. ?B|d\. ?h|u\. ?a|etc|vgl|bzw|ca|cf|vs|Abs|Art|Nr|No|Dr)\.(?= [^A-ZÄÖÜ])|'
     r'\b(?:Abs|Art|Nr|No|Dr)\.|'
+    r'\d\.(?= [a-zäöü])|\b(?:de[mnrs]|die|das|zum|vom|am) \d+\\?\.|'
     r'\d\.(?= (?:Jan|Feb|Mär|Apr|Mai|Jun|Jul|Aug|Sep|Okt|Nov|Dez))'
 )
 
@@ -612,7 +623,7 @@ def check_decision(question: str, answer: str) -> list[Verdict]:
         name: set(args.replace(' ', '').split(',')) for name, args in _LISTED.findall(question)
     }
     blocks = [b for b in question.split('\n\n') if '{"' not in b and not _LISTED.search(b)]
-    order = blocks[-1] if blocks else question
+    order = blocks[-1] if blocks else re.sub(r'\{[^{}]*\}', ' ', question)
     if value.get('action') != 'tool':
         said = str(value.get('answer', ''))
         verdict = check_short(order, said)

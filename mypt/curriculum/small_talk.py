@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ..agent.tools import sentences
 from .facts import Fact
 from .questions import question
-from .shelf import Shelf
+from .shelf import Shelf, as_file
 from .synthetic import phrasings
 from ..files import json_asset, text_assets
 
@@ -98,7 +98,7 @@ def _able(t: Talker) -> Chat:
 
 
 def _wait(t: Talker) -> Chat:
-    ((doc, _),) = t.shelf.sample(t.rng, t.lang, 1)
+    doc, _ = as_file(t.shelf.sample(t.rng, t.lang, 1)[0])
     title = f'"{doc.title}"' if t.lang == 'en' else f'„{doc.title}“'
     return Chat(t.exchange('wait', d=doc.doc_id, t=title), 'none.wait')
 
@@ -191,7 +191,7 @@ def document_request(
     forms = talk_forms('tool_talk', lang)
     tool = rng.choices(tools, [REQUESTS[t] for t in tools])[0]
     while True:
-        ((doc, found),) = shelf.sample(rng, lang, 1)
+        doc, found = as_file(shelf.sample(rng, lang, 1)[0])
         if tool == 'search':
             asked = question(rng, rng.choice(found))
         else:

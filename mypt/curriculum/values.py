@@ -51,6 +51,7 @@ _ABBREVIATIONS = frozenset(
 )
 MONTHS = WORLD['values']['de']['month']
 _AFTER_ORDINAL = re.compile(rf' (?:{"|".join(MONTHS)}|Jahrhundert|Kapitel|Teil|Abschnitt|Auflage)')
+_BEFORE_ORDINAL = re.compile(r'\b(?:de[mnrs]|die|das|zum|vom|am) $')  # *zu dem 181. Tage*
 _MARK = re.compile(r'[.!?][)"“”’*_`]*(?=\s+[*_`„"“(\[]*[A-ZÄÖÜ0-9§]|\s*$)')
 
 # %% ../../nbs/curriculum/values.ipynb #cfcf77f7
@@ -64,6 +65,8 @@ def _is_stop(line: str, at: int) -> bool:
     ):
         return False
     ordinal = word.isdigit() and len(word) < 3
+    if word.isdigit() and _BEFORE_ORDINAL.search(line, 0, at - len(word)):
+        return False
     return not (ordinal and (at == len(word) or _AFTER_ORDINAL.match(line, at + 1)))
 
 
