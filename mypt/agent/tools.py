@@ -209,7 +209,9 @@ _SHORT = (
 _BEFORE_ORDINAL = (
     '[Aa]m|[Vv]om|[Ii]m|dem|[Dd]er|des|den|[Zz]um|[Zz]ur|bis|und|[Aa]b|[Ss]eit|[Dd]ie|[Dd]as'
 )
-_NO_END = re.compile(rf'(?:(?:^|[\s(])(?:{_SHORT})|\b(?:{_BEFORE_ORDINAL}) \d{{1,2}})\.$')
+_BEFORE_ANY = '[Aa]m|[Vv]om|[Zz]um|de[mnrs]'  # before an ordinal of three digits
+_ORDINAL = rf'\b(?:(?:{_BEFORE_ORDINAL}) \d{{1,2}}|(?:{_BEFORE_ANY}) \d{{3}})'
+_NO_END = re.compile(rf'(?:(?:^|[\s(])(?:{_SHORT})|{_ORDINAL}\\?)\.$')
 _NUMBERED = re.compile(r'(?:^|[\s(])(?:No|Nos|S|p|pp|Art|Ziff)\.$')
 
 

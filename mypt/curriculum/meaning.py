@@ -498,7 +498,8 @@ _BESIDES = re.compile(
 _TOO = re.compile(
     r'\b(?:too|also|among|not leave (?:out|\S+ out)|including|included|as well|and all|'
     r'and the (?:rest|others?)|with|auch|'
-    r'samt|inklusive|einschließlich|eingeschlossen|darunter|mit|und allen?|und (?:den|die) (?:rest|übrigen|anderen)|'
+    r'samt|inklusive|einschließlich|eingeschlossen|darunter|mit|und allen?|'
+    r'und (?:den|die) (?:rest|übrigen|anderen)|'
     r'mitsamt|forget|vergiss|insgesamt|(?<!nicht )mitgezählt)\b',
     re.I,
 )

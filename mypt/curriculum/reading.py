@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
-from .grammar import is_noun_form
 from ..agent.words import STOP_WORDS
 from .grammar import is_noun_form
 from ..files import json_asset

@@ -20,7 +20,7 @@ from ..agent.tools import Workspace
 from ..agent.words import index_words
 from .facts import Fact, states, unwrap_lines
 from .questions import question, search_query
-from .shelf import PIECE, Page, Shelf, as_file, renamed
+from .shelf import PIECE_MARK, Page, Shelf, as_file, renamed_page
 from mypt.curriculum.small_talk import (
     REQUESTS,
     Talker,
@@ -53,7 +53,7 @@ def own_pages(shelf: Shelf, seed: int) -> Shelf:
     rng = random.Random(seed)
     for lang, pages in shelf.read.items():
         shelf.read[lang] = [
-            renamed(piece, f'{page[0].doc_id}{PIECE}{i}')
+            renamed_page(piece, f'{page[0].doc_id}{PIECE_MARK}{i}')
             for page in pages
             for i, piece in enumerate(_pieces(rng, page), 1)
         ]

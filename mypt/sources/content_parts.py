@@ -21,7 +21,7 @@ def joined_parts(parts: list, m: SourceRow | None = None) -> str:  # Else Skip
         text = inside.get('text') if isinstance(p, dict) else p
         kind = inside.get('type')
         if not isinstance(text, str) or kind not in _TEXTS:
-            raise Skip(f'a part of type {str(kind)[:40]!r}, which is no text')
+            raise Skip(f'a part of type {str(kind)[:40]!r}, which is not text')
         texts.append(text)
     return ''.join(texts)
 
@@ -73,7 +73,7 @@ def _result_of(p: SourceRow) -> dict:
 _PARTS = ('parts', 'content', 'value')  # the columns that may hold a list
 
 
-def _parts_column(m: SourceRow) -> str:  # '' where the content is no list of parts
+def _parts_column(m: SourceRow) -> str:  # '' where the content is not a list of parts
     key = next((k for k in _PARTS if m.peek(k) is not None), '')
     parts = m.peek(key) if key else None
     special = isinstance(parts, list) and (key == 'parts' or any(_kind_of(p) for p in parts))
