@@ -8,6 +8,7 @@ from itertools import accumulate, islice
 
 import pytest
 
+from mypt.agent.words import STOP_WORDS
 from mypt.curriculum.format_lock import asks, format_lock_suites, make_echo, make_format_lock
 from mypt.curriculum.grammar import wrong_forms
 from mypt.curriculum.operators import OPERATORS, SIGNS, make_operators, operator_suites
@@ -71,6 +72,14 @@ def test_payloads_of_the_echo_suite_are_held_out():
         assert all(map(held_out, words))
     trained = {w for e in make_echo(5000) for w in e['_meta']['payload'].lower().split()}
     assert not {c['expected'].lower() for c in format_lock_suites()['echo']} & trained
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+def test_no_payload_is_a_word_that_the_search_skips(lang):
+    "A password *hat* cannot be found, for *hat* is a German word of the kind of *the*."
+    words = {w for w in json_asset('words.json')[lang]}
+    assert len(words) > 100
+    assert not words & STOP_WORDS
 
 
 def test_answers_are_short_enough_to_close_within_twenty_bytes():

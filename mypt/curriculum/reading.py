@@ -181,7 +181,7 @@ def _names_of_others(passage: ShownPassage, subject: str) -> list[str]:
 
 _IS = frozenset(
     'is has was ist hat beträgt umfasst heißt lautet liegt beginnt kam wurde '
-    'schrieb wrote zeichnete drew'.split()
+    'schrieb wrote zeichnete drew opens opens. öffnet öffnet.'.split()
 )
 _OF = ('of', 'von', 'for', 'für')
 _THINGS = '|'.join(
@@ -196,7 +196,8 @@ _BEFORE_VALUES = frozenset('in nach by from for von bei aus of to für zu at ort
 def _words_before(text: str) -> list[str]:
     "The word that a text ends with; where that is a person's first name, the one before it."
     words = ['.', *text.split()]
-    starts = words[-2:-1] and (words[-2][-1] in '.,!?' or words[-2] in _OF)
+    before = words[-2] if len(words) > 1 else ''
+    starts = before and (before[-1] in '.,!?' or before in (*_OF, 'that', 'dass'))
     called = words[-1].isalpha() and words[-1].istitle()
     return words[-2:-1] if called and starts else words[-1:]
 
@@ -209,7 +210,7 @@ def _acts(name: str, passage: ShownPassage, count: int) -> bool:
         of_it = before[0] in _OF and bool(_IS.intersection(after))
         of_it = of_it or before[0].casefold() == 'name'
         said = passage.text[m.end() :].partition('.')[0]
-        begins = before[0][-1] in '.!?' and bool(_IS.intersection(after))
+        begins = before[0][-1] in '.!?:' and bool(_IS.intersection(after))
         begins = begins or before[0] in ('that', 'dass')
         of_it = of_it or (begins and not _OBJECT.search(said))
         in_it = before[0].casefold() in _BEFORE_VALUES or before[0][0].isupper()
@@ -253,7 +254,7 @@ def sentences_about(passage: ShownPassage, subject: str, names: Iterable[str] = 
     )
     for sentence in sentences_of(passage.text):
         prose, *items = _ITEM.split(sentence)
-        if re.match(r'(?:-|##*) |[A-ZÄÖÜ][\w ]{1,30}: ', prose):
+        if re.match(r'(?:-|##*) |(?=[A-ZÄÖÜ])\w+(?: \w+){0,3}: ', prose):
             prose, items = '', [prose, *items]
         out += items if main else []
         last = last or (main and any(holds(item, subject) for item in items))
@@ -318,7 +319,7 @@ _ASKING = frozenset(
     explain mean means please about according give was wer wen wem wann wo warum wie viel viele
     sagt steht nenne zitiere erkläre bedeutet bitte über laut gib sag mir kannst könntest magst
     know like would want document documents text context dokument dokumente stand heißt
-    antwort lautet answer gesagt alles klar verstanden gut see gives kein problem ach dann
+    antwort lautet answer understood passage passages reads gesagt alles klar verstanden gut see gives kein problem ach dann
     möchtest mehr wissen gern anything else""".split()
 )
 

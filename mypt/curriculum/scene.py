@@ -91,13 +91,19 @@ def _names_same(page: ShownPage, fact: Fact) -> bool:
     return any(_same_name(f, fact) for f in page.facts)
 
 
+def _names_attribute(page: ShownPage, fact: Fact) -> bool:
+    "Whether another passage of a fact's file has the attribute's word: *three colours*."
+    same_file = page.doc.doc_id == fact.doc_id
+    return is_value(fact) and same_file and fact.attribute.lower() in page.text.lower()
+
+
 def may_answer(page: ShownPage, fact: Fact) -> bool:
     "Whether a page answers the question after a fact, or might."
     if fact.sentence in page.text:
         return True
     if is_value(fact) and not names_subject([page], fact):
         return False
-    if states(page.text, fact):
+    if states(page.text, fact) or _names_attribute(page, fact):
         return True
     same = [f for f in page.facts if _same_name(f, fact) and f.attribute == fact.attribute]
     if any(f.title == fact.title or is_value(f) or f.kind == 'definition' for f in same):
