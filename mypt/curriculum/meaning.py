@@ -627,13 +627,15 @@ def _fields(t: GivenAnswer) -> Iterator[Verdict]:
     "Each field has what the text says of it; a dash says that the text is silent."
     subject = str(t.meta.get('payload') or '')
     pieces = t.passages or [ShownPassage('', t.question)]
-    for line in t.answer.splitlines():
-        name, _, value = line.partition(': ')
+    fields = [line.partition(': ')[::2] for line in t.answer.splitlines()]
+    given = [value for _, value in fields if value != '-']
+    for name, value in fields:
         if not _is_invented(t):
             yield _named_field(pieces, name, value)
             continue
         said = [s for p in pieces if (s := answering_sentence(p, subject, name))]
         if value == '-':
+            said = [s for s in said if not any(holds(s, v) for v in given)]  # has its own field
             yield Verdict('an empty field is not in the text', said[0] if said else '')
         else:
             about = (s for p in pieces for s in sentences_about(p, subject))
@@ -644,7 +646,7 @@ def _fields(t: GivenAnswer) -> Iterator[Verdict]:
 _SHARED = re.compile(
     r'\b(?:an|her|in|was|am|so|hat|die|war|man|will|or|also|of)\b', re.I
 )  # in both
-_CODE = re.compile(r'```.*?(?:```|$)|`[^`]*`|\{".*\}|\[".*\]', re.S)
+_CODE = re.compile(r'```.*?(?:```|\Z)|`[^`]*`|\{".*\}|\[".*\]|^[A-ZÄÖÜ_ ]{3,}: .*?$', re.S | re.M)
 
 
 def _clear_language(text: str, least: int) -> str:  # '' where it is not sure

@@ -243,16 +243,16 @@ def plain_request(t: Talker) -> str:
 
 # %% ../../nbs/curriculum/small_talk.ipynb #731be77c
 CHATS: dict[Callable[[Talker], Chat | None], float] = {
-    _friendly: 0.08,
-    _able: 0.06,
+    _friendly: 0.05,
+    _able: 0.05,
     _wait: 0.1,
-    _general: 0.08,
+    _general: 0.07,
     _sum: 0.05,
-    _define: 0.06,
+    _define: 0.05,
     _name: 0.03,
     _last: 0.04,
-    _given_text: 0.2,
-    _later: 0.13,
+    _given_text: 0.22,
+    _later: 0.16,
     _which: 0.09,
     _repeat: 0.08,
 }
@@ -270,6 +270,6 @@ def plain_chat(
     play = rng.choices(list(weights), list(weights.values()))[0]
     talker = Talker(rng, lang, shelf)
     chat = play(talker)
-    if chat and play in _FRAMED and rng.random() < 0.6:
+    if chat and play in _FRAMED and rng.random() < 0.75:
         return after_request(talker, chat)
     return chat

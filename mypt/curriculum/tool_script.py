@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FOLDER_PIECES', 'POOL', 'ALREADY_KNOWN', 'FRAMED', 'ASIDES', 'GREETS', 'MOST_HITS', 'own_pages', 'on_hand',
-           'may_state', 'gather_pages', 'ScriptStyle', 'fact_meta', 'ScriptDocuments', 'ScriptBase', 'FramedScript',
-           'ScriptVoice', 'ToolScript', 'result_texts', 'result_shows', 'result_hints', 'found_ids', 'good_query',
-           'search_documents', 'choice_thought', 'misspell', 'finds_nothing', 'misspelt_fact', 'query_without',
-           'empty_query', 'ends_well', 'plain_question', 'names_document']
+           'may_state', 'gather_pages', 'ScriptStyle', 'fact_meta', 'ScriptDocuments', 'ScriptBase', 'ends_well',
+           'FramedScript', 'ScriptVoice', 'ToolScript', 'result_texts', 'result_shows', 'result_hints', 'found_ids',
+           'good_query', 'search_documents', 'choice_thought', 'misspell', 'finds_nothing', 'misspelt_fact',
+           'query_without', 'empty_query', 'plain_question', 'names_document']
 
 # %% ../../nbs/curriculum/tool_script.ipynb #d4cf2028
 import random
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 from ..agent.documents import Document, chunks
-from ..agent.tools import Workspace
+from ..agent.tools import Workspace, sentences
 from ..agent.words import index_words
 from .facts import Fact, states, unwrap_lines
 from .questions import question, search_query
@@ -205,7 +205,7 @@ class ScriptBase(ScriptDocuments):
 
 # %% ../../nbs/curriculum/tool_script.ipynb #cd5ddfa3
 ALREADY_KNOWN = ''  # for `ask`: what is asked for is known already
-FRAMED = 0.55  # of the requests share their words with others
+FRAMED = 0.65  # of the requests share their words with others
 ASIDES = dict(  # tool → remarks that may stand beside a request for it
     search=('get', 'get', 'missing', 'missing', 'somewhere', 'somewhere', 'summarize', 'list'),
     list_docs=('search', 'get', 'summarize'),
@@ -213,6 +213,15 @@ ASIDES = dict(  # tool → remarks that may stand beside a request for it
     summarize=('search', 'list', 'get'),
 )
 GREETS = re.compile(r'(?:Hi|Hello|Hey|Good|Dear|Thank|OK|Ok|Hallo|Gut|Danke|Liebe|Sag mal)\b')
+
+# %% ../../nbs/curriculum/tool_script.ipynb #80391690
+_ABBREVIATED = re.compile(r'\b(?:e\.g|i\.e|etc|z\. ?B|d\. ?h|usw|bzw|vgl|cf)\.$')
+
+
+def ends_well(text: str) -> bool:
+    "Whether a text ends as a sentence does."
+    ends = text.rstrip('"”“)').endswith(('.', '!', '?')) and '](' not in text
+    return ends and text.count('(') == text.count(')') and not _ABBREVIATED.search(text)
 
 # %% ../../nbs/curriculum/tool_script.ipynb #cd5ddfb3
 class FramedScript(ScriptBase):
@@ -225,8 +234,19 @@ class FramedScript(ScriptBase):
             return around(self.rng, self.forms['do'], text)
         if drawn < 0.65:
             return self.with_aside(text, tool, names)
+        if drawn < 0.75:
+            return self.with_text(text)
         talker = Talker(self.rng, self.lang, self.shelf)
         return talker.around('swap', text, x=self.settled(talker, tool, names))
+
+    def with_text(self, text: str) -> str:
+        "A request behind a text that has nothing to do with it."
+        doc, _ = as_file(self.shelf.sample(self.rng, self.lang, 1)[0])
+        said = ' '.join(sentences(doc.text)[: self.rng.randint(1, 7)])[:600]
+        if not ends_well(said) or '"' in text or '„' in text:
+            return text
+        form = self.rng.choice(talk_forms('small_talk', self.lang)['text.q'])
+        return form.format(x=said, q=text)
 
     def settled(self, talker: Talker, tool: str, names: bool) -> str:
         "A request for another tool, or for none, that is settled already."
@@ -427,15 +447,6 @@ def empty_query(script: ToolScript) -> str | None:  # None where every word is f
         if query and finds_nothing(script, query):
             return query
     return None
-
-
-_ABBREVIATED = re.compile(r'\b(?:e\.g|i\.e|etc|z\. ?B|d\. ?h|usw|bzw|vgl|cf)\.$')
-
-
-def ends_well(text: str) -> bool:
-    "Whether a text ends as a sentence does."
-    ends = text.rstrip('"”“)').endswith(('.', '!', '?')) and '](' not in text
-    return ends and text.count('(') == text.count(')') and not _ABBREVIATED.search(text)
 
 # %% ../../nbs/curriculum/tool_script.ipynb #5c62b270
 def plain_question(script: ToolScript, fact: Fact) -> str | None:

@@ -61,6 +61,9 @@ from ..eval.gates import OOD_FLOOR, Requirement, keeps_earlier
 from ..model.config import load_config
 
 # %% ../../nbs/27_toolcall.ipynb #89e656d5
+_DECOYS = 0.4  # share of the questions that a text comes with
+
+
 def with_decoy(script: ToolScript, asked: str) -> str:
     "A question with a text that does not answer it, which looks like one that does."
     rest = [p[0] for p in script.pages if p[0].doc_id != script.doc.doc_id]
@@ -68,7 +71,7 @@ def with_decoy(script: ToolScript, asked: str) -> str:
     if not rest:
         return asked
     said = sentences(script.rng.choice(named or rest).text)
-    text = ' '.join(said[: script.rng.randint(1, 3)])[:500]
+    text = ' '.join(said[: script.rng.randint(1, 7)])[:600]
     if not ends_well(text):
         return asked
     form = script.rng.choice(talk_forms('small_talk', script.lang)['text.q'])
@@ -78,7 +81,7 @@ def with_decoy(script: ToolScript, asked: str) -> str:
 def search_first(script: ToolScript) -> dict:
     "Ask for the fact and search; a search that finds its document and another is the rule."
     asked = question(script.rng, script.fact, simple=script.style.simple)
-    script.ask(with_decoy(script, asked) if script.chance(0.2) else asked)
+    script.ask(with_decoy(script, asked) if script.chance(_DECOYS) else asked)
     query = good_query(script, script.fact)
     result = search_documents(script, query, script.form('think.search', q=query))
     single = len(found_ids(result)) < 2
