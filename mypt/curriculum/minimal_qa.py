@@ -61,6 +61,17 @@ def is_whole(sentence: str) -> bool:
     counted = _GERMAN_DATE.sub('', sentence)
     return closed and even and ends and n_sentences(counted) == 1
 
+# %% ../../nbs/curriculum/minimal_qa.ipynb #a6e61357
+def _near_passages(
+    r: random.Random, shelf: Shelf, f: Fact, n: int
+) -> list[tuple[str, str]]:  # (doc_id, text)
+    "Passages about a fact's subject that leave its attribute out, and about others that have it."
+    out = []
+    for doc, found in shelf.rivals(r, f, n):
+        same = [g for g in found if g.attribute and g.attribute == f.attribute]
+        out.append((doc.doc_id, passage(doc, r.choice(same or found), 200)))
+    return out
+
 # %% ../../nbs/curriculum/minimal_qa.ipynb #62d9e332
 def _passage_topic(r: random.Random, lang: str, shelf: Shelf) -> Topic | None:
     "A fact of a document, with the passage that tells it; None where no sentence is whole."
@@ -73,7 +84,12 @@ def _passage_topic(r: random.Random, lang: str, shelf: Shelf) -> Topic | None:
     if f.value:
         fill = dict(v=f.value, V=_upper_first(f.value))
         short = [form.format(**fill) for form in _texts(lang)['value']]
-    context = context_block([(document.doc_id, passage(document, f, 240))])
+    shown = [(document.doc_id, passage(document, f, 240))]
+    if f.kind == 'step' and f.subject not in shown[0][1]:
+        return None  # its number says nothing without the heading
+    if not shelf.simple and r.random() < 0.5:
+        shown += _near_passages(r, shelf, f, r.choice((1, 2)))
+    context = context_block(r.sample(shown, len(shown)))
     value, asked = f.value or f.sentence, question(r, f, simple=shelf.simple)
     return Topic(asked, (*short, f.sentence), value, f.subject, context, f)
 
@@ -208,21 +224,22 @@ def _stranger_topic(r: random.Random, lang: str, held: bool) -> Topic:
     return Topic(asked, (answer,), answer, name)
 
 
-_NAMED = 0.8  # share of the silent passages that name what is asked for
+_NAMED = 0.85  # share of the silent contexts that name what is asked for
 
 
-def _silent_passage(r: random.Random, shelf: Shelf, f: Fact) -> str | None:
-    "A passage that does not answer, mostly one about the same subject; None where it might."
-    named = f.kind == 'value' and r.random() < _NAMED
-    near = shelf.rivals(r, f, 2) if named else shelf.sample(r, f.lang, 1)
-    pages = [(doc, passage(doc, r.choice(found), 240)) for doc, found in near]
-    pages = [(doc, text) for doc, text in pages if not named or f.subject in text]
-    if not pages:
+def _silent_context(r: random.Random, shelf: Shelf, f: Fact) -> str | None:
+    "Passages that do not answer, mostly with the subject and the attribute; None where they might."
+    named = (f.kind == 'value' or shelf.read) and r.random() < _NAMED
+    if named:
+        pages = _near_passages(r, shelf, f, 1 if shelf.simple else r.choice((2, 2, 2, 3, 3, 1)))
+    else:
+        ((doc, found),) = shelf.sample(r, f.lang, 1)
+        pages = [(doc.doc_id, passage(doc, r.choice(found), 240))]
+    about = [text for _, text in pages if f.subject in text]
+    wrong = any(name == f.doc_id or states(text, f) for name, text in pages)
+    if wrong or not pages or (named and not about):
         return None
-    doc, text = r.choice(pages)
-    if doc.doc_id == f.doc_id or states(text, f):
-        return None
-    return context_block([(doc.doc_id, text)])
+    return context_block(r.sample(pages, len(pages)))
 
 
 def _unknown_topic(r: random.Random, lang: str, shelf: Shelf) -> Topic | None:
@@ -232,7 +249,7 @@ def _unknown_topic(r: random.Random, lang: str, shelf: Shelf) -> Topic | None:
     ((_, found),) = shelf.sample(r, lang, 1)
     f, shown, answer = r.choice(found), None, DONT_KNOW[lang]
     if r.random() < 0.6:
-        shown = _silent_passage(r, shelf, f)
+        shown = _silent_context(r, shelf, f)
         if shown is None:
             return None
     asked = question(r, f, simple=shelf.simple)
@@ -281,8 +298,13 @@ def _unknown_question(
     return asked._replace(answer=t.value)
 
 # %% ../../nbs/curriculum/minimal_qa.ipynb #b926436a
+_LIMITS = re.compile(r'\b(?:sentences?|words?|Satz|Sätzen?|Worten?|Wörtern?)\b', re.I)
+
+
 def _belongs(t: Topic, asked: LimitedQuestion, held: bool) -> bool:
     "Does the answer keep its limits, and is the question on the wanted side of the split?"
+    if asked.question != t.question and _LIMITS.search(t.question):
+        return False  # *In one sentence: … Use two sentences.*
     without_name = t.payload == t.question
     on_side = not without_name or held_out(asked.question) == held
     return follows(asked.answer, asked.limits) and on_side
