@@ -29,8 +29,8 @@ TALK = '"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "co
         (f'{{{TALK}, "_meta": {{"n": ["\\ud800"]}}}}', r'_meta.n\[0\]: character 0 is U\+D800'),
         (f'{{{TALK}, "_meta": {{"\\udfff": 1}}}}', r'_meta: character 0 is U\+DFFF'),
         (f'{{{TALK}, "_meta": {{"a": {"[" * 40}{"]" * 40}}}}}', 'nested deeper'),
-        (f'{{{TALK}, {TALK}}}', "the key 'messages' stands twice in one object"),
-        (f'{{{TALK}, "_meta": {{"a": 1, "a": 2}}}}', "the key 'a' stands twice"),
+        (f'{{{TALK}, {TALK}}}', "the key 'messages' is given twice in one object"),
+        (f'{{{TALK}, "_meta": {{"a": 1, "a": 2}}}}', "the key 'a' is given twice"),
         (
             f'{{{TALK}, "ticket_id": 7}}',
             'mypt convert FILE --keep_meta ticket_id puts it into _meta',
