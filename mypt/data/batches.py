@@ -69,7 +69,7 @@ class RowLike(Protocol):
     @property
     def segments(self) -> np.ndarray: ...
 
-
+# %% ../../nbs/07_batches.ipynb #76aef57f
 def _padded(
     rows: Sequence[RowLike],
     length: int,  # T
@@ -154,7 +154,7 @@ class RowSource(Protocol):
     ) -> Any: ...  # int64[n_rows]; a cached property is no `np.ndarray` to a checker
     def row(self, i: int) -> RowLike: ...
 
-
+# %% ../../nbs/07_batches.ipynb #5ea01edf
 def longest_row(split: RowSource) -> int:  # Tokens that the model must take at once
     "The longest row of a split; packed rows are padded to one length."
     return split.block if split.packed else int(np.max(split.row_lengths, initial=0))

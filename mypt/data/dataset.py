@@ -116,6 +116,13 @@ class Shard(NamedTuple):
     weights: np.ndarray | None = None  # float32[N]
     segments: np.ndarray | None = None  # uint8 or uint16 [N]
 
+# %% ../../nbs/05_dataset.ipynb #eb36ef3f
+def _map_array(path: Path, dtype: str | None) -> np.ndarray:
+    try:
+        return np.asarray(np.memmap(path, dtype or 'u1', 'r'))
+    except (OSError, ValueError) as e:  # empty, or not a whole number of items
+        raise UserError(f'{path}: cannot be mapped ({e}); {REPAIR_HINT}') from None
+
 # %% ../../nbs/05_dataset.ipynb #26b79c24
 def _open_shard(folder: Path, name: str, meta: dict) -> Shard:
     maps = {}
@@ -134,13 +141,6 @@ def _open_shard(folder: Path, name: str, meta: dict) -> Shard:
             raise UserError(f'{folder / name}: {problem}; {REPAIR_HINT}')
     return Shard(name, **maps)
 
-# %% ../../nbs/05_dataset.ipynb #eb36ef3f
-def _map_array(path: Path, dtype: str | None) -> np.ndarray:
-    try:
-        return np.asarray(np.memmap(path, dtype or 'u1', 'r'))
-    except (OSError, ValueError) as e:  # empty, or not a whole number of items
-        raise UserError(f'{path}: cannot be mapped ({e}); {REPAIR_HINT}') from None
-
 # %% ../../nbs/05_dataset.ipynb #39377072
 def _cut_row(shard: Shard, start: int, length: int, one_segment: bool) -> Row:
     s = slice(start, start + length)
@@ -151,7 +151,7 @@ def _cut_row(shard: Shard, start: int, length: int, one_segment: bool) -> Row:
         segments = shard.segments[s].astype(np.uint16)
     return Row(shard.tokens[s], weights, segments)
 
-
+# %% ../../nbs/05_dataset.ipynb #90fbff54
 def _past_the_end(shard: Shard) -> UserError:
     return UserError(f'{shard.name}: an episode lies past the last token; {REPAIR_HINT}')
 
@@ -190,7 +190,9 @@ class Split:
 
     def _find(self, first: list[int], i: int) -> tuple[Shard, int]:  # (shard, number within it)
         if not 0 <= i < first[-1]:
-            raise IndexError(f'{self.name} has {first[-1]} of them, there is no number {i}')
+            raise IndexError(
+                f'{self.name} has {first[-1]}, numbered from 0; {i} is not one of them'
+            )
         k = bisect_right(first, i) - 1
         return self.shards[k], i - first[k]
 
@@ -262,7 +264,7 @@ def newest_folder(folder: Path) -> Path:
     old = beside(folder.resolve(), 'old')
     return folder if folder.exists() or not old.is_dir() else old
 
-
+# %% ../../nbs/05_dataset.ipynb #5ce2ead7
 def _version(folder: Path) -> tuple[Path, int, bytes] | None:
     "Which dataset a reader sees: where it lies, its folder's inode, and its metadata; None: none."
     lies = newest_folder(folder)
@@ -283,7 +285,7 @@ def _check_sizes(folder: Path, meta: dict):
         if size != written:
             raise UserError(f'{path}: {size:,} bytes, {written:,} were written; {REPAIR_HINT}')
 
-
+# %% ../../nbs/05_dataset.ipynb #29160807
 def _check_count(folder: Path, split: Split):
     n, told = sum(len(s.index) for s in split.shards), split.n_episodes
     if n != told:

@@ -68,7 +68,7 @@ _KINDS = {
     type(None): 'null',
 }
 
-
+# %% ../../nbs/01_episodes.ipynb #dcd84df8
 def _kind(value: Any) -> str:
     "What a value is called in JSON."
     return _KINDS.get(type(value), type(value).__name__)
@@ -85,7 +85,7 @@ def _check_text(value: Any, path: str, non_empty: bool = False) -> str:
             path, f'character {m.start()} is {code}, which no text file can hold; remove it'
         )
     if non_empty and not value.strip():
-        raise EpisodeError(path, 'is empty; write what should stand there or drop the episode')
+        raise EpisodeError(path, 'is empty; write the text or drop the episode')
     return value
 
 # %% ../../nbs/01_episodes.ipynb #e2c41310
@@ -253,7 +253,7 @@ def _place_context(ep: dict, meta: dict) -> None:
     if first is None:
         raise EpisodeError(
             'context',
-            'there is no user message that it could stand in; add one or remove the context',
+            'there is no user message that it could belong to; add one or remove the context',
         )
     if 'context' in first:
         raise EpisodeError(
@@ -339,7 +339,7 @@ def check_episode(
 def _refuse_constant(name: str) -> None:
     raise ValueError(f'{name} is not JSON')
 
-
+# %% ../../nbs/01_episodes.ipynb #a084e4f4
 def first_twice(keys: Iterable[str]) -> str:  # '' where none is
     "The first key that comes a second time."
     seen = set()
@@ -349,13 +349,13 @@ def first_twice(keys: Iterable[str]) -> str:  # '' where none is
         seen.add(key)
     return ''
 
-
+# %% ../../nbs/01_episodes.ipynb #320da326
 def _once(pairs: list[tuple[str, Any]]) -> dict:
-    "An object; `ValueError` when a key stands in it twice, of which JSON would lose the first."
+    "An object; `ValueError` when it has a key twice, of which JSON would lose the first."
     out = dict(pairs)
     if len(out) < len(pairs):
         twice = first_twice(k for k, _ in pairs)
-        raise ValueError(f'the key {shown(twice, 40)!r} stands twice in one object')
+        raise ValueError(f'the key {shown(twice, 40)!r} is given twice in one object')
     return out
 
 # %% ../../nbs/01_episodes.ipynb #f2a74db4
@@ -369,7 +369,7 @@ def _not_json(text: str, e: ValueError) -> str:
         comma_before = text[: e.pos].rstrip().endswith(',')
         if comma_before and text[e.pos : e.pos + 1] in (']', '}'):
             what = f'a comma too many before column {e.colno}'
-    return f'not JSON: {what}; one whole object must stand on each line'
+    return f'not JSON: {what}; each line must hold one whole object'
 
 # %% ../../nbs/01_episodes.ipynb #0659b922
 def parse_line(raw: bytes, where: str = 'line 1') -> dict:

@@ -27,10 +27,10 @@ from typing import Any, TypeVar
 from tqdm.auto import tqdm
 from .. import __version__
 from .dataset import Dataset, open_dataset
-from .encode import EncodedPart, EncodeSettings, Reject, encode_lines, fingerprints
+from .encode import EncodedPart, EncodeSettings, Leak, Reject, encode_lines, fingerprints
 from .episodes import dump_line, read_episodes
 from .masks import role_weights
-from .packing import pack_arrays, plan_rows, ranges, segment_dtype
+from .packing import Rows, pack_arrays, plan_rows, ranges, segment_dtype
 from .tokenizer_state import open_tokenizer
 from .writer import DatasetWriter, work_folder
 from ..errors import UserError
@@ -164,7 +164,7 @@ def save_part(path: Path, part: EncodedPart):
     except OSError:
         tmp.unlink(missing_ok=True)
 
-
+# %% ../../nbs/06_prepare.ipynb #62a38ec1
 def load_part(path: Path) -> EncodedPart | None:  # None where there is none, or it is damaged
     "A part that was kept, if its own sum says so."
     try:
@@ -224,7 +224,7 @@ def _kept(part: EncodedPart, keep: np.ndarray) -> EncodedPart:  # keep: bool[n]
         factors=part.factors[tokens] if len(part.factors) else part.factors,
     )
 
-
+# %% ../../nbs/06_prepare.ipynb #f35e4681
 def _joined(parts: list[EncodedPart], name: str) -> np.ndarray:
     "One array of all parts, end to end."
     return np.concatenate([getattr(p, name) for p in parts])
@@ -237,6 +237,22 @@ def _token_weights(parts: list[EncodedPart], of_role: np.ndarray) -> np.ndarray:
         return weights
     ones = [p.factors if len(p.factors) else np.ones(len(p.ids), np.float32) for p in parts]
     return weights * np.concatenate(ones)
+
+# %% ../../nbs/06_prepare.ipynb #0da38efe
+def _packed(
+    parts: list[EncodedPart],
+    weights: np.ndarray,  # float32[N], of their tokens
+    seed: Any,  # Of the order
+    block: int,  # Tokens per row
+    pad_id: int,
+) -> Rows:
+    "The episodes of a window in random order, packed; those of one group apart from others."
+    ids, lens = _joined(parts, 'ids'), _joined(parts, 'lengths')
+    names = [g for p in parts for g in p.groups]
+    groups = np.unique(names, return_inverse=True)[1] if names else None
+    order, row_start = plan_rows(lens, block, seed, groups)
+    starts = np.cumsum(lens) - lens
+    return pack_arrays(ids, weights, starts, lens, order, row_start, block, pad_id)
 
 # %% ../../nbs/06_prepare.ipynb #5b0988c9
 @dataclass
@@ -270,20 +286,27 @@ class EpisodeWindow:
 
     def write(self, parts: list[EncodedPart]):
         "Store a window: packed where the writer has rows, else episode by episode."
-        ids, lens = _joined(parts, 'ids'), _joined(parts, 'lengths')
         weights = _token_weights(parts, self.weights)
-        starts = np.cumsum(lens) - lens
-        block = self.writer.block
-        if not block:
-            self.writer.add(self.split, ids, weights, np.stack([starts, lens], 1))
-            return
-        names = [g for p in parts for g in p.groups]
-        groups = np.unique(names, return_inverse=True)[1] if names else None
-        seed: Any = self.seed, self.n_written  # every window is shuffled anew
-        order, row_start = plan_rows(lens, block, seed, groups)
-        pad_id = self.writer.tok.endoftext
-        rows = pack_arrays(ids, weights, starts, lens, order, row_start, block, pad_id)
-        self.writer.add_rows(self.split, rows)
+        if self.writer.block:
+            seed = self.seed, self.n_written  # every window has an order of its own
+            rows = _packed(parts, weights, seed, self.writer.block, self.writer.tok.endoftext)
+            self.writer.add_rows(self.split, rows)
+        else:
+            ids, lens = _joined(parts, 'ids'), _joined(parts, 'lengths')
+            index = np.stack([np.cumsum(lens) - lens, lens], 1)
+            self.writer.add(self.split, ids, weights, index)
+
+# %% ../../nbs/06_prepare.ipynb #f9e317bb
+def _pieces(
+    docs: np.ndarray,  # int64[r, block]: the document of each token, -1 for padding
+) -> tuple[np.ndarray, np.ndarray]:  # Segment number of each token; (start, length) of each piece
+    "The pieces of documents that rows of a stream hold."
+    begins = np.diff(docs, axis=1, prepend=-2) != 0
+    numbers = np.where(docs < 0, 0, np.cumsum(begins, axis=1))
+    segments = numbers.astype(segment_dtype(int(numbers.max()))).ravel()
+    starts = np.flatnonzero(begins.ravel())
+    pieces = np.stack([starts, np.diff(starts, append=docs.size)], 1)
+    return segments, pieces[docs.ravel()[starts] >= 0]
 
 # %% ../../nbs/06_prepare.ipynb #95944f4b
 @dataclass
@@ -319,14 +342,24 @@ class TextStream(EpisodeWindow):
         self.docs = np.concatenate([self.docs, docs])
 
     def _write_rows(self, ids: np.ndarray, docs: np.ndarray):
-        "Rows of a stream; `docs` is int64[r, block], the document of each token, -1 for padding."
-        begins = np.diff(docs, axis=1, prepend=-2) != 0
-        numbers = np.where(docs < 0, 0, np.cumsum(begins, axis=1))
-        segments = numbers.astype(segment_dtype(int(numbers.max()))).ravel()
-        starts = np.flatnonzero(begins.ravel())
-        pieces = np.stack([starts, np.diff(starts, append=len(ids))], 1)
-        pieces = pieces[docs.ravel()[starts] >= 0]
+        segments, pieces = _pieces(docs)
         self.writer.add(self.split, ids, (segments > 0).astype(np.float32), pieces, segments)
+
+# %% ../../nbs/06_prepare.ipynb #d6b39827
+def _leak_error(leaks: list[Leak]) -> UserError:
+    where, kind, text = leaks[0]
+    problem = f'{kind} {text[:60]!r} is in the validation file too'
+    more = f'({len(leaks)} such in this part)'
+    way = 'remove it from one of the two, or validation measures memory'
+    return UserError(f'{where}: {problem} {more}; {way}')
+
+
+def _reject_error(fatal: list[Reject]) -> UserError:
+    more = ''
+    if len(fatal) > 1:
+        way = 'mypt check lists all, --on_error skip sets them aside'
+        more = f' (and {len(fatal) - 1} more nearby; {way})'
+    return UserError(f'{fatal[0].where}: {fatal[0].reason}{more}')
 
 # %% ../../nbs/06_prepare.ipynb #7eee9cf8
 @dataclass
@@ -345,18 +378,10 @@ class _Accounts:
         "Take down a part; raises `UserError` on a leak, and on a reject that ends the run."
         self.n_read += len(part.lengths) + len(part.rejects)
         if part.leaks:
-            where, kind, text = part.leaks[0]
-            problem = f'{kind} {text[:60]!r} is in the validation file too'
-            more = f'({len(part.leaks)} such in this part)'
-            way = 'remove it from one of the two, or validation measures memory'
-            raise UserError(f'{where}: {problem} {more}; {way}')
+            raise _leak_error(part.leaks)
         fatal = [r for r in part.rejects if self._ends_the_run(r)]
         if fatal:
-            more = ''
-            if len(fatal) > 1:
-                way = 'mypt check lists all, --on_error skip sets them aside'
-                more = f' (and {len(fatal) - 1} more nearby; {way})'
-            raise UserError(f'{fatal[0].where}: {fatal[0].reason}{more}')
+            raise _reject_error(fatal)
         self.rejects += part.rejects
         self.shrunk += part.shrunk
         self.message_weights |= len(part.factors) > 0
@@ -473,18 +498,51 @@ def _check_settings(on_error: str, format: str, overlong: str, val_split: float,
     if row is not None and not 2 <= row <= MAX_ROW:
         raise UserError(f'--pack_block_size {row}: a row has 2 to {MAX_ROW:,} tokens')
 
-
+# %% ../../nbs/06_prepare.ipynb #4a877a82
 def _end_unguarded_worker():
     "In a worker that runs an unguarded script again, end; the parent says why."
     if getattr(current_process(), '_inheriting', False):
         sys.exit(1)
 
-
+# %% ../../nbs/06_prepare.ipynb #46fe8898
 def _held_out(val_file: str | None) -> frozenset:
     "Fingerprints of the validation file, which training must not share."
     if not val_file:
         return frozenset()
     return frozenset().union(*map(fingerprints, read_episodes(val_file)))
+
+# %% ../../nbs/06_prepare.ipynb #b5ae276b
+def _warn(meta: dict):
+    ratio = meta['train_mask_ratio']
+    if ratio < 0.1:
+        cause = 'short answers under long prompts or contexts'
+        way = 'Fine for retrieval; for short chat use a shorter --system_prompt'
+        print(f'warning: only {ratio:.1%} of the tokens are trained: {cause}. {way}')
+    if not meta['num_val_episodes']:
+        print('warning: no validation episodes; overfitting will not show')
+
+# %% ../../nbs/06_prepare.ipynb #82b92f5f
+def _summarised(ds: Dataset, accounts: _Accounts, verbose: bool) -> Dataset:
+    "Print the closing lines of `prepare`; gives the dataset back."
+    m = ds.meta
+    episodes = f'{m["num_train_episodes"]:,} train + {m["num_val_episodes"]:,} val episodes'
+    tokens = f'{m["num_train_tokens"]:,} + {m["num_val_tokens"]:,} tokens'
+    print(f'{episodes}, {tokens}, mask ratio {m["train_mask_ratio"]:.1%}')
+    packing = m['packing']
+    if packing['enabled']:
+        per_row = packing['episodes_per_row']
+        print(f'packed: {packing["fill"]:.1%} filled, {per_row:.1f} episodes per row')
+    rejected = [r.where for r in accounts.rejects]
+    lists = {'rejected → rejects.jsonl': rejected, 'with shortened context': accounts.shrunk}
+    n = len(rejected) + len(accounts.shrunk) if verbose else 5
+    for what, places in lists.items():
+        if places:
+            more = ' …' if len(places) > n else ''
+            print(f'{len(places):,} {what}: {", ".join(places[:n])}{more}')
+    if rejected:
+        print(f'the first because of: {accounts.rejects[0].reason}')
+    _warn(m)
+    return ds
 
 # %% ../../nbs/06_prepare.ipynb #87717330
 def prepare(
@@ -531,39 +589,6 @@ def prepare(
     accounts = _Accounts(on_error, overlong)
     _write_dataset(writer, source, settings, accounts, val_split, val_file, workers)
     return _summarised(open_dataset(output_dir), accounts, verbose)
-
-# %% ../../nbs/06_prepare.ipynb #b5ae276b
-def _warn(meta: dict):
-    ratio = meta['train_mask_ratio']
-    if ratio < 0.1:
-        cause = 'short answers under long prompts or contexts'
-        way = 'Fine for retrieval; for short chat use a shorter --system_prompt'
-        print(f'warning: only {ratio:.1%} of the tokens are trained: {cause}. {way}')
-    if not meta['num_val_episodes']:
-        print('warning: no validation episodes; overfitting will not show')
-
-# %% ../../nbs/06_prepare.ipynb #82b92f5f
-def _summarised(ds: Dataset, accounts: _Accounts, verbose: bool) -> Dataset:
-    "Print the closing lines of `prepare`; gives the dataset back."
-    m = ds.meta
-    episodes = f'{m["num_train_episodes"]:,} train + {m["num_val_episodes"]:,} val episodes'
-    tokens = f'{m["num_train_tokens"]:,} + {m["num_val_tokens"]:,} tokens'
-    print(f'{episodes}, {tokens}, mask ratio {m["train_mask_ratio"]:.1%}')
-    packing = m['packing']
-    if packing['enabled']:
-        per_row = packing['episodes_per_row']
-        print(f'packed: {packing["fill"]:.1%} filled, {per_row:.1f} episodes per row')
-    rejected = [r.where for r in accounts.rejects]
-    lists = {'rejected → rejects.jsonl': rejected, 'with shortened context': accounts.shrunk}
-    n = len(rejected) + len(accounts.shrunk) if verbose else 5
-    for what, places in lists.items():
-        if places:
-            more = ' …' if len(places) > n else ''
-            print(f'{len(places):,} {what}: {", ".join(places[:n])}{more}')
-    if rejected:
-        print(f'the first because of: {accounts.rejects[0].reason}')
-    _warn(m)
-    return ds
 
 # %% ../../nbs/06_prepare.ipynb #0a84b2b3
 def check(

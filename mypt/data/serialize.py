@@ -27,7 +27,7 @@ ROLES = tuple(  # index = role id, a uint8
 MODEL_ROLES = ROLES[ROLES.index('text') : ROLES.index('replay')]
 LAYOUTS = ('compact', 'lines')
 
-
+# %% ../../nbs/02_serialize.ipynb #088c8412
 class Span(NamedTuple):
     "A run of ordinary text, or one tag."
 
@@ -45,7 +45,7 @@ class Span(NamedTuple):
 _SPEAKS = ('assistant', 'assistant_toolcall')
 _PREDECESSORS = dict(  # role of a message: (what may come before it, the rule in words)
     user=((None, 'assistant'), 'a user speaks first, or after an assistant answer'),
-    assistant_context=(('user',), 'assistant_context stands right after a user message'),
+    assistant_context=(('user',), 'assistant_context comes right after a user message'),
     assistant=(
         ('user', 'assistant_context', 'toolresult'),
         'an assistant answers a user or a tool result, once',
@@ -94,7 +94,7 @@ def dump_call(name: str, arguments: dict) -> str:
         return dump_json({'name': name, 'arguments': arguments})
     return dump_json({'name': name, **arguments})
 
-
+# %% ../../nbs/02_serialize.ipynb #80b82a65
 def load_call(text: str) -> tuple[str, dict]:  # (tool name, arguments)
     "Read a tool call; raises `UserError` when it is not JSON with a name."
     try:
@@ -118,7 +118,7 @@ def _block(name: str, text: str, msg: int, tag_role: str | None = None) -> list[
         Span(close_tag(name), tag_role or name, msg, True),
     ]
 
-
+# %% ../../nbs/02_serialize.ipynb #982ae046
 def _user_spans(m: dict, msg: int) -> list[Span]:
     context = _block('user_context', m['context'], msg) if 'context' in m else []
     return [
@@ -135,7 +135,7 @@ def _citations(m: dict) -> list[tuple[int, str]]:  # (character offset, source) 
     entries = cite if isinstance(cite, list) else [cite]
     return [(c['at'], c['text']) if isinstance(c, dict) else (end, c) for c in entries]
 
-
+# %% ../../nbs/02_serialize.ipynb #7ba83b21
 def _answer_spans(m: dict, msg: int) -> list[Span]:
     "An answer's text with its citations."
     text, done, out = m['content'], 0, []
@@ -206,7 +206,7 @@ def span_ids(spans: list[Span], tok: Tokenizer) -> list[list[int]]:  # One list 
     "Ids of each span: a tag is its pinned id, text is ordinary tokens whatever it spells."
     return [[tok.tag_ids[s.text]] if s.tag else tok.encode(s.text) for s in spans]
 
-
+# %% ../../nbs/02_serialize.ipynb #13b87dc1
 def to_ids(spans: list[Span], tok: Tokenizer) -> list[int]:
     "All ids in one list."
     return [i for ids in span_ids(spans, tok) for i in ids]
@@ -261,7 +261,7 @@ class _RunReader:
         "Step over white space between blocks; other text there is an error."
         is_tag, text = self.peek()
         if not is_tag and text.strip():
-            self.fail('a tag; text stands inside blocks')
+            self.fail('a tag; text belongs inside blocks')
         self.at += not is_tag
         return not is_tag
 
@@ -275,7 +275,7 @@ def _read_close(r: _RunReader, name: str) -> None:
     if not (r.take(close_tag(name)) or r.take(EOT)):
         r.fail(close_tag(name))
 
-
+# %% ../../nbs/02_serialize.ipynb #fe61b324
 def _read_block(r: _RunReader, name: str) -> str | None:  # None where there is no such block
     "The text of `<name>text</name>`."
     if not r.take(open_tag(name)):
@@ -284,7 +284,7 @@ def _read_block(r: _RunReader, name: str) -> str | None:  # None where there is 
     _read_close(r, name)
     return text
 
-
+# %% ../../nbs/02_serialize.ipynb #87445ed6
 def _read_user(r: _RunReader, context: str | None) -> dict:
     "The inside of a user block; `context` is one that came before it."
     inner = _read_block(r, 'user_context')
@@ -398,7 +398,7 @@ def _random_call(rng: random.Random, text: Callable[[], str]) -> dict:
     call = {'role': 'assistant_toolcall', 'name': name, 'arguments': arguments}
     return _sometimes(rng, call, think=text)
 
-
+# %% ../../nbs/02_serialize.ipynb #0852b343
 def _random_answer(rng: random.Random, text: Callable[[], str]) -> dict:
     "An answer, perhaps with a thought and one or two citations."
     content = text()

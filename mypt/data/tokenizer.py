@@ -48,7 +48,7 @@ _RELATED_WORDS = dict(
     cite='source cite',
 )
 
-
+# %% ../../nbs/00_tokenizer.ipynb #41f20a60
 def _init_words() -> dict[str, list[str]]:
     "Pieces of text whose embeddings start each tag."
     table = {}
@@ -155,7 +155,7 @@ _BLANK = re.compile(r'\s+')
 
 
 def without_long_blanks(text: str) -> list[str]:  # Joined they are the text
-    "The text cut inside of white space that is too long for the pre-tokenizer."
+    "The text cut in white space that is too long for the pre-tokenizer."
     if len(text) <= LONG_BLANK:
         return [text]
     cuts = [0]

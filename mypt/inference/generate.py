@@ -77,6 +77,24 @@ class Faults(dict[int, Exception]):
             raise e
         self.setdefault(row, e)
 
+# %% ../../nbs/12_generate.ipynb #1ce4db66
+def _is_plain(sampling: Sampling) -> bool:
+    "Greedy, without a penalty: the best score wins."
+    return sampling.temperature == 0 and sampling.repetition_penalty == 1
+
+
+def _check_scores(finite: Tensor, faults: Faults) -> None:  # finite: bool [B]
+    "Note the rows whose values are not numbers."
+    for b, fine in enumerate(finite.tolist()):
+        if not fine:
+            faults.add(b, UserError(_NO_NUMBERS))
+
+
+_NO_NUMBERS = (
+    'the model computes no numbers (NaN): its weights are broken, or overflow in their dtype; '
+    'load another checkpoint of it'
+)
+
 # %% ../../nbs/12_generate.ipynb #ab418856
 def pick_all(
     model: GPT,
@@ -109,23 +127,13 @@ def pick_all(
     values = logp.exp().tolist() if probs and logp is not None else no_probs
     return [Picked(*pair) for pair in zip(best.tolist(), values, strict=True)]
 
-# %% ../../nbs/12_generate.ipynb #1ce4db66
-def _is_plain(sampling: Sampling) -> bool:
-    "Greedy, without a penalty: the best score wins."
-    return sampling.temperature == 0 and sampling.repetition_penalty == 1
-
-
-def _check_scores(finite: Tensor, faults: Faults) -> None:  # finite: bool [B]
-    "Note the rows whose values are no numbers."
-    for b, fine in enumerate(finite.tolist()):
-        if not fine:
-            faults.add(b, UserError(_NO_NUMBERS))
-
-
-_NO_NUMBERS = (
-    'the model computes no numbers (NaN): its weights are broken, or overflow in their dtype; '
-    'load another checkpoint of it'
-)
+# %% ../../nbs/12_generate.ipynb #80b503f2
+def _feed_packed(model: GPT, cache: KVCache, prompts: list[list[int]]) -> Tensor:  # [B, C]
+    "Read whole prompts, one behind the other in a single row."
+    n = torch.tensor([len(p) for p in prompts])
+    rows = torch.repeat_interleave(torch.arange(1, len(prompts) + 1), n)[None]
+    ids = torch.tensor([list(chain.from_iterable(prompts))])
+    return model.hidden(ids, rows, cache=cache, keep=n.cumsum(0) - 1)
 
 # %% ../../nbs/12_generate.ipynb #8bfdfd13
 def feed(
@@ -152,14 +160,6 @@ def feed(
         last = torch.tensor([b * T + n - 1 for b, n in enumerate(lens)], device=device)
     h = model.hidden(ids, positions=positions, cache=cache, keep=last)
     return h.view(len(new), -1)
-
-# %% ../../nbs/12_generate.ipynb #80b503f2
-def _feed_packed(model: GPT, cache: KVCache, prompts: list[list[int]]) -> Tensor:  # [B, C]
-    "Read whole prompts, one behind the other in a single row."
-    n = torch.tensor([len(p) for p in prompts])
-    rows = torch.repeat_interleave(torch.arange(1, len(prompts) + 1), n)[None]
-    ids = torch.tensor([list(chain.from_iterable(prompts))])
-    return model.hidden(ids, rows, cache=cache, keep=n.cumsum(0) - 1)
 
 # %% ../../nbs/12_generate.ipynb #1498971c
 def fit_prompts(
@@ -191,26 +191,6 @@ class Step(NamedTuple):
     row: int
     id: int
     prob: float  # That the model gave to it, to about a percent; nan if not wanted
-
-# %% ../../nbs/12_generate.ipynb #02a8aab5
-@torch.inference_mode()
-def steps(
-    model: GPT,
-    prompts: list[list[int]],  # Ids; each leaves room for `max_new_tokens`
-    max_new_tokens: int,  # Per row
-    sampling: Sampling = GREEDY,  # How tokens are picked
-    stop: frozenset = frozenset(),  # Ids that end a row; they are part of its output
-    allow: list | None = None,  # One rule or None per row
-    probs: bool = True,  # Fill in `Step.prob`
-    rows: list[int] | None = None,  # Numbers that seed each row's random draws; None: 0, 1, …
-) -> Iterator[Step]:
-    "Tokens as they come, all rows side by side; rows that are done leave the batch."
-    was_training = model.training
-    model.eval()
-    try:
-        yield from _steps(model, prompts, max_new_tokens, sampling, stop, allow, probs, rows)
-    finally:
-        model.train(was_training)
 
 # %% ../../nbs/12_generate.ipynb #f3ad6e7a
 def _leave(
@@ -265,6 +245,26 @@ def _steps(model, prompts, max_new_tokens, sampling, stop, allow, probs, rows) -
         if not alive or left == 1:
             return
         h = decode([ids[b] for b in alive])
+
+# %% ../../nbs/12_generate.ipynb #02a8aab5
+@torch.inference_mode()
+def steps(
+    model: GPT,
+    prompts: list[list[int]],  # Ids; each leaves room for `max_new_tokens`
+    max_new_tokens: int,  # Per row
+    sampling: Sampling = GREEDY,  # How tokens are picked
+    stop: frozenset = frozenset(),  # Ids that end a row; they are part of its output
+    allow: list | None = None,  # One rule or None per row
+    probs: bool = True,  # Fill in `Step.prob`
+    rows: list[int] | None = None,  # Numbers that seed each row's random draws; None: 0, 1, …
+) -> Iterator[Step]:
+    "Tokens as they come, all rows side by side; rows that are done leave the batch."
+    was_training = model.training
+    model.eval()
+    try:
+        yield from _steps(model, prompts, max_new_tokens, sampling, stop, allow, probs, rows)
+    finally:
+        model.train(was_training)
 
 # %% ../../nbs/12_generate.ipynb #b2e6e0d9
 def stop_ids(

@@ -108,6 +108,32 @@ class EpisodeOrder:
         flat = x.new_zeros(self.place.shape + x.shape[2:]).index_copy(0, self.order, x[0])
         return flat.unflatten(0, self.shape)
 
+# %% ../../nbs/09_attention.ipynb #085ddac3
+def _lens_and_positions(runs: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    "Length of each token's own run, and its place in it: both [B, T]."
+    n_tokens = shape[0] * shape[1]
+    starts, lens = runs[:-1], runs.diff()
+    own_len = torch.repeat_interleave(lens, lens, output_size=n_tokens)
+    own_start = torch.repeat_interleave(starts, lens, output_size=n_tokens)
+    positions = torch.arange(n_tokens, device=runs.device) - own_start
+    return own_len.view(shape), positions.view(shape)
+
+# %% ../../nbs/09_attention.ipynb #0b6cf1d6
+class _Varlen:
+    "torch's kernel and what it can be told, once they are loaded."
+
+    attend: Callable | None = None
+    options: frozenset[str] = frozenset()
+
+
+def _load_varlen() -> None:
+    "Import the kernel; a layout does, before any graph is compiled."
+    if _Varlen.attend is None:
+        from torch.nn.attention.varlen import varlen_attn
+
+        _Varlen.options = frozenset(inspect.signature(varlen_attn).parameters)
+        _Varlen.attend = staticmethod(varlen_attn)
+
 # %% ../../nbs/09_attention.ipynb #b6461943
 @dataclass(kw_only=True)
 class Segments(EpisodeOrder):
@@ -157,16 +183,6 @@ class Segments(EpisodeOrder):
             layout.sort(starts, needed_lengths(runs, real, keep))
         return layout
 
-# %% ../../nbs/09_attention.ipynb #085ddac3
-def _lens_and_positions(runs: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    "Length of each token's own run, and its place in it: both [B, T]."
-    n_tokens = shape[0] * shape[1]
-    starts, lens = runs[:-1], runs.diff()
-    own_len = torch.repeat_interleave(lens, lens, output_size=n_tokens)
-    own_start = torch.repeat_interleave(starts, lens, output_size=n_tokens)
-    positions = torch.arange(n_tokens, device=runs.device) - own_start
-    return own_len.view(shape), positions.view(shape)
-
 # %% ../../nbs/09_attention.ipynb #a6f1ce4e
 def causal_attention(
     q: Tensor,  # [n, L, H, D]
@@ -194,29 +210,13 @@ def _attention_by_length(q: Tensor, k: Tensor, v: Tensor, layout: Segments, wind
         outs.append(causal_attention(*tables, window=window).flatten(0, 1))
     return torch.cat(outs)[None]
 
-# %% ../../nbs/09_attention.ipynb #0b6cf1d6
-class _Varlen:
-    "torch's kernel and what it can be told, once they are loaded."
-
-    attend: Callable | None = None
-    options: frozenset[str] = frozenset()
-
-
-def _load_varlen() -> None:
-    "Import the kernel; a layout does, before any graph is compiled."
-    if _Varlen.attend is None:
-        from torch.nn.attention.varlen import varlen_attn
-
-        _Varlen.options = frozenset(inspect.signature(varlen_attn).parameters)
-        _Varlen.attend = staticmethod(varlen_attn)
-
-
+# %% ../../nbs/09_attention.ipynb #72fbcdec
 def has_window() -> bool:
     "Whether the kernel can look back over a window; torch 2.10's cannot."
     _load_varlen()
     return 'window_size' in _Varlen.options
 
-
+# %% ../../nbs/09_attention.ipynb #1cd41dac
 def _varlen_attention(
     q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int, window: int
 ) -> Tensor:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WEIGHTS_FILE', 'ADAPTER_FILE', 'BEFORE_A_MODEL', 'recover', 'write_all', 'llama_config', 'generation_config',
            'weights_file', 'shape_meta', 'checkpoint_dir', 'folder_to_write', 'save_checkpoint', 'check_state',
-           'load_meta', 'noted_sums', 'check_sums', 'read_tensors', 'tensor_shapes', 'expected_shapes', 'LoadedModel',
-           'load_model', 'adapter_of', 'find_base', 'put_on', 'SavedState', 'load_state']
+           'load_meta', 'noted_sums', 'check_sums', 'read_tensors', 'tensor_shapes', 'expected_shapes', 'adapter_of',
+           'find_base', 'put_on', 'LoadedModel', 'load_model', 'SavedState', 'load_state']
 
 # %% ../../nbs/13_checkpoint.ipynb #5bd86d40
 import json
@@ -48,21 +48,6 @@ from .config import FAMILIES, ModelConfig, model_config
 from .gpt import GPT, make_gpt, merge_adapters
 from .lora import Adapter, own_name, peft_config, peft_name, trained_weights
 
-# %% ../../nbs/13_checkpoint.ipynb #0c5c7fd0
-def recover(folder: Path) -> None:  # Whose lock the caller holds
-    "Bring a directory into order: finish a save that was committed, forget one that was not."
-    for leftover in ('.next', '.done'):
-        _remove(folder / leftover)
-    commit = folder / '.commit'
-    if newest_save(folder) != commit:
-        commit.unlink(missing_ok=True)  # a link, or a file of somebody else
-        return
-    for f in commit.iterdir():
-        _link(f, folder / f.name)
-    sync(folder)
-    commit.rename(folder / '.done')
-    _remove(folder / '.done')
-
 # %% ../../nbs/13_checkpoint.ipynb #fd81d8d7
 def _link(file: Path, target: Path) -> None:
     "Give a file the name `target` as well, in place of what has that name."
@@ -82,6 +67,21 @@ def _remove(path: Path) -> None:
         path.unlink()
     else:
         shutil.rmtree(path, ignore_errors=True)
+
+# %% ../../nbs/13_checkpoint.ipynb #0c5c7fd0
+def recover(folder: Path) -> None:  # Whose lock the caller holds
+    "Bring a directory into order: finish a save that was committed, forget one that was not."
+    for leftover in ('.next', '.done'):
+        _remove(folder / leftover)
+    commit = folder / '.commit'
+    if newest_save(folder) != commit:
+        commit.unlink(missing_ok=True)  # a link, or another program's file
+        return
+    for f in commit.iterdir():
+        _link(f, folder / f.name)
+    sync(folder)
+    commit.rename(folder / '.done')
+    _remove(folder / '.done')
 
 # %% ../../nbs/13_checkpoint.ipynb #bea5bf53
 def write_all(
@@ -251,7 +251,7 @@ def folder_to_write(name: str | Path) -> Path:
     if not folder.exists() or (folder / 'mypt.json').exists():
         return folder
     if not folder.is_dir():
-        raise UserError(f'{folder}: is no folder; give the model another name')
+        raise UserError(f'{folder}: is not a folder; give the model another name')
     others = [p.name for p in folder.iterdir() if not p.name.startswith('.')]
     if set(others) - BEFORE_A_MODEL:
         found = ', '.join(sorted(others)[:3])
@@ -345,6 +345,13 @@ def check_state(path: Path, state: dict) -> None:
     "Raise `UserError` when `training_state.json` holds what no run says."
     check_json(path, state, _STATE)
 
+# %% ../../nbs/13_checkpoint.ipynb #fe085f55
+def _models_there() -> str:
+    "A hint: the names under checkpoints/."
+    folder = Path('checkpoints')
+    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    return f'there are {", ".join(names)}' if names else 'train one, or check the path'
+
 # %% ../../nbs/13_checkpoint.ipynb #acee9bcc
 def load_meta(name: str | Path) -> dict:  # `mypt.json`
     "What a checkpoint says of itself: version, shape, layout, lineage."
@@ -367,13 +374,6 @@ def load_meta(name: str | Path) -> dict:  # `mypt.json`
         raise UserError(f'{problem}, or take out its sha256 if the change was meant')
     _check_meta(path, meta)
     return meta
-
-# %% ../../nbs/13_checkpoint.ipynb #fe085f55
-def _models_there() -> str:
-    "A hint: the names under checkpoints/."
-    folder = Path('checkpoints')
-    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    return f'there are {", ".join(names)}' if names else 'train one, or check the path'
 
 # %% ../../nbs/13_checkpoint.ipynb #d173230b
 def noted_sums(meta: dict) -> dict[str, str]:  # Name → sha256
@@ -441,58 +441,12 @@ def expected_shapes(
         shapes |= {k.replace('.0.', f'.{i}.', 1): tuple(w.shape) for i in numbers}
     return shapes
 
-# %% ../../nbs/13_checkpoint.ipynb #920d1fa6
-class LoadedModel(NamedTuple):
-    "A model as it was saved."
+# %% ../../nbs/13_checkpoint.ipynb #a0e765bf
+def _shape_text(shape: tuple[int, ...] | str) -> str:
+    return shape if isinstance(shape, str) else '×'.join(map(str, shape))
 
-    model: GPT  # On the CPU
-    tok: Tokenizer
-    meta: dict  # `mypt.json`
-
-# %% ../../nbs/13_checkpoint.ipynb #2910b446
-def load_model(
-    name: str | Path,  # Directory, or a name under checkpoints/
-    verify: bool = False,  # Compare every file with its noted hash
-    merge: bool = True,  # Base and adapters as one, where the checkpoint has adapters
-) -> LoadedModel:
-    "Read a checkpoint; raises `UserError` saying what is wrong and what to do."
-    folder = checkpoint_dir(name)
-
-    def read() -> LoadedModel:
-        meta, files = load_meta(name), newest_save(folder)
-        if verify:
-            check_sums(files, meta)
-        if meta.get('adapter'):
-            model = _read_adapted(folder, files, meta, verify)
-            model = merge_adapters(model) if merge else model
-        else:
-            model = _read_model(files, meta)
-        return LoadedModel(model, load_tokenizer(folder), meta)
-
-    return read_version(read, lambda: _version(folder))
-
-# %% ../../nbs/13_checkpoint.ipynb #adafcfe9
-def _version(folder: Path) -> tuple[Path, str | None]:
-    "Which save a reader sees: where its files lie, and the text of its `mypt.json`."
-    files = newest_save(folder)
-    try:
-        return files, (files / 'mypt.json').read_text(encoding='utf-8', errors='replace')
-    except OSError:
-        return files, None
-
-# %% ../../nbs/13_checkpoint.ipynb #17b1244f
+# %% ../../nbs/13_checkpoint.ipynb #716f3670
 _Shapes = dict[str, tuple[int, ...]]
-
-
-def _read_model(files: Path, meta: dict) -> GPT:
-    "The model that `mypt.json` describes, with its weights."
-    path, cfg = files / WEIGHTS_FILE, ModelConfig(**meta['model'])
-    found = tensor_shapes(path)
-    _check_shapes(path, found, expected_shapes(cfg, found, str(path)))
-    weights = read_tensors(path)
-    model = GPT(cfg)
-    model.load_state_dict(weights)
-    return model
 
 
 def _check_shapes(path: Path, found: _Shapes, expected: _Shapes) -> None:
@@ -505,9 +459,16 @@ def _check_shapes(path: Path, found: _Shapes, expected: _Shapes) -> None:
                 'weights and mypt.json do not belong together'
             )
 
-# %% ../../nbs/13_checkpoint.ipynb #a0e765bf
-def _shape_text(shape: tuple[int, ...] | str) -> str:
-    return shape if isinstance(shape, str) else '×'.join(map(str, shape))
+# %% ../../nbs/13_checkpoint.ipynb #17b1244f
+def _read_model(files: Path, meta: dict) -> GPT:
+    "The model that `mypt.json` describes, with its weights."
+    path, cfg = files / WEIGHTS_FILE, ModelConfig(**meta['model'])
+    found = tensor_shapes(path)
+    _check_shapes(path, found, expected_shapes(cfg, found, str(path)))
+    weights = read_tensors(path)
+    model = GPT(cfg)
+    model.load_state_dict(weights)
+    return model
 
 # %% ../../nbs/13_checkpoint.ipynb #80e949f3
 def adapter_of(meta: dict) -> Adapter | None:  # `meta`: `mypt.json`
@@ -535,16 +496,7 @@ def find_base(
         'trained on; restore it from a copy'
     )
 
-# %% ../../nbs/13_checkpoint.ipynb #63c1c3f2
-def _read_adapted(folder: Path, files: Path, meta: dict, verify: bool) -> GPT:
-    "Base and adapters, apart."
-    adapter = adapter_of(meta)
-    assert adapter is not None
-    base = load_model(find_base(folder, adapter), verify)
-    base.model.cfg = model_config(meta['model'])
-    return put_on(base.model, adapter, files / ADAPTER_FILE)
-
-
+# %% ../../nbs/13_checkpoint.ipynb #b853affd
 def put_on(base: GPT, adapter: Adapter, path: Path) -> GPT:  # path: the adapters' file
     "A base with the adapters of a file; raises `UserError` when they do not belong together."
     with torch.device('meta'):
@@ -561,6 +513,54 @@ def put_on(base: GPT, adapter: Adapter, path: Path) -> GPT:  # path: the adapter
     for name, p in model.named_parameters():
         p.requires_grad_(name in trained)
     return model
+
+# %% ../../nbs/13_checkpoint.ipynb #920d1fa6
+class LoadedModel(NamedTuple):
+    "A model as it was saved."
+
+    model: GPT  # On the CPU
+    tok: Tokenizer
+    meta: dict  # `mypt.json`
+
+# %% ../../nbs/13_checkpoint.ipynb #adafcfe9
+def _version(folder: Path) -> tuple[Path, str | None]:
+    "Which save a reader sees: where its files lie, and the text of its `mypt.json`."
+    files = newest_save(folder)
+    try:
+        return files, (files / 'mypt.json').read_text(encoding='utf-8', errors='replace')
+    except OSError:
+        return files, None
+
+# %% ../../nbs/13_checkpoint.ipynb #63c1c3f2
+def _read_adapted(folder: Path, files: Path, meta: dict, verify: bool) -> GPT:
+    "Base and adapters, apart."
+    adapter = adapter_of(meta)
+    assert adapter is not None
+    base = load_model(find_base(folder, adapter), verify)
+    base.model.cfg = model_config(meta['model'])
+    return put_on(base.model, adapter, files / ADAPTER_FILE)
+
+# %% ../../nbs/13_checkpoint.ipynb #2910b446
+def load_model(
+    name: str | Path,  # Directory, or a name under checkpoints/
+    verify: bool = False,  # Compare every file with its noted hash
+    merge: bool = True,  # Base and adapters as one, where the checkpoint has adapters
+) -> LoadedModel:
+    "Read a checkpoint; raises `UserError` saying what is wrong and what to do."
+    folder = checkpoint_dir(name)
+
+    def read() -> LoadedModel:
+        meta, files = load_meta(name), newest_save(folder)
+        if verify:
+            check_sums(files, meta)
+        if meta.get('adapter'):
+            model = _read_adapted(folder, files, meta, verify)
+            model = merge_adapters(model) if merge else model
+        else:
+            model = _read_model(files, meta)
+        return LoadedModel(model, load_tokenizer(folder), meta)
+
+    return read_version(read, lambda: _version(folder))
 
 # %% ../../nbs/13_checkpoint.ipynb #1d28a05c
 class SavedState(NamedTuple):

@@ -177,6 +177,18 @@ class HiddenStates(Decoder):
             noise = torch.rand(*ids.shape, self.cfg.n_embd, device=ids.device) * 2 - 1
         return neftune(noise, layout.lens, self.neftune_alpha)
 
+# %% ../../nbs/11_gpt.ipynb #6b8dca99
+def _at_least_two(
+    keep: Tensor,  # [M] supervised tokens of the flat batch
+    n_tokens: int,  # Of the flat batch
+) -> Tensor:  # The same, with tokens that carry no loss where there are fewer than two
+    "No number of targets that the compiler would treat by itself."
+    if len(keep) == 0:
+        return torch.arange(2, device=keep.device)
+    if len(keep) == 1:
+        return torch.cat([keep, (keep + 1) % n_tokens])
+    return keep
+
 # %% ../../nbs/11_gpt.ipynb #5d0677dc
 class GPT(HiddenStates):
     "A decoder with its loss on supervised positions only."
@@ -227,18 +239,6 @@ class GPT(HiddenStates):
         layout = self.layout(batch.segments, batch.ids.shape, batch.runs, keep, batch.longest)
         h = self.hidden(batch.ids, layout, batch.positions, keep=keep, noise=noise)
         return h, keep, weights[keep]
-
-# %% ../../nbs/11_gpt.ipynb #6b8dca99
-def _at_least_two(
-    keep: Tensor,  # [M] supervised tokens of the flat batch
-    n_tokens: int,  # Of the flat batch
-) -> Tensor:  # The same, with tokens that carry no loss where there are fewer than two
-    "No number of targets that the compiler would treat by itself."
-    if len(keep) == 0:
-        return torch.arange(2, device=keep.device)
-    if len(keep) == 1:
-        return torch.cat([keep, (keep + 1) % n_tokens])
-    return keep
 
 # %% ../../nbs/11_gpt.ipynb #a1e0c0f3
 GRAPHS_PER_MODEL = 16  # At most 8; twice that where single blocks have frozen weights

@@ -79,6 +79,12 @@ def _head_in(W: Tensor, dtype: torch.dtype) -> Tensor:
         return half_copy(W)
     return W.to(dtype)
 
+# %% ../../nbs/10_loss.ipynb #fe0264c9
+def _rows_per_slice(M: int, most: int) -> int:
+    "Rows per slice, at most `most`, so that the slices of `M` rows are about equally long."
+    n_slices = -(-M // most)
+    return -(-M // n_slices)
+
 # %% ../../nbs/10_loss.ipynb #7718e670
 class _HeadLoss(torch.autograd.Function):
     "Σ w·ce of rows `h` under head `W`; gradients are computed in the forward pass, slice by slice."
@@ -121,12 +127,6 @@ class _HeadLoss(torch.autograd.Function):
         dh, dW = (next(saved) if has else None for has in ctx.has_grad)
         tables = (None, dW) if ctx.rows else (dW, None)
         return dh, *tables, None, None, None, None, None
-
-# %% ../../nbs/10_loss.ipynb #fe0264c9
-def _rows_per_slice(M: int, most: int) -> int:
-    "Rows per slice, at most `most`, so that the slices of `M` rows are about equally long."
-    n_slices = -(-M // most)
-    return -(-M // n_slices)
 
 # %% ../../nbs/10_loss.ipynb #8412495f
 def head_loss(

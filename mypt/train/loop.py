@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EvalSets', 'MAX_BAD_STEPS', 'seed_for', 'Callback', 'RunState', 'BatchSource', 'wants_compiled', 'tokens_of',
-           'Trainer', 'train_step', 'assign_batches', 'evaluate', 'run_callbacks', 'catch_signals', 'explain_oom',
-           'count_step', 'check_finite', 'fixed_order', 'check_evaluated', 'check_end', 'fit', 'save', 'trainer_state',
+           'Trainer', 'run_callbacks', 'train_step', 'assign_batches', 'evaluate', 'catch_signals', 'explain_oom',
+           'count_step', 'check_finite', 'fixed_order', 'check_evaluated', 'check_end', 'save', 'fit', 'trainer_state',
            'restore_trainer']
 
 # %% ../../nbs/15_loop.ipynb #70ccec31
@@ -163,6 +163,15 @@ class Trainer(RunState):
     def stop_reason(self) -> str | None:
         return self.stop
 
+# %% ../../nbs/15_loop.ipynb #d063aebc
+def run_callbacks(
+    t: Trainer,
+    hook: str,  # Name of a method of `Callback`
+):
+    "Call one hook of every callback, in their order."
+    for cb in t.cbs:
+        getattr(cb, hook)(t)
+
 # %% ../../nbs/15_loop.ipynb #7b3c89a1
 def _count_targets(t: Trainer, batches: list[Batch]) -> tuple[float, ...]:
     "Σ weights, tokens, tokens with loss and attending pairs of a step, over all processes."
@@ -251,15 +260,6 @@ def evaluate(t: Trainer) -> dict[str, float]:  # Name of the set → mean loss p
     t.best = min(t.best, t.evaluated.get('val', math.inf))
     return t.evaluated
 
-# %% ../../nbs/15_loop.ipynb #d063aebc
-def run_callbacks(
-    t: Trainer,
-    hook: str,  # Name of a method of `Callback`
-):
-    "Call one hook of every callback, in their order."
-    for cb in t.cbs:
-        getattr(cb, hook)(t)
-
 # %% ../../nbs/15_loop.ipynb #ff3ce3e5
 @contextmanager
 def catch_signals(t: Trainer):
@@ -298,25 +298,6 @@ def explain_oom(cfg: TrainConfig):
             'use_checkpoint, or shorten block_size'
         ) from None
 
-# %% ../../nbs/15_loop.ipynb #2b2b5f2c
-def _run_step(t: Trainer, step: int, batches: list[Batch], start: float) -> None:
-    "Train on the batches of a step, note what it did, and tell the callbacks."
-    t.record = dict(step=step + 1, **train_step(t, step, batches))
-    count_step(t, t.record)
-    t.record['seconds'] = time.perf_counter() - start
-    run_callbacks(t, 'after_step')
-    check_finite(t)
-
-# %% ../../nbs/15_loop.ipynb #c1436172
-def _timed(
-    source: Iterator[tuple[int, list[Batch]]],  # Step and batches
-) -> Iterator[tuple[float, int, list[Batch]]]:  # The moment of asking before them
-    "When each step's batches were asked for, and the batches."
-    asked = time.perf_counter()
-    for step, batches in source:
-        yield asked, step, batches
-        asked = time.perf_counter()
-
 # %% ../../nbs/15_loop.ipynb #d53bbd50
 def count_step(t: Trainer, record: dict):
     "Add a step's record to the numbers of the run."
@@ -337,6 +318,25 @@ def check_finite(t: Trainer):
             f'step {t.step}: loss or gradient not finite {MAX_BAD_STEPS} times in a row; the last '
             'good checkpoint is kept. Lower learning_rate, or look at the data with mypt inspect'
         )
+
+# %% ../../nbs/15_loop.ipynb #2b2b5f2c
+def _run_step(t: Trainer, step: int, batches: list[Batch], start: float) -> None:
+    "Train on the batches of a step, note what it did, and tell the callbacks."
+    t.record = dict(step=step + 1, **train_step(t, step, batches))
+    count_step(t, t.record)
+    t.record['seconds'] = time.perf_counter() - start
+    run_callbacks(t, 'after_step')
+    check_finite(t)
+
+# %% ../../nbs/15_loop.ipynb #c1436172
+def _timed(
+    source: Iterator[tuple[int, list[Batch]]],  # Step and batches
+) -> Iterator[tuple[float, int, list[Batch]]]:  # The moment of asking before them
+    "When each step's batches were asked for, and the batches."
+    asked = time.perf_counter()
+    for step, batches in source:
+        yield asked, step, batches
+        asked = time.perf_counter()
 
 # %% ../../nbs/15_loop.ipynb #a1e0c0b4
 @contextmanager
@@ -370,7 +370,7 @@ def check_evaluated(t: Trainer):
         'Lower learning_rate, or raise warmup_iters'
     )
 
-
+# %% ../../nbs/15_loop.ipynb #3cb41193
 def check_end(t: Trainer):
     "Raise `UserError` when a run's last step was not finite, so that its end was not saved."
     if t.step == t.max_steps and t.bad_in_a_row:
@@ -378,6 +378,14 @@ def check_end(t: Trainer):
             f'step {t.step}, the last one: loss or gradient not finite; what was saved before is '
             'kept. Lower learning_rate, or look at the data with mypt inspect'
         )
+
+# %% ../../nbs/15_loop.ipynb #41f6aa5a
+def save(t: Trainer):
+    "Write a checkpoint, unless the last steps were bad."
+    if t.save and not t.bad_in_a_row:
+        run_callbacks(t, 'before_save')
+        t.save(t)
+        run_callbacks(t, 'after_save')
 
 # %% ../../nbs/15_loop.ipynb #e2056da1
 def fit(
@@ -409,14 +417,6 @@ def fit(
     check_end(t)
     return t
 
-# %% ../../nbs/15_loop.ipynb #41f6aa5a
-def save(t: Trainer):
-    "Write a checkpoint, unless the last steps were bad."
-    if t.save and not t.bad_in_a_row:
-        run_callbacks(t, 'before_save')
-        t.save(t)
-        run_callbacks(t, 'after_save')
-
 # %% ../../nbs/15_loop.ipynb #9b984adf
 def trainer_state(t: Trainer) -> tuple[dict, dict[str, Tensor]]:  # Numbers, optimizer tensors
     "Everything besides the weights that a resumed run needs."
@@ -437,5 +437,5 @@ def restore_trainer(
         setattr(t, f.name, state[f.name])
     possible = possible_precisions(t.cfg, t.device)
     if t.precision_on != t.device.type or t.precision not in possible:
-        t.precision = ''  # chosen anew
+        t.precision = ''  # chosen again
     load_optimizer_tensors(t.model, t.opts, tensors)

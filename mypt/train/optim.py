@@ -149,6 +149,10 @@ class Muon(Optimizer):
             state['momentum_buffer'] = torch.zeros_like(p)
         return _nesterov(state['momentum_buffer'], p.grad, group['momentum'])
 
+# %% ../../nbs/14_optim.ipynb #86c3973d
+def _groups(opts: Iterable[Optimizer]) -> list[dict]:
+    return [group for o in opts for group in o.param_groups]
+
 # %% ../../nbs/14_optim.ipynb #6b7f17a3
 def make_optimizers(model: nn.Module, cfg: TrainConfig) -> list[Optimizer]:
     "AdamW, or Muon for matrices with AdamW for the rest; every group carries `peak_lr`."
@@ -176,10 +180,6 @@ def set_lr(
     "Set every group to `scale` times its peak."
     for group in _groups(opts):
         group['lr'] = group['peak_lr'] * scale
-
-
-def _groups(opts: Iterable[Optimizer]) -> list[dict]:
-    return [group for o in opts for group in o.param_groups]
 
 # %% ../../nbs/14_optim.ipynb #75e6ecfa
 def optimizer_tensors(

@@ -73,23 +73,22 @@ class Start(NamedTuple):
     )
     note: str = ''  # What became of the base's rope scale
 
-# %% ../../nbs/16_train.ipynb #dfa44d62
-def start_model(
-    folder: Path,  # The model's own directory
-    cfg: Config,
-    ds: Dataset,
-    base: str | None,  # A model to start from
-    sharded: bool = False,  # Under FSDP: each process reads its share of a resumed run's tensors
-) -> Start:
-    "Resume, else start from a base, else from nothing; raises `UserError` on what does not fit."
-    if (folder / 'training_state.json').exists():
-        return _resume(folder, cfg, ds, sharded)
-    if base:
-        return _start_from_base(folder, _brought(base), cfg, ds)
-    _check_fresh(cfg, ds)
-    cfg.model.vocab_size = ds.tok.vocab_size
-    torch.manual_seed(cfg.train.seed)
-    return Start(GPT(cfg.model))
+# %% ../../nbs/16_train.ipynb #69759284
+def _check_tokenizer(tok: Tokenizer, ds: Dataset, where: str | Path):
+    if tok != ds.tok:
+        raise UserError(
+            f'{where} speaks {tok.kind!r}, the dataset {ds.tok.kind!r}; prepare it with '
+            f'--tokenization {tok.kind}'
+        )
+
+# %% ../../nbs/16_train.ipynb #cd998df1
+def _with_config(model: GPT, cfg: ModelConfig) -> GPT:
+    "The same weights under another block size, dropout or rope scale."
+    if model.cfg == cfg:
+        return model
+    new = make_gpt(cfg, model.adapter)
+    new.load_state_dict(model.state_dict())
+    return new
 
 # %% ../../nbs/16_train.ipynb #b6a56712
 def _check_fresh(cfg: Config, ds: Dataset):
@@ -109,6 +108,16 @@ def _check_fresh(cfg: Config, ds: Dataset):
         raise UserError(
             f'{cfg.source}: vocab_size {given}, but the dataset was made with {ds.tok.kind!r} '
             f'({ds.tok.vocab_size}); prepare it with another --tokenization or take another config'
+        )
+
+# %% ../../nbs/16_train.ipynb #3cb4e66c
+def _check_rank(folder: Path, adapter: Adapter | None, cfg: Config):
+    "Raise `UserError` when a run would go on with other adapters than it began with."
+    began, wanted = adapter.rank if adapter else 0, cfg.train.lora_rank
+    if began != wanted:
+        raise UserError(
+            f'{folder} was begun with lora_rank {began}, {cfg.source} says {wanted}; give '
+            f'--sets lora_rank={began}, or another --model_name'
         )
 
 # %% ../../nbs/16_train.ipynb #8dc4e604
@@ -132,30 +141,10 @@ def _resume(folder: Path, cfg: Config, ds: Dataset, sharded: bool) -> Start:
     lineage = meta.get('lineage') or {}
     return Start(model, lineage.get('base'), lineage, state, read_tensors, note)
 
-# %% ../../nbs/16_train.ipynb #2ae099be
-def _brought(source: str) -> str:
-    "The base as a checkpoint: a source of another kind is imported, by the first process."
-    if int(os.environ.get('WORLD_SIZE', 1)) == 1:
-        return base_checkpoint(source)
-    from mypt.train.distributed import gather_objects
-
-    first = torch.distributed.get_rank() == 0
-    return gather_objects(base_checkpoint(source) if first else None)[0]
-
-
-def _start_from_base(folder: Path, base: str, cfg: Config, ds: Dataset) -> Start:
-    "The weights of another model, under this config."
-    model, tok, meta = load_model(base, verify=True)
-    _check_tokenizer(tok, ds, base)
-    note = rope_note(model.cfg, cfg)
-    model = _with_config(model, check_same_arch(model.cfg, cfg))
-    if not meta.get('tags_seen', True):
-        init_tags(model, ds.tok)
-    sha, lineage = meta.get('weights_sha256'), meta.get('lineage')
-    about = dict(name=str(base), sha256=sha, lineage=lineage)
-    if cfg.train.lora_rank:
-        model = _with_adapters(model, folder, base, meta, cfg, ds)
-    return Start(model, about, note=note)
+# %% ../../nbs/16_train.ipynb #13690962
+def _plain_meta(meta: dict) -> dict:
+    "What a merged model keeps of the `mypt.json` of its adapters."
+    return {k: meta[k] for k in ('lineage', 'layout', 'mask_policy') if k in meta}
 
 # %% ../../nbs/16_train.ipynb #144dac29
 def _with_adapters(
@@ -178,37 +167,48 @@ def _with_adapters(
     model.adapter = adapter
     return model
 
-# %% ../../nbs/16_train.ipynb #13690962
-def _plain_meta(meta: dict) -> dict:
-    "What a merged model keeps of the `mypt.json` of its adapters."
-    return {k: meta[k] for k in ('lineage', 'layout', 'mask_policy') if k in meta}
+# %% ../../nbs/16_train.ipynb #2ae099be
+def _brought(source: str) -> str:
+    "The base as a checkpoint: a source of another kind is imported, by the first process."
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1:
+        return base_checkpoint(source)
+    from mypt.train.distributed import gather_objects
 
+    first = torch.distributed.get_rank() == 0
+    return gather_objects(base_checkpoint(source) if first else None)[0]
 
-def _check_rank(folder: Path, adapter: Adapter | None, cfg: Config):
-    "Raise `UserError` when a run would go on with other adapters than it began with."
-    began, wanted = adapter.rank if adapter else 0, cfg.train.lora_rank
-    if began != wanted:
-        raise UserError(
-            f'{folder} was begun with lora_rank {began}, {cfg.source} says {wanted}; give '
-            f'--sets lora_rank={began}, or another --model_name'
-        )
+# %% ../../nbs/16_train.ipynb #f6941c6f
+def _start_from_base(folder: Path, base: str, cfg: Config, ds: Dataset) -> Start:
+    "The weights of another model, under this config."
+    model, tok, meta = load_model(base, verify=True)
+    _check_tokenizer(tok, ds, base)
+    note = rope_note(model.cfg, cfg)
+    model = _with_config(model, check_same_arch(model.cfg, cfg))
+    if not meta.get('tags_seen', True):
+        init_tags(model, ds.tok)
+    sha, lineage = meta.get('weights_sha256'), meta.get('lineage')
+    about = dict(name=str(base), sha256=sha, lineage=lineage)
+    if cfg.train.lora_rank:
+        model = _with_adapters(model, folder, base, meta, cfg, ds)
+    return Start(model, about, note=note)
 
-# %% ../../nbs/16_train.ipynb #69759284
-def _check_tokenizer(tok: Tokenizer, ds: Dataset, where: str | Path):
-    if tok != ds.tok:
-        raise UserError(
-            f'{where} speaks {tok.kind!r}, the dataset {ds.tok.kind!r}; prepare it with '
-            f'--tokenization {tok.kind}'
-        )
-
-# %% ../../nbs/16_train.ipynb #cd998df1
-def _with_config(model: GPT, cfg: ModelConfig) -> GPT:
-    "The same weights under another block size, dropout or rope scale."
-    if model.cfg == cfg:
-        return model
-    new = make_gpt(cfg, model.adapter)
-    new.load_state_dict(model.state_dict())
-    return new
+# %% ../../nbs/16_train.ipynb #dfa44d62
+def start_model(
+    folder: Path,  # The model's own directory
+    cfg: Config,
+    ds: Dataset,
+    base: str | None,  # A model to start from
+    sharded: bool = False,  # Under FSDP: each process reads its share of a resumed run's tensors
+) -> Start:
+    "Resume, else start from a base, else from nothing; raises `UserError` on what does not fit."
+    if (folder / 'training_state.json').exists():
+        return _resume(folder, cfg, ds, sharded)
+    if base:
+        return _start_from_base(folder, _brought(base), cfg, ds)
+    _check_fresh(cfg, ds)
+    cfg.model.vocab_size = ds.tok.vocab_size
+    torch.manual_seed(cfg.train.seed)
+    return Start(GPT(cfg.model))
 
 # %% ../../nbs/16_train.ipynb #9ffa1cd6
 def make_batches(ds: Dataset, cfg: Config, rank: int = 0, world: int = 1) -> Batches:
@@ -256,7 +256,7 @@ def _misfit(other: Dataset, ds: Dataset, cfg: Config) -> str:
         return f'its rows have up to {longest:,} tokens, the model takes {cfg.model.block_size:,}'
     return ''
 
-
+# %% ../../nbs/16_train.ipynb #7fe7d879
 def _named_sets(cfg: Config) -> dict[str, str]:  # Name → folder
     "The config's evaluation sets; raises `UserError` where a name is not unique."
     named = cfg.train.eval_sets
@@ -361,15 +361,6 @@ def _counted(
     plural = word + ('es' if word.endswith('s') else 's')
     return f'{number} {word if float(number.replace(",", "")) == 1 else plural}'
 
-
-def coverage(data: Batches, steps: int) -> str:
-    "How often the run sees the data, with advice; fine-tuning does best with two or three passes."
-    passes = steps * data.per_step / data.per_epoch
-    rows = f'{_counted(len(data.rows), "row")}, {data.per_step} a step'
-    see = 'is' if steps == 1 else 'are'
-    seen = f'{_counted(steps, "step")} {see} {_counted(passes, "pass", 1)}'
-    return f'{rows}: {seen}{_coverage_advice(data, passes)}'
-
 # %% ../../nbs/16_train.ipynb #1c6870bc
 def _coverage_advice(data: Batches, passes: float) -> str:
     if passes < 0.5:
@@ -384,6 +375,15 @@ def _coverage_advice(data: Batches, passes: float) -> str:
     if enough < FEW_STEPS:
         return '; many passes over little data: more data helps'
     return f'; many passes: more data, or epochs=3 ({_counted(enough, "step")})'
+
+# %% ../../nbs/16_train.ipynb #a48c2fa0
+def coverage(data: Batches, steps: int) -> str:
+    "How often the run sees the data, with advice; fine-tuning does best with two or three passes."
+    passes = steps * data.per_step / data.per_epoch
+    rows = f'{_counted(len(data.rows), "row")}, {data.per_step} a step'
+    see = 'is' if steps == 1 else 'are'
+    seen = f'{_counted(steps, "step")} {see} {_counted(passes, "pass", 1)}'
+    return f'{rows}: {seen}{_coverage_advice(data, passes)}'
 
 # %% ../../nbs/16_train.ipynb #e641a387
 MOST_EPOCHS = 10  # That are chosen; more would be learning by heart
@@ -640,7 +640,7 @@ def _lineage(ds: Dataset, cfg: Config, steps: int, base: dict | None) -> dict:
     data = dict(dir=Path(ds.dir).name, sha256=sha, sources=ds.meta.get('lineage'))
     return dict(dataset=data, base=base, steps=steps, config=cfg.to_dict())
 
-
+# %% ../../nbs/16_train.ipynb #a6534d84
 def _check_same_data(
     folder: Path,
     before: dict | None,  # Lineage of what is resumed; None: nothing is
@@ -662,7 +662,7 @@ def _config_changes(before: dict, cfg: Config) -> list[str]:  # As in 'batch_siz
     now = json.loads(json.dumps(cfg.to_dict()))
     return [f'{k} {before[k]} → {v}' for k, v in now.items() if k in before and before[k] != v]
 
-
+# %% ../../nbs/16_train.ipynb #cd0bbba3
 def _start_line(t: Trainer, data: Batches, folder: Path, base: str | None) -> str:
     "Model, start and device; with several processes also the rows of a step."
     start = 'fresh weights'
@@ -695,7 +695,7 @@ class Plan(NamedTuple):
     evals: EvalSets
     notes: list[str]  # What was decided otherwise than the config says, a line each
 
-
+# %% ../../nbs/16_train.ipynb #57b80f7c
 def _left_out(ds: Dataset, rows: int, min_tokens: int) -> str:
     "How many episodes are too short to be trained on."
     n = ds.train.n_rows - rows
