@@ -16,7 +16,7 @@ from ..data.encode import shrink_context
 from ..data.episodes import check_episode, check_message
 from ..data.serialize import dump_call, dump_json, parse_reply, serialize, to_ids
 from ..data.tokenizer import Tokenizer
-from ..errors import UserError
+from ..errors import UserError, counted
 from ..inference.constrain import CallGrammar
 from ..inference.generate import generate, prompt_ids, stop_ids
 from ..model.gpt import GPT
@@ -29,7 +29,7 @@ def cite_texts(message: dict) -> list[str]:
         return [cites]
     return [c['text'] if isinstance(c, dict) else c for c in cites]
 
-
+# %% ../../nbs/26_agent.ipynb #8d4c29f7
 def _message_rows(message: dict) -> list[tuple[str, str]]:  # (label, text)
     rows = [('think', message['think'])] if 'think' in message else []
     if message['role'] == 'assistant_toolcall':
@@ -108,23 +108,22 @@ class AgentRun:
 # %% ../../nbs/26_agent.ipynb #f0e45723
 def _summary(run: AgentRun) -> str:
     cut = ', retrieved texts were shortened to fit' if run.shortened else ''
-    n = len(run.calls)
-    calls = f'{n} call{"s" * (n != 1)}'
-    tokens = sum(len(s.ids) for s in run.steps)
-    return f'{STOPPED.get(run.stopped, "at work")} after {calls}, {tokens} tokens{cut}'
+    calls, tokens = len(run.calls), sum(len(s.ids) for s in run.steps)
+    why = STOPPED.get(run.stopped, 'at work')
+    return f'{why} after {counted(calls, "call")}, {counted(tokens, "token")}{cut}'
 
-
+# %% ../../nbs/26_agent.ipynb #578d1d92
 def _one_line(text: str, n: int = 160) -> str:
-    "At most about `n` printable characters; a long text loses its middle."
+    "At most about `n` printable characters."
     text = ''.join(c if c.isprintable() else ' ' if c in '\n\t' else '�' for c in text)
     return text if len(text) <= n else f'{text[: n * 2 // 3]} … {text[-n // 4 :]}'
 
-
+# %% ../../nbs/26_agent.ipynb #ae6b5282
 def _trace_text(run: AgentRun) -> str:
     lines = [f'   user    {_one_line(run.question)}']
     for n, step in enumerate(run.steps, 1):
         rows = [f'{label:<7} {_one_line(text)}' for label, text in step.rows()]
-        lines.append(f'{n:<2} {rows[0]}  ({len(step.ids)} tokens)')
+        lines.append(f'{n:<2} {rows[0]}  ({counted(len(step.ids), "token")})')
         lines += [f'   {row}' for row in rows[1:]]
     return '\n'.join([*lines, _summary(run)])
 
@@ -142,7 +141,7 @@ def _text_html(label: str, text: str) -> str:
         return _fold(text[:100] + ' …', html.escape(text))
     return f'<span style="white-space:pre-wrap">{html.escape(text)}</span>'
 
-
+# %% ../../nbs/26_agent.ipynb #6fab5152
 def _trace_html(run: AgentRun) -> str:
     "The trace as a table; every text in it is escaped."
     rows = [_ROW.format('', 'user', _text_html('user', run.question))]
@@ -151,7 +150,7 @@ def _trace_html(run: AgentRun) -> str:
             rows.append(_ROW.format('' if k else n, label, _text_html(label, text)))
         names = [run.tok.token_str(i) for i in step.ids] if run.tok else []
         tokens = '·'.join(html.escape(name) for name in names)
-        rows.append(_ROW.format('', '', _fold(f'{len(step.ids)} tokens', tokens)))
+        rows.append(_ROW.format('', '', _fold(counted(len(step.ids), 'token'), tokens)))
     return f'<table>{"".join(rows)}</table><p>{html.escape(_summary(run))}</p>'
 
 # %% ../../nbs/26_agent.ipynb #24ba884d
@@ -264,7 +263,7 @@ def _advance(
     elif _was_made(message, run.episode):
         run.stopped, step.note = 'repeat', 'this call was made before'
     elif len(run.calls) >= max_calls:
-        run.stopped, step.note = 'calls', f'{max_calls} calls were made already'
+        run.stopped, step.note = 'calls', f'no answer after {counted(max_calls, "call")}'
     else:
         assert workspace is not None
         _add_result(run, step, message, workspace.call(message['name'], message['arguments']))
@@ -273,7 +272,7 @@ def _advance(
 def _extended(episode: dict, *messages: dict) -> dict:
     return {**episode, 'messages': [*episode['messages'], *messages]}
 
-
+# %% ../../nbs/26_agent.ipynb #7951232f
 def _was_made(call: dict, episode: dict) -> bool:
     "Whether the same call was made since the user spoke last."
     messages = episode['messages']
@@ -309,6 +308,16 @@ def _fault(run: AgentRun, step: AgentStep, wrong: str, called: bool, tools: list
     error = 'the call is not valid JSON with a name'
     _add_result(run, step, call, {'error': error, 'available_tools': tools})
 
+# %% ../../nbs/26_agent.ipynb #b7675da6
+def _prompt_limit(model: GPT, max_new_tokens: int) -> int:
+    "Tokens that a prompt may have; raises `UserError` when there is no room for one."
+    size = model.cfg.block_size
+    if size <= max_new_tokens:
+        raise UserError(
+            f'max_new_tokens {max_new_tokens} leaves no room in a context of {size}; ask for fewer'
+        )
+    return size - max_new_tokens
+
 # %% ../../nbs/26_agent.ipynb #89cceafb
 def model_reply(
     model: GPT,
@@ -320,12 +329,7 @@ def model_reply(
     **sampling,  # Fields of Sampling; greedy when none
 ) -> ReplyFn:
     "A function histories → replies for `run_agents`."
-    limit = model.cfg.block_size - max_new_tokens
-    if limit < 1:
-        size = model.cfg.block_size
-        raise UserError(
-            f'max_new_tokens {max_new_tokens} leaves no room in a context of {size}; ask for fewer'
-        )
+    limit = _prompt_limit(model, max_new_tokens)
 
     def reply(histories: list[dict]) -> list[list[int]]:
         prompts = [prompt_ids(h, tok, layout) for h in histories]

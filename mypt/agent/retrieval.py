@@ -163,7 +163,7 @@ def best_passages(store: Store, scores: dict[int, float], most: int) -> list[int
     least = nlargest(most, scores.values())[-1] if len(scores) > most else 0.0
     return sorted((p for p in scores if scores[p] >= least), key=order)[:most]
 
-
+# %% ../../nbs/22_retrieval.ipynb #a7b3b0ca
 def best_of_each(scores: dict[int, float]) -> dict[int, float]:
     "Only the best passage of each document, the first of equal ones."
     best: dict[int, tuple[float, int]] = {}
@@ -180,7 +180,7 @@ def built_in_embed() -> Embedder:
     e5 = load_e5()
     return Embedder(e5, e5.questions)
 
-
+# %% ../../nbs/22_retrieval.ipynb #4db69fc9
 def dense_scores(vectors: PassageVectors, embed: EmbedFn, query: str) -> dict[int, float]:
     "The passages whose vectors are nearest to a query's; scores are above 0."
     ask = embed.questions if isinstance(embed, Embedder) else embed
@@ -188,7 +188,7 @@ def dense_scores(vectors: PassageVectors, embed: EmbedFn, query: str) -> dict[in
     nearest = np.argsort(-near, kind='stable')[:DEPTH]
     return {vectors.passages[i]: float(near[i]) for i in nearest}
 
-
+# %% ../../nbs/22_retrieval.ipynb #a05c4ba4
 def fuse(
     store: Store,
     lexical: dict[int, float],  # passage → score
@@ -381,7 +381,7 @@ class Finding(NamedTuple):
     text: str
     words: dict[str, list[str]]  # a word of the query → words of the passage that answer to it
 
-
+# %% ../../nbs/22_retrieval.ipynb #8c6d87bd
 def matched_words(store: Store, query: str, hit: Hit) -> dict[str, list[str]]:
     "The words of a passage that a query found it by, as they are compared."
     there = set(index_words(Passage(hit.text, hit.headings).found_by(hit.title)))
@@ -392,6 +392,15 @@ def matched_words(store: Store, query: str, hit: Hit) -> dict[str, list[str]]:
         if found:
             matched[word] = found
     return matched
+
+# %% ../../nbs/22_retrieval.ipynb #9b66f918
+def _print_finding(f: Finding) -> None:
+    print(f'{f.rank}. {shown(f.document)}, passage {f.passage}, score {f.score:.2f}')
+    print('   ' + ' › '.join(shown(h) for h in dict.fromkeys([f.title, *f.headings])))
+    words = (w if [w] == near else f'{w} ({", ".join(near)})' for w, near in f.words.items())
+    print(f'   words: {harmless(", ".join(words)) or "none, found by its vector"}')
+    for line in f.text.splitlines():
+        print(f'   | {harmless(line)}')
 
 # %% ../../nbs/22_retrieval.ipynb #ccbf74b0
 def search(
@@ -414,15 +423,6 @@ def search(
     if not found:
         print(f'nothing found: no passage has {", ".join(query_words(query)) or "a word of it"}')
     return found
-
-# %% ../../nbs/22_retrieval.ipynb #9b66f918
-def _print_finding(f: Finding) -> None:
-    print(f'{f.rank}. {shown(f.document)}, passage {f.passage}, score {f.score:.2f}')
-    print('   ' + ' › '.join(shown(h) for h in dict.fromkeys([f.title, *f.headings])))
-    words = (w if [w] == near else f'{w} ({", ".join(near)})' for w, near in f.words.items())
-    print(f'   words: {harmless(", ".join(words)) or "none, found by its vector"}')
-    for line in f.text.splitlines():
-        print(f'   | {harmless(line)}')
 
 # %% ../../nbs/22_retrieval.ipynb #b8f4fd0d
 def retrieve(index: Index, question: str, k: int = 3) -> list[Hit]:

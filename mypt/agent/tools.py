@@ -44,7 +44,7 @@ def _workspace_tool(
         schema['oneOf'] = [{'required': [k]} for k in one_of]
     return Tool(f'workspace.{name}', description, schema)
 
-
+# %% ../../nbs/25_tools.ipynb #358b17e8
 def _text_argument(description: str) -> dict:
     return dict(type='string', description=description)
 
@@ -87,7 +87,7 @@ def _signature(tool: Tool) -> str:  # `workspace.get_doc {doc_id | title}`
             shown.append(f'{k}={v["default"]}' if 'default' in v else k)
     return f'{tool.name} {{{", ".join(shown)}}}'
 
-
+# %% ../../nbs/25_tools.ipynb #b511a0cf
 def describe_tools(tools: dict[str, Tool] = TOOLS) -> str:
     "Tools as a system prompt names them."
     said = [f'{_signature(t)} to {t.description}' for t in tools.values()]
@@ -100,7 +100,7 @@ class MarkdownText(str):
     def _repr_markdown_(self):
         return str(self)
 
-
+# %% ../../nbs/25_tools.ipynb #859a606c
 def _requirement(tool: Tool, name: str, schema: dict) -> str:
     if name in tool.parameters['required']:
         return 'required'
@@ -169,7 +169,7 @@ def _has_type(value: Any, kind: str) -> bool:
         return kind == 'number' or isinstance(value, int) or value.is_integer()
     return isinstance(value, _PYTHON[kind])
 
-
+# %% ../../nbs/25_tools.ipynb #8c6c400c
 def _fits(value: Any, schema: dict) -> bool:
     "Whether a value keeps to the parts of JSON Schema that tools here use."
     if not _has_type(value, schema['type']):
@@ -198,7 +198,7 @@ _NOISE = re.compile(
     r'\A---\n.*?\n---\n|^(```|~~~).*?^\1[^\n]*|^#{1,6} [^\n]*|^[ \t]*(?:[-*+>|]|\d{1,3}\.)[ \t]+',
     re.S | re.M,
 )
-_MOST = 100_000  # characters of a text that are looked at
+_MOST = 100_000  # characters of a text that are read
 
 # %% ../../nbs/25_tools.ipynb #6b81a62e
 _END = re.compile(r'(?<=[.!?])\s+|(?<=[.!?]["”“)])\s+')  # of a sentence, as far as one can see
@@ -214,7 +214,7 @@ _ORDINAL = rf'\b(?:(?:{_BEFORE_ORDINAL}) \d{{1,2}}|(?:{_BEFORE_ANY}) \d{{3}})'
 _NO_END = re.compile(rf'(?:(?:^|[\s(])(?:{_SHORT})|{_ORDINAL}\\?)\.$')
 _NUMBERED = re.compile(r'(?:^|[\s(])(?:No|Nos|S|p|pp|Art|Ziff)\.$')
 
-
+# %% ../../nbs/25_tools.ipynb #35423095
 def _goes_on(before: str, after: str) -> bool:
     "Whether the full stop between two pieces of a paragraph ends no sentence."
     if after[0].islower() or _NO_END.search(before):
@@ -248,7 +248,7 @@ def _sentence_weights(found: list[str]) -> list[float]:
     count = Counter(w for ws in words for w in ws)
     return [sum(count[w] for w in set(ws)) / (3 + len(ws)) for ws in words]
 
-
+# %% ../../nbs/25_tools.ipynb #66c13ce0
 def summarize(text: str, max_length: int = 300) -> str:
     "The first sentence and the weightiest of the others, in their order."
     text = text[:_MOST]

@@ -31,7 +31,7 @@ class ShortQuestion(NamedTuple):
     "A question of phase 1 and its answer."
 
     template: str
-    fill: dict  # what stands in the places of the template, by name or in this order
+    fill: dict  # what fills the places of the template, by name or in this order
     answer: str
 
     @property
@@ -39,7 +39,7 @@ class ShortQuestion(NamedTuple):
         "The template, filled."
         return self.template.format(*self.fill.values(), **self.fill)
 
-
+# %% ../../nbs/20_format_lock.ipynb #fbee564d
 def _facts(lang: str, kind: str) -> list:
     return json_asset('facts.json')[lang][kind]
 
@@ -62,7 +62,7 @@ def _fact(kind: str, rng: Random, lang: str) -> ShortQuestion:
     upper = thing[0].upper() + thing[1:]
     return ShortQuestion(form, dict(x=thing, X=upper), answer + '.')
 
-
+# %% ../../nbs/20_format_lock.ipynb #59734312
 def _capital(rng: Random, lang: str) -> ShortQuestion:
     if rng.random() < 0.7:
         return _fact('capitals', rng, lang)
@@ -89,7 +89,7 @@ def _neighbour(rng: Random, lang: str) -> ShortQuestion:
     fill = dict(x=names[i], u=asks(lang)['units'][unit])
     return ShortQuestion(rng.choice(forms), fill, names[(i + step) % len(names)] + '.')
 
-
+# %% ../../nbs/20_format_lock.ipynb #845065d6
 def _calendar(rng: Random, lang: str) -> ShortQuestion:
     if rng.random() < 0.6:
         return _neighbour(rng, lang)
@@ -109,7 +109,7 @@ def _number_claim(rng: Random, lang: str) -> tuple[str, dict, bool]:
     true = dict(more=a > b, less=a < b, even=a % 2 == 0, odd=a % 2 == 1)[kind]
     return kind, dict(a=a, b=b), true
 
-
+# %% ../../nbs/20_format_lock.ipynb #b7417b43
 def _fact_claim(rng: Random, lang: str) -> tuple[str, dict, bool]:
     "A capital or a colour that is right, or that of something else; nothing of two colours."
     kind = rng.choice(('capitals', 'colours'))
@@ -136,7 +136,7 @@ def _letter_claim(rng: Random, lang: str) -> tuple[str, dict, bool]:
     letter = rng.choice((right, wrong))
     return kind, dict(w=word, l=letter), letter == right
 
-
+# %% ../../nbs/20_format_lock.ipynb #7bd75bf2
 def _order_claim(rng: Random, lang: str) -> tuple[str, dict, bool]:
     "Whether a day or a month follows another."
     names = _facts(lang, rng.choice(('days', 'months')))
@@ -166,7 +166,7 @@ def _spelling(rng: Random, lang: str) -> ShortQuestion:
     answer = str(len(word)) if task == 'length' else letters[task]
     return ShortQuestion(rng.choice(asks(lang)[task]), dict(x=word), answer)
 
-
+# %% ../../nbs/20_format_lock.ipynb #2851a438
 def _arithmetic(rng: Random, lang: str, top: int = 50) -> ShortQuestion:
     "A sum of numbers below `top`; products are of numbers up to ten."
     sign = rng.choice('+-×')
@@ -207,7 +207,7 @@ MINIMAL = ('say', 'yesno', 'status')
 REGISTERS = ('plain', 'opener', 'closer', 'story', 'keyword', 'typo')
 _REGISTER_WEIGHTS = (30, 16, 16, 22, 8, 8)
 
-
+# %% ../../nbs/20_format_lock.ipynb #a064b7fe
 def _mistype(rng: Random, form: str) -> str:
     "Two neighbouring letters of one long word change places; places to fill stay as they are."
     words = [m for m in re.finditer(r'(?<![{\w"„])[a-zäöüß]{5,}(?![\w}])', form)]
@@ -222,7 +222,7 @@ _BEFORE_KINDS = dict(say='before_order', status='before_status')
 
 
 def in_register(rng: Random, lang: str, q: ShortQuestion, register: str, kind: str = '') -> str:
-    "A question as somebody would ask it."
+    "A question as a person would ask it."
     if register == 'plain':
         return q.text
     if kind in _BEFORE_KINDS and register != 'typo':
@@ -293,7 +293,7 @@ def make_format_lock(
     only: tuple = (),  # Only these categories
     simple: bool = False,  # For tiny models: plain questions in a few phrasings
 ) -> Iterator[dict]:
-    "Ultra-short questions and answers in ten categories, no two alike."
+    "Very short questions and answers in ten categories, no two alike."
     kinds = list(only) or _categories(mode, math)
     categories = dict(CATEGORIES)
     if math == 'minimal':

@@ -56,7 +56,7 @@ def _open(talk: Talk, kind: str) -> bool:
         return clarify(talk)
     return begin_silent(talk) if kind == 'missing' else ask_first(talk)
 
-
+# %% ../../nbs/24_multiturn.ipynb #36a8db7a
 def _order(talk: Talk, kind: str, kinds: tuple, n: int) -> list[str]:
     "The kinds of `n` turns, with `kind` among them unless the opening was of that kind."
     never = ('summary', 'missing', 'context') if kind == 'missing' else ('summary', 'missing')
@@ -66,7 +66,7 @@ def _order(talk: Talk, kind: str, kinds: tuple, n: int) -> list[str]:
         order[-1 if kind in _LAST else talk.rng.randrange(n)] = kind
     return order
 
-
+# %% ../../nbs/24_multiturn.ipynb #e7289fa8
 def _continue(talk: Talk, order: list[str], kind: str) -> list[str] | None:
     "Add the turns; their kinds, or None where there is nothing left to ask."
     used = []

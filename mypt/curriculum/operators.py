@@ -28,7 +28,7 @@ class SignName(NamedTuple):
     weak: str  # after *die*
     gen: str  # after *der*
 
-
+# %% ../../nbs/21_operators.ipynb #9a7e67ab
 _ENGLISH_SIGNS = {
     '[]': 'square brackets',
     '()': 'round brackets',
@@ -60,12 +60,12 @@ _GERMAN_SIGNS = {  # signs → stem of the adjective, plural, dative
     '~~': ('', 'Tilden', 'Tilden'),
 }
 
-
+# %% ../../nbs/21_operators.ipynb #ecee8734
 def _german_name(stem: str, plural: str, dative: str) -> SignName:
     strong, weak = (f'{stem}e ', f'{stem}en ') if stem else ('', '')
     return SignName(strong + plural, weak + dative, weak + plural, weak + plural)
 
-
+# %% ../../nbs/21_operators.ipynb #5ef50dac
 SIGN_NAMES = dict(
     en={signs: SignName(*[name] * 4) for signs, name in _ENGLISH_SIGNS.items()},
     de={signs: _german_name(*words) for signs, words in _GERMAN_SIGNS.items()},
@@ -85,7 +85,7 @@ def _texts(lang: str) -> dict[str, tuple[str, ...]]:
     table = phrasings(text_assets(f'operators_{lang}.txt'))
     return {name: tuple(f.replace('¶', '\n\n') for f in forms) for name, forms in table.items()}
 
-
+# %% ../../nbs/21_operators.ipynb #21f189f0
 def operator_forms(
     lang: str,
     operator: str,
@@ -101,12 +101,12 @@ _KINDS = (
 )
 _SIMPLE_KINDS = ('word', 'phrase', 'phrase', 'number', 'code', 'gibberish')
 
-
+# %% ../../nbs/21_operators.ipynb #0ef20c80
 def wrap(payload: str, sign: str) -> str:
     "A payload between the two halves of a sign."
     return f'{sign[0]}{payload}{sign[1]}'
 
-
+# %% ../../nbs/21_operators.ipynb #7b44fc86
 def _sentence(rng: Random, lang: str, held: bool) -> str:
     "A sentence or two about names that do not exist."
     fill = dict(n=invent(rng, held), m=invent(rng, held), c=payload(rng, lang, ('code',), held)[1])
@@ -125,7 +125,7 @@ def _marked(rng: Random, lang: str, held: bool) -> str:
     words[i] = wrap(words[i], signs)
     return ' '.join(words)
 
-
+# %% ../../nbs/21_operators.ipynb #cc61a8bd
 def _payload(rng: Random, lang: str, kinds: tuple, held: bool) -> tuple[str, str]:
     "(kind, payload)"
     kind = rng.choice(kinds)
@@ -140,7 +140,7 @@ def _signs_for(lang: str, text: str) -> list[str]:
     "The signs that do not occur in a text."
     return [s for s in SIGN_NAMES[lang] if s[0] not in text and s[1] not in text]
 
-
+# %% ../../nbs/21_operators.ipynb #95890c2d
 def _surround(rng: Random, lang: str, text: str, sign: str, held: bool, simple: bool) -> str:
     "A text that holds the payload between the signs, among words and other signs."
 
@@ -246,7 +246,7 @@ def _operator_cases(suite: str, eps: Iterable[dict]) -> list[dict]:
         cases.append(suite_case(suite, i, e, 'exact', meta['expected'], tags))
     return cases
 
-
+# %% ../../nbs/21_operators.ipynb #882b4de6
 def operator_suites() -> dict[str, list[dict]]:  # name → cases as in `assets/suites/NAME.jsonl`
     "The suites of phase 2: every payload in them is held out."
     known = make_operators(360, 'mixed', 911, held=True)

@@ -60,7 +60,7 @@ def fact_answer(s: Scene, fact: Fact) -> str:
         return chat_form(s.rng, 'quoted', s.lang).format(x=fact.sentence, d=fact.doc_id)
     return fact.sentence
 
-
+# %% ../../nbs/23_rag_chat.ipynb #eb8337aa
 def cited_answer(s: Scene, fact: Fact, think: str | None = None) -> dict:
     "A cited answer that states a fact."
     return _reply(fact_answer(s, fact), fact.doc_id, think)
@@ -88,9 +88,9 @@ def _with_rival(s: Scene, start: str, way: tuple[str, int, list[Fact]]) -> str:
     form = chat_form(s.rng, f'{start}_{name}', s.lang)
     return form.format(**fact_gaps(s.fact), **rival_gaps(found), n=s.number(s.fact), m=m)
 
-
+# %% ../../nbs/23_rag_chat.ipynb #760db5ca
 def thought(s: Scene) -> str:
-    "Where the answer stands, and often why it is not elsewhere."
+    "Which passage answers, and often why another does not."
     ways = [] if s.simple else list(_rivals(s))
     if ways and s.rng.random() < 0.7:
         return _with_rival(s, 'think', s.rng.choice(ways))
@@ -98,7 +98,7 @@ def thought(s: Scene) -> str:
     form = chat_form(s.rng, name, s.lang, s.simple)
     return form.format(**fact_gaps(s.fact), n=s.number(s.fact))
 
-
+# %% ../../nbs/23_rag_chat.ipynb #e7ad46dd
 def doubt(s: Scene) -> str:
     "Why no passage answers."
     ways = [way for way in _rivals(s) if way[0] != 'text_other']
@@ -130,7 +130,7 @@ def _answer(s: Scene, user: dict) -> list[dict]:
 def _think(s: Scene, user: dict) -> list[dict]:
     return [user, cited_answer(s, s.fact, thought(s))]
 
-
+# %% ../../nbs/23_rag_chat.ipynb #897d78c7
 def _multi(s: Scene, user: dict) -> list[dict] | None:
     "A thoughtful answer, and a second question that the same passages answer."
     others = [f for f in s.clear() if f != s.fact]
@@ -156,7 +156,7 @@ def _insufficient_scene(s: Scenes, rng: random.Random, lang: str) -> Scene | Non
     absent = s.simple or rng.random() < _ABSENT
     return absent_scene(s, rng, lang) if absent else silent_scene(s, rng, lang)
 
-
+# %% ../../nbs/23_rag_chat.ipynb #5e51d223
 def _insufficient(s: Scene, user: dict) -> list[dict]:
     return [user, abstention(s)]
 
@@ -199,7 +199,7 @@ def _near_number(rng: random.Random, n: int) -> int:
     most = 28 if n <= 31 else 2 * n
     return rng.choice([m for m in (*range(2, min(most, 29)), most) if m != n])
 
-
+# %% ../../nbs/23_rag_chat.ipynb #e0b824ae
 def contradicting_page(s: Scenes, scene: Scene) -> ShownPage | None:
     "A page that states another value than the scene's fact; None where there is no such page."
     fact, rng = scene.fact, scene.rng
@@ -294,7 +294,7 @@ def about(fact: Fact) -> dict:
     known = asdict(fact)
     return {k: known[k] for k in ('kind', 'subject', 'attribute', 'value', 'sentence', 'doc_id')}
 
-
+# %% ../../nbs/23_rag_chat.ipynb #25656993
 def chat_episode(
     rng: random.Random,
     lang: str,
@@ -374,7 +374,7 @@ def make_rag_chat(
     unseen: bool = False,  # For suites: phrasings that are never trained
     made: dict | None = None,  # Filled with the number of episodes by kind
 ) -> Iterator[dict]:
-    "Questions about passages: answered with a citation, or honestly not."
+    "Questions about passages: answered with a citation, or with an abstention."
     numbers = pages or ((2,) if simple else PAGE_NUMBERS)
     shelf = Shelf(docs_dir, held, min(facts, 3) if simple else facts, simple)
     scenes = Scenes(shelf, numbers, size, 0 if simple else long, unseen, simple)

@@ -115,7 +115,7 @@ class Phase:
 
 # %% ../../nbs/19_recipe.ipynb #661c3162
 def command_line(
-    verb: str,  # One or two words, and what stands without a flag: `make echo`
+    verb: str,  # One or two words, and what has no flag: `make echo`
     options: Mapping[str, Any],  # None, False and empty lists are left out
 ) -> str:
     "A command as a shell takes it."
@@ -132,7 +132,7 @@ def command_line(
 # %% ../../nbs/19_recipe.ipynb #704da376
 @dataclass(frozen=True)
 class Command:
-    "A command of a run: a line for the shell, and the call that the line stands for."
+    "A command of a run: a line for the shell, and the call that the line means."
 
     verb: str  # `make echo`, `mix`, `prepare`, `train` or `gate`
     options: dict  # as the command takes them
@@ -168,16 +168,16 @@ _STAGE = Rule(
 )
 START_AGAIN = 'delete it, and every stage runs again'
 
-
+# %% ../../nbs/19_recipe.ipynb #38a64c8d
 def _read_stages(note: Path) -> dict:
     "What `stages.json` notes: stage → its key, whether it is done, and how long it took."
     done = json_object(note, read_text(note, START_AGAIN), START_AGAIN)
     check_json(note, done, _STAGE, START_AGAIN)
     return done
 
-
+# %% ../../nbs/19_recipe.ipynb #c9f71c18
 def stage_seconds(folder: str | Path) -> dict[str, float]:
-    "How long each finished stage of a folder took, in whichever sitting."
+    "How long each finished stage of a folder took, in whichever run."
     done = _read_stages(Path(folder) / 'stages.json')
     return {name: state['seconds'] for name, state in done.items() if 'seconds' in state}
 
@@ -189,7 +189,7 @@ class Stages:
         self, folder: str | Path, log: Callable[[str], object] = print, notes: list | None = None
     ):
         self.log = log
-        self.notes = [] if notes is None else notes  # told, and emptied, before a stage runs
+        self.notes = [] if notes is None else notes  # printed once, before the first that runs
         self.chain = ''  # key of the stage before
         self.seconds, self.skipped = {}, []  # stages that ran; those done before, until one runs
         self.note = Path(folder) / 'stages.json'
@@ -203,7 +203,7 @@ class Stages:
         work: Callable[[], Any],
         clear: Callable[[], None] | None = None,  # removes what other settings left behind
     ) -> Any:  # what `work` gave; None when it was done before
-        "Call `work` unless this very stage is done."
+        "Call `work` unless this stage is done with the same settings."
         self.chain = stage_key(self.chain, name, settings)
         state = self.done.get(name, {})
         if state.get('done') and state['key'] == self.chain and Path(output).exists():
@@ -243,7 +243,7 @@ def check_options(kind: str, generator: Callable, options: Mapping[str, Any]):
         if parameter.default is parameter.empty and name != 'n' and name not in options:
             raise UserError(f'{kind} needs --{name}')
 
-
+# %% ../../nbs/19_recipe.ipynb #c62f17e3
 def system_prompts(config: str, sets: list | None = None) -> tuple | dict[str, tuple]:
     "The system prompts of a config, or those of each language; none for raw text."
     prompts = load_config(config, sets).train.system_prompt
@@ -260,7 +260,7 @@ def _at_least_one(kind: str, episodes: Iterable[dict], kinds: Counter) -> Iterat
     if not kinds:
         raise UserError(f'{kind}: not one episode could be made; add documents')
 
-
+# %% ../../nbs/19_recipe.ipynb #d40a12de
 def _write_what_there_is(output: str, episodes: Iterable[dict], strict: bool) -> list[str]:
     "Write episodes; what a generator lacks is given back as lines, or raised where `strict`."
     with warnings.catch_warnings(record=True) as told:
@@ -269,18 +269,18 @@ def _write_what_there_is(output: str, episodes: Iterable[dict], strict: bool) ->
         try:
             write_episodes(output, episodes)
         except Shortage as e:
-            raise UserError(f'{output}: {e}; nothing is written, as --strict asks') from None
+            raise UserError(f'{output}: {e}; with --strict nothing is written') from None
     for other in told:
         if not issubclass(other.category, Shortage):
             warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
     return [str(w.message) for w in told if issubclass(w.category, Shortage)]
 
 # %% ../../nbs/19_recipe.ipynb #761d5554
-NEAR, FEW = 0.02, 300  # a share that is so near is right; chance decides among so few episodes
+NEAR, FEW = 0.02, 300  # a difference that is no fault; episodes below which chance decides
 
 
 def _asked_shares(generator: Callable, given: Mapping[str, Any]) -> dict[str, float]:
-    "The shares of the kinds that a generator was asked for; empty where it tells none."
+    "The shares of the kinds that a generator was asked for; empty where it has none."
     known = inspect.signature(generator).parameters
     asked = None
     for name in ('shares', 'kinds'):
@@ -293,11 +293,11 @@ def _asked_shares(generator: Callable, given: Mapping[str, Any]) -> dict[str, fl
     total = sum(asked.values())
     return {kind: share / total for kind, share in asked.items()}
 
-
+# %% ../../nbs/19_recipe.ipynb #b623f2d8
 def _off_shares(kinds: Counter, asked: Mapping[str, float]) -> Iterator[str]:
-    "Kinds that came more often, or less, than they were asked for."
+    "Lines about kinds that came more often, or less, than they were asked for."
     n = kinds.total()
-    if not set(kinds) <= set(asked):  # categories are told in other words
+    if not set(kinds) <= set(asked):  # categories have other names
         return
     for kind, share in asked.items():
         chance = 3 * (share * (1 - share) * n) ** 0.5 if n < FEW else 0
@@ -312,7 +312,7 @@ def _shares_of_kinds(kinds: Counter) -> str:
     total = kinds.total()
     return ', '.join(f'{kind} {k / total:.1%}' for kind, k in kinds.most_common())
 
-
+# %% ../../nbs/19_recipe.ipynb #42925faf
 def _meaning_of(output: str, docs_dir: str | None) -> tuple[str, int]:  # (a line, findings)
     "What `check_meaning` finds in a file."
     report = check_meaning(output, docs_dir)
@@ -348,15 +348,14 @@ def make_episodes(
     episodes = _at_least_one(kind, generator(num_examples, **counts | given), kinds)
     lacking = _write_what_there_is(output, episodes, strict)
     lacking += _off_shares(kinds, _asked_shares(generator, given))
-    none = [name for name, k in made.items() if not k and not kinds[name]]
-    lacking += [f'{name}: none could be made' for name in none]
+    lacking += [f'{name}: none could be made' for name, k in made.items() if not (k or kinds[name])]
     shares = _shares_of_kinds(kinds)
     print(f'{output}: {kinds.total():,} episodes' + (f' ({shares})' if shares else ''))
     said, wrong = _meaning_of(output, given.get('docs_dir')) if check else ('', 0)
     for line in filter(None, [*lacking, said]):
         print(f'{output}: {line}')
     if strict and (lacking or wrong):
-        raise UserError(f'{output}: {(lacking or [said])[0]}; see above, --strict asks for none')
+        raise UserError(f'{output}: {(lacking or [said])[0]}; with --strict that is an error')
     return kinds.total()
 
 # %% ../../nbs/19_recipe.ipynb #d61c4256
@@ -406,7 +405,7 @@ class PhasePlan(PlanFiles):
         hub = free * sum(s.stands_in for s in sources) / documented
         given = sum(self.data.values())
         kept = 1 - given / hub if hub > 0 else 1.0
-        kept = kept if kept > 0.1 else 0.0  # a last tenth is not worth a source
+        kept = kept if kept > 0.1 else 0.0  # less than a tenth is left out
         return {s.kind: s.share + kept * s.stands_in for s in sources}
 
     def sources(self) -> list[Source]:
@@ -455,7 +454,7 @@ MAKE_FLAGS = (  # of `mypt make`
 def _sum_of(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
-
+# %% ../../nbs/19_recipe.ipynb #588f6c5c
 def _prompt_sets(sets: list | None) -> list[str]:
     "The overrides that change system prompts."
     return [s for s in sets or () if s.startswith('system_prompt=')]
@@ -475,7 +474,7 @@ def _call_maker(source: Source, own: dict) -> Callable[..., int]:
 
     return call
 
-
+# %% ../../nbs/19_recipe.ipynb #b8d08112
 def make_command(plan: PhasePlan, source: Source) -> Command:
     "The command that makes a source's episodes."
     file = plan.file_of(source)
@@ -510,7 +509,7 @@ def mix_command(plan: PhasePlan) -> Command:
 
     return Command('mix', options, mix, plan.mixed, settings)
 
-
+# %% ../../nbs/19_recipe.ipynb #eaf1a45f
 def prepare_command(plan: PhasePlan) -> Command:
     "The command that makes a dataset of the mix."
     options = dict(
@@ -540,7 +539,7 @@ def _set_aside(model: Path):
         model.rename(old)
         print(f'{model} was trained with other settings; it is now {old.name}')
 
-
+# %% ../../nbs/19_recipe.ipynb #a9f06817
 def _raise_if_interrupted(trainer: Trainer):
     "Pass on the signal that ended a training, so that its stage is not noted as done."
     stop = trainer.stop or ''
@@ -625,27 +624,23 @@ def run_commands(
 JUDGE_AGAIN = 'delete it, and the gate judges again'
 _NUMBER = Rule((int,), needed=True)
 _RATE = Rule((int, float, type(None)), -1, 1, needed=True)
+_JUDGED = dict(
+    name=Rule((str,), needed=True),
+    passed=Rule((bool,), needed=True),
+    k=_NUMBER,
+    n=_NUMBER,
+    floor=_RATE,
+    before=_RATE,
+    warns=Rule((bool,), needed=True),
+    too_long=Rule((int,)),
+)
+
+# %% ../../nbs/19_recipe.ipynb #4c1e9e07
 _REPORT = dict(
     phase=Rule((str,), needed=True),
     model=Rule((str,), needed=True),
     weights_sha256=Rule((str, type(None)), needed=True),
-    suites=Rule(
-        (list,),
-        needed=True,
-        inside=Rule(
-            (dict,),
-            inside=dict(
-                name=Rule((str,), needed=True),
-                passed=Rule((bool,), needed=True),
-                k=_NUMBER,
-                n=_NUMBER,
-                floor=_RATE,
-                before=_RATE,
-                warns=Rule((bool,), needed=True),
-                too_long=Rule((int,)),
-            ),
-        ),
-    ),
+    suites=Rule((list,), needed=True, inside=Rule((dict,), inside=_JUDGED)),
 )
 
 # %% ../../nbs/19_recipe.ipynb #0ffbdeaf
@@ -660,7 +655,7 @@ def stored_report(path: str | Path) -> GateReport:
     ]
     return GateReport(kept['phase'], kept['model'], rows, kept['weights_sha256'])
 
-
+# %% ../../nbs/19_recipe.ipynb #353ff890
 def _say_done(plan: PhasePlan, report: GateReport | None):
     verdict = ''
     if report:
@@ -668,11 +663,19 @@ def _say_done(plan: PhasePlan, report: GateReport | None):
         verdict = f', and {plan.model_name} {passed} its gate ({plan.report})'
     print(f'phase {plan.phase.number} was done before: nothing has changed{verdict}')
 
+# %% ../../nbs/19_recipe.ipynb #d57a07f3
+def _print_plan(plan: PhasePlan, before: Iterable[PhasePlan], notes: list[str]):
+    "The commands of a run, as a shell takes them."
+    lines = [f'# {note}' for note in notes]
+    for earlier in before:
+        lines += map(str, data_commands(earlier))
+    print('\n'.join([*lines, *map(str, plan_commands(plan))]))
+
 # %% ../../nbs/19_recipe.ipynb #8679921e
 def run_plan(
     plan: PhasePlan,
     before: Iterable[PhasePlan] = (),  # Earlier phases whose data is made first
-    notes: Iterable[str] = (),  # Told before the first stage that runs
+    notes: Iterable[str] = (),  # Printed before the first stage that runs
     dry_run: bool = False,  # Only print the commands
     cbs: Iterable = (),  # Training callbacks
     seconds: dict | None = None,  # Filled with the time of each stage that ran
@@ -681,10 +684,7 @@ def run_plan(
     "Make, mix, prepare, train, gate. Interrupted, it resumes there."
     notes = list(notes)
     if dry_run:
-        lines = [f'# {note}' for note in notes]
-        for earlier in before:
-            lines += map(str, data_commands(earlier))
-        print('\n'.join([*lines, *map(str, plan_commands(plan))]))
+        _print_plan(plan, before, notes)
         return None
     for earlier in before:
         run_commands(Stages(earlier.folder, notes=notes), data_commands(earlier))

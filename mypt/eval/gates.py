@@ -49,7 +49,7 @@ REGRESSION_FLOORS = dict(
     regression=(None, None, 0.50, 0.50, 0.45, 0.40),
 )
 
-
+# %% ../../nbs/18_gates.ipynb #81e33ba4
 def keeps_earlier(phase: int) -> tuple[Requirement, ...]:
     "What earlier phases taught keeps its floor; a phase's own requirements may ask for more."
     suites = dict(
@@ -139,7 +139,7 @@ class GateReport:
 
 # %% ../../nbs/18_gates.ipynb #4c0777c7
 def _row_note(r: GateRow) -> str:
-    "What stands behind a row; empty where there is nothing to say."
+    "What is added at the end of a row; often nothing."
     notes = []
     if r.before is not None:
         notes.append(f'was {r.before:.1%}')
@@ -147,7 +147,7 @@ def _row_note(r: GateRow) -> str:
         notes.append(f'{r.too_long} too long')
     return f'({", ".join(notes)})' if notes else ''
 
-
+# %% ../../nbs/18_gates.ipynb #1f3590b4
 def _report_table(report: GateReport) -> str:
     "A report as lines of text."
     line = '{:<2} {:<22} {:>9} {:>7}   {:<16} {:>6} {}'.format
@@ -265,7 +265,7 @@ def _print_failed(result: SuiteResult):
         asked = [m['content'] for m in case.episode['messages'] if m['role'] == 'user']
         print(f'    ✗ {case.id}: {shown(asked[-1], 100)!r} → {shown(reply.text, 100)!r}')
 
-
+# %% ../../nbs/18_gates.ipynb #a2db77b1
 def _print_result(result: SuiteResult, verbose: bool) -> None:
     "Print a suite's rate, whole and by tag."
     print(result)
@@ -275,7 +275,7 @@ def _print_result(result: SuiteResult, verbose: bool) -> None:
     if verbose:
         _print_failed(result)
 
-
+# %% ../../nbs/18_gates.ipynb #b5af02b3
 def result_json(result: SuiteResult | ExamReport | list[Score]) -> dict | list:
     "What came of a suite, a yardstick or an exam, JSON-ready."
     if isinstance(result, list):
@@ -290,7 +290,7 @@ def _print_recall(exams: dict[str, Exam], limit: int | None) -> dict[str, list[S
         print(measures_table(exams[name].name, scores))
     return out
 
-
+# %% ../../nbs/18_gates.ipynb #6ab9788e
 def _eval_yardstick(stick: Yardstick, asked: Responder, limit: int | None) -> list[Score]:
     "Ask the questions of a yardstick and print the table."
     measures = stick.measure(asked, limit)

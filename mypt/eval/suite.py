@@ -73,7 +73,22 @@ _CASE = dict(
     limit=Rule((int,), high=10**6),
 )
 
+# %% ../../nbs/17_suite.ipynb #7cab915a
+def _case_of(row: dict) -> Case:
+    "The case of a row whose types are right."
+    return Case(
+        row['id'],
+        check_episode(row['episode']),
+        row['check'],
+        row['expected'],
+        tuple(row['tags']),
+        tuple(row.get('then', ())),
+        row.get('documents'),
+        row.get('snippet', 300),
+        row.get('limit', 0),
+    )
 
+# %% ../../nbs/17_suite.ipynb #6260f853
 def _read_case(raw: bytes, where: str) -> Case:
     "One line of a suite; raises `UserError` that begins with `where`."
     try:
@@ -83,17 +98,7 @@ def _read_case(raw: bytes, where: str) -> Case:
         check_json(where, row, _CASE, 'see a suite that mypt ships')
         if 'messages' not in row['episode']:
             raise ValueError('its episode has no messages')
-        case = Case(
-            row['id'],
-            check_episode(row['episode']),
-            row['check'],
-            row['expected'],
-            tuple(row['tags']),
-            tuple(row.get('then', ())),
-            row.get('documents'),
-            row.get('snippet', 300),
-            row.get('limit', 0),
-        )
+        case = _case_of(row)
     except EpisodeError as e:
         raise UserError(f'{where}: not a case: {e}') from None
     except UserError:
@@ -253,7 +258,7 @@ class SuiteResult:
 def _has(case: Case, tag: str | None) -> bool:
     return tag is None or tag in case.tags
 
-
+# %% ../../nbs/17_suite.ipynb #bec20484
 def _failures_html(failed: list[tuple[Case, Reply]]) -> str:  # Empty when there are none
     "A table of cases and what was said."
     if not failed:
@@ -307,7 +312,7 @@ def _questions(ep: dict) -> list[str]:
     users = [m for m in ep.get('messages', ()) if m['role'] == 'user']
     return [' '.join(m['content'].lower().split()) for m in users]
 
-
+# %% ../../nbs/17_suite.ipynb #d8e889a5
 def leaks(
     episodes: Iterable[dict],
     suites: Iterable[str | Path | list[Case]],  # Names, files, or lists of cases
