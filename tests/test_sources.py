@@ -947,7 +947,7 @@ def test_several_shards_and_splits(tmp_path):
     args = dict(mirror=str(tmp_path), output=str(tmp_path / 'o.jsonl'))
     assert convert(name, **args) == 3 and convert(name, split='test', **args) == 5
     with pytest.raises(
-        UserError, match=r"no split 'validation'; there is test, train: use --split"
+        UserError, match=r"no split 'validation'; choose test, train with --split"
     ):
         convert(name, split='validation', **args)
     assert (
