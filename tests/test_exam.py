@@ -208,7 +208,7 @@ BAD = [
     ('{"id": "1", "language": "en", "question": "Who?", "evidence": "x"}', 'give both'),
     ('{"id": "1", "language": "en", "question": "Who?", "note": 1}', 'note'),
     ('{"id": 1, "language": "en", "question": "Who?"}', 'not text'),
-    ('{"id": "1", "language": "en", "question": "Who?", "answers": "x"}', 'no list'),
+    ('{"id": "1", "language": "en", "question": "Who?", "answers": "x"}', 'are not a list'),
     (
         '{"id": "1", "language": "en", "question": "?", "evidence": "x", "answers": [" "]}',
         'an empty answer',

@@ -946,9 +946,7 @@ def test_several_shards_and_splits(tmp_path):
     write_parquet(tmp_path / name / 'data' / 'test-00000-of-00001.parquet', ALPACA_DE[:1] * 5)
     args = dict(mirror=str(tmp_path), output=str(tmp_path / 'o.jsonl'))
     assert convert(name, **args) == 3 and convert(name, split='test', **args) == 5
-    with pytest.raises(
-        UserError, match=r"no split 'validation'; choose test, train with --split"
-    ):
+    with pytest.raises(UserError, match=r"no split 'validation'; choose test, train with --split"):
         convert(name, split='validation', **args)
     assert (
         convert(str(tmp_path / name), str(tmp_path / 'o2.jsonl')) == 3
