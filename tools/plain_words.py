@@ -39,7 +39,7 @@ PHRASES = {  # what is not written (a regular expression) → what to write
     r'in the making': 'that is being written',
     r"of one's own": 'your own',
     r'strangers?\b': 'an untrusted source, an unknown person',
-    r'(some|no)body (who|that|is|has|may|can|asked|writes|made|gave|would|wants)': 'a user, no user',
+    r'(some|no)body (who|that|is|has|may|can|asked|writes|made|gave|wants)': 'a user, no user',
     r'stays? (what|as) (it|they) (is|are|was|were)': 'does not change',
     r'speaks? of': 'is about',
     r'(files?|folders?|pieces?|reports?|documents?|index|metadata,? which) lies?\b': 'is in',
