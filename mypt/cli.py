@@ -40,7 +40,7 @@ def _number(kind: type) -> Callable[[str], Any]:
     return convert
 
 
-_MOST_FOLDERS = 200  # one in the other; Python walks up a path by recursion
+_MOST_FOLDERS = 200  # nested; Python walks up a path by recursion
 
 
 def _name(word: str) -> str:
@@ -57,7 +57,7 @@ def _underscored(flag: str) -> str:
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    "Each flag in one spelling, the words beside it."
+    "Each flag in one spelling, its explanation beside it."
 
     def __init__(self, prog: str):
         width = min(shutil.get_terminal_size()[0], 120) - 2
@@ -231,7 +231,7 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
 
 # %% ../nbs/commands/cli.ipynb #93ad6982
 def _device(name: str, default: str) -> str:  # As the function takes it
-    "A device that is there; raises `UserError` for any other."
+    "A device that exists; raises `UserError` for any other."
     if not re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', name):
         raise UserError(f'--device {name}: use cpu, cuda or auto')
     if name == 'cpu' or name == default == 'auto':

@@ -35,12 +35,12 @@ ARRAY = 'a JSON array'
 # %% ../nbs/base/files.ipynb #a9e9ebce
 @contextmanager
 def open_input(path: str | Path) -> Iterator[IO[bytes]]:
-    "Open a plain file for reading bytes; what the system refuses becomes a `UserError`."
+    "Open a plain file for reading bytes; raises `UserError` when it cannot be opened."
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             fault = 'is a pipe or device, which cannot be read twice and may never end'
-            raise UserError(f'{path}: {fault}; write what it gives to a file')
+            raise UserError(f'{path}: {fault}; write its output to a file')
         f = open(path, 'rb')
     except FileNotFoundError:
         raise UserError(f'{path}: no such file; check the path') from None
@@ -105,7 +105,7 @@ def check_output(path: str | Path) -> Path:
         raise UserError(f'{path}: is a folder; name a file in it')
     try:
         mode = path.lstat().st_mode
-    except OSError:  # nothing there, or nothing that can be looked at: writing will say
+    except OSError:  # missing or not accessible: writing reports it
         return path
     if not stat.S_ISREG(mode):
         what = 'a link' if stat.S_ISLNK(mode) else 'a device, pipe or socket'
@@ -175,7 +175,7 @@ def sha256_of(path: Path) -> str:
 
 
 def checksums(paths: Iterable[Path]) -> dict[str, str]:
-    "Name → sha256 of each file; large files are read side by side."
+    "Name → sha256 of each file; large files are read in parallel."
     paths = list(paths)
     with ThreadPoolExecutor(4) as pool:
         return dict(zip([p.name for p in paths], pool.map(sha256_of, paths), strict=True))
@@ -276,7 +276,7 @@ def json_value(
 
 # %% ../nbs/base/files.ipynb #e97f20be
 def json_object(path: str | Path, text: str, way: str = RESTORE) -> dict:
-    "The JSON object of a file's text; raises `UserError` when it is none."
+    "The JSON object of a file's text; raises `UserError` when it is not one."
     try:
         value = json_value(text)
     except ValueError as e:
@@ -384,7 +384,7 @@ def lock_folder(
     except BlockingIOError:
         os.close(fd)
         return None
-    except OSError:  # a file system without locks: writers are not told apart
+    except OSError:  # a file system without locks: a second writer is not noticed
         return fd
     return fd
 

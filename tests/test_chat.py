@@ -121,7 +121,7 @@ def test_passages(screen):
 
 
 def test_what_is_no_answer_is_forgotten(screen):
-    assert 'forgotten' in typed(screen, 'bad') and screen.talk.past == []
+    assert 'not kept' in typed(screen, 'bad') and screen.talk.past == []
     assert 'stopped' in typed(screen, 'stop') and screen.talk.past == []  # Ctrl-C
     assert typed(screen, 'hello') == 'You said hello\n'
 

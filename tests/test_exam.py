@@ -174,7 +174,7 @@ def test_report_splits_and_names_what_went_wrong():
     report = grade_all('mine', [FEE, NOWHERE, german], replies)
     assert [x.fault for x in report.lines] == [
         '',
-        'answers what nothing answers',
+        'answers a question without an answer',
         'passage not found',
     ]
     assert set(report.split()) == {'en', 'de', 'Halbsatz'}
@@ -187,7 +187,7 @@ def test_report_splits_and_names_what_went_wrong():
         'abstains rightly': (0, 1),
         'gives up wrongly': (1, 2),
     }
-    assert '✗ 2: answers what nothing answers' in str(report)
+    assert '✗ 2: answers a question without an answer' in str(report)
     told = json.loads(json.dumps(report.to_json()))
     assert [x['fault'] for x in told['lines']] == [x.fault for x in report.lines]
     assert '<td>und Kähne?</td>' in report._repr_html_()
@@ -208,7 +208,7 @@ BAD = [
     ('{"id": "1", "language": "en", "question": "Who?", "evidence": "x"}', 'give both'),
     ('{"id": "1", "language": "en", "question": "Who?", "note": 1}', 'note'),
     ('{"id": 1, "language": "en", "question": "Who?"}', 'not text'),
-    ('{"id": "1", "language": "en", "question": "Who?", "answers": "x"}', 'no list'),
+    ('{"id": "1", "language": "en", "question": "Who?", "answers": "x"}', 'are not a list'),
     (
         '{"id": "1", "language": "en", "question": "?", "evidence": "x", "answers": [" "]}',
         'an empty answer',

@@ -727,7 +727,7 @@ def another_argument(ep):
 
 
 TRUE_VALUES = {'answers with the value', 'the value is in what is cited'}
-TRUE_VALUES |= {'the answer stands in what is cited'}
+TRUE_VALUES |= {'the answer is in what is cited'}
 FAULTS = [  # generators, fault, the rules of which one must find it
     ('rag_chat', cite_another, TRUE_VALUES),
     ('toolcall', cite_another, TRUE_VALUES),
@@ -766,8 +766,8 @@ FAULTS = [  # generators, fault, the rules of which one must find it
     ('minimal_qa', more_words, {'limit of words', 'limit of sentences'}),
     ('tasks', fact_twice, {'key facts differ'}),
     ('tasks', summary_is_fact, {'summary is no key fact'}),
-    ('tasks', fact_not_in_text, {'key facts stand in the text'}),
-    ('tasks', another_field, {'a field stands in the text'}),
+    ('tasks', fact_not_in_text, {'key facts are in the text'}),
+    ('tasks', another_field, {'a field is in the text'}),
     ('tasks', field_left_empty, {'an empty field is not in the text'}),
     ('structured', another_json_value, {'values of JSON'}),
     ('structured', json_key_gone, {'schema'}),

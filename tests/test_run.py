@@ -162,7 +162,7 @@ def test_from_one_phase_to_the_next(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     'flags, message',
     [
-        (['--phase', '1', '--docs_dir', 'docs'], 'asks about no documents'),
+        (['--phase', '1', '--docs_dir', 'docs'], 'does not use documents'),
         (['--phase', '2', '--echo_gibberish', 'only'], 'makes no echo'),
         (['--phase', '2', '--language', 'fr'], 'there is en, de'),
         (['--phase', '2', '--data', 'own.jsonl'], 'own.jsonl:0.3'),

@@ -443,10 +443,10 @@ def roles(ep):
 
 def books(out: str):
     "(rows read, rows rejected, share used) as printed."
-    read = int(re.search(r'of ([\d,]+) rows', out)[1].replace(',', ''))
+    read = int(re.search(r'of ([\d,]+) rows?', out)[1].replace(',', ''))
     return (
         read,
-        sum(int(n.replace(',', '')) for n in re.findall(r'^  ([\d,]+) rows', out, re.M)),
+        sum(int(n.replace(',', '')) for n in re.findall(r'^  ([\d,]+) rows?', out, re.M)),
         float(re.search(r'([\d.]+)% of', out)[1]),
     )
 
@@ -647,7 +647,7 @@ def test_openai_tool_calls_and_several_results():
         ),
         (
             [say('user', 'Say it.'), say('assistant', None, 'f()'), say('assistant', 'It is.')],
-            'a call without a result, and the talk goes on',
+            'a call without a result before the end',
         ),
         (
             [say('user', 'Say it.'), say('assistant', None, 'f(1, a=2)')],
@@ -655,7 +655,7 @@ def test_openai_tool_calls_and_several_results():
         ),
         (
             [say('user', 'Say it.'), say('assistant', None, 'f(a=open("x"))')],
-            'an argument that is no value',
+            'an argument that is not a value',
         ),
         ([say('user', 'Say it.'), say('assistant', None, 'f(a="x')], 'a call that does not end'),
         (
@@ -687,7 +687,7 @@ def test_german_calls_are_mapped():
     assert not any('functioncall' in json.dumps(e) or 'endoftext' in json.dumps(e) for e in eps)
     assert why == {
         'a call in a notation that is not known': 1,
-        'a dialogue that begins with no speaker': 1,
+        'a dialogue that does not begin with a speaker': 1,
     }
 
 
@@ -946,9 +946,7 @@ def test_several_shards_and_splits(tmp_path):
     write_parquet(tmp_path / name / 'data' / 'test-00000-of-00001.parquet', ALPACA_DE[:1] * 5)
     args = dict(mirror=str(tmp_path), output=str(tmp_path / 'o.jsonl'))
     assert convert(name, **args) == 3 and convert(name, split='test', **args) == 5
-    with pytest.raises(
-        UserError, match=r"no split 'validation'; there is test, train: use --split"
-    ):
+    with pytest.raises(UserError, match=r"no split 'validation'; choose test, train with --split"):
         convert(name, split='validation', **args)
     assert (
         convert(str(tmp_path / name), str(tmp_path / 'o2.jsonl')) == 3
@@ -962,7 +960,7 @@ def test_several_shards_and_splits(tmp_path):
         (dict(dataset='nowhere.json'), 'no such file, folder or known data set'),
         (
             dict(dataset='tatsu-lab/alpaca', mirror='m'),
-            'not in the mirror m; there is OpenAssistant/oasst2',
+            'not in the mirror m; it holds OpenAssistant/oasst2',
         ),
         (
             dict(dataset='rows.jsonl', format='alpaca'),
@@ -977,9 +975,9 @@ def test_several_shards_and_splits(tmp_path):
             "its rows are 'de'",
         ),
         (dict(dataset='empty.jsonl'), 'it is empty'),
-        (dict(dataset='noise.jsonl'), 'so is all of it'),
+        (dict(dataset='noise.jsonl'), 'so are all other lines'),
         (dict(dataset='bad.parquet'), 'cannot be read as Parquet'),
-        (dict(dataset='hollow'), 'no data there'),
+        (dict(dataset='hollow'), 'no data files'),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(args, said, tmp_path, monkeypatch):
@@ -1021,9 +1019,9 @@ def test_the_hub_is_the_default_and_its_failures_are_told(monkeypatch, tmp_path)
     assert convert('tatsu-lab/alpaca', str(tmp_path / 'o.jsonl'), max_examples=2) == 2
     assert seen == [('tatsu-lab/alpaca', 'default', dict(split='train', streaming=True))]
     for error, said in (
-        (ConnectionError('offline'), 'no way to the hub'),
+        (ConnectionError('offline'), 'the hub cannot be reached'),
         (ValueError('Unknown split "x"'), 'check --split'),
-        (KeyError('x'), 'does not give it'),
+        (KeyError('x'), 'cannot be read from the hub'),
     ):
 
         def fail(*a, error=error, **kw):
@@ -1107,7 +1105,7 @@ def test_bfcl_without_schemas_says_so(shared_data, tmp_path, capsys):
         convert(str(shared_data / 'bfcl'), str(tmp_path / 'o.jsonl')) > 830
     )  # the folder: that file's rows are counted
     assert (
-        '200 rows: BFCL_v4_multi_turn_base.json has the columns of no known form'
+        '200 rows: BFCL_v4_multi_turn_base.json has columns that fit no known form'
         in capsys.readouterr().out
     )
 

@@ -57,9 +57,9 @@ def test_keys_that_nobody_read_are_reported(conv):
     assert 'not used: score (2 rows), messages[].refusal (2 rows)' in said
     eps, said, _ = conv([row], keep_meta=['score'])
     assert eps[0]['_meta'] == {'score': 3} and 'score' not in said
-    with pytest.raises(UserError, match=r'score \(1 rows\), messages\[\].refusal \(1 rows\)'):
+    with pytest.raises(UserError, match=r'score \(1 row\), messages\[\].refusal \(1 row\)'):
         conv([row], strict=True)
-    with pytest.raises(UserError, match=r'understood: messages\[\].refusal \(1 rows\); keep'):
+    with pytest.raises(UserError, match=r'keys: messages\[\].refusal \(1 row\); keep'):
         conv([row], strict=True, keep_meta=['all'])
 
 
@@ -114,12 +114,12 @@ def test_results_find_their_calls_by_id(conv, order):
 @pytest.mark.parametrize(
     'results, reason',
     [
-        ([('c1', 'x')], 'a call without a result, and the talk goes on'),
-        ([('c1', 'x'), ('c3', 'y')], 'a call without a result, and the talk goes on'),
+        ([('c1', 'x')], 'a call without a result before the end'),
+        ([('c1', 'x'), ('c3', 'y')], 'a call without a result before the end'),
         ([('c1', 'x'), ('c1', 'y')], 'two results for one call'),
         ([('c1', 'x'), ('c2', 'y'), ('c3', 'z')], 'a result whose id is that of no call'),
         ([('c1', 'x'), (None, 'y')], 'results with and without an id'),
-        ([], 'a call without a result, and the talk goes on'),
+        ([], 'a call without a result before the end'),
     ],
 )
 def test_results_are_never_made_up(conv, results, reason):
@@ -144,7 +144,7 @@ def test_system_prompts(conv):
     assert conv([two])[0][0]['system'] == 'First.\n\nA\n\nB'
     late = talk('a', 'b', dict(role='developer', content='Now in capitals.'), 'c', 'd')
     late['messages'][3]['role'], late['messages'][4]['role'] = 'user', 'assistant'
-    with pytest.raises(UserError, match='a system message in the middle of the talk'):
+    with pytest.raises(UserError, match='a system message in the middle of the conversation'):
         conv([late])
 
 
@@ -308,7 +308,7 @@ def test_another_encoding_is_told_with_a_way_out(conv, name):
         '[{"prompt": "Größe", "completion": "x"}]' if 'json' in name else 'prompt,completion\nß,x\n'
     )
     with pytest.raises(
-        UserError, match=r'so it is not UTF-8 but LATIN1, perhaps; .*iconv -f LATIN1'
+        UserError, match=r'so it is not UTF-8, but perhaps LATIN1; .*iconv -f LATIN1'
     ):
         conv(text.encode('latin-1'), name)
     with pytest.raises(UserError, match='mark of UTF-16'):
@@ -437,7 +437,7 @@ def test_a_row_names_its_language(conv):
     names = ['fr', 'de-AT', 'German', 'python']
     eps, said, _ = conv([talk('The question is', 'the answer', language=x) for x in names])
     assert [ep['language'] for ep in eps] == ['fr', 'de', 'de', 'en']
-    assert 'not used: language (1 rows)' in said
+    assert 'not used: language (1 row)' in said
 
 
 @pytest.mark.parametrize('asked', ['prompt', 'question', 'query', 'instruction', 'input'])
@@ -551,7 +551,7 @@ def test_anthropics_parts(conv):
     assert first['think'] == 'Hm.\n\nI look.' and first['arguments'] == {'x': 1}
     assert (one['content'], second['arguments'], two['content']) == ('one', {'x': 2}, 'two')
     assert '"x": {"type": "integer"}' in ep['system']
-    assert 'content[].signature (1 rows)' in said and 'content[].citations (1 rows)' in said
+    assert 'content[].signature (1 row)' in said and 'content[].citations (1 row)' in said
 
 
 def test_geminis_contents(conv):
@@ -572,7 +572,7 @@ def test_geminis_contents(conv):
 def test_words_behind_a_call_are_not_moved(conv):
     row = dict(messages=json.loads(json.dumps(ANTHROPIC)))
     row['messages'][1]['content'].reverse()
-    with pytest.raises(UserError, match='words behind a call in one message'):
+    with pytest.raises(UserError, match='text after a call in one message'):
         conv([row])
 
 
@@ -610,7 +610,7 @@ def test_the_chosen_answer_in_every_form(conv):
     ):
         (ep,), said, _ = conv([row])
         assert [m['content'] for m in ep['messages']] == ['q', 'good']
-        assert 'not used: rejected (1 rows)' in said
+        assert 'not used: rejected (1 row)' in said
 
 
 def test_a_prompt_inside_of_a_pair(conv):
@@ -659,7 +659,7 @@ def test_weights_in_a_table_and_in_a_tree(conv):
 
 def test_what_is_no_weight_is_reported_or_refused(conv):
     _, said, _ = conv([dict(instruction='a', output='b', weight='3 kg', mask=1, loss=0.25)])
-    assert 'weight (1 rows), mask (1 rows), loss (1 rows)' in said
+    assert 'weight (1 row), mask (1 row), loss (1 row)' in said
     with pytest.raises(UserError, match="'heavy' is no weight"):
         conv([talk('a', dict(role='assistant', content='b', weight='heavy'))])
     with pytest.raises(UserError, match='a text that is not to be trained'):

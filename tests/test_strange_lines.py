@@ -163,7 +163,7 @@ def test_a_pipe_or_device_is_told_at_once(what, tmp_path):
     path = tmp_path / 'in.jsonl' if what == 'pipe' else what
     if what == 'pipe':
         os.mkfifo(path)
-    with pytest.raises(UserError, match=r'is a pipe or device, .* write what it gives to a file'):
+    with pytest.raises(UserError, match=r'is a pipe or device, .* write its output to a file'):
         check(str(path))
 
 

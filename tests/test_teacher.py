@@ -163,10 +163,10 @@ def test_nonsense_is_counted(server, capsys, mode, counted):
     [
         ('key', 'the key is refused (401); set MYPT_TEACHER_KEY', 1),
         ('quota', 'the quota is used up (429)', 1),
-        ('gone', 'not there, or no such model (404', 1),
+        ('gone', 'no such address or model (404', 1),
         ('busy', 'asks to slow down (429)', 3),
-        ('down', 'has trouble of its own (503)', 3),
-        ('html', 'the reply is no JSON', 1),
+        ('down', 'has an error of its own (503)', 3),
+        ('html', 'the reply is not JSON', 1),
     ],
 )
 def test_troubles_are_one_line(server, capsys, mode, message, tries):

@@ -391,7 +391,27 @@ def test_words_that_are_not_plain(project, cell):
     assert plain_words.check(project, ('index',)) == []  # a notebook still to be rewritten
 
 
-@pytest.mark.parametrize('text', ['`is no text`', '```\nis no text\n```', 'It stands in for it.'])
+NOT_PLAIN = """raises when it is none | dropped in silence | fails without a word | learned by heart
+| what became of each row | the base and what came of it | the run goes on where it stopped
+| no GPU was at hand | whatever comes | the kernel is told the length | a folder of one's own
+| a conversation in the making | the file is a stranger's | kept, for it is small | stays as it was
+| each source speaks of it | the report lies beside it | colours that people can tell apart"""
+
+
+@pytest.mark.parametrize('text', NOT_PLAIN.replace('\n', ' ').split(' | '))
+def test_each_phrase_that_is_not_plain(project, text):
+    append(project, 'index.ipynb', md(text))
+    assert len(plain_words.check(project, ())) == 1
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        *('`is no text`', '```\nis no text\n```', 'It stands in for it.'),
+        *('a line without a word of two letters', 'Unused where it is None.', 'a tool for it'),
+        plain_words.DATA[0],
+    ],
+)
 def test_plain_words(project, text):
     append(project, 'index.ipynb', md(text))
     append(project, 'index.ipynb', code('data = "whoever comes"'))  # not exported: an example

@@ -317,7 +317,7 @@ def test_what_does_not_pass_stops_at_once_and_keeps_the_work(server, fault, word
     'fault,times,words',
     [
         (429, 9, 'slow down (429)'),
-        (500, 9, 'trouble of its own (500)'),
+        (500, 9, 'error of its own (500)'),
         ('malformed', 3, 'cannot be read'),
         ('few', 3, 'cannot be read'),
         ('close', 9, 'connection closed'),
@@ -376,7 +376,7 @@ def test_a_wrong_key_is_found_before_anything_is_sent(server, monkeypatch):
 def test_a_key_that_cannot_be_sent_is_not_printed(server, monkeypatch, key):
     ready(3)
     monkeypatch.setenv('DEEPL_API_KEY', key)
-    with pytest.raises(UserError, match='odd characters') as e:
+    with pytest.raises(UserError, match='unusual characters') as e:
         run_translation('temp')
     assert key not in str(e.value)
 

@@ -123,7 +123,7 @@ def _read_file(path: Path, root: Path) -> bytes:
         raise Unreadable(f'cannot be read ({getattr(e, "strerror", None) or e})') from None
 
 # %% ../../nbs/agent/documents.ipynb #0e4b0ee4
-_OWN = re.compile(r'\.?index\.sqlite(?:\.|$)')  # an index may lie in the folder itself
+_OWN = re.compile(r'\.?index\.sqlite(?:\.|$)')  # an index may be in the folder itself
 
 
 def _find_files(root: Path, left_out: dict[str, str]) -> list[Path]:

@@ -47,7 +47,7 @@ mypt convert OpenAssistant/oasst2 --output data/oasst.jsonl --languages en de
 mypt convert chats.jsonl --output data/chats.jsonl --max_examples 1000
 # all of a, a quarter of b
 mypt mix --inputs data/a.jsonl:1.0 data/b.jsonl:0.25 --output data/mixed.jsonl --shuffle
-# 70 to 30
+# 70 % of the result from a, 30 % from b
 mypt mix --inputs data/a.jsonl:0.7 data/b.jsonl:0.3 --shares --output data/mixed.jsonl
 """)
 
@@ -90,17 +90,17 @@ mypt inspect data/echo --show_samples 3
 mypt inspect data/echo.jsonl --html echo.html
 # after copying a dataset: is it complete?
 mypt validate data/echo
-# are the labels true?
+# does each label follow from its episode?
 mypt check-meaning data/phase3/rag_chat.jsonl
-# … of episodes about a folder
+# the same for episodes about a folder of documents
 mypt check-meaning data/phase3/rag_chat.jsonl --docs_dir documents
 # before training
 mypt check-masks data/echo
-# after training: whose loss fell?
+# after training: for which roles did the loss fall?
 mypt check-masks data/echo --model phase1 --base base
 # one text file for each kind of message
 mypt translate extract --input data/gold.jsonl --output_dir german
-# needs DEEPL_API_KEY; goes on where it stopped
+# needs DEEPL_API_KEY; run again to continue where it stopped
 mypt translate run --dir german --target DE
 # build episodes from the translation
 mypt translate recombine --original data/gold.jsonl --dir german --output data/gold_de.jsonl
@@ -156,7 +156,7 @@ mypt eval --model phase1 --suite format_en echo
 mypt eval --suite exam:questions.jsonl --docs_dir docs
 # exit code 0 when it passed, 1 when not
 mypt gate --model phase1 --phase 1 --report gate.json
-# exit code 1 when a question of the suite was trained
+# exit code 1 when the data holds a question of the suite
 mypt leaks data/chats.jsonl --against squad:xquad.en.json
 # minutes on a laptop, no GPU
 mypt demo
@@ -201,11 +201,11 @@ tokenization; layout; mask_policy
 rows_read: lines of the input, or null; rows_rejected: of them set aside, or null
 """)
 _GATE_KEYS = _keys("""
-phase; model; passed: the verdict; weights_sha256: whose
+phase; model; passed: the verdict; weights_sha256: of the model's weights
 suites: for every requirement: name, passed, k of n, rate, low, high, floor, before, warns
 """)
 _ANSWER_KEYS = _keys(
-    'answers: for every question: question, answer (null when none came), '
+    'answers: for every question: question, answer (null without one), '
     'calls (name, arguments), stopped'
 )
 
@@ -301,7 +301,7 @@ def _suite_report(results: dict) -> dict:
 
 # %% ../../nbs/commands/examples.ipynb #2ae95680
 _CHECK = _keys(
-    'ok: true when there are no problems; problems: one line each: where it is, and what is wrong'
+    'ok: true without problems; problems: one line each, with the place and what is wrong'
 )
 _MIX = _keys("""
 rows: written; by: rows or tokens; seed; shuffle; shares
@@ -347,7 +347,7 @@ judged: how often each rule was applied; found: findings of each rule
 not_judged: answers of each kind that no rule knows
 """)
 _TRANSLATE_RUN = _keys("""
-lines; characters: sent; review: lines to look at; must: of them that must be
+lines; characters: sent; review: lines to look at; must: how many of them must be corrected
 """)
 REPORTS |= {
     'validate': ReportFormat(_problem_report, _VALIDATE),
@@ -366,10 +366,10 @@ evaluated: last loss of each evaluation set; best: lowest validation loss
 stop: why it ended early, or null
 """)
 _SPEEDRUN = _keys("""
-phases: for each: phase, model, gate, minutes, val_loss and what its dataset says of itself
+phases: for each: phase, model, gate, minutes, val_loss and the figures of its dataset
 """)
 _ASSISTANT = _keys("""
-model; index; serve: the command; episodes: of each kind; pairs: own answers by what became of them
+model; index; serve: the command; episodes: of each kind; pairs: own answers by outcome
 masks: whether they are right; exam: its measures and every answer; report: the page
 """)
 _GENERATE = _keys('text: the generated text, without the prompt')
@@ -398,7 +398,7 @@ REPORTS |= {
 
 # %% ../../nbs/commands/examples.ipynb #751edf5e
 def to_json(x: Any) -> str:
-    "One line of JSON that every parser takes."
+    "One line of JSON that every parser accepts."
     return json.dumps(_json_value(x), ensure_ascii=False, allow_nan=False)
 
 

@@ -45,7 +45,7 @@ def table_keys(target: str) -> list[str]:  # of `module:NAME`
 
 # %% ../../nbs/commands/shell_completion.ipynb #db69df32
 def candidate_values(p: Param) -> list[str]:  # Empty: the shell offers files
-    "What a parameter can be given, as far as that is known."
+    "The values that a parameter takes, as far as they are known."
     match value_of(p):
         case 'MODEL':
             folders = sorted(Path('checkpoints').glob('*'))
@@ -141,7 +141,7 @@ def _arguments(typed: _Typed, start: str, has_report: bool) -> list[Candidate]:
 # %% ../../nbs/commands/shell_completion.ipynb #c3068cb5
 def completions(words: list[str]) -> list[Candidate]:  # The last of `words` is being typed
     "What could take the place of the last word."
-    words = [w for w in words if w != '='] or ['']  # bash parts --flag=value in three
+    words = [w for w in words if w != '='] or ['']  # bash splits --flag=value into three words
     done, start = words[:-1], words[-1]
     for n in (2, 1):
         verb = ' '.join(done[:n])
@@ -196,5 +196,5 @@ def completion(
 ):
     "Print a script that teaches a shell to complete mypt's commands."
     if shell not in SCRIPTS:
-        raise UserError(f'no completion for {shell!r}; there is {", ".join(SCRIPTS)}')
+        raise UserError(f'no completion for {shell!r}; choose {", ".join(SCRIPTS)}')
     print(SCRIPTS[shell].strip())

@@ -130,13 +130,13 @@ VERBS |= {
     ),
     'check-meaning': _quality(
         'mypt.curriculum.meaning:meaning',
-        'does each label hold? derived again from its episode',
+        'check labels: does each follow from its episode?',
         ('input',),
         failed=lambda r: not r.ok,
     ),
     'check-masks': _quality(
         'mypt.curate.mask_report:check_masks',
-        'is the right side of the conversation trained?',
+        "check that only the model's own tokens are trained",
         ('dataset_dir',),
         aliases=dict(dataset='dataset_dir'),
         failed=lambda r: not r.data['ok'],
@@ -380,7 +380,7 @@ KINDS_OF_VALUE = dict(
 
 
 def value_of(p: Param) -> str:  # 'N', 'X', 'FILE', 'MODEL', …
-    "What a parameter wants to be given, as help shows it and completion looks for it."
+    "The kind of value that a parameter takes, as help shows it and completion looks for it."
     if p.type is int:
         return 'N'
     if p.type is float:

@@ -16,7 +16,7 @@ from ..errors import UserError
 
 # %% ../../nbs/curate/review.ipynb #b661d66e
 REVIEW_HEAD = (
-    '# Edit the last line of a block, or put an x in its box to take it as it is. '
+    '# Edit the last line of a block, or put an x in its box to accept it. '
     'Blocks with a ! need one of the two.\n'
 )
 
@@ -44,7 +44,7 @@ class Doubt:
     "A block of the review file, as a person left it."
 
     where: str  # FILE:LINE
-    column: str  # whose line it is about
+    column: str  # the file of the line
     n: int  # number of that line, from 1
     must: bool  # it needs a decision
     why: str
@@ -92,7 +92,7 @@ def _edited_in_file(d: Doubt, line: str) -> bool:
 def _check_source(d: Doubt, sources: list[str]) -> None:
     if [line.strip() for line in sources[d.n - 1 : d.n]] != [d.source]:
         way = 'move the review file away, and call mypt translate run again'
-        raise UserError(f'{d.where}: speaks of another text; {way}')
+        raise UserError(f'{d.where}: is about another text; {way}')
 
 # %% ../../nbs/curate/review.ipynb #c44909d7
 def decide(
@@ -100,7 +100,7 @@ def decide(
     lines: dict[str, list[str]],  # Column → translated lines; changed in place
     sources: dict[str, list[str]],  # Column → source lines
 ) -> int:  # Lines taken from the review
-    "Do what the review says; raises `UserError` while a block with a ! waits."
+    "Carry out the review; raises `UserError` while a block with a ! is undecided."
     waiting, taken = [], 0
     for d in doubts:
         if d.column not in lines:
@@ -123,5 +123,5 @@ def decide(
 # %% ../../nbs/curate/review.ipynb #c43afde4
 def _undecided(waiting: list[Doubt]) -> UserError:
     first, n = waiting[0], len(waiting)
-    rest = f'blocks that wait for an edit or an x in their box: {n}'
+    rest = f'blocks that need an edit or an x in their box: {n}'
     return UserError(f'{first.where}: {first.why}; {rest}')

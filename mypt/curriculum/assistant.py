@@ -61,7 +61,7 @@ from ..data.dataset import open_dataset
 from ..data.episodes import read_episodes, write_episodes
 from ..data.language import language_of
 from ..data.prepare import prepare
-from ..errors import UserError
+from ..errors import UserError, counted
 from ..eval.exam import ExamReply, ask_exam, grade_all, read_exam
 from ..files import atomic_write, read_text, sha256_of, writing
 from ..inference.cpu import for_inference
@@ -73,7 +73,7 @@ from ..train.train import train
 # %% ../../nbs/curriculum/assistant.ipynb #c17fbdf2
 @dataclass
 class AssistantPlan:
-    "What an assistant is made of, and where it goes."
+    "The inputs of an assistant, and its output folder."
 
     docs_dir: str
     folder: Path
@@ -82,7 +82,7 @@ class AssistantPlan:
     size: int  # characters of a passage
     data: list[str] = field(default_factory=list)  # files of own conversations
     minutes: float = 60.0
-    num_examples: int | None = None  # episodes, in place of what the minutes hold
+    num_examples: int | None = None  # episodes, in place of the budget of the minutes
     exam_file: str | None = None  # own questions, in place of held-back ones
     teacher: dict = field(default_factory=dict)  # options of `make_taught`
     sets: list = field(default_factory=list)  # config overrides
@@ -105,13 +105,13 @@ class AssistantPlan:
 
 # %% ../../nbs/curriculum/assistant.ipynb #47a0f388
 def shown_path(path: Path) -> Path:
-    "A path as one would type it here."
+    "A path as a user would type it here."
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def documents_hash(docs: list[Document]) -> str:
-    "A hash of names and texts; another one when anything in a folder changes."
+    "A hash of names and texts, which changes with any change in a folder."
     whole = hashlib.sha256()
     for d in docs:
         whole.update(json.dumps([d.doc_id, d.title, d.text]).encode())
@@ -134,7 +134,7 @@ def index_folder(plan: AssistantPlan):
 
 
 def pair_own(plan: AssistantPlan):
-    "Own conversations with their passages, and what became of each answer."
+    "Own conversations with their passages, and the outcome of each answer."
     pairing, prompts = Pairing(plan.index(), PASSAGES), training_prompts()
     episodes = [with_prompt(episode, prompts) for _, episode in pair_files(plan.data, pairing)]
     _write_json(plan.file('pairs.json'), [note._asdict() for note in pairing.notes])
@@ -143,7 +143,7 @@ def pair_own(plan: AssistantPlan):
 
 
 def read_pairs(plan: AssistantPlan) -> list[Paired]:
-    "What became of the answers of own conversations; none where there are none."
+    "The outcomes of the answers of own conversations; empty without any."
     if not plan.data:
         return []
     return [Paired(**row) for row in json.loads(read_text(plan.file('pairs.json')))]
@@ -187,7 +187,7 @@ def plan_sources(plan: AssistantPlan, characters: int) -> list[Source]:
 
 # %% ../../nbs/curriculum/assistant.ipynb #d3fb9fbb
 def measure_minutes(plan: AssistantPlan, characters: int):
-    "Work out what the minutes hold."
+    "Compute the budget of the minutes."
     sources = [s for s in plan_sources(plan, characters) if s.kind != 'taught']
     samples = {s.kind: sample_episodes(s, plan.language, plan.seed) for s in sources}
     lengths, left_out = fitting_kinds(samples, plan.base)
@@ -213,7 +213,7 @@ def measure_minutes(plan: AssistantPlan, characters: int):
 
 
 def read_budget(plan: AssistantPlan) -> Budget:
-    "What `measure_minutes` has worked out."
+    "The budget of `measure_minutes`."
     kept = json.loads(read_text(plan.file('budget.json')))
     return Budget(**{k: v for k, v in kept.items() if k != 'characters'})
 
@@ -233,7 +233,7 @@ def make_kind(plan: AssistantPlan, kind: str):
         episodes = source.make(n, language=plan.language, seed=plan.seed, **source.options)
         made = write_episodes(path, episodes)
     few = '' if made == n else f' of {n:,}: the documents give no more'
-    print(f'{shown_path(path)}: {made:,} episodes{few}')
+    print(f'{shown_path(path)}: {counted(made, "episode")}{few}')
 
 
 def checked_kinds(plan: AssistantPlan, kinds: list[str]) -> Iterator[tuple[str, list[dict], list]]:
@@ -259,17 +259,17 @@ def mix_checked(plan: AssistantPlan):
         counts['own'] = dict(episodes=len(kept), held_back=len(own) - len(kept))
         mixed += kept
     if not mixed:
-        raise UserError(f'{plan.docs_dir}: not one episode could be made; add documents')
+        raise UserError(f'{plan.docs_dir}: no episode could be made; add documents')
     random.Random(f'{plan.seed}').shuffle(mixed)
     _write_json(plan.file('meaning.json'), counts)
     write_episodes(plan.file('mixed.jsonl'), mixed)
     wrong = sum(c.get('left_out', 0) for c in counts.values())
     why = ', '.join(f'{rule} {n:,}' for rule, n in rules.most_common())
     left_out = f'{wrong:,} with a finding are left out' + (f' ({why})' if why else '')
-    print(f'check-meaning: {len(mixed):,} episodes, {left_out}')
+    print(f'check-meaning: {counted(len(mixed), "episode")}, {left_out}')
 
 # %% ../../nbs/curriculum/assistant.ipynb #7c2c396e
-_SMALL = 8 << 20  # bytes of episodes; to start more processes for fewer takes longer
+_SMALL = 8 << 20  # bytes of episodes; for fewer, starting more processes takes longer
 
 
 def _prepare(plan: AssistantPlan, jsonl: Path, out: Path, row: int):
@@ -293,7 +293,7 @@ def prepare_mixed(plan: AssistantPlan):
 
 
 def look_at_masks(plan: AssistantPlan):
-    "Is the right side of the conversations trained?"
+    "Check that only the model's own tokens are trained."
     report = check_masks(str(plan.file('dataset')))
     _write_json(plan.file('masks.json'), dict(ok=report.data['ok'], notes=report.notes))
     if not report.data['ok']:
@@ -418,7 +418,7 @@ def model_stages(plan: AssistantPlan) -> Iterator[Command]:
 
 # %% ../../nbs/curriculum/assistant.ipynb #e1e96f9b
 def _files(names: list | str | None, flag: str) -> list[str]:
-    "Files that are there; raises `UserError` for one that is not."
+    "Files that exist; raises `UserError` for a missing one."
     given = [str(n) for n in ([names] if isinstance(names, str) else names or ())]
     for name in given:
         if not Path(name).is_file():
@@ -429,7 +429,7 @@ def _files(names: list | str | None, flag: str) -> list[str]:
 def _checked_folder(docs_dir: str, folder: Path):
     "Raise `UserError` where the output would become a document of its own."
     if folder.resolve().is_relative_to(Path(docs_dir).resolve()):
-        raise UserError(f'{folder}: lies in {docs_dir}; give an --output_dir outside of it')
+        raise UserError(f'{folder}: is inside {docs_dir}; give an --output_dir outside of it')
 
 
 def _language(language: str, docs_dir: str) -> str:
@@ -439,12 +439,12 @@ def _language(language: str, docs_dir: str) -> str:
 # %% ../../nbs/curriculum/assistant.ipynb #1fa4868d
 def make_assistant(
     docs_dir: str,  # Folder of documents: .md, .txt, .html, .pdf, .docx, .csv, .tsv
-    output_dir: str,  # Folder for all that is made; the same one goes on where it stopped
+    output_dir: str,  # Folder for all results; with an existing one the run continues
     data: list | None = None,  # Files of own conversations, one a line
-    base: str = 'smollm2-135m',  # Model to start from; `tiny`: random weights, to try it out
+    base: str = 'smollm2-135m',  # Model to start from; `tiny`: random weights, for a trial
     language: str = 'auto',  # `en`, `de` or `both`; `auto`: as the documents are
-    minutes: float = 60.0,  # What the whole may take on this machine
-    num_examples: int | None = None,  # Episodes to make, in place of what the minutes hold
+    minutes: float = 60.0,  # Time for the whole run on this machine
+    num_examples: int | None = None,  # Episodes to make, in place of the budget of the minutes
     exam: str | None = None,  # Own questions (JSONL), in place of some that are held back
     teacher: str | None = None,  # A server in OpenAI's protocol that writes more questions
     teacher_model: str | None = None,  # Its model; the first that it names when None
@@ -453,7 +453,7 @@ def make_assistant(
     device: str = 'auto',  # To train and to judge on
     quiet: bool = False,  # No progress bars
 ) -> AssistantReport:
-    "From a folder of documents to a judged model and the line that serves it; goes on if killed."
+    "Turn a folder of documents into a tested model and the command that serves it; resumable."
     folder, own = Path(output_dir).absolute(), _files(data, '--data')
     _checked_folder(docs_dir, folder)
     for path in own:
@@ -470,9 +470,7 @@ def make_assistant(
     plan = AssistantPlan(docs_dir, folder, start, spoken, passage_size(characters), own, minutes)
     plan.num_examples, plan.exam_file, plan.teacher = num_examples, exam, helped
     plan.sets, plan.seed, plan.device, plan.documents = sets or [], seed, device, sums
-    with writing(
-        folder / '.run'
-    ):  # the folder itself is locked by whoever writes a dataset into it
+    with writing(folder / '.run'):  # the folder itself is locked by the writer of a dataset in it
         stages = Stages(folder, lambda line: print(line.replace(f'{Path.cwd()}/', '')))
         run_commands(stages, data_stages(plan, characters), quiet=quiet)
         run_commands(stages, model_stages(plan), quiet=quiet)
@@ -482,7 +480,7 @@ def make_assistant(
 
 # %% ../../nbs/curriculum/assistant.ipynb #c9b38634
 def finish_assistant(plan: AssistantPlan) -> AssistantReport:
-    "Grade, write the report, and say how to serve what was made."
+    "Grade, write the report, and print the command that serves the model."
     graded = grade_answers(plan)
     report = AssistantReport(
         graded,

@@ -62,7 +62,7 @@ def _fresh_base(config: str) -> AssistantBase:
 
 # %% ../../nbs/curriculum/budget.ipynb #1cfab9b3
 def choose_base(source: str) -> AssistantBase:
-    "The base that a user names; imported where it is none of ours yet."
+    "The base that a user names, imported first where need be."
     there = (checkpoint_dir(source) / 'mypt.json').exists()
     shapes = [name for name in list_configs() if 'n_layer' in load_config(name).given]
     if source in shapes and not there:
@@ -96,7 +96,7 @@ def training_prompts() -> dict[str, list[str]]:
 
 
 def frozen_blocks(shape: ModelConfig, device: str) -> list[str]:
-    "What of a base stays as it is: nothing, or the lower two thirds of its blocks."
+    "The frozen part of a base: nothing, or the lower two thirds of its blocks."
     if count_params(shape) < LARGE or pick_device(device).type != 'cpu':
         return []
     return [f'model.layers.{i}.*' for i in range(2 * shape.n_layer // 3)]
@@ -172,7 +172,7 @@ TRIED, FITS = 24, 0.8  # episodes of a kind that are tried, and the share of the
 
 
 def sample_episodes(source: Source, language: str, seed: int, n: int = TRIED) -> list[dict]:
-    "A few episodes of a kind; none where the documents give none."
+    "A few episodes of a kind; empty where the documents give none."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
@@ -235,7 +235,7 @@ MOST_EPISODES, FEWEST_EPISODES = 20_000, 40  # as the documented phases have; in
 
 @dataclass
 class Budget:
-    "What a training of so many minutes holds."
+    "What a training of a number of minutes can process."
 
     episodes: dict[str, int]  # kind → how many to make
     left_out: dict[str, str]  # kind → why
@@ -261,7 +261,7 @@ class Budget:
 
 # %% ../../nbs/curriculum/budget.ipynb #74e9a2db
 def row_length(lengths: dict[str, list[int]], most: int) -> int:
-    "Tokens of a packed row in which nearly every episode fits."
+    "Tokens of a packed row into which nearly every episode fits."
     every = sorted(n for ns in lengths.values() for n in ns)
     long = every[int(0.98 * (len(every) - 1))]
     return min(most, max(768, 128 * math.ceil(long / 128)))
@@ -275,7 +275,7 @@ def make_budget(
     minutes: float = 0.0,
     speed: float = 0.0,
 ) -> Budget:
-    "Divide a time into episodes; raises `UserError` where it holds too few."
+    "Convert a time into episodes; raises `UserError` where it is too short."
     if not lengths:
         why = '; '.join(f'{kind}: {reason}' for kind, reason in left_out.items())
         raise UserError(f'no episodes can be made of these documents ({why}); add documents')
@@ -286,7 +286,7 @@ def make_budget(
     if n < FEWEST_EPISODES and not total:
         need = math.ceil(FEWEST_EPISODES * PASSES * length / (60 * TRAINED * speed))
         raise UserError(
-            f'{minutes:g} minutes at {speed:,.0f} tokens/s hold {n} episodes of {length:,.0f} '
+            f'{minutes:g} minutes at {speed:,.0f} tokens/s allow {n} episodes of {length:,.0f} '
             f'tokens; give --minutes {need} or more, or a smaller --base'
         )
     budget.episodes = {kind: max(1, round(share * n)) for kind, share in shares.items()}

@@ -349,6 +349,8 @@ def make_echo(
             form = rng.choice(asks(lang)['echo'])
             return _episode(kind, form, text, before + form.format(text), text)
         form, word = rng.choice(asks(lang)['anti_echo']), rng.choice(asks(lang)['instead'])
+        if text.casefold() in word.casefold():
+            return None  # nobody can say *good morning* without *morning*
         asked = before + form.format(a=text, b=word)
         return _episode('anti_echo', form, text, asked, _sentence(word))
 

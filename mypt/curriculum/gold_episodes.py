@@ -76,7 +76,7 @@ def _stock_messages(r: random.Random, lang: str, kind: str, held: bool) -> list[
 # %% ../../nbs/curriculum/gold_episodes.ipynb #b9e35ccd
 def _document_messages(r: random.Random, known: list[Fact], held: bool) -> list[dict]:
     "A technical question about a document."
-    invent(r, held)  # so that a seed draws the same with and without documents
+    invent(r, held)  # so that a seed gives the same draws with and without documents
     fact = r.choice(known)
     return _talk(question(r, fact), fact.sentence)
 

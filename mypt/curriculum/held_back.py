@@ -45,7 +45,7 @@ def _facts_by_document(docs_dir: str, lang: str) -> dict[str, list[Fact]]:
 
 
 def _stands_whole(index: Index, fact: Fact) -> bool:
-    "Whether the sentence of a fact stands in a passage of the index."
+    "Whether a passage of the index holds the sentence of a fact."
     hits = index.search(f'{fact.subject} {fact.sentence}', 5)
     return any(
         h.doc_id == fact.doc_id and single_spaced(fact.sentence) in single_spaced(h.text)
@@ -70,11 +70,11 @@ def fact_case(rng: random.Random, number: int, fact: Fact) -> ExamCase:
     return ExamCase(name, fact.lang, asked, fact.doc_id, fact.sentence, answers, 'documents')
 
 # %% ../../nbs/curriculum/held_back.ipynb #aec06f09
-UNANSWERED = 6  # for so many answered questions, one that nothing answers
+UNANSWERED = 6  # answered questions for each one without an answer
 
 
 def missing_case(rng: random.Random, number: int, lang: str, index: Index) -> ExamCase | None:
-    "A question about something that the folder does not know; None where it does by chance."
+    "A question that the folder does not answer; None where it does by chance."
     doc = make_document(rng, lang, held=True)
     fact = rng.choice(value_facts(doc, lang))
     found = index.search(fact.subject, 3)
@@ -89,7 +89,7 @@ _NUMBER = re.compile(r'\d[\d.,:]*\d|\d')
 
 
 def own_answers(answer: str, evidence: str) -> tuple[str, ...]:
-    "What is right beside an own answer."
+    "What is accepted besides an own answer."
     numbers = _NUMBER.findall(answer)
     return (answer, evidence, *numbers) if len(numbers) == 1 else (answer, evidence)
 
@@ -142,7 +142,7 @@ def make_exam(
 
 # %% ../../nbs/curriculum/held_back.ipynb #f94ba45b
 class HeldBack:
-    "What must not be asked or answered in training data."
+    "What training data must not ask or answer."
 
     def __init__(self, cases: Iterable[ExamCase], facts_too: bool = True):
         cases = list(cases)
@@ -153,7 +153,7 @@ class HeldBack:
         )
 
     def touches(self, episode: dict) -> bool:
-        "Whether an episode gives something of the exam away."
+        "Whether an episode reveals something of the exam."
         for m in episode.get('messages', ()):
             content = m.get('content')
             if m['role'] == 'user' and normalise(content) in self.questions:
@@ -163,12 +163,12 @@ class HeldBack:
         return bool(self.evidence & set(_asked_sentences(episode.get('_meta') or {})))
 
     def keep(self, episodes: Iterable[dict]) -> Iterator[dict]:
-        "The episodes that give nothing away."
+        "The episodes that reveal nothing."
         return (e for e in episodes if not self.touches(e))
 
 
 def _asked_sentences(meta: dict) -> Iterator[str]:
-    "The sentences of what an episode asks for, from its notes."
+    "The sentences of what an episode asks for, from its metadata."
     turns = meta['turns'] if isinstance(meta.get('turns'), list) else []
     listed = [meta.get('about'), *meta.get('abouts', ()), *(t.get('about') for t in turns)]
     yield from (
@@ -176,7 +176,7 @@ def _asked_sentences(meta: dict) -> Iterator[str]:
     )
 
 # %% ../../nbs/curriculum/held_back.ipynb #e6de3f6b
-_ROOM = 1.5  # times as many are drawn, so that enough remain
+_ROOM = 1.5  # factor by which more are drawn, so that enough remain
 
 
 def _kept(make: Callable[..., Iterator[dict]], held: HeldBack, n: int, **options: Any):

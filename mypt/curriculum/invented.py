@@ -32,7 +32,7 @@ from .values import Fact, long_forms, value_facts
 # %% ../../nbs/curriculum/invented.ipynb #82f796be
 @dataclass
 class _Thing:
-    "Something invented, and the sentences about it in the making."
+    "Something invented, and the sentences written about it so far."
 
     rng: random.Random
     lang: str
@@ -40,7 +40,7 @@ class _Thing:
     noun: str  # what it is
     held: bool  # names are held out
     simple: bool
-    used: set = field(default_factory=set)  # forms of fillers that stand in the text
+    used: set = field(default_factory=set)  # forms of fillers that are in the text
 
     @property
     def group(self) -> str:
@@ -101,7 +101,7 @@ def _short_subject(t: _Thing, named: str) -> str:
 
 
 def _fact_sentence(t: _Thing, attribute: Attribute, value: str, named: str) -> str:
-    "A sentence that states an attribute; `named`: `any` or `noun` may stand for the name."
+    "A sentence that states an attribute; `named`: `any` or `noun` may replace the name."
     if t.simple:
         return statement(t.lang, t.name, attribute.noun, value)
     subject = _short_subject(t, named) if named and t.rng.random() < 0.4 else ''
@@ -115,7 +115,7 @@ def _fact_sentence(t: _Thing, attribute: Attribute, value: str, named: str) -> s
 
 # %% ../../nbs/curriculum/invented.ipynb #2a391047
 def _filler(t: _Thing) -> str:
-    "A sentence that says nothing of any attribute; empty where the text has one like it."
+    "A sentence without an attribute; empty where the text has one like it."
     general = t.rng.random() < 0.7
     form = t.choose(WORLD['filler'][t.lang]['any' if general else t.group])
     if form in t.used:

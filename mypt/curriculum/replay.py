@@ -34,7 +34,7 @@ class TextShards:
         self.shards = [_raw_shard(p, self.tok) for p in paths]
 
     def text(self, k: int, start: int, length: int) -> str:
-        "A piece of shard `k` without half words; raises `UserError` on data with turns."
+        "A piece of shard `k` without partial words; raises `UserError` on data with turns."
         tokens, end, eot = self.shards[k].tokens, start + length, self.tok.endoftext
         ids = tokens[start:end]
         if (ids > eot).any():
@@ -49,7 +49,7 @@ class TextShards:
 
 # %% ../../nbs/curriculum/replay.ipynb #8ecf7cee
 def _whole_words(text: str, begins_inside: bool, ends_inside: bool) -> str:
-    "The text without the halves of words at the ends that lie inside a document."
+    "The text without partial words at the ends that are inside a document."
     if begins_inside and not text[:1].isspace():
         text = text.partition(' ')[2]
     if ends_inside:
@@ -99,7 +99,7 @@ def make_replay(
     dataset_dir: str | list | tuple,  # Token shards: datasets of text, or folders of shard_*.bin
     max_tokens: int = 256,  # Longest piece
     seed: int = 42,
-    language: str = 'mixed',  # `en` or `de` takes only that; `mixed` takes what is there
+    language: str = 'mixed',  # `en` or `de` takes only that language; `mixed` takes all
 ) -> Iterator[dict]:
     "Raw text to keep what pre-training taught: random pieces of the shards, none twice."
     seen = set()
@@ -132,7 +132,7 @@ def _has_text(place: Path) -> bool:
 
 
 def pretrain_text(parent: str | Path) -> Path | None:  # None: nowhere
-    "Where the text of pre-training lies under the folder of all phases: a file, or token shards."
+    "Where the text of pre-training is under the folder of all phases: a file, or token shards."
     places = (Path(parent) / place for place in PLACES)
     return next((place for place in places if _has_text(place)), None)
 

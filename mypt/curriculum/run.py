@@ -84,8 +84,8 @@ def find_by_name(what: str, name: str, table: dict[str, Any]) -> Any:
     key = str(name) if str(name) in table else str(name).replace('-', '_')
     if key not in table:
         near = get_close_matches(key, table, 1, 0.5)
-        hint = f'did you mean {near[0]!r}?' if near else f'there is {", ".join(table)}'
-        raise UserError(f'{what} {name!r} is not there; {hint}')
+        hint = f'did you mean {near[0]!r}?' if near else f'choose {", ".join(table)}'
+        raise UserError(f'{what} {name!r} is unknown; {hint}')
     return table[key]
 
 # %% ../../nbs/curriculum/run.ipynb #28d6b7eb
@@ -95,7 +95,7 @@ LANGUAGES = dict(en='en', de='de', both='mixed', mixed='mixed')  # as asked → 
 def asked_language(
     language: str | None,  # As on the command line
     docs_dir: str | None,  # Documents that will be asked about
-    otherwise: str | None,  # Where neither says anything
+    otherwise: str | None,  # Where neither decides it
     say: Callable[[str], object] = print,
 ) -> str | None:  # `en`, `de`, `mixed`, or `otherwise`
     "The language that is asked for, else that of the documents."
@@ -127,7 +127,7 @@ def _output_file(kind: str, output: str | None, output_dir: str | None) -> str:
 
 
 def _taught_generator(kind: str, docs_dir: str | None) -> Callable:
-    "What makes episodes with a teacher; raises `UserError` where there is none, or no folder."
+    "The generator with a teacher; raises `UserError` if the kind has none, or without a folder."
     if kind != 'rag_chat':
         raise UserError(f'--teacher is for rag_chat; leave it out for {kind}')
     if not docs_dir:
@@ -155,7 +155,7 @@ def make(
     options: list | None = None,  # More arguments of the generator, key=value
     output_dir: str | None = None,  # In place of --output: a folder, for KIND.jsonl in it
     strict: bool = False,  # Fewer episodes than asked for, or fewer of a kind, are an error
-    check: bool = True,  # Derive every label again from its episode, as mypt check --meaning does
+    check: bool = True,  # Derive every label again from its episode, as mypt check-meaning does
     teacher: str | None = None,  # rag_chat: a server in OpenAI's protocol that writes the questions
     teacher_model: str | None = None,  # Its model; the first that it names when None
     teacher_timeout: float = 120,  # Seconds for a reply
@@ -200,7 +200,7 @@ def _has_data(folder: Path) -> bool:
 
 
 def missing_phases(recipe: Phase, parent: Path) -> list[str]:  # in the order of training
-    "Earlier phases whose episodes a phase replays, and that have none yet; theirs included."
+    "Earlier phases without episodes that a phase replays, directly or through another phase."
     missing = set()
     for number in recipe.replay:
         if not _has_data(_phase_folder(number, parent)):
@@ -209,7 +209,7 @@ def missing_phases(recipe: Phase, parent: Path) -> list[str]:  # in the order of
 
 # %% ../../nbs/curriculum/run.ipynb #4ec2c0dd
 class Wishes(NamedTuple):
-    "What a run asks of its phase, and of the earlier phases whose data it makes."
+    "Options of a run that also apply to the earlier phases whose data it makes."
 
     tokenization: str
     language: str | None = None  # None: as each recipe says
@@ -248,7 +248,9 @@ def add_raw_text(plan: PhasePlan, text: str | Path | None, say: Callable[[str], 
         plan.replay = plan.replay | {'pretrain': (str(text), PRETRAIN_REPLAY)}
     else:
         wanted = round(PRETRAIN_REPLAY * plan.episodes() / (1 - PRETRAIN_REPLAY))
-        usable = 0.8 if plan.phase.language == 'mixed' else 0.3  # the rest is double, or foreign
+        usable = (
+            0.8 if plan.phase.language == 'mixed' else 0.3
+        )  # the rest is duplicate, or in another language
         n = max(1, min(wanted, int(pieces_in(text) * usable)))
         share = PRETRAIN_REPLAY if n == wanted else round(n / (plan.episodes() + n), 4)
         options = dict(dataset_dir=str(text))
@@ -325,7 +327,7 @@ def earlier_sets(
     kept = {k: str(v or k) for k, v in found.items() if v or not shipped}
     left_out = [name for name in named if name not in kept]
     if left_out:
-        say(f'not evaluated on {", ".join(left_out)}: no dataset beside this one that fits')
+        say(f'not evaluated on {", ".join(left_out)}: no fitting dataset beside this one')
     return kept
 
 # %% ../../nbs/curriculum/run.ipynb #b3c4cec8
@@ -357,7 +359,7 @@ def base_model(
     fresh: bool = False,  # Random weights are asked for
     say: Callable[[str], object] = print,
 ) -> str | None:  # None: random weights
-    "The model that a phase starts from; says which one, or that there is none."
+    "The model that a phase starts from; reports which one, or that there is none."
     if init_from_model and fresh:
         raise UserError('--init_from_model and --fresh exclude each other; leave one out')
     if init_from_model or fresh:
@@ -370,9 +372,9 @@ def base_model(
         return name
     if chain:
         say(
-            f'ATTENTION: phase {recipe.number} starts from RANDOM weights, for there is no model '
-            f'of {" or ".join(chain)} under checkpoints; mypt run --phase {chain[-1]} begins at '
-            'the beginning, --init_from_model NAME takes another model'
+            f'ATTENTION: phase {recipe.number} starts from RANDOM weights, because there is no '
+            f'model of {" or ".join(chain)} under checkpoints; begin with mypt run --phase '
+            f'{chain[-1]}, or name another model with --init_from_model NAME'
         )
     return None
 
@@ -423,11 +425,11 @@ def _source_flags(
 
 def _check_documents(recipe: Phase, docs_dir: str | None):
     if docs_dir and not any(takes_documents(s.make) for s in recipe.sources):
-        raise UserError(f'phase {recipe.number} asks about no documents; leave out --docs_dir')
+        raise UserError(f'phase {recipe.number} does not use documents; leave out --docs_dir')
 
 # %% ../../nbs/curriculum/run.ipynb #fbd5f832
 def _next_config(config: str, recipe: Phase, after: Phase) -> str | None:
-    "The config of the next phase, where this one does not take its recipe's."
+    "The config of the next phase, where this one does not use its recipe's."
     small = f'tiny_{after.config}'
     if config == f'tiny_{recipe.config}' and small in list_configs():
         return small
@@ -435,7 +437,7 @@ def _next_config(config: str, recipe: Phase, after: Phase) -> str | None:
 
 
 def _carried_over(plan: PhasePlan, wishes: Wishes, after: Phase) -> dict[str, Any]:
-    "What was asked of a run, as far as it holds for the phase after it."
+    "The options of a run that apply to the next phase."
     options: dict[str, Any] = dict(sets=plan.sets, language=wishes.language)
     if any(takes_documents(s.make) for s in after.sources):
         options['docs_dir'] = wishes.docs_dir
@@ -448,7 +450,7 @@ def _carried_over(plan: PhasePlan, wishes: Wishes, after: Phase) -> dict[str, An
 
 # %% ../../nbs/curriculum/run.ipynb #fbd5f8b2
 def command_after(plan: PhasePlan, wishes: Wishes) -> str:
-    "What to type after a phase."
+    "The command for the next phase."
     number = plan.phase.number
     after = next((p for p in PHASES.values() if p.base == number), None)
     if after is None:
@@ -495,7 +497,7 @@ def complete_plan(
     pick_device(plan.device)
     _check_documents(recipe, wishes.docs_dir)
     if plan.base:
-        load_meta(plan.base)  # an error where there is no such model
+        load_meta(plan.base)  # raises without such a model
         wishes = wishes._replace(tokenization=load_tokenizer(checkpoint_dir(plan.base)).kind)
     spoken = asked_language(wishes.language, wishes.docs_dir, None, say)
     wishes = wishes._replace(language=spoken)
@@ -528,7 +530,7 @@ def run(
     output_dir: str | None = None,  # Where its data goes; data/phaseN when None
     config: str | None = None,  # In place of the recipe's
     init_from_model: str | None = None,  # Start from this model; the newest earlier one when None
-    fresh: bool = False,  # Start from random weights, whatever is there
+    fresh: bool = False,  # Start from random weights, even if there is an earlier model
     tokenization: str = 'gpt2',  # With fresh weights; a base brings its own
     sets: list | None = None,  # Config overrides, key=value
     seed: int = 42,
@@ -537,7 +539,7 @@ def run(
     data: list | None = None,  # Own episodes and their share of the training mix: own.jsonl:0.2
     num_examples: int | None = None,  # Episodes of each source, in place of the recipe's
     pretrain_replay: str | None = None,  # Raw text, JSONL or token shards; found when None: 5 %
-    no_replay: bool = False,  # Leave out what earlier phases were trained on
+    no_replay: bool = False,  # Leave out the data of earlier phases
     format_lock_mode: str | None = None,  # Phase 1: `full` or `minimal`
     format_lock_math: str | None = None,  # Phase 1: `include`, `exclude`, `only` or `minimal`
     echo_gibberish: str | None = None,  # Phase 1: `include`, `exclude` or `only`
@@ -572,7 +574,7 @@ def gate_model(
     previous: str | None = None,  # An earlier report to compare with
     device: str = 'auto',
     language: str | None = None,  # `en` or `de`: only cases in it, where the gate has some
-    yardsticks: list | None = None,  # Files of other people: squad:FILE, bfcl:FILE
+    yardsticks: list | None = None,  # Public benchmarks: squad:FILE, bfcl:FILE
     limit: int | None = None,  # Cases of a suite or yardstick at most, always the same ones
     tools: str | None = None,  # Python file of own tools: one more row; its code is run
 ) -> GateReport:
@@ -580,7 +582,7 @@ def gate_model(
     judged = {number: p for number, p in PHASES.items() if p.gate}
     recipe = judged.get(str(phase))
     if recipe is None:
-        raise UserError(f'phase {phase!r} has no gate; there is {", ".join(judged)}')
+        raise UserError(f'phase {phase!r} has no gate; choose {", ".join(judged)}')
     beside: dict[str, Any] = dict(yardsticks=yardsticks, limit=limit)
     gate = (*recipe.gate, own_tools_row(tools)) if tools else recipe.gate
     return judge_model(model, gate, recipe.number, report, previous, device, language, **beside)

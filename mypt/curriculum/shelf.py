@@ -35,7 +35,7 @@ def parts(doc: Document, size: int = MAX_PART) -> list[Document]:
 _facts_of_part = lru_cache(4096)(facts)
 
 Page = tuple[Document, list[Fact]]  # a document with what can be asked of it
-REMEMBERED = 64  # invented documents whose attributes their rivals leave alone
+REMEMBERED = 64  # invented documents whose attributes their rivals do not state
 
 # %% ../../nbs/curriculum/shelf.ipynb #f1a2df01
 PIECE_MARK = '//'  # before the number of a piece of a file; no path has it
@@ -61,7 +61,7 @@ class InventedPages:
         self.stated: dict[str, tuple[str, ...]] = {}  # document → its attributes
 
     def invent(self, rng: random.Random, lang: str, **about) -> Page:
-        "One document; `about`: what `make_document` is told."
+        "One document; `about`: arguments of `make_document`."
         about = {'facts': self.facts, **about}
         doc = make_document(rng, lang, held=self.held, simple=self.simple, **about)
         found = value_facts(doc, lang)
@@ -126,7 +126,7 @@ class FolderPages:
 
 # %% ../../nbs/curriculum/shelf.ipynb #ac0a2e94
 class Shelf:
-    "Documents to ask about: a folder's, or invented afresh for every episode."
+    "Documents to ask about: a folder's, or newly invented ones for every episode."
 
     def __init__(
         self,
@@ -183,9 +183,9 @@ def _languages_there(counts: dict[str, int]) -> list[str]:
 
 def documents_language(
     docs_dir: str,
-    say: Callable[[str], object] = print,  # Told when it is one language only
+    say: Callable[[str], object] = print,  # Called if only one language is possible
 ) -> str:  # `en`, `de` or `mixed`
-    "The language of the episodes that a folder of documents can give."
+    "The language of the episodes that can be made of a folder."
     counts = {lang: len(found) for lang, found in Shelf(docs_dir).read.items()}
     there = _languages_there(counts)
     if len(there) != 1:

@@ -256,7 +256,7 @@ CHATS: dict[Callable[[Talker], Chat | None], float] = {
     _which: 0.09,
     _repeat: 0.08,
 }
-_FRAMED = (_general, _sum, _define, _able)  # what may follow on a request that is settled
+_FRAMED = (_general, _sum, _define, _able)  # what may follow a request that is settled
 
 # %% ../../nbs/curriculum/small_talk.ipynb #731be7bc
 def plain_chat(

@@ -60,7 +60,7 @@ def task_summary(r: random.Random, facts: list[Fact]) -> str:  # Empty where non
     else:
         items = list(dict.fromkeys(_QUOTES[lang].format(f.subject) for f in facts))
         items = [item for item in items if item != fill['t']]
-        if not items:  # they are what the title says
+        if not items:  # their subjects are only the title
             return ''
     forms = _texts(lang)['summary' if values else 'topics']
     sentences = [form.format(**fill, items=enumerate_items(items, lang)) for form in forms]
@@ -79,7 +79,7 @@ class Task(NamedTuple):
 
     @property
     def subject(self) -> str:
-        "Whom the facts are about; of facts without a value, the text."
+        "What the facts are about; for facts without a value, the text."
         first = self.wanted[0]
         return first.subject if first.value else _QUOTES[first.lang].format(first.title)
 
@@ -152,7 +152,7 @@ def _facts_task(r, lang, kind, shown: list[Fact], texts: list[str]) -> Task | No
     if kind == 'count':
         n = r.randint(1, max(1, len(shown) - 1)) if shown[0].value else 1
         if not (shown[0].value or _begins_with(texts[0], shown[0])):
-            return None  # something stands before it that might count as the first
+            return None  # something before it might count as the first
         wanted, fill = shown[:n], _first_facts(lang, n)
     if kind == 'query':
         known = [f for f in shown if _can_be_asked(f, texts)]
@@ -169,12 +169,12 @@ def _facts_task(r, lang, kind, shown: list[Fact], texts: list[str]) -> Task | No
 
 # %% ../../nbs/curriculum/tasks.ipynb #629712a8
 def _is_entry(sentence: str) -> bool:
-    "Is it a line of a list, `Price: 806 euros`?"
+    "Whether it is a line of a list, such as `Price: 806 euros`."
     return bool(re.fullmatch(r'[^:.!?]{2,40}: [^\n:]{1,80}', sentence))
 
 
 def _shown_facts(found: list[Fact], text: str, cells: bool = False) -> list[Fact]:
-    "The facts that a text holds, no sentence twice, in its order; none where one was cut."
+    "The facts that a text holds, no sentence twice, in its order; empty where one was cut."
     by_sentence = {f.sentence: f for f in reversed(found) if f.sentence in text}
     tables = {s for s, f in by_sentence.items() if f.kind == 'table'} if cells else set()
     if not all(is_whole(s) or _is_entry(s) for s in by_sentence.keys() - tables):

@@ -144,7 +144,7 @@ def _form_pattern(form: str, attribute: Attribute) -> str:
 # %% ../../nbs/curriculum/values.ipynb #a4693509
 @lru_cache(512)
 def long_forms(attribute: Attribute) -> list[tuple[str, str]]:  # (`leads` or `subs`, form)
-    "The forms of a sentence behind something else, with their place in the asset."
+    "The forms of a sentence after an introduction, with their place in the asset."
     if attribute.lang == 'de':
         return [('leads', attribute.after), ('subs', attribute.sub)]
     mains = [form[3:-1] for form in attribute.say if form.startswith('{N}')]
@@ -160,7 +160,7 @@ def _openings(lang: str, where: str) -> str:
 class _Pattern(NamedTuple):
     "A form as a pattern, and the attribute that it states."
 
-    piece: str  # the longest that the form says word for word; a quick look for it comes first
+    piece: str  # the longest literal part of the form; it is searched for first
     match: re.Pattern
     attribute: str
 
@@ -198,7 +198,7 @@ def _literal_words(form: str, attribute: Attribute) -> list[str]:
     return words or [w for w in unit if w == WORLD['units'][attribute.lang][attribute.kind][1]]
 
 
-@lru_cache(1 << 13)  # a document is read several times, and a filler stands in many
+@lru_cache(1 << 13)  # a document is read several times, and a filler is in many
 def _match_value(sentence: str, lang: str) -> tuple[str, str, str] | None:
     "What a sentence states, as (subject, attribute, value)."
     patterns = _patterns(lang)
@@ -346,7 +346,7 @@ def _named(lang: str, attribute: str) -> re.Pattern:
 
 
 def states_value(text: str, fact: Fact) -> bool:
-    "Whether a text says what the attribute of the fact's subject is, be it another value."
+    "Whether a text gives any value for the attribute of the fact's subject."
     if fact.subject not in text:
         return False
     text = unwrap_lines(text)

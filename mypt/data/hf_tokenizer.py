@@ -494,7 +494,7 @@ def _decoder(spaces: bool) -> dict:  # spaces: does the vocabulary write a space
 
 # %% ../../nbs/data/hf_tokenizer.ipynb #ceb220bc
 def _check_bpe(model: dict, where: str) -> None:
-    "Raise `UserError` when the model is no byte-pair encoding that we can take over."
+    "Raise `UserError` unless the model is a byte-pair encoding that we can take over."
     if model.get('type', 'BPE') != 'BPE' or 'merges' not in model:
         raise UserError(
             f'{where}: a tokenizer of type {value_text(model.get("type"))}; '
@@ -517,7 +517,7 @@ def _safe_merges(merges: list, control: set[str], where: str) -> list[list[str]]
     pairs = [m.split(' ') if isinstance(m, str) else m for m in merges]
     for pair in pairs:
         if len(pair) != 2:
-            raise UserError(f'{where}: the merge {value_text(pair)} is no pair; {TAKE_ANOTHER}')
+            raise UserError(f'{where}: the merge {value_text(pair)} is not a pair; {TAKE_ANOTHER}')
     return [[a, b] for a, b in pairs if not control & {a, b, a + b}]
 
 # %% ../../nbs/data/hf_tokenizer.ipynb #eae04a59
@@ -645,7 +645,7 @@ class ForeignTokenizer(Tokenizer):
         return self._encoder.encode(text, add_special_tokens=False).ids
 
     def encode(self, text: str) -> list[int]:
-        "Ids of ordinary text, whatever it spells."
+        "Ids of ordinary text, also where it spells a tag."
         if not self.spaces or _SPACE not in text:
             return self._encode_plain(text)
         real_space = [self.vocab[f'<0x{b:02X}>'] for b in _SPACE.encode()]

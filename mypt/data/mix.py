@@ -186,7 +186,7 @@ def _source_entry(source: _Source, taken: _Taken, total: int) -> dict:
 
 # %% ../../nbs/data/mix.ipynb #5da55328
 def _remarks(entries: list[dict], parts: bool, shares: bool) -> Iterator[str]:
-    "What else to know about a mix: how numbers were read, what stays out, what comes again."
+    "Remarks on a mix: how numbers were read, what is left out, what is repeated."
     if parts and not shares:
         yield 'numbers above 1 are parts of the result; --repeat takes lines that often'
     for e in entries:
@@ -199,7 +199,7 @@ def _remarks(entries: list[dict], parts: bool, shares: bool) -> Iterator[str]:
 
 
 def _say(entries: list[dict], by: str, rows: int, output: str):
-    "Print what each source has given."
+    "Print the share of each source."
     for e in entries:
         size = '' if by == 'rows' else f' ({e["size"]:,} {by})'
         count = f'{e["rows"]:>9,} of {counted(e["rows_there"], "row")}{size}'

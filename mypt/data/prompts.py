@@ -16,7 +16,7 @@ ABSTAIN = dict(en='The context does not say.', de='Das steht nicht im Kontext.')
 def systems_in(
     systems: str | list | tuple | dict | None,  # one, several, or by language
     lang: str,  # `en` or `de`
-) -> tuple[str, ...]:  # none where there is none
+) -> tuple[str, ...]:  # empty without any
     "The system prompts for episodes of a language."
     if isinstance(systems, dict):
         systems = systems[lang]

@@ -38,7 +38,7 @@ def _index_faults(s: Shard, block: int) -> list[str]:
     bad |= (ends > n) | (start < before)
     bad |= (start // block != (ends - 1) // block) if block else (start != before)
     if bad.any():
-        problem = f'episode {int(bad.argmax())} lies where it cannot'
+        problem = f'episode {int(bad.argmax())} has an impossible position'
     elif not block and ends[-1] != n:
         problem = 'ends before the last token'
     else:
@@ -159,14 +159,16 @@ def _shard_faults(ds: Dataset, s: Shard) -> list[str]:
                 first.setdefault(what, piece.start + int(bad.argmax()))
                 count[what] = count.get(what, 0) + int(bad.sum())
     way = 'prepare the data again'
-    return [f'{s.name}: {count[k]} {k}, the first at token {at}; {way}' for k, at in first.items()]
+    return [
+        f'{s.name}: {k}: {count[k]:,}, the first at token {at}; {way}' for k, at in first.items()
+    ]
 
 # %% ../../nbs/data/validate.ipynb #a8c76e7f
 def validate_dataset(
     dir: str | Path,  # A dataset folder
-    full: bool = True,  # False: only what `open_dataset` looks at
+    full: bool = True,  # False: only what `open_dataset` checks
 ) -> list[str]:  # One line per problem; empty when all is well
-    "Check a dataset: sums, index, ids, padding, segments, and the mask made again from the tags."
+    "Check a dataset: sums, index, ids, padding, segments, and the mask, recomputed from the tags."
     try:
         ds = open_dataset(dir)
     except UserError as e:

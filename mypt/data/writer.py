@@ -37,7 +37,7 @@ _REMEDIES = {
 
 @contextmanager
 def _disk_errors(where: str | Path) -> Iterator[None]:
-    "What the disk refuses becomes a `UserError` with a way out."
+    "An error of the disk becomes a `UserError` with a way out."
     try:
         yield
     except OSError as e:
@@ -257,7 +257,7 @@ def _unit_ends(chunk: _Chunk, block: int) -> np.ndarray:  # int64: ends of rows 
     need(same, 'weights and segments must be as long as tokens')
     start, length = index.T
     there = len(start) and (length > 0).all() and start[0] >= 0
-    need(there, 'episodes must be there and have tokens')
+    need(there, 'there must be episodes, and each must have tokens')
     ends = start + length
     ascending = (start[1:] >= ends[:-1]).all() and ends[-1] <= n
     need(ascending, 'episodes must ascend and lie inside')
@@ -344,7 +344,7 @@ class _SplitWriter:
         return arrays
 
     def widen(self):
-        "Segment numbers past 255 came: two bytes each, also for what is written already."
+        "Use two bytes for each segment number, also in the files that are written already."
         if self.segment_dtype == 'u1':
             self.series.widen()
         self.segment_dtype = '<u2'
@@ -455,7 +455,7 @@ class _Committing(WriterSettings):
         "Publish the folder, bytes on disk before names; raises `UserError` when it is empty."
         train, val = self.splits['train'], self.splits['val']
         if not (train.counts['episodes'] or may_be_empty):
-            problem = 'No episodes to write, nothing came to train'
+            problem = 'no episodes to write'
             raise UserError(f'{self.dir}: {problem}; check the input')
         root, files = self.folder.root, self._files()
         with _disk_errors(self.dir):

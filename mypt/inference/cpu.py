@@ -158,7 +158,7 @@ def _identity(W: Tensor) -> tuple[int, int, float]:
 
 # %% ../../nbs/inference/cpu.ipynb #0527da67
 def _has_fbgemm() -> bool:
-    "Has torch the products of small numbers that x86 knows?"
+    "Whether torch has its 8- and 16-bit products for x86."
     return torch.backends.quantized.engine in ('x86', 'fbgemm')
 
 # %% ../../nbs/inference/cpu.ipynb #0527dab7
@@ -437,9 +437,9 @@ def for_inference(
     dtype: str = 'auto',  # One of `DTYPES`; 'auto': what is measured to be fastest here
     device: str | torch.device = 'cpu',  # 'auto': a GPU where there is one
 ) -> GPT:  # The model itself, changed in place
-    "Ready to generate; raises `UserError` on a precision that is unknown or not to be had."
+    "Ready to generate; raises `UserError` on a precision that is unknown or not supported here."
     if dtype not in DTYPES:
-        raise UserError(f'dtype {dtype!r} is none of {", ".join(DTYPES)}')
+        raise UserError(f'dtype {dtype!r} is unknown; choose {", ".join(DTYPES)}')
     model.eval().to(pick_device(device))
     if dtype == 'auto':
         dtype = _fastest_dtype(model)

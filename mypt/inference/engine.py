@@ -168,7 +168,7 @@ class Slots:
         return n
 
     def release_done(self) -> None:
-        "Requests that are done leave; their slots keep what they know."
+        "Requests that are done leave; their slots keep their keys and values."
         for i in reversed(range(len(self.running))):
             request = self.running[i]
             if request.done:

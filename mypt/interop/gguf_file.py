@@ -34,7 +34,7 @@ def gguf_package() -> Any:
 
 
 class GGUFModel(NamedTuple):
-    "What a GGUF file holds, in Hugging Face's words."
+    "What a GGUF file holds, in Hugging Face's formats."
 
     path: Path
     arch: str  # llama.cpp's name of the family
@@ -49,7 +49,9 @@ def _open(path: Path) -> Any:  # A `GGUFReader`
         return gguf_package().GGUFReader(path)
     except (ValueError, OSError, KeyError, IndexError, OverflowError, MemoryError) as e:
         why = value_text(str(e))
-        raise UserError(f'{path}: no GGUF file, or a damaged one ({why}); fetch it again') from None
+        raise UserError(
+            f'{path}: not a GGUF file, or a damaged one ({why}); fetch it again'
+        ) from None
 
 # %% ../../nbs/interop/gguf_file.ipynb #d25a5674
 class _Fields:
@@ -81,7 +83,7 @@ _NUMBER = (int, float)
 
 
 def _family(f: _Fields) -> str:
-    "`model_type` of the config; `UserError` for a family that is not taken."
+    "`model_type` of the config; `UserError` for a family that is not supported."
     if f.own('expert_count', int, 0) or f.arch not in ARCHITECTURES:
         kind = f.arch + (' with experts' if f.own('expert_count', int, 0) else '')
         raise UserError(

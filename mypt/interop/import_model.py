@@ -135,7 +135,7 @@ def _check_sizes(c: dict, where: str):
     for k in (*sizes, 'vocab_size'):
         if type(c.get(k)) is not int:
             raise UserError(
-                f'{where}: {k} is {value_text(c.get(k))}, no number; '
+                f'{where}: {k} is {value_text(c.get(k))}, not a number; '
                 'is this the config.json of a Llama?'
             )
 
@@ -249,7 +249,7 @@ def _check_shapes(weights: dict[str, Tensor], shapes: dict[str, tuple], where: s
     for k in [*shapes, *weights]:
         have = tuple(weights[k].shape) if k in weights else 'missing'
         if have != shapes.get(k):
-            need = shapes.get(k, 'nothing of it')
+            need = shapes.get(k, 'no such tensor')
             name = k if k in shapes else value_text(k)
             raise UserError(
                 f'{where}: {name} is {have}, its config says {need}; fetch the model again'
@@ -327,7 +327,7 @@ def import_llama(
 
 # %% ../../nbs/interop/import_model.ipynb #279c8467
 def _own_rows(spec: dict, tok: ForeignTokenizer) -> dict[int, int]:  # `spec`: tokenizer.json
-    "Id → row given, for tags that a base already has: it was schooled here, and published."
+    "Id → row given, for tags that a base already has because it was trained with mypt."
     added, ours = spec.get('added_tokens') or (), tok.tag_ids | {tok.end_name: tok.endoftext}
     return {ours[t['content']]: t['id'] for t in added if t['content'] in ours}
 
@@ -553,7 +553,7 @@ def import_old(
     if cfg.vocab_size < max([tok.endoftext, *tag_rows.values()]) + 1:
         raise UserError(
             f"{where}: {cfg.vocab_size} tokens are not GPT-2's and its tags; only such models can "
-            'be brought over'
+            'be imported'
         )
     weights = _llama_weights(old, cfg.head_dim, rope)
     if cfg.tie_weights:
@@ -651,7 +651,7 @@ def import_model(
     rope: str = 'half',  # model.pt only: how RoPE's pairs lie, `half` or `interleaved`
     layout: str = 'compact',  # Of the conversations that it learned: `compact` or `lines`
 ) -> Path:  # The checkpoint's directory
-    "Bring a base model from elsewhere: its weights, its tokenizer, and new rows for our tags."
+    "Import a base model: its weights, its tokenizer, and new rows for the tags of mypt."
     name = output or _name_of(source)
     where, out = _find_source(source), checkpoint_dir(name)
     origin = _origin(where, tags, rope)
@@ -677,7 +677,7 @@ def import_model(
 def base_checkpoint(
     source: str,  # A checkpoint, or any source of `import_model`
 ) -> str:  # The checkpoint's name or directory
-    "The checkpoint that training starts from, imported first where it is none."
+    "The checkpoint that training starts from, imported first where need be."
     folder = checkpoint_dir(source)
     if (folder / 'mypt.json').exists() or (folder / 'sharded').is_dir():
         return source

@@ -19,7 +19,9 @@ def merge_model(
     "Write adapters and their base as one ordinary model."
     meta, out = load_meta(model_name), checkpoint_dir(output)
     if not meta.get('adapter'):
-        raise UserError(f'{checkpoint_dir(model_name)}: no adapters, it is an ordinary model')
+        raise UserError(
+            f'{checkpoint_dir(model_name)}: is an ordinary model without adapters; nothing to merge'
+        )
     keep = {k: meta[k] for k in ('lineage', 'layout', 'mask_policy') if k in meta}
     with writing(out):
         recover(out)

@@ -112,7 +112,7 @@ def _mask(
 
 # %% ../../nbs/model/cache.ipynb #bd75b296
 class KVCache(KVPass):
-    "Keys and values of running texts, and attention to them. `cache[a:b]` is a window on rows."
+    "Keys and values of running texts, and attention to them. `cache[a:b]` is a view of rows."
 
     def attend(
         self,

@@ -43,7 +43,7 @@ class ShapeConfig:
 # %% ../../nbs/model/config.ipynb #ca37f571
 @dataclass
 class ModelConfig(ShapeConfig):
-    "What the network is: its shape, and what it does otherwise than a Llama."
+    "What the network is: its shape, and where it differs from a Llama."
 
     head_size: int | None = None  # Width of a head, D; None: C/H
     rope_scaling: dict = field(default_factory=dict)  # Llama 3's or YaRN's way to longer contexts
@@ -52,8 +52,8 @@ class ModelConfig(ShapeConfig):
     window_layers: list = field(default_factory=list)  # Blocks with the window; []: all
     qkv_bias: bool = False  # On queries, keys and values only (Qwen2)
     qk_norm: bool = False  # RMSNorm on each head's queries and keys (Qwen3)
-    context: int = 0  # Longest row that an imported base has learned; 0: `block_size`
-    family: str = ''  # As which transformers knows it; '': the first that has these switches
+    context: int = 0  # Longest row that an imported base was trained on; 0: `block_size`
+    family: str = ''  # Its name in transformers; '': the first that has these switches
 
     @property
     def head_dim(self) -> int:
@@ -177,7 +177,7 @@ class OptimConfig:
     grad_accum_steps: int = 1  # Micro-batches per step
     max_iters: int = 1000  # Steps
     epochs: float = 0.0  # When > 0: passes over the data, in place of `max_iters`
-    min_steps: int = 0  # With fewer: smaller steps, then more passes, where you gave no numbers
+    min_steps: int = 0  # Fewer than this: smaller batches, then more passes, where you set none
     learning_rate: float = 3e-4  # Peak
     min_lr_ratio: float = 0.1  # Cosine ends at this share of the peak
     warmup_iters: float = 0.0  # Steps; below 1: a share of all steps
@@ -214,7 +214,7 @@ class TrainConfig(OptimConfig):
     parallel: str = 'ddp'  # Under torchrun: 'ddp' (a whole model on each GPU) or 'fsdp' (a share)
     compile: str = 'auto'  # Compile the blocks: 'on', 'off', 'auto' (on GPUs, in bfloat16)
     deterministic: bool = False  # On a GPU, only kernels that add in a fixed order; slower
-    freeze: list = field(default_factory=list)  # Names (with `*`) of weights that stay as they are
+    freeze: list = field(default_factory=list)  # Names (with `*`) of frozen weights
     lora_rank: int = 0  # Train corrections of this rank beside a base; 0: train its weights
     lora_alpha: float = 0.0  # They are multiplied by alpha/rank; 0: twice the rank
     lora_targets: list = field(default_factory=list)  # Layers with one, as `q_proj`; []: all
@@ -426,7 +426,7 @@ def _read_json(path: Path) -> dict:
         keys = [k for k, _ in pairs]
         twice = [k for k in keys if keys.count(k) > 1]
         if twice:
-            raise UserError(f'{path}: {value_text(twice[0])} is there twice; keep one')
+            raise UserError(f'{path}: {value_text(twice[0])} occurs twice; keep one')
         return dict(pairs)
 
     try:
@@ -589,8 +589,8 @@ def _rope_scale(base: ModelConfig, cfg: Config) -> float:
 def rope_note(
     base: ModelConfig,  # The checkpoint's
     cfg: Config,  # The new phase's
-) -> str:  # '' where nothing is to be said
-    "What becomes of the rope scale, where config and base differ."
+) -> str:  # '' where they agree
+    "Which rope scale is used, where config and base differ."
     wanted, new = cfg.given.get('rope_scale', base.rope_scale), _rope_scale(base, cfg)
     was = base.rope_scale
     if wanted == was:

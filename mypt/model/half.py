@@ -46,7 +46,7 @@ def half_copy(
 
 # %% ../../nbs/model/half.ipynb #c63e610e
 def _count_writes(optimizer: Optimizer, args, kwargs) -> None:
-    "A fused step is a write to every weight that it moved."
+    "A fused step is a write to every weight that it updated."
     if optimizer.defaults.get('fused'):
         increment_version([p for g in optimizer.param_groups for p in g['params']])
 

@@ -259,7 +259,7 @@ class LivePlot(Callback):
 
     def before_fit(self, t):
         def stop():
-            t.stop = t.stop or 'stop button: saved, run the cell again to go on'
+            t.stop = t.stop or 'stop button: saved; run the cell again to continue'
 
         self.live.total, self.live.stop = t.max_steps, stop
 
@@ -414,11 +414,11 @@ def pack_board(
     tok: Tokenizer | None = None,  # Needed for a bare split or row
     n: int = 16,  # Rows to show, at even distances
 ) -> Html:
-    "Rows of a pack: a bar per episode, what stays empty, which part of attention is computed."
+    "Rows of a pack: a bar per episode, empty space, and the part of attention that is computed."
     rows = [packed_row(it) for it in items_of(obj, tok, n) if it.segments is not None]
     if not rows:
         raise UserError(
-            'pack_board: nothing here is packed; mypt prepare --enable_packing makes packed rows'
+            'pack_board: these rows are not packed; mypt prepare --enable_packing makes packed rows'
         )
     episodes = np.mean([len(row.spans) for row in rows])
     full, attention = np.mean([(row.full, row.attention) for row in rows], axis=0)

@@ -103,7 +103,7 @@ def items_of(
     n: int = 50,  # Rows to take from a split at even distances, or the first lines of JSONL
     policy: str = 'pipeline',  # Mask policy for an episode
 ) -> list[Item]:
-    "Items to look at; raises `UserError` for a thing without tokens, or without a tokenizer."
+    "Items to look at; raises `UserError` for an object without tokens, or without a tokenizer."
     if isinstance(obj, Item):
         return [obj]
     if isinstance(obj, Encoded):
@@ -301,7 +301,7 @@ def score(
     n: int = 50,
 ) -> list[Item]:  # The items, each with `probs`; an episode's first token has none
     "Items with the probability that `model` gives to each token."
-    from mypt.data.batches import collate  # brings torch, which looking at data does without
+    from mypt.data.batches import collate  # imports torch, which is not needed to look at data
 
     out, was_training = [], model.training
     device = next(model.parameters()).device
@@ -319,7 +319,7 @@ def score(
 
 # %% ../../nbs/report/inspect.ipynb #f678bb39
 def reply_items(
-    prompt: list[int],  # Ids that the model goes on from
+    prompt: list[int],  # Ids that the model continues
     stream: Iterable,  # `Step`s of one row, as `mypt.inference.generate.steps` gives them
     tok: Tokenizer,
     label: str = 'reply',
@@ -329,7 +329,8 @@ def reply_items(
     for s in stream:
         ids.append(s.id)
         probs.append(s.prob)
-        note = f'{len(ids) - len(prompt):,} tokens said, {len(prompt):,} before them'
+        new = counted(len(ids) - len(prompt), 'token')
+        note = f'{new} generated after {len(prompt):,} of the prompt'
         yield Item(np.array(ids, np.uint32), tok, probs=np.array(probs), label=label, note=note)
 
 # %% ../../nbs/report/inspect.ipynb #c1a0d33a
@@ -348,7 +349,7 @@ def _reply_display() -> Callable[[Item], None]:
         return show_nothing
     if get_ipython() is None:
         return show_nothing
-    widget = widget_class(data=inspect_data([], 'While it speaks'))
+    widget = widget_class(data=inspect_data([], 'While it is generated'))
     display(widget)
 
     def show(it):

@@ -86,10 +86,10 @@ class ModelThread(RequestTable):
         while not self.closed:
             try:
                 for request, step in self.engine.step():
-                    if step is None:  # this answer is lost, those beside it are not
+                    if step is None:  # only this answer is lost
                         self._log(request.error)
                     self._deliver(request, step and step.id)
-            except Exception as e:  # these answers are lost, the server is not
+            except Exception as e:  # these answers are lost, the server continues
                 self._log(e)
                 self._fail()
             if not self.engine.busy:
@@ -178,7 +178,7 @@ class Runners:
     def __getitem__(self, name: str) -> Runner:
         if name not in self.paths:
             known = ', '.join(self.paths)
-            problem = f'no model {name[:60]!r}; there is {known}'
+            problem = f'no model {name[:60]!r}; choose {known}'
             raise ApiError(problem, 404, 'model', 'model_not_found')
         with self.locks[name]:
             if name not in self.loaded:
@@ -210,11 +210,11 @@ class Limits:
     at_once: int = 64  # answers being made
     waiting: int = 256  # connections without an answer at work
     calls: int = 5  # of an agent
-    passages: int = 3  # put before the model in mode `rag`
+    passages: int = 3  # given to the model in mode `rag`
 
 # %% ../../nbs/serve/runner.ipynb #ae946eec
 def check_mode(ask: ChatRequest, workspace: Workspace | None) -> None:
-    "Raise `ApiError` where a request does not go with its mode."
+    "Raise `ApiError` where a request does not fit its mode."
     if ask.mode == 'chat':
         return
     if workspace is None:
@@ -270,7 +270,7 @@ PutFn = Callable[..., None]  # takes a delta, and what else a chunk holds
 
 
 class ShownText:
-    "What a client gets to see of the replies, and the text of it so far."
+    "What a client sees of the replies, and the text so far."
 
     def __init__(self, stops: tuple):
         self.text = ''
@@ -403,7 +403,7 @@ class Answer(Generation):
 
 # %% ../../nbs/serve/runner.ipynb #f9231d2f
 def last_delta(message: dict) -> dict:  # message: OpenAI's
-    "What a stream tells of a message at its end: calls and citations."
+    "What a stream adds at the end of a message: calls and citations."
     out = {}
     if 'tool_calls' in message:
         out['tool_calls'] = [{'index': i, **c} for i, c in enumerate(message['tool_calls'])]
@@ -450,7 +450,7 @@ class AgentWork:
         self.asked: Future | None = None  # the reply at work
 
     async def run(self, pool: Executor | None) -> AgentRun:
-        "Work until there is an answer; the trace is shown on the way."
+        "Work until there is an answer; the trace is shown meanwhile."
         turn, episode = self.answer.turn, self.answer.episode
         work = self.loop.run_in_executor(pool, turn.run, self._reply, episode)
         try:

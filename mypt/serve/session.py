@@ -82,7 +82,7 @@ class Settings:
 
 
 def show_nothing(kind: str, text: str) -> None:
-    "For those who only want the whole reply."
+    "Show nothing: for callers that only need the whole reply."
 
 # %% ../../nbs/serve/session.ipynb #9afd2a5a
 class Session(Conversation):
@@ -108,7 +108,7 @@ class Session(Conversation):
 
     @property
     def system(self) -> str:
-        "The system prompt in force."
+        "The system prompt that is used."
         return self._system(self.past)
 
     def turn(self) -> Turn:

@@ -101,7 +101,7 @@ class Terminal(Screen):
         except UserError as e:
             self.line(f'({e})')
         except KeyboardInterrupt:
-            self.line('\n(stopped; this turn is forgotten)')
+            self.line('\n(stopped; this turn is not kept)')
 
     def answer(self, question: str) -> None:
         "Ask the model, and print its reply while it comes."
@@ -110,10 +110,10 @@ class Terminal(Screen):
         self.tell(run)
 
     def tell(self, run: AgentRun) -> None:
-        "What is to be said after a reply."
+        "Print why a reply stopped, if it has no answer, and the passages that were retrieved."
         self.put('\n')
         if run.answer is None:
-            self.line(f'({STOPPED[run.stopped]}; this turn is forgotten)')
+            self.line(f'({STOPPED[run.stopped]}; this turn is not kept)')
         asked = [m for m in run.episode['messages'] if m['role'] == 'user']
         sources = passage_names(asked[-1].get('context', ''))
         if sources:
@@ -167,7 +167,7 @@ def run_command(terminal: Terminal, name: str, rest: str) -> None:
 
 # %% ../../nbs/serve/terminal.ipynb #647dc514
 def set_number(terminal: Terminal, name: str, kind: type, rest: str) -> None:
-    "Set a number; raises `UserError` on what is none, or out of range."
+    "Set a number; raises `UserError` when it is not one, or out of range."
     settings = terminal.talk.settings
     try:
         value = kind(rest or 'nothing')
@@ -195,12 +195,12 @@ def do_mode(terminal: Terminal, rest: str) -> None:
 # %% ../../nbs/serve/terminal.ipynb #95e01b16
 @command
 def do_model(terminal: Terminal, rest: str) -> None:
-    "go on with another model"
+    "continue with another model"
     talk = terminal.talk
     if not rest:
         raise UserError(f'/model: name one; this is {talk.name}')
     talk.load(rest)
-    terminal.line(f'{talk.name} goes on')
+    terminal.line(f'{talk.name} continues')
 
 
 @command
@@ -255,7 +255,7 @@ class HeldPrinter(ReplyPrinter):
 
 # %% ../../nbs/serve/terminal.ipynb #7d441477
 def _ask_again(terminal: Terminal) -> tuple[AgentRun, HeldPrinter]:
-    "The last question once more, with other dice; what is printed is held back."
+    "The last question again with another seed; what is printed is held back."
     question = terminal.talk.undo()
     assert question is not None  # a turn was made
     terminal.talk.settings.seed += 1
@@ -266,7 +266,7 @@ def _ask_again(terminal: Terminal) -> tuple[AgentRun, HeldPrinter]:
 # %% ../../nbs/serve/terminal.ipynb #7d4414b7
 @command
 def do_retry(terminal: Terminal, rest: str) -> None:
-    "say something else to the last question"
+    "give another answer to the last question"
     talk, settings = terminal.talk, terminal.talk.settings
     if not talk.turns:
         raise UserError('/retry: nothing was asked yet')
@@ -313,7 +313,7 @@ def do_save(terminal: Terminal, rest: str) -> None:
 
 @command
 def do_load(terminal: Terminal, rest: str) -> None:
-    "go on with a conversation from a file"
+    "continue a conversation from a file"
     episodes = read_episodes(rest) if rest else []
     if not episodes or 'messages' not in episodes[-1]:
         raise UserError('/load FILE: one that /save wrote')
@@ -380,7 +380,7 @@ def chat(
     temperature: float = 0.7,  # 0 always gives the likeliest answer
     max_new_tokens: int = 200,  # Tokens of a reply
     seed: int = 0,
-    load: str | None = None,  # Go on with a conversation that /save wrote
+    load: str | None = None,  # Continue a conversation that /save wrote
     device: str = 'auto',
     dtype: str = 'auto',  # float32 (exact), float16, bfloat16; auto: the fastest here
 ):

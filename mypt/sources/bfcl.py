@@ -18,7 +18,7 @@ from .tools import SourceTurn, assemble, system_of
 
 # %% ../../nbs/sources/bfcl.ipynb #cf630700
 def _first_accepted(value: Any) -> Any:
-    "The first accepted form of a value; what may be left out of an object is left out."
+    "The first accepted form of a value; optional entries of an object are left out."
     if isinstance(value, list):
         return [_first_accepted(x) for x in value]
     if not isinstance(value, dict):

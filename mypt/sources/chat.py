@@ -52,7 +52,7 @@ def alpaca(row: dict, tally: Tally) -> dict:
 # %% ../../nbs/sources/chat.ipynb #8efb7ae8
 @by_row
 def dolly(row: dict, tally: Tally) -> dict:
-    "Instruction, context, response; with a context the answer rests on it, so it names it."
+    "Instruction, context, response; an answer from a context cites it."
     question, answer = _dialogue(text_of(row, 'instruction'), text_of(row, 'response'))
     passage = row.get('context') or ''
     if passage.strip():
@@ -111,7 +111,7 @@ def _children(tree: Sequence[dict]) -> dict[str | None, list[int]]:
 def best_branch(
     tree: Sequence[dict],  # The messages of one tree, in any order
 ) -> Branch:
-    "From the first prompt, always on to the best-ranked reply, as far as the last answer."
+    "From the first prompt always to the best-ranked reply, up to the last answer."
     children = _children(tree)
     if None not in children:
         return Branch([], ['its tree has no first prompt'] * len(tree))
@@ -156,7 +156,7 @@ def _close_tree(tree: list[SourceRow], tally: Tally) -> list[dict]:  # Its episo
     try:
         eps = [_episode_of(tree, branch, tally)]
     except Skip as e:
-        keep = not branch.path  # each message knows better why it is left out
+        keep = not branch.path  # the reasons of the single messages are more exact
         reasons = [r if r and keep else str(e) for r in reasons]
     for row, reason in zip(tree, reasons, strict=True):
         if reason:

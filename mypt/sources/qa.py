@@ -18,7 +18,7 @@ class Question(NamedTuple):
 
     question: str
     passages: tuple  # of (title, text)
-    answers: tuple  # accepted answers, the best first; empty where the passages hold none
+    answers: tuple  # accepted answers, the best first; empty if unanswerable
     gold: tuple  # positions of the passages that are needed
     language: str
     id: str = ''
@@ -54,7 +54,7 @@ def records(value: Any) -> list[dict]:
 
 # %% ../../nbs/sources/qa.ipynb #9bb36ca5
 def squad_question(row: dict, language: str = 'en') -> Question:
-    "SQuAD 2 and GermanQuAD: one passage, its title, no answer where there is none."
+    "SQuAD 2 and GermanQuAD: one passage, its title, and no answers for an unanswerable question."
     answers = row['answers']['text'] if isinstance(row['answers'], dict) else row['answers']
     text, title = text_of(row, 'context'), row.get('title')
     first_line_end = text.find('\n')

@@ -18,14 +18,14 @@ def _reader_of(row: Any, form: str, where: str) -> str:  # One of QA
     "The reader for rows like this one; raises `UserError` when they hold no passages."
     reader = form_name(row, form, where)
     if reader not in QA:
-        fault = f'{reader} rows are no questions about passages'
+        fault = f'{reader} rows are not questions about passages'
         raise UserError(f'{where}: {fault}; use {", ".join(QA)}')
     return reader
 
 # %% ../../nbs/sources/questions.ipynb #35796753
 def dataset_questions(
     dataset: str,  # One of QA_SETS, or a file or folder with the columns of one
-    tally: Tally,  # Counts what becomes of the rows
+    tally: Tally,  # Counts what happens to the rows
     form: str = '',  # One of QA; left out: by the name
     split: str = 'train',
     mirror: str = '',

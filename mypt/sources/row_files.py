@@ -25,7 +25,7 @@ _WIDE = {b'\xff\xfe': 'UTF-16', b'\xfe\xff': 'UTF-16'}  # byte-order marks
 def not_utf8(path: str | Path, where: str, encoding: str) -> UserError:
     "What to say about a file in another encoding."
     way = f'save it as UTF-8: iconv -f {encoding} -t UTF-8 {Path(path).name} > new'
-    return UserError(f'{path}: {where}, so it is not UTF-8 but {encoding}, perhaps; {way}')
+    return UserError(f'{path}: {where}, so it is not UTF-8, but perhaps {encoding}; {way}')
 
 
 def open_text(path: str | Path, newline: str | None = None) -> TextIO:
@@ -42,12 +42,12 @@ def decoded(parts: Iterable, path: str | Path) -> Iterator:
     try:
         yield from parts
     except UnicodeDecodeError as e:
-        fault = f'a byte is 0x{e.object[e.start]:02x} where UTF-8 allows none such'
+        fault = f'has the byte 0x{e.object[e.start]:02x}, which is not valid there in UTF-8'
         raise not_utf8(path, fault, 'LATIN1') from None
 
 
 def whole_text(path: str | Path) -> str:
-    "All of a file, byte for byte but for its mark; raises `UserError` as the others do."
+    "The whole text of a file without its byte-order mark; raises `UserError` as the others do."
     with open_text(path, newline='') as f:
         return ''.join(decoded(f, path))
 
@@ -70,7 +70,7 @@ def squad_rows(
 
 # %% ../../nbs/sources/row_files.ipynb #cc0e95f8
 class RowDecoder:
-    "Decodes JSON; `twice` is a key that stood twice in one object of the latest value."
+    "Decodes JSON; `twice` is a key that occurred twice in one object of the latest value."
 
     def __init__(self):
         self.twice = ''
@@ -83,7 +83,7 @@ class RowDecoder:
         return out
 
     def value(self, text: str, at: int = 0) -> tuple[Any, int]:  # (value or Skip, its end)
-        "The value that begins at a position; raises `ValueError` when there is none."
+        "The value that begins at a position; raises `ValueError` without one."
         self.twice = ''
         value, end = self._decoder.raw_decode(text, at)
         if self.twice:
@@ -192,8 +192,8 @@ _INDENTED = re.compile(r'\{[ \t]*\r?\n')
 def json_rows(
     path: str | Path,  # A list, objects one after the other, one a line, or a SQuAD file
 ) -> Iterator:  # Rows; Skip for lines that cannot be read
-    "Rows of a JSON file, whichever way it is laid out."
-    open_text(path).close()  # another encoding is told at once
+    "Rows of a JSON file in any layout."
+    open_text(path).close()  # another encoding is an error at once
     with open_input(path) as f:
         head = f.read(1 << 16).decode('utf-8', 'replace').lstrip('\ufeff \n\r\t')
     first_line = head.split('\n', 1)[0].rstrip()
@@ -240,7 +240,7 @@ def column_names(pairs: Iterable[str]) -> dict[str, str]:  # Name in the file â†
 
 
 def renamed(rows: Iterable, names: dict[str, str]) -> Iterator:
-    "Rows with other names of columns; a column of that name which was there before gives way."
+    "Rows with renamed columns, which replace existing columns of the new name."
     for row in rows:
         if not isinstance(row, dict):
             yield row
@@ -275,14 +275,14 @@ def files_of(
     folder = Path(folder)
     paths = [p for p in sorted(folder.rglob('*')) if _is_data(p)]
     if not paths:
-        raise UserError(f'{folder}: no data there; put {", ".join(ROW_FILES)} files into it')
+        raise UserError(f'{folder}: no data files; put {", ".join(ROW_FILES)} files into it')
     if config:
         paths = [p for p in paths if config in p.relative_to(folder).parts] or paths
     splits = {p: _split_of(p.relative_to(folder)) for p in paths}
     files = [p for p in paths if splits[p] == _SPLITS.get(split, split)]
     if not files:
         there = ', '.join(sorted(set(splits.values())))
-        raise UserError(f'{folder}: no split {split!r}; there is {there}: use --split')
+        raise UserError(f'{folder}: no split {split!r}; choose {there} with --split')
     return files
 
 # %% ../../nbs/sources/row_files.ipynb #8170b3ee
@@ -340,9 +340,9 @@ def hub_rows(
     except UserError:
         raise
     except (ConnectionError, TimeoutError) as e:
-        raise UserError(f'{name}: no way to the hub ({_first_words(e)}); {way}') from None
+        raise UserError(f'{name}: the hub cannot be reached ({_first_words(e)}); {way}') from None
     except ValueError as e:
         raise UserError(f'{name}: {_first_words(e)}; check --split and --config') from None
     except Exception as e:
-        fault = f'the hub does not give it ({type(e).__name__}: {_first_words(e)})'
+        fault = f'cannot be read from the hub ({type(e).__name__}: {_first_words(e)})'
         raise UserError(f'{name}: {fault}; check the name, or {way}') from None

@@ -57,7 +57,7 @@ def share(
     results: list,  # In the data
     n: int,  # Calls that they answer
 ) -> list:  # One for each call, else Skip
-    "Give every call its own result as far as the data tells them apart."
+    "Give every call its own result, as far as the data identifies them."
     if len(results) == n:
         return [_result_of(r) for r in results]
     if len(results) == 1:
@@ -71,14 +71,14 @@ def _by_id(found: dict[str, Any], ids: Sequence[str]) -> list:
     "The results in the order of the calls' ids."
     for call_id in ids:
         if call_id not in found:
-            raise Skip('a call without a result, and the talk goes on')
+            raise Skip('a call without a result before the end')
     if len(found) > len(ids):
         raise Skip('a result whose id is that of no call')
     return [_result_of(found[call_id]) for call_id in ids]
 
 
 def _by_name(results: list['SourceTurn'], names: list[str]) -> list | None:
-    "The results in the order of the calls' names; None where the names do not tell."
+    "The results in the order of the calls' names; None where the names are ambiguous."
     waiting: dict[str, list] = {}
     for result in results:
         waiting.setdefault(result.name, []).append(result.text)
@@ -124,7 +124,7 @@ def _call_messages(
 ) -> list[dict]:
     "Calls and their results, laid out in turn."
     if not results and not last:
-        raise Skip('a call without a result, and the talk goes on')
+        raise Skip('a call without a result before the end')
     if not results and len(turn.calls) > 1:
         raise Skip('several calls at once, and no results')
     fields = dict(turn.fields or {})
@@ -266,9 +266,9 @@ def system_of(row: dict, messages: list[SourceRow], tools: dict) -> str:
             talking = True
             continue
         if talking:
-            raise Skip('a system message in the middle of the talk')
+            raise Skip('a system message in the middle of the conversation')
         pieces.append(_message_text(m, 'system'))
-        loss_fields(m)  # a prompt is never trained, whatever they say
+        loss_fields(m)  # a prompt is never trained, so its weights are ignored
     if not all(isinstance(p, (str, type(None))) for p in pieces):
         raise Skip('a system prompt that is not text')
     system = '\n\n'.join(p for p in dict.fromkeys(pieces) if p and p.strip())
@@ -337,7 +337,7 @@ def _result_turns(m: SourceRow, text: Any) -> list[SourceTurn]:
     "The results in a message, each by itself."
     if text is None:
         raise Skip('a tool result without content')
-    loss_fields(m)  # a result is never trained, whatever they say
+    loss_fields(m)  # a result is never trained, so its weights are ignored
     answers = [str(m.get('tool_call_id'))] if m.get('tool_call_id') else []
     bodies = [text]
     if isinstance(text, str):
@@ -354,7 +354,7 @@ def _result_turns(m: SourceRow, text: Any) -> list[SourceTurn]:
 
 
 def _is_only_results(text: Any) -> bool:
-    "Is it nothing but `<tool_response>` blocks?"
+    "Whether a text is only `<tool_response>` blocks."
     if not isinstance(text, str) or not text.lstrip().startswith('<tool_response>'):
         return False
     return not _without_blocks(text, ('tool_response',)).strip()
@@ -397,7 +397,7 @@ def read_messages(
     tally: Tally,
     name: str = 'messages',  # Of the column
 ) -> dict:  # An episode
-    "An episode from messages with roles, in OpenAI's, Dolci's or ShareGPT's words."
+    "An episode from messages with roles, in the form of OpenAI, Dolci or ShareGPT."
     if isinstance(messages, str):  # JSON, as in a table
         found = json_values(messages.strip())
         messages = found[0] if len(found) == 1 and isinstance(found[0], list) else None
@@ -426,7 +426,7 @@ _WISHES = ('label', 'kto_tag')  # KTO's: true is a wanted answer, false an unwan
 
 
 def _check_wish(row: SourceRow) -> None:
-    "Turn away an answer that its row calls unwanted."
+    "Reject an answer that its row marks as unwanted."
     for k in _WISHES:
         if str(row.peek(k)).lower() == 'false':
             raise Skip(f'an answer that is marked as unwanted ({k})')
@@ -435,7 +435,7 @@ def _check_wish(row: SourceRow) -> None:
 
 
 def _null_arguments(given: Any) -> bool:
-    "Do calls that are objects have arguments that are null?"
+    "Whether calls that are objects have arguments that are null."
     for call in given if isinstance(given, list) else [given]:
         function = call.get('function') or call if isinstance(call, dict) else {}
         arguments = function.get('arguments') if isinstance(function, dict) else None
@@ -445,7 +445,7 @@ def _null_arguments(given: Any) -> bool:
 
 
 def _result_among_words(m: SourceRow, after: SourceRow) -> bool:
-    "Does a user's message, after a call between tags, hold a result and more?"
+    "Whether a user's message, after a call between tags, holds a result and more."
     call, text = (str(x.peek('content') or x.peek('value')) for x in (m, after))
     tagged = '<tool_call>' in call and '<tool_response>' in text
     return tagged and _role_of(after) == 'user' and not _is_only_results(text)
@@ -532,7 +532,7 @@ _QUESTION = re.compile(_HEAD_PATTERN.format('frage|question|aufgabe|anfrage|quer
 def split_context(
     text: str,
 ) -> tuple[str, list[str]]:  # (question, passages); no passages where there are no headings
-    "Part a message into its question and the passages above or below it."
+    "Split a message into its question and the passages above or below it."
     asked, contexts = _QUESTION.search(text), list(_CONTEXT.finditer(text))
     if not asked or not contexts:
         return text, []
@@ -597,7 +597,7 @@ def _speaker_parts(chat: str) -> list[tuple[str, str]]:  # (role, text)
     "The dialogue cut at its speakers."
     heads = list(_SPEAKER_LINE.finditer(chat))
     if not heads or chat[: heads[0].start()].strip():
-        raise Skip('a dialogue that begins with no speaker')
+        raise Skip('a dialogue that does not begin with a speaker')
     heads = [h for h in heads if h[1].isupper() == heads[0][1].isupper()]
     ends = [h.start() + len(_END) * h[0].startswith(_END) for h in heads[1:]] + [len(chat)]
     return [

@@ -23,7 +23,7 @@ from .loop import Callback, Trainer
 
 # %% ../../nbs/train/callbacks.ipynb #ff0d0828
 class Console(Callback):
-    "One line per evaluation: `step N: val L`, other sets behind it."
+    "One line per evaluation: `step N: val L`, other sets after it."
 
     def after_eval(self, t: Trainer):
         others = ''.join(f', {k} {v:.4f}' for k, v in t.evaluated.items() if k != 'val')
@@ -162,7 +162,7 @@ class JSONLog(Callback):
 # %% ../../nbs/train/callbacks.ipynb #509efd75
 def cut_log(
     path: Path,
-    step: int,  # Of the checkpoint that a run goes on from; 0: a new run
+    step: int,  # Of the checkpoint that a run continues from; 0: a new run
 ):
     "Keep the records up to a step; without any, the log is a new, empty file."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -234,7 +234,7 @@ class Overfit(Callback):
 
 # %% ../../nbs/train/callbacks.ipynb #be85dc91
 class Stuck(Callback):
-    "Warn when a base begins no better than by guessing, or when the loss does not fall."
+    "Warn when a base begins no better than guessing, or when the loss does not fall."
 
     def __init__(
         self,
@@ -266,7 +266,7 @@ class Stuck(Callback):
         elif mean > max(1.0, 0.98 * self.first):
             tqdm.write(
                 f'warning: the loss does not fall ({self.first:.2f} → {mean:.2f}); raise '
-                'learning_rate, and see that use_loss_mask is on and the mask right '
+                'learning_rate, and check that use_loss_mask is on and the mask right '
                 '(mypt check-masks)'
             )
 

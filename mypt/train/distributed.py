@@ -234,7 +234,7 @@ class FSDPTrainer(ParallelTrainer):
         super().__init__(model, data, cfg, *args, **kw)
         share_muon(self.opts, sharded_directions)
 
-    def choose_precision(self):  # on CPUs FSDP is for trying it out
+    def choose_precision(self):  # on CPUs FSDP is only for tests
         return FP32 if self.device.type == 'cpu' else super().choose_precision()
 
     def clip_grads(self, params):
@@ -245,7 +245,7 @@ class FSDPTrainer(ParallelTrainer):
 def newest(
     folder: Path,  # The model's directory
 ) -> Path:  # `folder` itself, or its last complete shards
-    "Where a run goes on: the ordinary checkpoint, or shards of a later step."
+    "Where a run continues: the ordinary checkpoint, or shards of a later step."
     state, whole_step = folder / 'training_state.json', -1
     if state.exists():
         numbers = json_object(state, read_text(state))
@@ -296,7 +296,7 @@ def _check_files(
         fault = str(e)
     faults = [fault] if alone else gather_objects(fault)
     is_shards = folder.parent.name == 'sharded'
-    remedy = f', or remove {folder} to go on without it' if is_shards else ''
+    remedy = f', or remove {folder} to continue without it' if is_shards else ''
     for message in faults:
         if message:
             raise UserError(message + remedy)
@@ -385,7 +385,7 @@ def read_training_shards(
     folder: Path,  # A checkpoint, sharded or ordinary
     alone: bool = False,  # Only this process calls it
 ) -> dict[str, Tensor]:  # Optimizer tensors, sharded like the weights
-    "Read weights into `model`, whatever number of processes wrote them, and return the rest."
+    "Read weights into `model`, from any number of writing processes, and return the rest."
     reader = dcp.HuggingFaceStorageReader(str(folder))  # pyright: ignore[reportPrivateImportUsage]
     weights = model.state_dict()
     rest = {}
