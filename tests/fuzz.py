@@ -23,7 +23,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -235,25 +235,18 @@ def import_everything():
 
 
 def fuzz(
+    home: Path,  # Of the good files
     n: int,
     names: list[str],  # Of readers, or their beginnings; all when empty
     seed: str = '0',
-    instead: Callable | None = None,  # Of `mypt.cli.main`
 ) -> tuple[list[Case], float]:  # …, seconds
-    torch.set_num_threads(1)
-    os.fsync = lambda fd: None  # nothing here has to survive
-    with tempfile.TemporaryDirectory() as tmp:
-        home = make_files(Path(tmp) / 'home')
-        if not instead:
-            import_everything()
-        fuzz_readers.mypt = instead or fuzz_readers.mypt
-        readers = [r for r in all_readers(home) if any(map(r.name.startswith, names or ['']))]
-        cases = list(cases_of(readers, n, seed, home))
-        start = time.monotonic()
-        for i in range(0, len(cases), AT_ONCE):
-            forked(cases[i : i + AT_ONCE], home)
-        os.chdir('/')
-        return cases, time.monotonic() - start
+    readers = [r for r in all_readers(home) if any(map(r.name.startswith, names or ['']))]
+    cases = list(cases_of(readers, n, seed, home))
+    start = time.monotonic()
+    for i in range(0, len(cases), AT_ONCE):
+        forked(cases[i : i + AT_ONCE], home)
+    os.chdir('/')
+    return cases, time.monotonic() - start
 
 
 def report(cases: list[Case], seconds: float) -> Iterator[dict]:
@@ -298,8 +291,16 @@ if __name__ == '__main__':
     parser.add_argument('n', type=int)
     parser.add_argument('names', nargs='*')
     parser.add_argument('--seed', default='0')
-    parser.add_argument('--sabotage')
+    parser.add_argument('--sabotage', nargs='*', default=[])  # each in turn, by the name of one
     args = parser.parse_args()
-    instead = sabotaged(args.sabotage) if args.sabotage else None
-    for row in report(*fuzz(args.n, args.names, args.seed, instead)):
-        print(json.dumps(row))
+    torch.set_num_threads(1)
+    os.fsync = lambda fd: None  # nothing here has to survive
+    with tempfile.TemporaryDirectory() as tmp:
+        home = make_files(Path(tmp) / 'home')
+        if not args.sabotage:
+            import_everything()
+        for how in args.sabotage or ['']:
+            fuzz_readers.mypt = sabotaged(how) if how else fuzz_readers.mypt
+            n = 1 if how == 'hang' else args.n  # each takes its ten seconds
+            for row in report(*fuzz(home, n, args.names, args.seed)):
+                print(json.dumps(row | dict(sabotage=how)))
