@@ -443,10 +443,10 @@ def roles(ep):
 
 def books(out: str):
     "(rows read, rows rejected, share used) as printed."
-    read = int(re.search(r'of ([\d,]+) rows', out)[1].replace(',', ''))
+    read = int(re.search(r'of ([\d,]+) rows?', out)[1].replace(',', ''))
     return (
         read,
-        sum(int(n.replace(',', '')) for n in re.findall(r'^  ([\d,]+) rows', out, re.M)),
+        sum(int(n.replace(',', '')) for n in re.findall(r'^  ([\d,]+) rows?', out, re.M)),
         float(re.search(r'([\d.]+)% of', out)[1]),
     )
 
