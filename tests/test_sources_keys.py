@@ -136,7 +136,9 @@ TWICE = '"city": "Bonn", "city": "Ulm"'
 @pytest.mark.parametrize(
     'said',
     [
-        dict(role='assistant', tool_calls=[dict(function=dict(name='f', arguments=f'{{{TWICE}}}'))]),
+        dict(
+            role='assistant', tool_calls=[dict(function=dict(name='f', arguments=f'{{{TWICE}}}'))]
+        ),
         f'<tool_call>{{"name": "f", "arguments": {{{TWICE}}}}}</tool_call>',
         "<tool_call>f(a={'x': 1, 'x': 2})</tool_call>",
         '<tool_call>f(city="Bonn", city="Ulm")</tool_call>',
@@ -148,7 +150,7 @@ def test_an_argument_that_comes_twice(conv, said):
     "Of two values for one key a reader would keep the last; here the row is rejected."
     said = said if isinstance(said, dict) else dict(role='assistant', content=said)
     row = talk('?', said, dict(role='tool', content='{}'), 'x')
-    with pytest.raises(UserError, match='given twice|notation that is not known'):
+    with pytest.raises(UserError, match=r'given twice|notation that is not known'):
         conv([row])
 
 

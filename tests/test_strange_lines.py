@@ -202,7 +202,10 @@ def test_a_pipe_of_the_shell_is_read_once(tmp_path):
     assert (p.returncode, p.stdout) == (0, '20 fine, 0 to mend\n'), p.stderr
     p = piped('mypt inspect --show_samples 1 --tokenization byte <(cat in.jsonl)', tmp_path)
     assert p.returncode == 0 and '⟦b</assistant>' in p.stdout, p.stderr
-    p = piped('cat in.jsonl | mypt prepare --input /dev/stdin --output_dir d --tokenization byte', tmp_path)
+    p = piped(
+        'cat in.jsonl | mypt prepare --input /dev/stdin --output_dir d --tokenization byte',
+        tmp_path,
+    )
     assert p.returncode == 0 and p.stdout.startswith('18 train + 2 val episodes'), p.stderr
     meta = json.loads((tmp_path / 'd' / 'dataset_metadata.json').read_text())
     assert str(sum(map(len, lines))) in json.dumps(meta['lineage'])
@@ -213,7 +216,10 @@ def test_a_pipe_of_the_shell_is_read_once(tmp_path):
         'cat in.jsonl | mypt convert /dev/stdin --output m.jsonl',
     ):
         p = piped(command, tmp_path)
-        assert p.returncode == 2 and 'write what it gives to a file' in p.stderr, (command, p.stderr)
+        assert p.returncode == 2 and 'write what it gives to a file' in p.stderr, (
+            command,
+            p.stderr,
+        )
         assert p.stderr.count('\n') == 1 and not (tmp_path / 'm.jsonl').exists()
 
 
