@@ -401,15 +401,16 @@ def test_a_package_that_cannot_be_had_is_told_and_another_file_refused(tmp_path,
     assert not list(tmp_path.glob('*.whl'))
 
 
-@pytest.mark.parametrize('damage', ['short', 'text', 'empty'])
+@pytest.mark.parametrize('damage', ['short', 'text', 'empty', 'token'])
 def test_a_damaged_gguf_is_one_line(tmp_path, damage, capsys):
     pytest.importorskip('gguf')
     base(tmp_path / 'base', 'qwen3')
     import_model(str(tmp_path / 'base'), str(tmp_path / 'm'))
     export(str(tmp_path / 'm'), str(tmp_path / 'm.gguf'))
     full = (tmp_path / 'm.gguf').read_bytes()
-    spoilt = dict(short=full[: len(full) // 2], text=b'no such thing' * 99, empty=b'')[damage]
-    (tmp_path / 'm.gguf').write_bytes(spoilt)
+    spoilt = dict(short=full[: len(full) // 2], text=b'no such thing' * 99, empty=b'')
+    spoilt['token'] = full.replace(b'<myPT_user>', b'\x80myPT_user>', 1)  # not UTF-8
+    (tmp_path / 'm.gguf').write_bytes(spoilt[damage])
     capsys.readouterr()
     assert main(['import', str(tmp_path / 'm.gguf'), '--output', str(tmp_path / 'x')]) == 2
     err = capsys.readouterr().err

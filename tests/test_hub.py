@@ -338,6 +338,15 @@ def test_damage_is_told_in_one_line(tmp_path, capsys):
         (lambda d: d.update(normalizer=dict(type='Lowercase')), 'Lowercase'),
         (lambda d: d['model'].update(type='Unigram'), 'Unigram'),
         (lambda d: d['model'].update(end_of_word_suffix='</w>'), 'suffix'),
+        (lambda d: d['model']['vocab'].update(a=d['model']['vocab']['b']), '2 tokens have the id'),
+        (
+            lambda d: d['added_tokens'].append(d['added_tokens'][-1] | dict(content='<x>')),
+            r'the tokens .* and .<x>. have the id',
+        ),
+        (
+            lambda d: d['added_tokens'].append(d['added_tokens'][-1] | dict(id=9_999)),
+            r'the token .* has the ids \d+ and 9999',
+        ),
     ],
 )
 def test_tokenizers_that_would_lose_text_are_refused(change, word, tmp_path):

@@ -639,12 +639,38 @@ def test_a_forged_index_is_refused(tmp_path):
         'delete from passage': 'no passages',
         'delete from setting': 'no settings',
         'delete from doc': 'passages without a document',
+        "update setting set value = 0 where name = 'size'": 'settings that no index has',
+        "update setting set value = 700 where name = 'overlap'": 'settings that no index has',
+        "update setting set value = -1 where name = 'overlap'": 'settings that no index has',
+        "update setting set value = 7 where name = 'dense'": 'settings that no index has',
     }.items():
         (ix / INDEX_FILE).write_bytes(whole)
         with closing(sqlite3.connect(ix / INDEX_FILE)) as db:
             db.executescript(sql)
         with pytest.raises(UserError, match=part):
             Index.open(ix)
+
+
+def test_an_index_whose_passages_have_no_words(tmp_path):
+    "Their mean length is nothing to divide by."
+    ix = tmp_path / 'ix'
+    Index.build(put(tmp_path / 'docs', {'a.md': 'anchor', 'b.md': 'ship'}), ix)
+    with closing(sqlite3.connect(ix / INDEX_FILE)) as db:
+        db.executescript('update passage set words = 0')
+    assert [hit.doc_id for hit in Index.open(ix).search('anchor')] == ['a.md']
+
+
+def test_vectors_that_do_not_fit_are_told(tmp_path):
+    docs, ix = put(tmp_path / 'docs', {'a.md': 'anchor', 'b.md': 'ship'}), tmp_path / 'ix'
+    Index.build(docs, ix, embed=toy)
+    with pytest.raises(UserError, match='has 2 numbers a vector, embed gives 3'):
+        Index.open(ix, lambda texts: np.ones((len(texts), 3))).search('anchor')
+    with closing(sqlite3.connect(ix / INDEX_FILE)) as db:
+        nan = np.full(2, np.nan, np.float32).tobytes()
+        db.execute('update passage set vector = ?', [nan])
+        db.commit()
+    with pytest.raises(UserError, match='vectors of what is not a number'):
+        Index.open(ix, toy).search('anchor')
 
 
 def test_a_query_that_does_not_end_is_ended(tmp_path, monkeypatch):

@@ -165,6 +165,7 @@ def test_from_one_phase_to_the_next(capsys, monkeypatch, tmp_path):
         (['--phase', '1', '--docs_dir', 'docs'], 'does not use documents'),
         (['--phase', '2', '--echo_gibberish', 'only'], 'makes no echo'),
         (['--phase', '2', '--language', 'fr'], 'there is en, de'),
+        (['--phase', '2', '--language', 'French'], 'bring episodes (mypt convert) or translate'),
         (['--phase', '2', '--data', 'own.jsonl'], 'own.jsonl:0.3'),
         (['--phase', '2', '--data', 'own.jsonl:0.2'], 'no such file'),
         (['--phase', '2', '--device', 'tpu'], 'tpu'),

@@ -993,6 +993,14 @@ def test_too_big(there):
     wait(lambda: there.app.at_work == 0)
 
 
+@pytest.mark.parametrize('size', [b'F' * 18, b'7FFFFFFF', b'10000000;x=y'])
+def test_a_piece_longer_than_any_body_is_refused_at_once(there, size):
+    "To wait for its bytes would keep a place until patience ends."
+    out = there.raw(POST + b'Transfer-Encoding: chunked\r\n\r\n' + size + b'\r\n{')
+    assert out.startswith(b'HTTP/1.1 400'), out[:99]  # not 408, which is what patience says
+    wait(lambda: there.app.at_work == 0)
+
+
 def test_too_slow(there):
     start = time.monotonic()
     assert there.raw(b'GET / HTTP/1.1\r\nHost: loc') == b''  # a head that never ends

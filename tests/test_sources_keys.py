@@ -130,6 +130,67 @@ def test_results_are_never_made_up(conv, results, reason):
     assert rejects[0]['where'].endswith('in.jsonl:2') and reason in said
 
 
+TWICE = '"city": "Bonn", "city": "Ulm"'
+
+
+@pytest.mark.parametrize(
+    'said',
+    [
+        dict(
+            role='assistant', tool_calls=[dict(function=dict(name='f', arguments=f'{{{TWICE}}}'))]
+        ),
+        f'<tool_call>{{"name": "f", "arguments": {{{TWICE}}}}}</tool_call>',
+        "<tool_call>f(a={'x': 1, 'x': 2})</tool_call>",
+        '<tool_call>f(city="Bonn", city="Ulm")</tool_call>',
+        '<tool_call><function=f><parameter=city>Bonn</parameter><parameter=city>Ulm</parameter>'
+        '</function></tool_call>',
+    ],
+)
+def test_an_argument_that_comes_twice(conv, said):
+    "Of two values for one key a reader would keep the last; here the row is rejected."
+    said = said if isinstance(said, dict) else dict(role='assistant', content=said)
+    row = talk('?', said, dict(role='tool', content='{}'), 'x')
+    with pytest.raises(UserError, match=r'given twice|notation that is not known'):
+        conv([row])
+
+
+def test_a_result_whose_key_comes_twice_stays_text(conv):
+    twice = f'{{{TWICE}}}'
+    (ep,), _, _ = conv([talk('?', calls(('a', {})), result('a', twice), 'x')])
+    assert ep['messages'][2]['content'] == twice
+
+
+@pytest.mark.parametrize('name', ['fr', 'French', 'fr-CA'])
+def test_other_languages_are_what_the_row_says(conv, name):
+    rows = [talk('Bonjour', 'Salut', language=x) for x in ('fr', 'fr_FR', 'en')]
+    rows.append(talk('Bonjour', 'Salut'))
+    eps, said, _ = conv(rows, languages=[name])
+    assert [ep['language'] for ep in eps] == ['fr', 'fr']
+    assert 'language unknown was not asked for' in said
+    with pytest.raises(UserError, match='others need a column language'):
+        conv([talk('Bonjour', 'Salut')], languages=[name])
+    with pytest.raises(UserError, match='--languages klingon: the name of no language'):
+        conv(rows, languages=['klingon'])
+
+
+def test_a_tree_in_another_language(conv):
+    tree = dict(message_tree_id='1', lang='pt-BR', deleted=False, rank=None)
+    rows = [
+        tree | dict(message_id='1', role='prompter', text='Oi?', parent_id=None),
+        tree | dict(message_id='2', role='assistant', text='Oi.', parent_id='1'),
+    ]
+    assert len(conv(rows, languages=['pt'])[0]) == 1
+
+
+def test_questions_in_a_language_without_a_prompt_of_its_own(conv):
+    passage = 'Le renard brun vit dans la forêt, où il chasse la nuit des souris et des baies. ' * 3
+    row = dict(question='Où vit le renard ?', context=passage)
+    eps, said, _ = conv([row | dict(answers=['dans la forêt']), row | dict(answers=[])])
+    assert len(eps) == 1 and 'language' not in eps[0] and 'no wording for that in its' in said
+    (ep,), said, _ = conv([row | dict(answers=['dans la forêt'])] * 1, languages=['fr'])
+    assert ep['language'] == 'fr' and ep['messages'][1]['content'] == 'dans la forêt'
+
+
 def test_system_prompts(conv):
     plain = dict(instruction='Name a colour.', output='Blue.')
     assert 'system' not in conv([plain])[0][0]
@@ -613,6 +674,20 @@ def test_the_chosen_answer_in_every_form(conv):
         assert 'not used: rejected (1 row)' in said
 
 
+def test_dialogues_in_one_text(conv):
+    "HH keeps both dialogues whole, in a text each."
+    talk_of = '\n\nHuman: 2+2?\n\nAssistant: 4\n\nHuman: Why?\n\nAssistant: {}'
+    good = 'Two twos.\n\n  Human: no speaker.\nAssistant: nor this'
+    row = dict(chosen=talk_of.format(good), rejected=talk_of.format('No.'))
+    (ep,), said, _ = conv([row])
+    assert [m['content'] for m in ep['messages']] == ['2+2?', '4', 'Why?', good]
+    assert 'not used: rejected (1 rows)' in said
+    (ep,), _, _ = conv([dict(prompt='q', chosen=row['chosen'], rejected='x')])
+    assert ep['messages'][1]['content'] == row['chosen']  # with a prompt it is the answer
+    with pytest.raises(UserError, match='user after user'):
+        conv([dict(chosen='\n\nHuman: a\n\nHuman: b\n\nAssistant: c', rejected='x')])
+
+
 def test_a_prompt_inside_of_a_pair(conv):
     (ep,), _, _ = conv([dict(conversation=[dict(system='S', input='q', output='x')])], strict=True)
     assert ep['system'] == 'S'
@@ -642,6 +717,46 @@ def test_a_weight_in_other_words(conv, fields, weight):
     said = dict(role='assistant', content='b') | fields
     assert answer_of(conv, talk('a', said)).get('weight') == weight
     assert answer_of(conv, dict(instruction='a', output='b') | fields).get('weight') == weight
+
+
+LISTED = [
+    (dict(weights=[0, 0, 0, 1]), [0, None]),
+    (dict(weights=[0, 0.5]), [0, 0.5]),
+    (dict(weights=['0', None]), [0, None]),
+    (dict(weight=[1, 0]), [None, 0]),
+    (dict(loss_weights='[0, 2]'), [0, 2]),
+    (dict(loss_mask=[False, True, False, False]), [None, 0]),
+    (dict(train=['yes', 'no']), [None, 0]),
+    (dict(weights=[0.5, 1], train=[True, False]), [0.5, 0]),
+]
+
+
+@pytest.mark.parametrize('fields, weights', LISTED)
+def test_weights_in_a_list_beside_the_messages(conv, fields, weights):
+    (ep,), _, _ = conv([talk('a', 'b', 'c', 'd', **fields)], strict=True)
+    assert [m.get('weight') for m in ep['messages'][1::2]] == weights
+    assert not any('weight' in m for m in ep['messages'][::2])
+
+
+def test_lists_beside_a_prompt_calls_and_pairs(conv):
+    for row in (
+        dict(prompt='q', completion='x', weights=[0, 0.5]),
+        dict(instruction='q', output='x', weights=[0.5]),
+        dict(conversation=[dict(input='q', output='x')], weights=[0.5]),
+    ):
+        (ep,), _, _ = conv([row], strict=True)
+        assert ep['messages'][1]['weight'] == 0.5
+    row = talk('?', calls(('a', {})), result('a', '1'), 'x', weights=[0, 2, 0, 0.5])
+    (ep,), _, _ = conv([row], strict=True)
+    assert [m.get('weight') for m in ep['messages']] == [None, 2, None, 0.5]
+
+
+def test_a_list_that_cannot_be_shared_out(conv):
+    for weights in ([1, 0, 1], [0, 'heavy'], [1, 5]):
+        with pytest.raises(UserError, match='none of 1 rows could be used'):
+            conv([talk('a', 'b', 'c', 'd', weights=weights)])
+    _, said, _ = conv([talk('a', 'b', 'c', 'd', loss_mask=[0, 0, 1, 1, 1, 1, 0])])
+    assert 'not used: loss_mask (1 rows)' in said  # of tokens, not of messages
 
 
 def test_weights_in_a_table_and_in_a_tree(conv):

@@ -3,6 +3,9 @@
 import json
 import os
 import struct
+import subprocess
+import sys
+from pathlib import Path
 import pytest
 from mypt.agent.retrieval import search
 from mypt.cli import main
@@ -15,6 +18,8 @@ from mypt.data.tokenizer import LONG_BLANK, get_tokenizer
 from mypt.errors import UserError
 from mypt.eval.leaks import check_leaks
 from mypt.eval.suite import load_suite
+from mypt.files import iter_lines
+from mypt.inference.generate import _print_pieces
 from mypt.model.config import load_config
 from mypt.sources.tool_schemas import json_values
 from mypt.train.callbacks import read_log
@@ -138,6 +143,17 @@ def test_documents_cannot_steer_a_terminal(tmp_path, capsys):
     assert r'\x1b]0;owned\x07 is 🧑‍🚀 5' in said and '\x1b' not in said
 
 
+def test_what_a_model_says_cannot_steer_a_terminal(tmp_path, capsys):
+    said = ['a\x1b]0;owned\x07', '\x00\n', 'é\u202e']
+    assert _print_pieces(said) == ''.join(said)
+    assert capsys.readouterr().out == 'a\\x1b]0;owned\\x07\\x00\né\\u202e\n'
+    (tmp_path / 'in.jsonl').write_text(f'{{{TALK}}}\n'.replace('"b"', '"b\x85\\u202e"'))
+    assert main(['inspect', str(tmp_path / 'in.jsonl'), '--tokenization', 'byte', '--json']) == 0
+    out = capsys.readouterr().out
+    assert r'\u0085' in out and not set(out) & set('\x85\u202e')
+    assert json.loads(out)['samples']
+
+
 @pytest.mark.parametrize(
     'change, said',
     [
@@ -165,6 +181,56 @@ def test_a_pipe_or_device_is_told_at_once(what, tmp_path):
         os.mkfifo(path)
     with pytest.raises(UserError, match=r'is a pipe or device, .* write its output to a file'):
         check(str(path))
+
+
+def piped(command: str, folder) -> subprocess.CompletedProcess:
+    "A command line of bash, where `mypt` is this one."
+    line = f'mypt() {{ {sys.executable} -m mypt.cli "$@"; }}; {command}'
+    env = os.environ | {'PYTHONPATH': str(Path(__file__).parent.parent)}
+    return subprocess.run(
+        ['bash', '-c', line], cwd=folder, env=env, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.skipif(not Path('/dev/fd').exists(), reason='needs /dev/fd')
+def test_a_pipe_of_the_shell_is_read_once(tmp_path):
+    lines = [f'{{{TALK}}}\n'.replace('"a"', f'"a{i}"') for i in range(20)]
+    (tmp_path / 'in.jsonl').write_text(''.join(lines))
+    p = piped('mypt check <(cat in.jsonl)', tmp_path)
+    assert (p.returncode, p.stdout) == (0, '20 fine, 0 to mend\n'), p.stderr
+    p = piped('cat in.jsonl | mypt check /dev/stdin', tmp_path)
+    assert (p.returncode, p.stdout) == (0, '20 fine, 0 to mend\n'), p.stderr
+    p = piped('mypt inspect --show_samples 1 --tokenization byte <(cat in.jsonl)', tmp_path)
+    assert p.returncode == 0 and '⟦b</assistant>' in p.stdout, p.stderr
+    p = piped(
+        'cat in.jsonl | mypt prepare --input /dev/stdin --output_dir d --tokenization byte',
+        tmp_path,
+    )
+    assert p.returncode == 0 and p.stdout.startswith('18 train + 2 val episodes'), p.stderr
+    meta = json.loads((tmp_path / 'd' / 'dataset_metadata.json').read_text())
+    assert str(sum(map(len, lines))) in json.dumps(meta['lineage'])
+    for command in (
+        'mypt mix --inputs <(cat in.jsonl):1.0 --output m.jsonl',
+        'mypt dedup --input <(cat in.jsonl) --output m.jsonl',
+        'mypt convert <(cat in.jsonl) --output m.jsonl',
+        'cat in.jsonl | mypt convert /dev/stdin --output m.jsonl',
+    ):
+        p = piped(command, tmp_path)
+        assert p.returncode == 2 and 'write what it gives to a file' in p.stderr, (
+            command,
+            p.stderr,
+        )
+        assert p.stderr.count('\n') == 1 and not (tmp_path / 'm.jsonl').exists()
+
+
+def test_a_second_reading_of_a_pipe_is_told(tmp_path):
+    read, write = os.pipe()
+    with os.fdopen(write, 'wb') as f:
+        f.write(b'{"a": 1}\n')
+    assert [n for n, _ in iter_lines(f'/dev/fd/{read}')] == [1]
+    with pytest.raises(UserError, match=r'is a pipe, and this command reads its input twice'):
+        list(iter_lines(f'/dev/fd/{read}'))
+    os.close(read)
 
 
 def test_a_very_deep_path_is_one_line(tmp_path, capsys, monkeypatch):

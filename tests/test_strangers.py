@@ -27,7 +27,7 @@ from mypt.data.hf_tokenizer import foreign_tokenizer, tokenizer_json
 from mypt.data.mix import mix
 from mypt.data.prepare import prepare
 from mypt.data.tokenizer import get_tokenizer
-from mypt.data.tokenizer_state import load_tokenizer
+from mypt.data.tokenizer_state import load_tokenizer, save_tokenizer
 from mypt.data.validate import validate_dataset
 from mypt.errors import UserError
 from mypt.files import JSON_BYTES, json_text, read_text, signed
@@ -395,6 +395,53 @@ def test_an_import_reads_only_its_own_weights(tmp_path):
         import_model(str(folder), str(tmp_path / 'out'))
 
 
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        (dict(mask_policy='x'), "mask_policy is 'x', it must be 'pipeline'"),
+        (dict(layout='x'), "layout is 'x', it must be"),
+        (dict(step=-1), 'step is -1, it must lie between'),
+        (dict(tags_seen='no'), "tags_seen is 'no', it must be true or false"),
+        (dict(mypt_version=7), 'mypt_version is 7, it must be a string'),
+        (dict(lineage=dict(steps=0.5)), 'lineage.steps is 0.5, it must be a whole number'),
+    ],
+)
+def test_a_signed_file_with_false_values_is_refused(change, said, tmp_path):
+    folder = model_file(tmp_path)
+    meta = json.loads((folder / 'mypt.json').read_text())
+    (folder / 'mypt.json').write_text(sign(meta | change))
+    with pytest.raises(UserError, match=said):
+        load_model(folder)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    folder = model_file(tmp_path)
+    save_tokenizer(get_tokenizer('gpt2'), folder)
+    with pytest.raises(UserError, match='reach the id 50275, the model has 320 rows; restore it'):
+        load_model(folder)
+
+
+def relabelled(file: Path, kind: str):
+    "Say in the header of a safetensors file that a tensor of floats holds other numbers."
+    raw = file.read_bytes()
+    n = int.from_bytes(raw[:8], 'little')
+    head = raw[8 : 8 + n].replace(b'"dtype":"F32"', b'"dtype":"%s"' % kind.encode(), 1)
+    assert len(head) == n and head != raw[8 : 8 + n]
+    file.write_bytes(raw[:8] + head + raw[8 + n :])
+
+
+@pytest.mark.parametrize('kind', ['I32', 'U32'])
+def test_weights_that_are_not_floats_are_refused(kind, tmp_path):
+    "The bytes fit either way; read as integers they are other weights."
+    for folder, use in (
+        (model_file(tmp_path), load_model),
+        (llama(tmp_path / 'hf'), lambda d: import_model(str(d), str(tmp_path / 'out'))),
+    ):
+        relabelled(folder / 'model.safetensors', kind)
+        with pytest.raises(UserError, match=rf"holds {kind}, a model's weights are F64, F32"):
+            use(folder)
+
+
 # ---------------------------------------------------------------- where results go
 
 
@@ -414,7 +461,7 @@ def test_nothing_but_a_file_is_replaced_by_a_file(tmp_path, monkeypatch):
         ):
             with pytest.raises(UserError, match=r'is a (folder|link|device)'):
                 write()
-    for name in ('pipe', 'link', '/', '.', '..'):
+    for name in ('pipe', 'link', 'broken', '/', '.', '..'):
         with pytest.raises(UserError, match=r'choose another|name one in it'):
             prepare('e.jsonl', name, tokenization='byte', workers=1)
     assert stat.S_ISFIFO(os.stat('pipe').st_mode) and stat.S_ISCHR(os.stat('/dev/null').st_mode)
@@ -440,6 +487,10 @@ def test_a_path_beyond_all_bounds_is_one_line(name, tmp_path, monkeypatch, capsy
     'line',
     [
         'make echo --output e2.jsonl --seed 18446744073709551616',
+        'make echo --output e2.jsonl --num_examples 1000000000000000',
+        'run --phase 1 --output_dir r --num_examples 1000000000000000',
+        'assistant --docs_dir . --output_dir r --num_examples 1000000000000000',
+        'context-extension --output_dir r --datasets invented --general_target_tokens 9000000000000',
         'prepare --input e.jsonl --output_dir d --seed 99999999999999999999999',
         'prepare --input e.jsonl --output_dir d --enable_packing --pack_block_size 1000000000000',
         'mix --inputs e.jsonl:1e400 --output m.jsonl',
