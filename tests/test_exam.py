@@ -340,6 +340,7 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
     made.clear()
     assert main(call) == 0
     assert not any(t.startswith('# Fees') for t in made)  # the index is kept in the cache
+    assert capsys.readouterr().out == told
     assert main([*call, '--no-vectors']) == 0
     told = capsys.readouterr()
     assert 'passages found by words' in told.out and 'and meaning' not in told.out

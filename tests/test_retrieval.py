@@ -869,14 +869,16 @@ def test_a_passage_that_says_nothing_has_no_vector(tmp_path):
         return toy(texts)
 
     docs = put(tmp_path / 'docs', {'law.md': law, 'gone.md': '# Gone'})
-    for index in (Index.build(docs, embed=embed), Index.build(docs, tmp_path / 'ix', embed=embed)):
+    for place in (None, tmp_path / 'ix'):
+        index = Index.build(docs, place, embed=embed)
         assert [t.splitlines()[-1] for t in asked] == ['Ships pay.']
         asked.clear()
         assert len(index.store.vectors.passages) == 1
         assert [h.lists for h in index.search('repealed', 9)] == [('words',), ('meaning',)]
         asked.clear()
     docs = put(tmp_path / 'bare', {'gone.md': '# Gone'})
-    for index in (Index.build(docs, embed=embed), Index.build(docs, tmp_path / 'iy', embed=embed)):
+    for place in (None, tmp_path / 'iy'):
+        index = Index.build(docs, place, embed=embed)
         assert index.store.vectors is None
         assert [h.lists for h in index.search('gone')] == [('words',)]
 
