@@ -139,7 +139,7 @@ def _add_param(
         group.add_argument(p.name, nargs='?', help=text, **value | dict(metavar=p.name.upper()))
         group.add_argument(*flags, dest=p.name, help=argparse.SUPPRESS, **value)
     elif p.type is bool:
-        action = argparse.BooleanOptionalAction if p.default else 'store_true'
+        action = 'store_true' if p.default is False else argparse.BooleanOptionalAction
         group.add_argument(*flags, dest=p.name, help=text, action=action)
     elif p.type is list:
         several = '+' if p.required else '*'

@@ -33,14 +33,33 @@ MAX_LINE = 16 * 2**20  # bytes: far more than any episode that fits a context wi
 ARRAY = 'a JSON array'
 
 # %% ../nbs/base/files.ipynb #a9e9ebce
+_OPEN_PIPE = re.compile(r'/dev/stdin|(?:/dev|/proc/self)/fd/\d+')  # as `<(…)` and `|` make them
+_PIPES_READ: set[tuple[int, int]] = set()  # (device, inode)
+
+
+def _check_plain(path: str | Path, once: bool):
+    "Raise `UserError` on what is not a file and not a pipe that is read `once`."
+    status = os.stat(path)
+    mode, key = status.st_mode, (status.st_dev, status.st_ino)
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return
+    fault = 'is a pipe or device, which cannot be read twice and may never end'
+    if once and stat.S_ISFIFO(mode) and _OPEN_PIPE.fullmatch(str(path)):
+        if key not in _PIPES_READ:
+            _PIPES_READ.add(key)
+            return
+        fault = 'is a pipe, and this command reads its input twice'
+    raise UserError(f'{path}: {fault}; write what it gives to a file')
+
+
 @contextmanager
-def open_input(path: str | Path) -> Iterator[IO[bytes]]:
-    "Open a plain file for reading bytes; raises `UserError` when it cannot be opened."
+def open_input(
+    path: str | Path,
+    once: bool = False,  # It is read from beginning to end, so it may be a pipe
+) -> Iterator[IO[bytes]]:
+    "Open a file for reading bytes; what the system refuses becomes a `UserError`."
     try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            fault = 'is a pipe or device, which cannot be read twice and may never end'
-            raise UserError(f'{path}: {fault}; write its output to a file')
+        _check_plain(path, once)
         f = open(path, 'rb')
     except FileNotFoundError:
         raise UserError(f'{path}: no such file; check the path') from None
@@ -57,7 +76,7 @@ def iter_lines(
     path: str | Path,
 ) -> Iterator[tuple[int, bytes | None]]:  # (line number from 1, its bytes)
     "Lines that are not blank, without a byte-order mark; None for one over `MAX_LINE`."
-    with open_input(path) as f:
+    with open_input(path, once=True) as f:
         n, line = 0, f.readline(MAX_LINE + 1)
         line = line.removeprefix(b'\xef\xbb\xbf')
         while line:

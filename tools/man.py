@@ -45,6 +45,8 @@ def options(verb: str) -> str:
     for p in signature_of(row.target)[1]:
         plain = [f for f in flags_of(p, row.aliases) if '-' not in f[2:]]
         names = [p.name.upper(), *plain] if p.name in row.positional else plain
+        if p.type is bool and p.default is not False:
+            names = [*names, f'--no-{p.name}']
         value = (
             'switch' if p.type is bool else f'{value_of(p)} …' if p.type is list else value_of(p)
         )

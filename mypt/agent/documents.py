@@ -269,6 +269,10 @@ def iter_chunks(text: str, size: int, overlap: int) -> Iterator[str]:
         start = _cut_start(text, end - overlap, end) if end < len(text) else end
 
 # %% ../../nbs/agent/documents.ipynb #0f224932
+_HEADINGS = re.compile(r'^#{1,6}[ \t].*$', re.M)
+_SAID = re.compile(r'[^\W_]+')
+
+
 class Passage(NamedTuple):
     "A piece of a document, and the headings above it."
 
@@ -283,6 +287,11 @@ class Passage(NamedTuple):
     def meant(self) -> str:
         "The text whose meaning finds it: the two nearest headings above, its own text."
         return '\n'.join([*self.headings[-2:], self.text])
+
+    @property
+    def is_bare(self) -> bool:
+        "Whether it says no two words beside its headings, as a repealed paragraph does."
+        return len(_SAID.findall(_HEADINGS.sub('', self.text))) < 2
 
 
 class _Section(NamedTuple):

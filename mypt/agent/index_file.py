@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLACE_BITS', 'EmbedFn', 'NO_VECTORS', 'OWN_EMBED', 'BUILT_IN', 'INDEX_FILE', 'SECONDS', 'BYTES_A_SECOND',
            'passage_number', 'passage_place', 'PassageVectors', 'Embedder', 'vector_source', 'unit_vectors',
-           'IndexReader', 'FileStore', 'write_index']
+           'built_with', 'IndexReader', 'FileStore', 'write_index']
 
 # %% ../../nbs/agent/index_file.ipynb #0f21ddb6
 import hashlib
@@ -93,7 +93,7 @@ def unit_vectors(embed: EmbedFn, texts: list[str]) -> np.ndarray:  # [n, d] floa
 
 # %% ../../nbs/agent/index_file.ipynb #9d7f144f
 INDEX_FILE = 'index.sqlite'
-_SCHEMA = 3  # version of the file; an index of another version is rebuilt
+_SCHEMA = 4  # version of the file; an index of another version is rebuilt
 _TABLES = f"""
 create table doc(doc integer primary key, doc_id text unique, title text, text text, hash blob,
     check(typeof(doc_id) || typeof(title) || typeof(text) || typeof(hash) = 'texttexttextblob'));
@@ -131,17 +131,23 @@ class _Clock:
         return time.monotonic() > self.end
 
 # %% ../../nbs/agent/index_file.ipynb #7596903a
+def _connect(path: Path) -> tuple[sqlite3.Connection, _Clock]:
+    "A file, read-only, and its time limit; raises one of `_DAMAGE`."
+    uri = f'{path.resolve().as_uri()}?mode=ro&immutable=1'
+    db = sqlite3.connect(uri, uri=True, check_same_thread=False)
+    clock = _Clock(db, path.stat().st_size)
+    db.execute('pragma trusted_schema=off')
+    return db, clock
+
+
 def _open(path: Path) -> tuple[sqlite3.Connection, _Clock]:
     "An open index and its time limit; raises `UserError` when it is missing or damaged."
     if not path.is_file():
         raise UserError(
             f'{path.parent}: no index there; make one with mypt rag-index --docs_dir … --out_dir …'
         )
-    uri = f'{path.resolve().as_uri()}?mode=ro&immutable=1'
     try:
-        db = sqlite3.connect(uri, uri=True, check_same_thread=False)
-        clock = _Clock(db, path.stat().st_size)
-        db.execute('pragma trusted_schema=off')
+        db, clock = _connect(path)
         version = db.execute('pragma user_version').fetchone()[0]
         if version == _SCHEMA:
             state = db.execute('pragma quick_check(1)').fetchone()[0]
@@ -166,6 +172,19 @@ def _own_schema() -> list[tuple]:
         db.executescript(_TABLES)
         return _schema(db)
 
+# %% ../../nbs/agent/index_file.ipynb #5d6c2549
+def built_with(path: Path) -> int:  # as `vector_source` tells it
+    "Where the vectors of an index come from; nowhere if there is no such file or it is damaged."
+    if not path.is_file():
+        return NO_VECTORS
+    try:
+        db, _ = _connect(path)
+        with closing(db):
+            rows = db.execute("select value from setting where name = 'dense'").fetchall()
+    except _DAMAGE:
+        return NO_VECTORS
+    return next((kind for kind in (BUILT_IN, OWN_EMBED) if (kind,) in rows), NO_VECTORS)
+
 # %% ../../nbs/agent/index_file.ipynb #4e90c76c
 class IndexReader:
     "An index file, open for reading."
@@ -183,6 +202,9 @@ class IndexReader:
         "Does each passage belong to a document, and is its length plausible?"
         if not self.lengths or not {'size', 'overlap', 'dense'} <= self.settings.keys():
             raise _damaged(self.path, 'no passages, or no settings')
+        size, overlap, dense = (self.settings[k] for k in ('size', 'overlap', 'dense'))
+        if not 0 <= 2 * overlap < size < 2**31 or dense not in (NO_VECTORS, OWN_EMBED, BUILT_IN):
+            raise _damaged(self.path, 'settings that no index has')
         if any(n < 0 or p >> PLACE_BITS not in self.ids for p, n in self.lengths.items()):
             raise _damaged(self.path, 'passages without a document')
 
@@ -197,12 +219,18 @@ class IndexReader:
     @property
     def vectors(self) -> PassageVectors | None:
         if self._vectors is None and self.settings['dense']:
-            found = self.ask('select passage, vector from passage order by passage')
+            found = self.ask(
+                'select passage, vector from passage where vector is not null order by passage'
+            )
+            if not found:
+                return None
             try:
                 floats = np.frombuffer(b''.join(v for _, v in found), dtype=np.float32)
                 rows = floats.reshape(len(found), -1)
             except (TypeError, ValueError):
                 raise _damaged(self.path, 'vectors of different lengths') from None
+            if not np.isfinite(rows).all():
+                raise _damaged(self.path, 'vectors of what is not a number')
             self._vectors = PassageVectors([p for p, _ in found], rows)
         return self._vectors
 
@@ -377,8 +405,10 @@ def _insert(
 ) -> None:
     cut = passages(document.text, settings['size'], settings['overlap'])
     vectors: list = [None] * len(cut)
-    if embed:
-        vectors = [v.tobytes() for v in unit_vectors(embed, [p.meant for p in cut])]
+    meant = {i: p.meant for i, p in enumerate(cut) if embed and not p.is_bare}
+    if embed and meant:
+        for i, vector in zip(meant, unit_vectors(embed, list(meant.values())), strict=True):
+            vectors[i] = vector.tobytes()
     rows, words = [], []
     for i, (passage, vector) in enumerate(zip(cut, vectors, strict=True)):
         found = index_words(passage.found_by(document.title))

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from .documents import Document, FolderReport, chunks
 from .index_file import INDEX_FILE
 from .retrieval import Index
-from .words import STOP_WORDS, index_words, query_words
+from .words import SMALL_WORDS, index_words, query_words
 from ..errors import UserError, nearest
 
 # %% ../../nbs/25_tools.ipynb #f528b310
@@ -245,7 +245,7 @@ def cut_text(text: str, length: int) -> str:  # At most `length` characters, end
 
 # %% ../../nbs/25_tools.ipynb #0f852578
 def _sentence_weights(found: list[str]) -> list[float]:
-    words = [[w for w in index_words(s) if w not in STOP_WORDS] for s in found]
+    words = [[w for w in index_words(s) if w not in SMALL_WORDS] for s in found]
     count = Counter(w for ws in words for w in ws)
     return [sum(count[w] for w in set(ws)) / (3 + len(ws)) for ws in words]
 

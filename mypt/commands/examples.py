@@ -13,6 +13,7 @@ from collections.abc import Callable
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
+from ..errors import harmless_json
 
 # %% ../../nbs/commands/examples.ipynb #5020acfe
 class Example(NamedTuple):
@@ -369,7 +370,7 @@ _SPEEDRUN = _keys("""
 phases: for each: phase, model, gate, minutes, val_loss and the figures of its dataset
 """)
 _ASSISTANT = _keys("""
-model; index; serve: the command; episodes: of each kind; pairs: own answers by outcome
+model; index; serve: the command; finds_by: words, or words and meaning; episodes: of each kind; pairs: own answers by outcome
 masks: whether they are right; exam: its measures and every answer; report: the page
 """)
 _GENERATE = _keys('text: the generated text, without the prompt')
@@ -380,7 +381,7 @@ left_out: file → reason; mended: file → what was repaired
 
 # %% ../../nbs/commands/examples.ipynb #335472bd
 _SEARCH = _keys("""
-passages: for each: rank, score, document, title, headings, passage, text, words
+passages: for each: rank, score, document, title, headings, passage, text, words, lists
 """)
 _EVAL = _keys("""
 suites: for each: k of n passed, and the same for every tag; of a yardstick its scores; of an exam
@@ -399,7 +400,7 @@ REPORTS |= {
 # %% ../../nbs/commands/examples.ipynb #751edf5e
 def to_json(x: Any) -> str:
     "One line of JSON that every parser accepts."
-    return json.dumps(_json_value(x), ensure_ascii=False, allow_nan=False)
+    return harmless_json(json.dumps(_json_value(x), ensure_ascii=False, allow_nan=False))
 
 
 def _json_value(x: Any) -> Any:

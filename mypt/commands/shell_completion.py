@@ -111,7 +111,10 @@ class _Typed:
         "One spelling of each flag that was not given."
         left = [p for p in self.params if p not in self.given]
         named = [p for p in left if p.name not in self.row.positional]
-        return {flags_of(p, self.row.aliases)[0]: p.help for p in named}
+        flags = {flags_of(p, self.row.aliases)[0]: p for p in named}
+        can_be_off = [f for f, p in flags.items() if p.type is bool and p.default is not False]
+        helps = {flag: p.help for flag, p in flags.items()}
+        return helps | {f'--no-{f[2:]}': f'not {f}' for f in can_be_off}
 
 # %% ../../nbs/commands/shell_completion.ipynb #c6a3b629
 def _plain_flag(start: str) -> str:
@@ -136,7 +139,9 @@ def _arguments(typed: _Typed, start: str, has_report: bool) -> list[Candidate]:
         flags['--json'] = 'one JSON object'
     flags['--help'] = 'flags and examples'
     plain = _plain_flag(start)
-    return [Candidate(f, meaning) for f, meaning in flags.items() if f.startswith(plain)]
+    return [
+        Candidate(f, meaning) for f, meaning in flags.items() if _plain_flag(f).startswith(plain)
+    ]
 
 # %% ../../nbs/commands/shell_completion.ipynb #c3068cb5
 def completions(words: list[str]) -> list[Candidate]:  # The last of `words` is being typed

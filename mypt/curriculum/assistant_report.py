@@ -87,6 +87,7 @@ class AssistantReport:
 
     def to_json(self) -> dict:
         about = dict(model=str(self.model), index=str(self.index), serve=self.serve)
+        about['finds_by'] = self.exam.finds_by
         data = dict(episodes=self.counts, pairs=paired_counts(self.pairs), masks=self.masks['ok'])
         return about | data | dict(exam=self.exam.to_json(), report=str(self.page))
 
@@ -119,7 +120,9 @@ def _data_facts(report: AssistantReport) -> dict:
         for kind, count in report.counts.items()
     }
     facts |= {f'left out, {kind}': why for kind, why in report.budget.left_out.items()}
+    facts |= {'passages are found by': report.exam.finds_by or 'words'}
     return facts | {'masks': 'correct' if report.masks['ok'] else 'WRONG'}
+
 
 # %% ../../nbs/curriculum/assistant_report.ipynb #522961bf
 def write_assistant_report(report: AssistantReport) -> Path:

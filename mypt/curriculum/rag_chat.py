@@ -294,7 +294,6 @@ def about(fact: Fact) -> dict:
     names = ('kind', 'subject', 'attribute', 'value', 'sentence', 'doc_id')
     return {name: getattr(fact, name) for name in names}
 
-
 # %% ../../nbs/23_rag_chat.ipynb #25656993
 def chat_episode(
     rng: random.Random,

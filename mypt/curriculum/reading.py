@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
-from ..agent.words import STOP_WORDS
+from ..agent.words import SMALL_WORDS
 from .grammar import is_noun_form
 from ..files import json_asset
 
@@ -354,7 +354,7 @@ _ASKING = frozenset(
 
 def content_words(text: str) -> list[str]:  # The first six letters of each
     "The words of a question that carry its meaning, each once."
-    words = (w for w in plain_words(text).split() if w not in STOP_WORDS and w not in _ASKING)
+    words = (w for w in plain_words(text).split() if w not in SMALL_WORDS and w not in _ASKING)
     return list(dict.fromkeys(w[:6] for w in words if len(w) > 2 or w.isdigit()))
 
 # %% ../../nbs/curriculum/reading.ipynb #a31be9b0

@@ -50,6 +50,7 @@ from ..interop.import_model import base_checkpoint
 from ..model.checkpoint import checkpoint_dir, load_meta
 from ..model.config import list_configs, load_config
 from ..model.device import pick_device
+from ..sources.rows import language_code
 
 # %% ../../nbs/curriculum/run.ipynb #d3ee118f
 GENERATORS = dict(
@@ -99,6 +100,10 @@ def asked_language(
     say: Callable[[str], object] = print,
 ) -> str | None:  # `en`, `de`, `mixed`, or `otherwise`
     "The language that is asked for, else that of the documents."
+    code = language_code(str(language))
+    if code not in ('', *LANGUAGES):
+        way = 'for others bring episodes (mypt convert) or translate some (mypt translate run)'
+        raise UserError(f'--language {code}: no generator writes it; there is en, de, both; {way}')
     if language is not None:
         return find_by_name('language', language, LANGUAGES)
     return documents_language(docs_dir, say) if docs_dir else otherwise

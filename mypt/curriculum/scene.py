@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import chain, zip_longest
 from typing import NamedTuple
 from ..agent.documents import Document, chunks
-from ..agent.words import STOP_WORDS, index_words
+from ..agent.words import SMALL_WORDS, index_words
 from .chat_words import chat_form, is_value
 from .facts import Fact, states, unwrap_lines
 from .questions import question
@@ -114,7 +114,7 @@ def may_answer(page: ShownPage, fact: Fact) -> bool:
 # %% ../../nbs/curriculum/scene.ipynb #280fa5b4
 def subject_words(f: Fact) -> list[str]:
     "The content words of a subject."
-    return [w for w in index_words(f.subject) if len(w) > 2 and w not in STOP_WORDS]
+    return [w for w in index_words(f.subject) if len(w) > 2 and w not in SMALL_WORDS]
 
 
 def names_subject(pages: list[ShownPage], fact: Fact) -> bool:

@@ -38,7 +38,6 @@ Page = tuple[Document, list[Fact]]  # a document with what can be asked of it
 REMEMBERED = 64  # invented documents whose attributes their rivals do not state
 _values_of = lru_cache(REMEMBERED)(value_facts)
 
-
 # %% ../../nbs/curriculum/shelf.ipynb #f1a2df01
 PIECE_MARK = '//'  # before the number of a piece of a file; no path has it
 

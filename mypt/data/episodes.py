@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROLE_FIELDS', 'LOSS_FIELDS', 'MAX_WEIGHT', 'META_FIELDS', 'CHAT_FIELDS', 'REPLAY_FIELDS', 'MAX_DEPTH', 'shown',
-           'EpisodeError', 'check_message', 'check_episode', 'first_twice', 'parse_line', 'iter_episodes',
-           'read_episodes', 'dump_line', 'write_episodes', 'json_schema']
+           'EpisodeError', 'check_message', 'check_episode', 'first_twice', 'unique_keys', 'parse_line',
+           'iter_episodes', 'read_episodes', 'dump_line', 'write_episodes', 'json_schema']
 
 # %% ../../nbs/01_episodes.ipynb #92b1d3f2
 import json
@@ -350,7 +350,7 @@ def first_twice(keys: Iterable[str]) -> str:  # '' where none is
     return ''
 
 # %% ../../nbs/01_episodes.ipynb #320da326
-def _once(pairs: list[tuple[str, Any]]) -> dict:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict:  # For `object_pairs_hook`
     "An object; `ValueError` when it has a key twice, of which JSON would lose the first."
     out = dict(pairs)
     if len(out) < len(pairs):
@@ -381,7 +381,7 @@ def parse_line(raw: bytes, where: str = 'line 1') -> dict:
             f'{where}: byte {e.start} is 0x{raw[e.start]:02x}, not UTF-8; save the file as UTF-8'
         ) from None
     try:
-        obj = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_once)
+        obj = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=unique_keys)
     except RecursionError:
         raise UserError(f'{where}: nested too deep; flatten it') from None
     except ValueError as e:

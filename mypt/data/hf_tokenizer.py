@@ -10,6 +10,7 @@ __all__ = ['TAKE_ANOTHER', 'tokenizer_json', 'chat_template', 'tokenizer_config'
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -157,8 +158,10 @@ _BETWEEN_MACRO = r"""
 {%- if c in ' \t\n\r' -%}
 {%- elif c in '{[' and js.want in ('value', 'item') and js.stack | length < 400 -%}
 {{- c -}}{%- set js.stack = js.stack + c -%}{%- set js.want = 'first' if c == '{' else 'item' -%}
+{%- set js.outer = js.outer + [js.keys] -%}{%- set js.keys = [] -%}
 {%- elif c + js.stack[-1:] in ('}{', '][') and js.want in ('comma', 'first', 'item') -%}
 {{- c -}}{%- set js.stack = js.stack[:-1] -%}{%- set js.want = 'comma' -%}
+{%- set js.last = js.keys -%}{%- set js.keys = js.outer[-1] -%}{%- set js.outer = js.outer[:-1] -%}
 {%- elif c == ',' and js.want == 'comma' and js.stack -%}
 {{- ', ' -}}{%- set js.want = 'key' if js.stack[-1] == '{' else 'value' -%}
 {%- elif c == ':' and js.want == 'colon' -%}{{- ': ' -}}{%- set js.want = 'value' -%}
@@ -173,6 +176,7 @@ _BETWEEN_MACRO = r"""
 _SCAN_MACRO = r"""
 {%- macro scan(js, text) -%}
 {%- set js.ok = true -%}{%- set js.keys = [] -%}{%- set js.want = 'value' -%}
+{%- set js.outer = [] -%}{%- set js.last = [] -%}
 {%- set js.stack = '' -%}{%- set js.word = '' -%}{%- set js.inside = false -%}
 {%- set js.escaped = false -%}{%- set js.high = 0 -%}{%- set js.key = '' -%}
 {%- for piece in text.split('"') if js.ok -%}
@@ -182,7 +186,8 @@ _SCAN_MACRO = r"""
 {%- elif js.inside -%}
 {{- '"' -}}{%- set js.inside = false -%}
 {%- if js.high -%}{%- set js.ok = false -%}{%- endif -%}
-{%- if js.want in ('key', 'first') and js.stack == '{' -%}
+{%- if js.want in ('key', 'first') -%}
+{%- if js.key in js.keys -%}{%- set js.ok = false -%}{%- endif -%}
 {%- set js.keys = js.keys + [js.key] -%}{%- endif -%}
 {%- set js.want = 'colon' if js.want in ('key', 'first') else 'comma' -%}
 {%- elif js.want in ('value', 'item', 'key', 'first') -%}
@@ -190,11 +195,12 @@ _SCAN_MACRO = r"""
 {%- else -%}{%- set js.ok = false -%}{%- endif -%}
 {%- if js.inside -%}
 {%- set said = string(js, piece) -%}{{- said -}}
-{%- if js.stack == '{' and js.want in ('key', 'first') -%}
+{%- if js.want in ('key', 'first') -%}
 {%- set js.key = js.key + said -%}{%- endif -%}
 {%- else -%}{{- between(js, piece) -}}{%- endif -%}
 {%- endfor -%}
 {%- if js.inside or js.stack or js.want != 'comma' -%}{%- set js.ok = false -%}{%- endif -%}
+{%- set js.keys = js.last -%}
 {%- endmacro -%}
 """
 
@@ -530,6 +536,24 @@ def _with_all_bytes(vocab: dict[str, int], spaces: bool, where: str) -> dict[str
         )
     return vocab | {t: i for i, t in enumerate(missing, max(vocab.values(), default=-1) + 1)}
 
+# %% ../../nbs/data/hf_tokenizer.ipynb #871731f8
+def _check_ids(model: dict[str, int], added: list[dict], where: str):
+    "Raise `UserError` where two tokens have one id, or a token has two."
+    owner = {i: token for token, i in model.items()}
+    if len(owner) < len(model):
+        i, n = Counter(model.values()).most_common(1)[0]
+        raise UserError(f'{where}: {n} tokens have the id {i}; {TAKE_ANOTHER}')
+    ids = dict(model)
+    for t in added:
+        token, i = t['content'], t['id']
+        if ids.setdefault(token, i) != i:
+            problem = f'the token {value_text(token)} has the ids {ids[token]} and {i}'
+        elif owner.setdefault(i, token) != token:
+            problem = f'the tokens {value_text(owner[i])} and {value_text(token)} have the id {i}'
+        else:
+            continue
+        raise UserError(f'{where}: {problem}; {TAKE_ANOTHER}')
+
 # %% ../../nbs/data/hf_tokenizer.ipynb #8e2b77c5
 _ID = Rule((int,), 0, 2**22, needed=True)  # the largest vocabularies in use have 2**18
 _ADDED = dict(content=Rule((str,), needed=True), id=_ID)
@@ -558,6 +582,7 @@ def extend_tokenizer(
     model, ours = spec['model'], (_END_NAME, *TAGS)
     _check_bpe(model, where)
     check_json(where, spec, _SPEC, TAKE_ANOTHER)
+    _check_ids(model['vocab'], spec.get('added_tokens') or [], where)
     theirs = [t for t in spec.get('added_tokens') or () if t['content'] not in ours]
     vocab = {t: i for t, i in model['vocab'].items() if t not in ours}
     vocab |= {t['content']: t['id'] for t in theirs}

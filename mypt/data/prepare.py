@@ -103,12 +103,13 @@ class InputFiles:
     def lines(self, lineage: list[dict]) -> Iterator[tuple[str, bytes | None]]:
         "Yield (where, raw line); appends name, hash, size and rows of each file to `lineage`."
         for path in self.paths:
-            sha, rows = hashlib.sha256(), 0
+            sha, rows, size = hashlib.sha256(), 0, 0
             for n, raw in iter_lines(path):
                 sha.update(raw or b'')
                 rows += 1
+                size += len(raw or b'')
                 yield f'{path}:{n}', raw
-            size, digest = path.stat().st_size, sha.hexdigest()
+            size, digest = path.stat().st_size or size, sha.hexdigest()  # a pipe has no size
             entry: dict = dict(file=path.name, sha256_of_lines=digest, bytes=size, rows=rows)
             mix = path.with_name(path.name + '.mix.json')
             if mix.exists():

@@ -113,6 +113,13 @@ def _remove_leftovers(target: Path):
             shutil.rmtree(p, ignore_errors=True)
             os.close(lock)
 
+# %% ../../nbs/data/writer.ipynb #18c89ead
+def _check_link(folder: str | Path):
+    "Raise `UserError` where a folder is a link to nothing."
+    if Path(folder).is_symlink() and not Path(folder).exists():
+        way = 'make that folder, or choose another --output_dir'
+        raise UserError(f'{folder}: is a link to a folder that is not there; {way}')
+
 # %% ../../nbs/data/writer.ipynb #34fe7f72
 class _HiddenFolder:
     "A folder `root` beside `dir`; `publish` renames it to `dir`, `close` removes what is left."
@@ -121,6 +128,7 @@ class _HiddenFolder:
         self.dir = dir
         self.target = Path(dir).resolve()
         self.overwrite = overwrite
+        _check_link(dir)
         with _disk_errors(dir):
             self.target.parent.mkdir(parents=True, exist_ok=True)
             with _locked_parent(self.target):

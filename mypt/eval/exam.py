@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ExamCase', 'single_spaced', 'evidence_problem', 'read_exam', 'ExamResult', 'holding', 'grade', 'ExamReply',
-           'ExamLine', 'exam_measures', 'ExamReport', 'grade_all', 'recall_scores', 'exam_mode', 'seen_passages',
-           'ask_exam', 'Exam']
+           'ExamLine', 'exam_measures', 'ExamReport', 'found_title', 'grade_all', 'recall_scores', 'exam_mode',
+           'seen_passages', 'ask_exam', 'exam_index', 'Exam']
 
 # %% ../../nbs/eval/exam.ipynb #bfa456bf
+import hashlib
 import html
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from ..agent.agent import AgentRun, ReplyFn, cite_texts, run_agents
 from ..agent.conversation import Turn
 from ..agent.documents import normal_id, read_documents
 from ..agent.prompts import own_prompt, system_for
-from ..agent.retrieval import Hit, Index
+from ..agent.retrieval import Hit, Index, embed_if_any
 from ..agent.tools import TOOLS, Workspace
 from ..errors import UserError
 from .metrics import Score, gives_up
@@ -26,6 +27,7 @@ from .same_answer import says_one_of, stands_in
 from .suite import Responder, fixed_sample
 from .yardsticks import measures_table
 from ..files import iter_lines, json_value
+from ..interop.bases import cache_dir
 
 # %% ../../nbs/eval/exam.ipynb #5acfbfe6
 @dataclass(frozen=True)
@@ -223,6 +225,7 @@ class ExamReport:
 
     name: str
     lines: list[ExamLine]
+    finds_by: str = ''  # `words`, or `words and meaning`, where passages were looked up
 
     def measures(self) -> list[Score]:
         return exam_measures(self.lines)
@@ -246,6 +249,7 @@ class ExamReport:
         parts = {name: exam_measures(lines) for name, lines in self.split().items()}
         return dict(
             exam=self.name,
+            finds_by=self.finds_by,
             measures=[m.to_json() for m in self.measures()],
             parts={name: [m.to_json() for m in ms] for name, ms in parts.items()},
             lines=[_line_json(x) for x in self.lines],
@@ -265,6 +269,11 @@ class ExamReport:
 _SHOWN = 12  # wrong ones that the text lists; the JSON has all
 
 
+def found_title(name: str, finds_by: str) -> str:
+    "The title of a table that depends on how passages are found."
+    return f'{name}, passages found by {finds_by}' if finds_by else name
+
+
 def _part_line(name: str, lines: Sequence[ExamLine]) -> str:
     "One row of a part: found, right, cited of those that have an answer, and abstentions."
     counts = {m.name: f'{m.k:.0f}/{m.n}' for m in exam_measures(lines)}
@@ -274,7 +283,7 @@ def _part_line(name: str, lines: Sequence[ExamLine]) -> str:
 
 def _exam_text(report: ExamReport, wrong: int = _SHOWN) -> str:
     "A report as lines of text."
-    out = [measures_table(report.name, report.measures())]
+    out = [measures_table(found_title(report.name, report.finds_by), report.measures())]
     parts = report.split()
     if parts:
         head = ('found', 'right', 'cited', 'abstains')
@@ -312,10 +321,16 @@ def _wrong_html(lines: Sequence[ExamLine]) -> str:  # Empty when there are none
     return f'<table>{"".join(rows)}</table>'
 
 # %% ../../nbs/eval/exam.ipynb #f68cc890
-def grade_all(name: str, cases: Sequence[ExamCase], replies: Sequence[ExamReply]) -> ExamReport:
+def grade_all(
+    name: str,
+    cases: Sequence[ExamCase],
+    replies: Sequence[ExamReply],
+    finds_by: str = '',  # as an index tells it
+) -> ExamReport:
     "Grade one reply to each case."
     pairs = zip(cases, replies, strict=True)
-    return ExamReport(name, [ExamLine(c, r, grade(c, r.hits, r.text, r.cites)) for c, r in pairs])
+    lines = [ExamLine(c, r, grade(c, r.hits, r.text, r.cites)) for c, r in pairs]
+    return ExamReport(name, lines, finds_by)
 
 # %% ../../nbs/eval/exam.ipynb #d63b808a
 def recall_scores(
@@ -386,6 +401,15 @@ def _said(run: AgentRun) -> tuple[str, list[str]]:  # (answer, citations)
     return run.answer, cite_texts(run.episode['messages'][-1])
 
 # %% ../../nbs/eval/exam.ipynb #32c45f88
+def exam_index(docs_dir: str | Path, vectors: bool) -> Index:
+    "An index of a folder; with vectors it is kept in the cache and brought up to date."
+    embed = embed_if_any(vectors)
+    if embed is None:
+        return Index.build(docs_dir)
+    name = hashlib.sha256(str(Path(docs_dir).resolve()).encode()).hexdigest()[:16]
+    return Index.build(docs_dir, cache_dir() / 'indexes' / name, embed=embed)
+
+
 class Exam:
     "A file of cases and the folder they are about; raises `UserError` before a model is loaded."
 
@@ -393,12 +417,13 @@ class Exam:
         self,
         spec: str,  # `exam:FILE`, or the name of one that ships
         docs_dir: str | Path | None,  # The folder
+        vectors: bool = False,  # Find by meaning too, where the model can be had
     ):
         self.path = spec.partition(':')[2]
         if docs_dir is None:
             raise UserError(f'{spec}: say which folder it is about with --docs_dir')
         self.cases = read_exam(self.path, docs_dir)
-        self.index = Index.build(docs_dir)
+        self.index = exam_index(docs_dir, vectors)
 
     @staticmethod
     def names(spec: str) -> bool:
@@ -426,6 +451,8 @@ class Exam:
         mode = exam_mode(meta)
         turn = Turn(responder.tok, responder.layout, size, mode, workspace, max_new_tokens)
         cases = fixed_sample(self.cases, limit)
-        return ask_exam(
+        report = ask_exam(
             cases, turn, lambda h: responder.respond(h, max_new_tokens, False), meta, self.name
         )
+        report.finds_by = self.index.finds_by
+        return report

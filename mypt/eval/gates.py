@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from ..data.episodes import shown
 from ..errors import UserError
-from .exam import Exam, ExamReport
+from .exam import Exam, ExamReport, found_title
 from .metrics import Score, wilson
 from .suite import Responder, SuiteResult, load_suite, responder, run_suite
 from .yardsticks import Yardstick, measures_table
@@ -287,7 +287,8 @@ def _print_recall(exams: dict[str, Exam], limit: int | None) -> dict[str, list[S
     "Print what retrieval finds for the questions of exams."
     out = {name: exam.recall(limit) for name, exam in exams.items()}
     for name, scores in out.items():
-        print(measures_table(exams[name].name, scores))
+        title = found_title(exams[name].name, exams[name].index.finds_by)
+        print(measures_table(title, scores))
     return out
 
 # %% ../../nbs/18_gates.ipynb #6ab9788e
@@ -314,12 +315,13 @@ def eval_model(
     limit: int | None = None,  # Cases of a suite at most, always the same ones
     verbose: bool = False,  # Print the cases that did not pass, too
     docs_dir: str | None = None,  # Folder that an exam is about
+    vectors: bool = True,  # Find an exam's passages by meaning too, by a small model (72 MB, once)
 ) -> dict[str, SuiteResult | ExamReport | list[Score]]:
     "Run suites on a model and print the rates, whole and by tag; of an exam, what is found too."
     where = pick_device(device)
     names = suite or ['format_en', 'format_de', 'echo', 'anti_echo', 'regression_basics']
     sticks = {s: Yardstick(s) for s in names if Yardstick.names(s)}
-    exams = {s: Exam(s, docs_dir) for s in names if Exam.names(s)}
+    exams = {s: Exam(s, docs_dir, vectors) for s in names if Exam.names(s)}
     if model is None and len(exams) < len(names):
         raise UserError('--model is missing; only an exam (--suite exam:FILE) goes without')
     out: dict[str, SuiteResult | ExamReport | list[Score]] = {}

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable
 from decimal import Decimal
 from functools import lru_cache
-from ..agent.words import STOP_WORDS
+from ..agent.words import SMALL_WORDS
 from .squad import normalise_answer
 
 # %% ../../nbs/eval/same_answer.ipynb #5c4dbd57
@@ -158,7 +158,7 @@ _GROUNDED = 0.8  # share of the content words
 @lru_cache(2)
 def _stop_stems(lang: str) -> frozenset[str]:
     "Small words, and the yes or no that a reply begins with, as they are compared."
-    return frozenset(w for word in STOP_WORDS | _POLAR for w in answer_words(word, lang))
+    return frozenset(w for word in SMALL_WORDS | _POLAR for w in answer_words(word, lang))
 
 
 def stands_in(

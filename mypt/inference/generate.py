@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from ..data.episodes import check_episode
 from ..data.serialize import parse_reply, parse_text, serialize, to_ids
 from ..data.tokenizer import TAGS, Tokenizer
-from ..errors import UserError
+from ..errors import UserError, harmless
 from .fixed import FixedShapes
 from .cpu import TokenDecoder, cpu_decoder, cpu_head, for_inference
 from .sampling import GREEDY, Sampling, pick, row_generator
@@ -388,10 +388,10 @@ def _command_prompt(
 
 # %% ../../nbs/12_generate.ipynb #2b570ee7
 def _print_pieces(pieces: Iterable[str]) -> str:  # All of them
-    "Print text as it comes, then end the line."
+    "Print text as it comes, control codes spelled out, then end the line."
     text = ''
     for piece in pieces:
-        sys.stdout.write(piece)
+        sys.stdout.write(harmless(piece))
         sys.stdout.flush()
         text += piece
     print()

@@ -64,7 +64,11 @@ class _Fields:
     def get(self, name: str, kind: type | tuple, default: Any = None) -> Any:
         "A value; raises `UserError` when it is of another kind, or missing without a default."
         field = self.fields.get(name)
-        value = default if field is None else field.contents()
+        try:
+            value = default if field is None else field.contents()
+        except (ValueError, IndexError, TypeError, OverflowError) as e:  # text is not UTF-8
+            why = value_text(str(e))
+            raise UserError(f'{self.path}: {name} is damaged ({why}); fetch it again') from None
         if value is None or (field is not None and not isinstance(value, kind)):
             have = 'missing' if value is None else value_text(value)
             raise UserError(f'{self.path}: {name} is {have}; fetch another file of the model')

@@ -31,6 +31,7 @@ from mypt.files import (
     writing,
 )
 from mypt.model.checkpoint import (
+    check_floats,
     checkpoint_dir,
     expected_shapes,
     load_model,
@@ -233,6 +234,7 @@ def read_weight_shards(folder: Path) -> dict[str, Tensor]:  # Name → float32
     for path in _weight_files(folder):
         try:
             with safe_open(path, 'pt') as f:
+                check_floats(path, ((k, f.get_slice(k).get_dtype()) for k in f.keys()))
                 weights |= {k: f.get_tensor(k).float() for k in f.keys()}
         except FileNotFoundError:
             raise UserError(

@@ -25,7 +25,7 @@ from ..data.masks import Encoded, encode, roles_of
 from ..data.serialize import ROLES
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_state import open_tokenizer
-from ..errors import UserError, counted
+from ..errors import UserError, counted, harmless_json
 from ..files import atomic_write, text_assets
 from .page import html_page, json_script
 
@@ -489,7 +489,7 @@ def item_json(it: Item) -> dict:  # JSON-ready: a list per property, one entry p
 # %% ../../nbs/report/inspect.ipynb #6f82d66d
 def _look_at(path: Path, split: str, n: int, tokenization: str, policy: str):
     "(name, lines about it, items) of a dataset or of a JSONL file."
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return path.name, [], items_of(path, open_tokenizer(tokenization), n, policy)
     ds = open_dataset(path)
     s = next((s for s in ds.splits if s.name == split), None)
@@ -517,7 +517,7 @@ def inspect(
     page = write_inspect_html(items, html, name) if html else None
     if json:
         found = dict(name=name, facts=facts, samples=[item_json(it) for it in items])
-        print(dumps(found, ensure_ascii=False))
+        print(harmless_json(dumps(found, ensure_ascii=False)))
         return
     print('\n'.join([name, *facts]))
     for it in items:

@@ -461,8 +461,8 @@ class WaitingRoom:
         self.waiting.pop(connection, None)
 
 # %% ../../nbs/serve/app.ipynb #5fd32b05
-def _strict_lines() -> Any:  # a `h11` buffer
-    "A buffer whose lines must end with a carriage return and a line feed."
+def _strict_lines(most: int) -> Any:  # a `h11` buffer
+    "A buffer whose lines end with a carriage return and a line feed; pieces have `most` bytes."
     from h11._receivebuffer import ReceiveBuffer
     from h11._util import LocalProtocolError
 
@@ -475,14 +475,22 @@ def _strict_lines() -> Any:  # a `h11` buffer
                 raise LocalProtocolError('a line ends with a bare line feed')
             return lines
 
+        def maybe_extract_next_line(self):  # the size of the next piece, in hexadecimal digits
+            line = super().maybe_extract_next_line()
+            size = _PIECE_SIZE.match(line or b'')
+            if size and int(size[0], 16) > most:
+                raise LocalProtocolError('a piece of a body is longer than a body may be')
+            return line
+
     return StrictLines()
 
 
 _BARE_FEED = re.compile(rb'(?<!\r)\n')
+_PIECE_SIZE = re.compile(rb'[0-9a-fA-F]+')
 
 # %% ../../nbs/serve/app.ipynb #dba34bd1
-def _impatient_protocol(patience: float, waiting: WaitingRoom) -> type:
-    "uvicorn's HTTP protocol; `patience` is how many seconds a request's head may take."
+def _impatient_protocol(limits: Limits, waiting: WaitingRoom) -> type:
+    "uvicorn's HTTP protocol; a request's head may take `limits.patience` seconds."
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Impatient(H11Protocol):
@@ -490,7 +498,7 @@ def _impatient_protocol(patience: float, waiting: WaitingRoom) -> type:
 
         def connection_made(self, transport):
             super().connection_made(transport)
-            self.conn._receive_buffer = _strict_lines()
+            self.conn._receive_buffer = _strict_lines(limits.body)
             self.watch()
 
         def data_received(self, data):
@@ -512,7 +520,7 @@ def _impatient_protocol(patience: float, waiting: WaitingRoom) -> type:
         def watch(self):
             idle = self.cycle is None or self.cycle.response_complete
             if idle and self.timer is None:
-                self.timer = self.loop.call_later(patience, self.transport.close)
+                self.timer = self.loop.call_later(limits.patience, self.transport.close)
             elif not idle and self.timer:
                 self.timer.cancel()
                 self.timer = None
@@ -534,7 +542,7 @@ def make_server(app: Guard, limits: Limits) -> Any:  # a `uvicorn.Server`; `run(
         ) from None
     config = uvicorn.Config(
         app,
-        http=_impatient_protocol(limits.patience, WaitingRoom(limits.waiting)),
+        http=_impatient_protocol(limits, WaitingRoom(limits.waiting)),
         ws='none',
         lifespan='off',
         log_level='critical',

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 from ..agent.conversation import MODES, as_episode
 from ..agent.tools import Tool
-from ..data.episodes import EpisodeError, check_episode
+from ..data.episodes import EpisodeError, check_episode, unique_keys
 from ..data.serialize import check_order, dump_json
 from ..errors import UserError, nearest
 from ..inference.constrain import ANY_OBJECT, tight_schema
@@ -103,8 +103,8 @@ def _tool_call(call: Any, path: str) -> dict:
 
 # %% ../../nbs/serve/openai.ipynb #7a10008b
 def strict_json(text: str) -> Any:
-    "JSON by the standard: `NaN`, `Infinity` and lone surrogates raise `ValueError`."
-    value = json.loads(text, parse_constant=_no_constant)
+    "JSON by the standard: `NaN`, lone surrogates and a key given twice raise `ValueError`."
+    value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=unique_keys)
     check_characters(value)
     return value
 

@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 from ..data.episodes import shown, write_episodes
 from ..data.prompts import RAG_SYSTEM
 from ..errors import UserError, counted, nearest
-from ..files import atomic_write
+from ..files import atomic_write, open_input
 from .bfcl import bfcl
 
 # %% ../../nbs/sources/convert.ipynb #74e69abd
 from .chat import OASST_COLUMNS, alpaca, dolly, oasst
 from .qa import hotpot, marco, musique, trivia
 from .row_files import ROW_FILES, column_names, file_rows, files_of, hub_rows, renamed
-from .rows import Form, Skip, Tally, by_row, counted_rows, text_of
+from .rows import Form, Skip, Tally, by_row, counted_rows, language_code, text_of
 from .squad import squad
 from mypt.sources.tools import (
     COMPLETIONS,
@@ -182,8 +182,9 @@ def sources_of(
     "Where the rows of a data set are; raises `UserError` when there are none."
     mirror = mirror or os.environ.get('MYPT_DATA_MIRROR', '')
     path = Path(dataset)
-    if path.is_file():
-        return [Place(dataset, partial(file_rows, path))]
+    if path.exists() and not path.is_dir():
+        with open_input(path):  # a file's form is found first, so a pipe would be read twice
+            return [Place(dataset, partial(file_rows, path))]
     if path.is_dir():
         files = files_of(path, split, config)
     elif dataset not in HUB and not (mirror and (Path(mirror) / dataset).is_dir()):
@@ -264,10 +265,15 @@ def _at_least_one(eps: Iterable[dict], dataset: str, tally: Tally) -> Iterator[d
     for n, ep in enumerate(eps, 1):  # noqa: B007  # counted for the line after the loop
         yield ep
     if not n:
+        strange = [x for x in tally.languages if x not in RAG_SYSTEM]
         common = tally.reasons.most_common(3)
         why = '; '.join(f'{k:,}: {shown(reason, 200)}' for reason, k in common) or 'it is empty'
         fault = f'none of {tally.read:,} rows could be used ({why})'
-        raise UserError(f'{dataset}: {fault}; check --format, --languages and --split')
+        way = 'check --format, --languages and --split'
+        if strange:
+            known = ' and '.join(RAG_SYSTEM)
+            way = f'only {known} can be distinguished by words, others need a column language'
+        raise UserError(f'{dataset}: {fault}; {way}')
 
 # %% ../../nbs/sources/convert.ipynb #c84d0f0f
 @contextmanager
@@ -321,21 +327,20 @@ def _report(output: str, n: int, tally: Tally, rejects: str) -> None:
 
 # %% ../../nbs/sources/convert.ipynb #305f8f67
 def _asked_languages(languages: list | str | None) -> tuple:
-    "The languages of `--languages`; raises `UserError` on one that no row is recognised as."
+    "The codes of `--languages`; raises `UserError` on what is the name of no language."
     wanted = (languages,) if isinstance(languages, str) else tuple(languages or ())
     for language in wanted:
-        if language not in RAG_SYSTEM:
-            known = ' and '.join(RAG_SYSTEM)
-            way = 'leave --languages out to take rows of every language'
-            raise UserError(f'--languages {language}: only {known} can be distinguished; {way}')
-    return wanted
+        if not language_code(language):
+            way = 'give a code such as en, de, fr or ja, or leave it out to take all rows'
+            raise UserError(f'--languages {shown(language, 40)}: the name of no language; {way}')
+    return tuple(map(language_code, wanted))
 
 # %% ../../nbs/sources/convert.ipynb #c3c2618b
 def convert(
     dataset: str,  # File, folder, or name on the hub
     output: str,  # JSONL file of episodes
     format: str = '',  # How to read the rows; left out: by the name or by the columns
-    languages: list | None = None,  # Take rows in these: en, de; left out: all
+    languages: list | None = None,  # Take rows in these: en, de, fr …; left out: all
     max_examples: int = 0,  # Stop after so many; 0 takes all
     mirror: str = '',  # Folder of data sets under their hub names; also from MYPT_DATA_MIRROR
     split: str = 'train',

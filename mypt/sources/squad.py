@@ -8,7 +8,7 @@ __all__ = ['squad']
 # %% ../../nbs/sources/squad.ipynb #65e7e423
 from ..data.language import guess_language
 from ..data.prompts import ABSTAIN, RAG_SYSTEM, context_block
-from .rows import Skip, Tally, by_row, text_of
+from .rows import Skip, Tally, by_row, text_of, told_language
 
 # %% ../../nbs/sources/squad.ipynb #9531985d
 def _squad_episode(row: dict, language: str) -> dict:
@@ -17,7 +17,10 @@ def _squad_episode(row: dict, language: str) -> dict:
     found = row['answers']
     texts = found['text'] if isinstance(found, dict) else found
     answers = [' '.join(text.split()) for text in texts]
-    if row.get('is_impossible', not answers):
+    impossible = row.get('is_impossible', not answers)
+    if impossible and language not in ABSTAIN:
+        raise Skip(f'without an answer, and no wording for that in {language or "its language"}')
+    if impossible:
         answer = {'role': 'assistant', 'content': ABSTAIN[language]}
     elif not answers:
         raise Skip('no answer')
@@ -28,18 +31,24 @@ def _squad_episode(row: dict, language: str) -> dict:
     question = {'role': 'user', 'content': text_of(row, 'question')}
     question['context'] = context_block([(title, passage)])
     return {
-        'system': RAG_SYSTEM[language],
+        'system': RAG_SYSTEM.get(language, RAG_SYSTEM['en']),
         'messages': [question, answer],
         'language': language,
         'id': row.get('id'),
     }
 
 # %% ../../nbs/sources/squad.ipynb #2e518c24
+_LONG = 200  # characters, of which English and German would be told
+
+
 @by_row
 def squad(row: dict, tally: Tally) -> dict:
     "SQuAD 1 and 2, XQuAD, GermanQuAD. One language asked for is taken to be that of the rows."
     if len(tally.languages) == 1:
         return _squad_episode(row, tally.languages[0])
     text = f'{text_of(row, "question")} {text_of(row, "context")}'
-    tally.last_language = guess_language(text) or tally.last_language
-    return _squad_episode(row, tally.language or tally.last_language or 'en')
+    told = tally.language or told_language(row) or guess_language(text)
+    if not told and len(text) < _LONG:
+        return _squad_episode(row, tally.last_language or 'en')
+    tally.last_language = told
+    return _squad_episode(row, told)

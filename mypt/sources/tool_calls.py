@@ -11,6 +11,7 @@ import html
 import json
 import re
 from typing import Any
+from ..data.episodes import first_twice, unique_keys
 from .rows import Skip, between, skip_over
 from .tool_schemas import Text, fit_schema, json_values, without_nulls
 
@@ -49,17 +50,29 @@ def _split_arguments(
 _CONSTANTS = {'true': True, 'false': False, 'null': None}
 
 
+def _by_name(pairs: list[tuple[str, Any]]) -> dict:
+    "Arguments with their names; `Skip` when one comes twice."
+    twice = first_twice(name for name, _ in pairs)
+    if twice:
+        raise Skip('an argument that is given twice')
+    return dict(pairs)
+
+
 class _JsonConstants(ast.NodeTransformer):
-    "Lets Python code name its constants as JSON does."
+    "Lets Python code name its constants as JSON does, and keys come once."
 
     def visit_Name(self, node):
         return ast.Constant(_CONSTANTS[node.id]) if node.id in _CONSTANTS else node
+
+    def visit_Dict(self, node):
+        _by_name([(ast.dump(key), None) for key in node.keys if key])
+        return self.generic_visit(node)
 
 # %% ../../nbs/sources/tool_calls.ipynb #2ff2502f
 def _literal(text: str) -> Any:
     "A Python or JSON value, else `Skip`."
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except ValueError:
         pass
     try:
@@ -78,7 +91,7 @@ def _python_arguments(pieces: list[str]) -> dict | list:
     "Arguments by name, or by position."
     pairs = [m for m in map(_PAIR.match, pieces) if m]
     if len(pairs) == len(pieces):
-        return {m[1]: _literal(m[2].strip()) for m in pairs}
+        return _by_name([(m[1], _literal(m[2].strip())) for m in pairs])
     if not pairs:
         return [_literal(p.strip()) for p in pieces]
     raise Skip('arguments with and without names')
@@ -146,7 +159,8 @@ def _named_elements(text: str) -> list[tuple[str, str]]:
 
 # %% ../../nbs/sources/tool_calls.ipynb #49d35bc9
 def _xml_arguments(pairs: list[tuple[str, str]]) -> dict[str, Text]:
-    return {name.strip(): Text(html.unescape(value.strip('\r\n'))) for name, value in pairs}
+    values = [Text(html.unescape(value.strip('\r\n'))) for _, value in pairs]
+    return _by_name([(name.strip(), v) for (name, _), v in zip(pairs, values, strict=True)])
 
 
 def _xml_calls(text: str) -> list[tuple[str, Any]]:

@@ -10,6 +10,7 @@ __all__ = ['json_types', 'json_schema_of', 'json_values', 'without_nulls', 'tool
 import json
 import re
 from typing import Any
+from ..data.episodes import unique_keys
 from .rows import Skip, skip_over
 
 # %% ../../nbs/sources/tool_schemas.ipynb #692b2798
@@ -81,19 +82,11 @@ def _finite(text: str) -> float:
     number = float(text)
     return number if number - number == 0 else _not_a_number(text)
 
-
-def _once(pairs: list[tuple]) -> dict:
-    "An object in which no key occurs twice; `ValueError` otherwise."
-    out = dict(pairs)
-    if len(out) < len(pairs):
-        raise ValueError('a key twice in one object')
-    return out
-
 # %% ../../nbs/sources/tool_schemas.ipynb #f75f1abf
 def json_values(text: str) -> list:
     "Every JSON value in a text, one after the other; empty where there is anything else."
     decoder = json.JSONDecoder(
-        parse_constant=_not_a_number, parse_float=_finite, object_pairs_hook=_once
+        parse_constant=_not_a_number, parse_float=_finite, object_pairs_hook=unique_keys
     )
     at, values = 0, []
     while at < len(text):

@@ -20,6 +20,7 @@ from mypt.sources.rows import (
     Tally,
     between,
     by_row,
+    listed_fields,
     loss_fields,
     part,
     text_of,
@@ -405,7 +406,7 @@ def read_messages(
         raise Skip('no messages')
     row = row if isinstance(row, SourceRow) else SourceRow(row)
     _check_wish(row)
-    rows = _spoken_rows(row, messages, name)
+    rows = _spoken_rows(row, _with_weights(row, messages), name)
     tools = tools_of_row(row, rows)
     system = system_of(row, rows, tools)
     spoken = [m for m in rows if _role_of(m) != 'system']
@@ -432,6 +433,19 @@ def _check_wish(row: SourceRow) -> None:
             raise Skip(f'an answer that is marked as unwanted ({k})')
         if row.peek(k) is True:
             row.get(k)
+
+
+def _with_weights(row: SourceRow, messages: list[dict]) -> list[dict]:
+    "The messages with the weights that their row lists beside them."
+    if not all(isinstance(m, dict) for m in messages):
+        return messages  # `part` will say so
+    speakers = [m.get('role') or m.get('from') or 'assistant' for m in messages]
+    answers = [_ROLES.get(str(name)) in ('assistant', 'calls') for name in speakers]
+    out = []
+    for m, fields in zip(messages, listed_fields(row, answers), strict=True):
+        new = fields and {k: v for k, v in fields.items() if m.get(k) is None}
+        out.append(m | new if new else m)
+    return out
 
 
 def _null_arguments(given: Any) -> bool:
@@ -502,12 +516,27 @@ _OPENERS = ('system', 'human', 'user')
 
 
 def _as_messages(row: dict, column: str, role: str) -> list:
-    "A column that is a list of messages, a message, or the text of one."
+    "A column that is a list of messages, a message, or the text of one or of a dialogue."
     if isinstance(row.get(column), dict):
         return [row[column]]
     if isinstance(row.get(column), list):
         return row[column]
-    return [{'role': role, 'content': text_of(row, column)}]
+    text = text_of(row, column)
+    if role == 'assistant' and _HUMAN.match(text) and not any(row.get(k) for k in PROMPTS):
+        return _human_dialogue(text)
+    return [{'role': role, 'content': text}]
+
+# %% ../../nbs/sources/tools.ipynb #a7e52a7f
+_HUMAN = re.compile(r'\n\nHuman:')
+_SPEAKERS = re.compile(r'\n\n(Human|Assistant): ?')
+
+
+def _human_dialogue(text: str) -> list[dict]:
+    "The messages of a dialogue in HH's notation; their text is not changed."
+    roles = dict(Human='user', Assistant='assistant')
+    _, *parts = _SPEAKERS.split(text)
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return [{'role': roles[speaker], 'content': said} for speaker, said in pairs]
 
 # %% ../../nbs/sources/tools.ipynb #7781b4bf
 @by_row
