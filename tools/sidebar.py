@@ -10,7 +10,7 @@ PARTS = {  # part of the book → number of its first chapter
     'Data': 0,
     'Model': 8,
     'Training': 14,
-    'Judging': 17,
+    'Evaluation': 17,
     'The curriculum': 19,
 }
 FIRST = 'tutorials/your_assistant.ipynb'  # what most people come for
