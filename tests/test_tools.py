@@ -700,7 +700,7 @@ def test_ugly_pages(tmp_path):
 LINK = '[`x`](https://mypt-project.github.io/mypt/b.html#x)'
 FAULTS = {  # what is put before </main>, or replaced: old → new; what is said
     'markdown': (f'<pre><code># A {LINK}</code></pre>', 'a link as Markdown'),
-    'sideways': (f'<pre style="white-space: pre">{"x" * 300}</pre>', 'code that scrolls sideways'),
+    'sideways': (f'<pre class="sh" style="white-space: pre">{"x" * 300}</pre>', 'code that scrolls sideways'),
     'wide': ('<p style="width: 1200px">w</p>', 'wider than its window: 12'),
     'faint': ('<p style="color: #999">f</p>', 'contrast of 2.7'),
     'faint_in_the_dark': ('<p style="color: #444">f</p>', 'contrast of 1.'),

@@ -136,7 +136,7 @@ def sidebar_html(entries: dict[str, list[Entry]], here: str) -> str:
 
 
 def navbar_html(root: Path, here: str) -> str:
-    "The links at the top of each page, as `navbar` in _quarto.yml lists them; the source comes last."
+    "The links at the top of each page, as _quarto.yml lists them; the source comes last."
     settings = yaml.safe_load((root / '_quarto.yml').read_text(encoding='utf-8'))
     bar = value_at(settings, 'website.navbar') or {}
     up, links = '../' * here.count('/'), []

@@ -15,10 +15,10 @@
   const top = document.querySelector('main')?.getBoundingClientRect().top ?? 0
   if (top > head) problems.push(`begins its text ${Math.round(top)} pixels from the top, at a width of ${width}`)
 
-  // Code wraps, output may scroll; what scrolls can be reached by keyboard.
+  // Code wraps; output, and what HTML of an output holds, may scroll. What scrolls can be reached by keyboard.
   for (const e of all('main pre, main table, main math')) {
     if (e.scrollWidth <= e.clientWidth + 1 || getComputedStyle(e).overflowX === 'visible') continue
-    if (e.matches('pre:not(.output)')) problems.push(`has code that scrolls sideways at ${width}: ${e.innerText.slice(0, 60)}`)
+    if (e.matches('pre[class]:not(.output)')) problems.push(`has code that scrolls sideways at ${width}: ${e.innerText.slice(0, 60)}`)
     else if (e.tabIndex < 0) problems.push(`has what scrolls and no keyboard reaches: ${start(e)}`)
   }
 

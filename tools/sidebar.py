@@ -26,9 +26,10 @@ BLOCK = re.compile(r'(?<=    contents:)[^\n]*\n(?:      .*\n)*')
 
 def command_pages(root: Path = ROOT) -> list[str]:
     "The pages that tools.man writes."
-    return [
+    names = [
         p.relative_to(root / 'nbs').as_posix() for p in sorted((root / 'nbs/commands').glob('*.md'))
     ]
+    return sorted(names, key=lambda name: name != 'commands/all.md')  # the list of all comes first
 
 
 def part_of(number: int) -> str:
