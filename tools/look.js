@@ -16,8 +16,8 @@
   if (top > head) problems.push(`begins its text ${Math.round(top)} pixels from the top, at a width of ${width}`)
 
   // Code wraps; output, and what HTML of an output holds, may scroll. What scrolls can be reached by keyboard.
-  for (const e of all('main pre, main table, main math')) {
-    if (e.scrollWidth <= e.clientWidth + 1 || getComputedStyle(e).overflowX === 'visible') continue
+  for (const e of all('main *')) {
+    if (e.scrollWidth <= e.clientWidth + 1 || !/auto|scroll/.test(getComputedStyle(e).overflowX)) continue
     if (e.matches('pre[class]:not(.output)')) problems.push(`has code that scrolls sideways at ${width}: ${e.innerText.slice(0, 60)}`)
     else if (e.tabIndex < 0) problems.push(`has what scrolls and no keyboard reaches: ${start(e)}`)
   }
