@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 import pytest
+from browser import Browser
 from nbdev import quarto
 from tools import (
     cells,
@@ -87,6 +88,8 @@ def template(tmp_path_factory, root):
     (there / 'nbs').mkdir(parents=True)
     for f in ('settings.ini', 'setup.py', 'pyproject.toml', '_quarto.yml'):
         shutil.copy(root / f, there / f)
+    settings = (there / '_quarto.yml').read_text()
+    (there / '_quarto.yml').write_text(re.sub(r'(?<=    left:)(\n      - .*)+', ' []', settings))
     (there / 'nbs/_quarto.yml').symlink_to('../_quarto.yml')
     for f in ('favicon.svg', 'styles.css'):
         shutil.copy(root / 'nbs' / f, there / 'nbs' / f)
@@ -714,6 +717,78 @@ def test_ugly_pages(tmp_path):
     assert 'of 1400' in seen[1] and 'id="long"' in found[1] and 'of 390' in seen[4]
 
 
+LINK = '[`x`](https://mypt-project.github.io/mypt/b.html#x)'
+FAULTS = {  # what is put before </main>, or replaced: old → new; what is said
+    'markdown': (f'<pre><code># A {LINK}</code></pre>', 'a link as Markdown'),
+    'sideways': (
+        f'<pre class="sh" style="white-space: pre">{"x" * 300}</pre>',
+        'code that scrolls sideways',
+    ),
+    'wide': ('<div style="width: 1500px">w</div>', 'wider than its window: 1'),
+    'faint': ('<p style="color: #999">f</p>', 'contrast of 2.8'),
+    'faint_in_the_dark': ('<p style="color: #444">f</p>', 'contrast of 1.'),
+    'unsaid': ('<img src="favicon.svg">', 'without alt text'),
+    'card': ('<img class="figure" style="filter: none" alt="f" src="favicon.svg">', 'theme of'),
+    'frame': ('<iframe title="f" style="color-scheme: light"></iframe>', 'theme of the page'),
+    'unreached': (f'<table><tr>{"<td>wide" * 40}</table>', 'no keyboard reaches'),
+    'late': (('<header>', '<header style="min-height: 700px">'), 'begins its text 7'),
+    'dead': ('<a href="gone.html">g</a>', 'gone.html leads nowhere'),
+}
+
+
+@pytest.mark.skipif(not docs.browser(), reason='no Chromium')
+def test_faults_of_pages_are_found(project):
+    "Each fault on a page of its own; the page without any is in order."
+    out = docs.build(project)
+    good = (out / 'high.html').read_text()
+    for name, (fault, _) in FAULTS.items():
+        old, new = fault if isinstance(fault, tuple) else ('</main>', f'{fault}</main>')
+        text = good.replace(old, new)
+        assert text != good
+        if name in ('unreached', 'sideways'):
+            text = text.replace('tabIndex = 0', 'title = 0').replace('styles.css', 'favicon.svg')
+        (out / f'{name}.html').write_text(text)
+    found = docs.check_site(out, docs.site(project))
+    for name, (_, word) in FAULTS.items():
+        about = [f for f in found if f.startswith(f'{name}.html')]
+        assert about and all(word in f for f in about), (name, about)
+    assert {f.split('.html')[0] for f in found} == set(FAULTS)
+
+
+@pytest.mark.skipif(not docs.browser(), reason='no Chromium')
+def test_frames_and_pictures_follow_the_page(root, tmp_path):
+    "Quarto tells the theme of a page by a class; what the page holds must not follow the system."
+    dark = '@media (prefers-color-scheme:dark)'
+    frame = f'<style>p{{color:red}}{dark}{{p{{color:lime}}}}</style><p>it</p>'
+    tell = "parent.postMessage(getComputedStyle(document.querySelector('p')).color, '*')"
+    script = f'<script>setInterval(() => {tell}, 50)'
+    listen = "<script>addEventListener('message', e => { document.title = e.data })</script>"
+    figure = '<p class="cell-output-display"><img alt="f"></p>'
+    style = (root / 'nbs/styles.css').read_text()
+    colours = {'light': 'rgb(255, 0, 0)', 'dark': 'rgb(0, 255, 0)'}
+    for system in (False, True):
+        with Browser(dark=system) as b:
+            for theme, colour in colours.items():
+                (tmp_path / 'p.html').write_text(
+                    f'<!DOCTYPE html><style>{style}</style><body class="quarto-{theme}">{listen}'
+                    f'{figure}'
+                    f'<iframe sandbox="allow-scripts" srcdoc="{frame}{script}</script>"></iframe>'
+                )
+                b.open(tmp_path / 'p.html')
+                b.wait(f'document.title === "{colour}"')
+                turned = b.js("getComputedStyle(document.querySelector('img')).filter")
+                assert turned.startswith('invert') == (theme == 'dark'), (system, theme)
+
+
+def test_one_palette_for_masks(root):
+    "A trained token is of one green: in the chapter, on the first page and in the inspector."
+    palette = (root / 'mypt/assets/palette.css').read_text()
+    inspector = (root / 'mypt/assets/inspector.css').read_text()
+    assert '--trained: #16a34a' in palette and 'var(--trained) 24%' in inspector
+    assert 'rgba(22,163,74,.24)' in (root / 'nbs/03_masks.ipynb').read_text()
+    assert '#c7e9d4' in (root / 'nbs/index.ipynb').read_text()  # .24 of it on white
+
+
 @pytest.mark.parametrize(
     'page, word',
     [
@@ -798,12 +873,15 @@ def test_nbdev_docs_leaves_the_readme(root):
         ('_quarto.yml', 'llms-txt: true', 'llms-txt: false', ('llms-txt',)),
         ('.github/workflows/deploy.yml', "version: '", "version: 'v", ('no fixed version',)),
         ('nbs/404.md', None, None, ('404.md is missing',)),
+        ('settings.ini', 'readme_nb = none', 'readme_nb = index', ('would write README.md',)),
     ],
 )
 def test_settings_of_the_site(root, tmp_path, file, old, new, words):
     for name in (
         '_quarto.yml',
+        'settings.ini',
         'nbs/404.md',
+        'nbs/index.ipynb',
         'nbs/images/card.png',
         '.github/workflows/deploy.yml',
     ):

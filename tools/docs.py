@@ -1,8 +1,9 @@
 """The site without Quarto: nbdev processes notebooks, pandoc makes a page of each, every link and
 anchor is followed.
 
-Where there is Chromium every page is looked at too: not blank, no wider than a desk's window or a
-phone's. What only Quarto does is read off its settings.
+Where there is Chromium every page is looked at too, on a desk in the light and on a phone in the
+dark: width, contrast, code that scrolls, one theme for all that it holds. What only Quarto does is
+read off its settings.
 `python -m tools.docs --highlight` colours the code, as `make docs` does; a check has no use for it.
 """
 
@@ -134,6 +135,18 @@ def sidebar_html(entries: dict[str, list[Entry]], here: str) -> str:
     return '\n'.join(parts)
 
 
+def navbar_html(root: Path, here: str) -> str:
+    "The links at the top of each page, as _quarto.yml lists them; the source comes last."
+    settings = yaml.safe_load((root / '_quarto.yml').read_text(encoding='utf-8'))
+    bar = value_at(settings, 'website.navbar') or {}
+    up, links = '../' * here.count('/'), []
+    for item in bar.get('left', []):
+        links.append(f'<a href="{up}{page_name(item["href"])}">{html.escape(item["text"])}</a>')
+    for item in bar.get('right', []):
+        links.append(f'<a class="source" href="{item["href"]}">Source</a>')
+    return ''.join(links)
+
+
 def neighbours(entries: dict[str, list[Entry]], here: str) -> str:  # HTML
     "Links to the page before and the page after, in the order of the sidebar."
     pages = [e for links in entries.values() for e in links]
@@ -176,6 +189,7 @@ def build_page(
     here: str,
     highlight: bool = True,  # Colour code: most of the time that a page takes
     around: str = '',  # Links to the pages before and after
+    navbar: str = '',  # Links at the top
 ) -> str:
     "One page as HTML, from a processed notebook or from Markdown."
     if proc.suffix == '.md':
@@ -202,6 +216,7 @@ def build_page(
         f'--variable=summary:{html.escape(meta.get("description", ""))}',
         f'--variable=sidebar:{sidebar}',
         f'--variable=around:{around}',
+        f'--variable=navbar:{navbar}',
         *(() if highlight else ('--syntax-highlighting=none',)),
     ]
     page = pypandoc.convert_text(text, 'html5', format=FORMAT, extra_args=args)
@@ -227,6 +242,7 @@ def build(root: Path = ROOT, out: Path | None = None, highlight: bool = True) ->
                 here,
                 highlight,
                 neighbours(entries, here),
+                navbar_html(root, here),
             ),
             encoding='utf-8',
         )
@@ -307,28 +323,20 @@ def browser() -> str | None:  # Chromium's path, where there is one
     )
 
 
-WIDTHS = (1400, 390)  # of a window on a desk and of a phone
+VIEWS = ((1400, False), (390, True))  # of a desk in the light, of a phone in the dark
+HEAD = 300  # pixels that the header and the list of pages take at most
+LOOK = Path(__file__).with_name('look.js')
 
 
 def look(out: Path, pages: list[Path]) -> list[str]:
-    "Does each page show something, and is none wider than a desk's window and a phone's?"
-    problems = []
-    with Browser() as b:
-        for width in WIDTHS:
-            b.resize(width, 900)
+    "What a browser shows of each page: on a desk in the light and on a phone in the dark."
+    problems, script = [], LOOK.read_text(encoding='utf-8')
+    for width, dark in VIEWS:
+        with Browser(width, 900, dark=dark) as b:
             for page in pages:
                 name = page.relative_to(out).as_posix()
-                b.open(page)
-                found = b.js(
-                    '[document.documentElement.scrollWidth, document.body.innerText.trim().length]'
-                )
-                if found[0] > width:
-                    problems.append(
-                        f'{name} is wider than its window: {found[0]} of {width} pixels; '
-                        + b.js(WIDEST)
-                    )
-                if not found[1]:
-                    problems.append(f'{name} is blank in a browser')
+                found = b.open(page).js(f'{script}({{width: {width}, head: {HEAD}}})')
+                problems += [f'{name} {bad}' for bad in found]
     return problems
 
 
@@ -386,6 +394,11 @@ def check_settings(root: Path) -> list[str]:
         image = value_at(settings, path) or ''
         if not image.startswith('/') or not (root / 'nbs' / image[1:]).is_file():
             problems.append(f'_quarto.yml: {path} is {image!r}, not the path of a picture from /')
+    ini = ConfigParser(delimiters=['='])
+    ini.read(root / 'settings.ini', encoding='utf-8')
+    source = ini['DEFAULT'].get('readme_nb', 'index.ipynb')
+    if (root / 'nbs' / source).exists():
+        problems.append(f'settings.ini: `nbdev_docs` would write README.md from {source}')
     if not (root / 'nbs/404.md').is_file():
         problems.append('nbs/404.md is missing')
     workflow = root / '.github/workflows/deploy.yml'
@@ -397,22 +410,19 @@ def check_settings(root: Path) -> list[str]:
     return problems
 
 
-WIDEST = """[...document.querySelectorAll('main *')]
-    .filter(e => e.getBoundingClientRect().right > innerWidth + 1
-        && ![...Array(9)].reduce((a, _) => a.concat(a.at(-1)?.parentElement ?? []), [e]).slice(1)
-            .some(p => p && getComputedStyle(p).overflowX !== 'visible' && p !== document.body
-                && p !== document.documentElement))
-    .slice(0, 1).map(e => 'see ' + e.outerHTML.slice(0, 100)).join('')"""
-
-
 def check(root: Path = ROOT, highlight: bool = False) -> list[str]:
     "Build all pages, follow their links, read and look at each."
     try:
         out = build(root, highlight=highlight)
     except RuntimeError as e:
         return why(str(e))
+    return check_site(out, site(root))
+
+
+def check_site(out: Path, s: Site) -> list[str]:
+    "What is wrong with the pages in `out`."
     shown = look(out, sorted(out.rglob('*.html'))) if browser() else []
-    return check_links(out, site(root)) + check_pages(out, site(root)) + shown
+    return check_links(out, s) + check_pages(out, s) + shown
 
 
 if __name__ == '__main__':

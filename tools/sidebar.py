@@ -10,7 +10,7 @@ PARTS = {  # part of the book → number of its first chapter
     'Data': 0,
     'Model': 8,
     'Training': 14,
-    'Judging': 17,
+    'Evaluation': 17,
     'The curriculum': 19,
 }
 FIRST = 'tutorials/your_assistant.ipynb'  # what most people come for
@@ -26,9 +26,10 @@ BLOCK = re.compile(r'(?<=    contents:)[^\n]*\n(?:      .*\n)*')
 
 def command_pages(root: Path = ROOT) -> list[str]:
     "The pages that tools.man writes."
-    return [
+    names = [
         p.relative_to(root / 'nbs').as_posix() for p in sorted((root / 'nbs/commands').glob('*.md'))
     ]
+    return sorted(names, key=lambda name: name != 'commands/all.md')  # the list of all comes first
 
 
 def part_of(number: int) -> str:
