@@ -206,7 +206,6 @@ def embed_if_any(wanted: bool = True) -> Embedder | None:
         print(f'found by words alone, without vectors: {e}', file=sys.stderr)
         return None
 
-
 # %% ../../nbs/22_retrieval.ipynb #4db69fc9
 def dense_scores(vectors: PassageVectors, embed: EmbedFn, query: str) -> dict[int, float]:
     "The passages whose vectors are nearest to a query's; scores are above 0."
@@ -442,7 +441,6 @@ class Finding(NamedTuple):
     text: str
     words: dict[str, list[str]]  # a word of the query → words of the passage that answer to it
     lists: tuple[str, ...]  # the lists that it was found by: `words`, `meaning` or both
-
 
 # %% ../../nbs/22_retrieval.ipynb #8c6d87bd
 def matched_words(store: Store, query: str, hit: Hit) -> dict[str, list[str]]:

@@ -123,7 +123,6 @@ def _data_facts(report: AssistantReport) -> dict:
     facts |= {'passages are found by': report.exam.finds_by or 'words'}
     return facts | {'masks': 'correct' if report.masks['ok'] else 'WRONG'}
 
-
 # %% ../../nbs/curriculum/assistant_report.ipynb #522961bf
 def write_assistant_report(report: AssistantReport) -> Path:
     "One self-contained page."
