@@ -50,7 +50,9 @@ def pictures(cell: Cell) -> int:
     data = [o.get('data', {}) for o in cell.outputs]
     found = sum(key.startswith('image/') for d in data for key in d)
     pages = (''.join(d.get('text/html', '')) for d in data)
-    return found + sum('<svg' in page or 'class="inspector' in page for page in pages)
+    return found + sum(
+        '<svg' in page or 'class="inspector' in page or 'class="mt"' in page for page in pages
+    )
 
 
 def lesson_text(nb: Notebook) -> str:
