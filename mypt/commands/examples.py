@@ -370,7 +370,8 @@ _SPEEDRUN = _keys("""
 phases: for each: phase, model, gate, minutes, val_loss and the figures of its dataset
 """)
 _ASSISTANT = _keys("""
-model; index; serve: the command; finds_by: words, or words and meaning; episodes: of each kind; pairs: own answers by outcome
+model; index; serve: the command; finds_by: words, or words and meaning
+episodes: of each kind; pairs: own answers by outcome
 masks: whether they are right; exam: its measures and every answer; report: the page
 """)
 _GENERATE = _keys('text: the generated text, without the prompt')

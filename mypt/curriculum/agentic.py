@@ -83,7 +83,7 @@ def _second_fact(script: ToolScript) -> Fact | None:
     texts = [d.text for d, _ in script.pages if d.doc_id != doc.doc_id]
     return None if any(may_state(text, fact) for text in texts) else fact
 
-
+# %% ../../nbs/28_agentic.ipynb #923623e2
 def _two_questions(script: ToolScript) -> tuple[Fact, str, str] | None:
     "Another fact, and a question for each."
     other = _second_fact(script)
@@ -92,7 +92,7 @@ def _two_questions(script: ToolScript) -> tuple[Fact, str, str] | None:
     asked = plain_question(script, script.fact), plain_question(script, other)
     return (other, asked[0], asked[1]) if asked[0] and asked[1] else None
 
-
+# %% ../../nbs/28_agentic.ipynb #54701606
 def _answer_both(script: ToolScript, other: Fact) -> bool:
     fact = script.fact
     both = f'{fact.sentence} {other.sentence}'
@@ -114,7 +114,7 @@ def search_both(script: ToolScript) -> bool:
             return False
     return _answer_both(script, other)
 
-
+# %% ../../nbs/28_agentic.ipynb #39686831
 def compare(script: ToolScript) -> bool:
     "Two documents that the user names, read one after the other."
     drawn = _two_questions(script)
@@ -134,7 +134,7 @@ def document_topic(script: ToolScript) -> str:
     t, s = script.doc.title, script.fact.subject
     return s if s in t and script.fact.kind == 'value' else t
 
-
+# %% ../../nbs/28_agentic.ipynb #fba13622
 def own_title(script: ToolScript) -> bool:
     "Take documents on the same topic out of a new workspace; False where a used one has them."
     d, about = script.doc.doc_id, document_topic(script)
@@ -153,7 +153,7 @@ def search_again_read(script: ToolScript) -> bool:
     query = query_without(script, script.fact) or script.doc.title
     return read_choice(script, search_documents(script, query, script.form('think.again', q=query)))
 
-
+# %% ../../nbs/28_agentic.ipynb #8671182d
 def _read_in_turn(script: ToolScript, result: dict) -> bool:
     "Read the first hit, which does not say it, and then the second, which does."
     d, ids = script.fact.doc_id, found_ids(result)
@@ -193,7 +193,7 @@ def four_calls(script: ToolScript) -> bool:
     result = search_documents(script, query, script.form('think.again', q=query))
     return _read_in_turn(script, result)
 
-
+# %% ../../nbs/28_agentic.ipynb #7c5bfc57
 def nothing_read(script: ToolScript) -> bool:
     "The best hit is read, and does not answer either."
     if not lose_document(script):
@@ -248,7 +248,7 @@ def list_summarize(script: ToolScript) -> bool:
     think = script.form('think.pick', d=d, t=t, n=n, T=about)
     return answer_summary(script, summarized(script, think, size))
 
-
+# %% ../../nbs/28_agentic.ipynb #8057fef2
 def list_read(script: ToolScript) -> bool:
     "The document on a subject, chosen from the list and read for an answer."
     d, t = script.doc.doc_id, script.doc.title
@@ -281,7 +281,7 @@ def _asked_in(script: ToolScript, wrong: str) -> str | None:
     script.ask(script.form('ask.look', d=wrong, q=asked), 'get_doc')
     return script.form('think.get', d=wrong)
 
-
+# %% ../../nbs/28_agentic.ipynb #efb9aa6e
 def _right_name(script: ToolScript, wrong: str, slot: str) -> bool:
     "A wrong name, the error's first suggestion, the answer."
     d, think = script.doc.doc_id, _asked_in(script, wrong)
@@ -315,7 +315,7 @@ _OTHER_NAMES = dict(
     de='notizen entwurf liesmich scan1 unbenannt protokoll anhang kopie'.split(),
 )
 
-
+# %% ../../nbs/28_agentic.ipynb #cde98ca1
 def unknown_name(script: ToolScript) -> bool:
     "A name that is nothing like any document's: the list, and the document on the subject."
     rng, d, t = script.rng, script.doc.doc_id, script.doc.title
@@ -339,7 +339,7 @@ def _search_after(script: ToolScript, slot: str, values: dict, query: str, **mor
     script.explain(thought)
     return result_shows(result, script.fact) and script.answer_fact(choice_thought(script, result))
 
-
+# %% ../../nbs/28_agentic.ipynb #3aed06c2
 def _bad_search(script: ToolScript, tool: str, arguments: dict, query: str) -> None:
     script.ask(question(script.rng, script.fact))
     script.call(tool, script.form('think.search', q=query), wrong=True, **arguments)
@@ -355,7 +355,7 @@ def wrong_argument(script: ToolScript) -> bool:
     _bad_search(script, 'search', {name: query}, query)
     return _search_after(script, 'err.argument', dict(w=name, e='query'), query)
 
-
+# %% ../../nbs/28_agentic.ipynb #c998707c
 @needs_hit
 def wrong_tool_name(script: ToolScript) -> bool:
     "A tool that does not exist."
@@ -372,7 +372,7 @@ def empty_words(script: ToolScript) -> bool:
     _bad_search(script, 'search', dict(query=script.rng.choice(('', '?', '…', ' '))), query)
     return _search_after(script, 'err.empty', {}, query)
 
-
+# %% ../../nbs/28_agentic.ipynb #0569e1a3
 @needs_hit
 def no_query(script: ToolScript) -> bool:
     "A search without its query."
@@ -380,7 +380,7 @@ def no_query(script: ToolScript) -> bool:
     _bad_search(script, 'search', script.rng.choice(({}, dict(top_k=3))), query)
     return _search_after(script, 'err.missing', {}, query)
 
-
+# %% ../../nbs/28_agentic.ipynb #b01bbfd6
 @needs_hit
 def too_many(script: ToolScript) -> bool:
     "A number of hits that is not allowed."
@@ -398,7 +398,7 @@ def both_names(script: ToolScript) -> bool:
     script.call('get_doc', script.form('think.get', d=d), wrong=True, doc_id=d, title=t)
     return read_after(script, script.form('err.both', d=d))
 
-
+# %% ../../nbs/28_agentic.ipynb #c8ecbc78
 def too_long(script: ToolScript) -> bool:
     "A summary of a length that is not allowed."
     d, wrong = script.doc.doc_id, script.rng.choice((5, 10, 5000, 10000))

@@ -347,7 +347,8 @@ _ASKING = frozenset(
     explain mean means please about according give was wer wen wem wann wo warum wie viel viele
     sagt steht nenne zitiere erkläre bedeutet bitte über laut gib sag mir kannst könntest magst
     know like would want document documents text context dokument dokumente stand heißt
-    antwort lautet answer understood passage passages reads gesagt alles klar verstanden gut see gives kein problem ach dann
+    antwort lautet answer understood passage passages reads gesagt alles klar verstanden gut see
+    gives kein problem ach dann
     möchtest mehr wissen gern anything else""".split()
 )
 

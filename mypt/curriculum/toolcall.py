@@ -91,7 +91,7 @@ def search_first(script: ToolScript) -> dict:
 
 
 def needs_hit(play: Callable[[ToolScript], bool]) -> Callable[[ToolScript], bool]:
-    "A play that is not tried where the fact's sentence, from a real document, is longer than a hit."
+    "A play that is not tried where a fact's sentence of a real document is longer than a hit."
 
     @wraps(play)
     def tried(script: ToolScript) -> bool:
@@ -101,7 +101,7 @@ def needs_hit(play: Callable[[ToolScript], bool]) -> Callable[[ToolScript], bool
 
     return tried
 
-
+# %% ../../nbs/27_toolcall.ipynb #9c355f0e
 @needs_hit
 def search_answer(script: ToolScript) -> bool:
     "A search, a choice among its hits, the answer."
@@ -123,7 +123,7 @@ def empty_search(script: ToolScript) -> bool:
     script.call('search', script.form('think.search', q=query), query=query)
     return True
 
-
+# %% ../../nbs/27_toolcall.ipynb #901461c2
 @needs_hit
 def search_again(script: ToolScript) -> bool:
     "An empty search, other words, the answer."
@@ -145,7 +145,7 @@ def _known_fact(script: ToolScript, result: dict) -> Fact | None:
     same = [f for f in shown if f.subject == script.fact.subject]
     return script.rng.choice(same or shown) if shown else None
 
-
+# %% ../../nbs/27_toolcall.ipynb #faa953dd
 def ask_known(script: ToolScript, result: dict) -> bool:
     "A second question, answered from a result that is there."
     fact = _known_fact(script, result)
@@ -171,7 +171,7 @@ def _listed(script: ToolScript, slot: str, **values) -> list[dict]:
     script.ask(script.form(slot, **values), 'list_docs', names=False)
     return script.call('list_docs', script.form('think.list'))['documents']
 
-
+# %% ../../nbs/27_toolcall.ipynb #d3f9bbde
 def list_all(script: ToolScript) -> bool:
     "All documents."
     slot = script.rng.choice(('ask.list', 'ask.list', 'ask.also'))
@@ -197,14 +197,14 @@ def answer_besides(script: ToolScript, found: list[dict], think: str) -> bool:
     text = script.form(said, d=d, n=len(others), l=_names(others))
     return script.answer(text, None, think, listing=found_names(others), without=d)
 
-
+# %% ../../nbs/27_toolcall.ipynb #aba45d55
 def list_besides(script: ToolScript) -> bool:
     "All documents but one that the user names."
     d = script.doc.doc_id
     found = _listed(script, 'ask.besides', d=d)
     return answer_besides(script, found, script.form('think.without', d=d, n=len(found)))
 
-
+# %% ../../nbs/27_toolcall.ipynb #4a75a813
 def answer_count(script: ToolScript, found: list[dict], thought: str) -> bool:
     "How many documents a list has."
     n = len(found)
@@ -290,7 +290,7 @@ def get_first(script: ToolScript) -> bool:
         return False
     return script.answer(first, d, script.form('think.says', d=d), opening=True)
 
-
+# %% ../../nbs/27_toolcall.ipynb #ab2ff3c9
 def get_fact(script: ToolScript) -> bool:
     "A question about a document that is named."
     d = script.doc.doc_id
@@ -313,14 +313,14 @@ def get_known(script: ToolScript) -> bool:
         return ask_opening(script, result)
     return ask_known(script, result)
 
-
+# %% ../../nbs/27_toolcall.ipynb #442fc553
 def ask_opening(script: ToolScript, result: dict) -> bool:
     "How a document that was read begins."
     d, first = script.doc.doc_id, first_sentence(result['text'])
     script.ask(script.form('ask.open', d=d), ALREADY_KNOWN)
     return bool(first) and script.answer(first, d, script.form('none.known', d=d), opening=True)
 
-
+# %% ../../nbs/27_toolcall.ipynb #7595034a
 def _clarify_get(script: ToolScript) -> bool:
     "A question back, the user's choice, and the document's first sentence."
     if not script.style.turns or not ask_which(script):
@@ -354,7 +354,7 @@ def summary_size(script: ToolScript) -> int:  # characters; 0: no limit is given
         return 0
     return script.rng.choice([s for s in SUMMARY_SIZES if s < 0.8 * body] or [0])
 
-
+# %% ../../nbs/27_toolcall.ipynb #85751905
 def summarized(script: ToolScript, think: str, size: int) -> dict:
     "The tool's summary of the script's document; a size of 0 leaves the length to the tool."
     d = script.doc.doc_id
@@ -368,7 +368,7 @@ def shorten(script: ToolScript, asked: str, think: str, size: int) -> bool:
     script.ask(asked, 'summarize')
     return answer_summary(script, summarized(script, think, size))
 
-
+# %% ../../nbs/27_toolcall.ipynb #a066b251
 def summarize_document(script: ToolScript) -> bool:
     "A summary of a document."
     d, size = script.doc.doc_id, summary_size(script)
@@ -402,7 +402,7 @@ def summary_known(script: ToolScript) -> bool:
     script.ask(script.form('ask.again', d=d), ALREADY_KNOWN)
     return script.answer(short, d, script.form('none.known', d=d), summary=True)
 
-
+# %% ../../nbs/27_toolcall.ipynb #d74d1082
 def list_known(script: ToolScript) -> bool:
     "A list, and a question that it answers."
     if not script.style.turns or not list_all(script):
@@ -421,7 +421,7 @@ def reads_first(script: ToolScript, result: dict) -> bool:
     on_subject = [h['doc_id'] for h in result['documents'] if s in h['title'] + h['text']]
     return d == result['documents'][0]['doc_id'] or on_subject == [d]
 
-
+# %% ../../nbs/27_toolcall.ipynb #f7efa3f9
 def read_choice(script: ToolScript, result: dict) -> bool:
     "Read the fact's document, which a search found without showing the fact, and answer."
     fact, ids = script.fact, found_ids(result)
@@ -449,7 +449,7 @@ def lose_document(script: ToolScript) -> bool:
     script.set_pages(rest)
     return True
 
-
+# %% ../../nbs/27_toolcall.ipynb #2e6b02e9
 def nothing_found(script: ToolScript) -> bool:
     "A question that no document answers."
     if not lose_document(script):
@@ -470,7 +470,7 @@ def _after_mistake(script: ToolScript, thought: str, query: str) -> bool:
     script.explain(thought)
     return result_shows(result, script.fact) and script.answer_fact(choice_thought(script, result))
 
-
+# %% ../../nbs/27_toolcall.ipynb #1542aafb
 @needs_hit
 def wrong_list(script: ToolScript) -> bool:
     "A list, where a search was needed."
@@ -479,7 +479,7 @@ def wrong_list(script: ToolScript) -> bool:
     query = good_query(script, script.fact)
     return _after_mistake(script, script.form('wrong.list', q=query), query)
 
-
+# %% ../../nbs/27_toolcall.ipynb #758b29e0
 @needs_hit
 def wrong_guess(script: ToolScript) -> bool:
     "A guessed file name, where a search was needed."
@@ -503,7 +503,7 @@ def read_after(script: ToolScript, thought: str) -> bool:
     script.explain(thought)
     return result_shows(result, script.fact) and script.answer_fact()
 
-
+# %% ../../nbs/27_toolcall.ipynb #a665711f
 def summarize_first(script: ToolScript) -> bool:
     "A summary that leaves the detail out, then the document."
     d = script.doc.doc_id
@@ -513,7 +513,7 @@ def summarize_first(script: ToolScript) -> bool:
         return False
     return read_after(script, script.form('wrong.summary', d=d))
 
-
+# %% ../../nbs/27_toolcall.ipynb #b47529c4
 def wrong_summary(script: ToolScript) -> bool:
     "A summary, where a detail was asked for."
     d = script.doc.doc_id
@@ -521,7 +521,7 @@ def wrong_summary(script: ToolScript) -> bool:
     script.ask(script.form('ask.look', d=d, q=asked), 'get_doc')
     return summarize_first(script)
 
-
+# %% ../../nbs/27_toolcall.ipynb #5a8fcac9
 def wrong_search(script: ToolScript) -> bool:
     "A search, where a list was asked for."
     script.ask(script.form('ask.list'), 'list_docs', names=False)
@@ -546,7 +546,7 @@ def wrong_get(script: ToolScript) -> bool:
     script.explain(thought)
     return answer_summary(script, result)
 
-
+# %% ../../nbs/27_toolcall.ipynb #f04d9af5
 def wrong_piece(script: ToolScript) -> bool:
     "A search, where a document was named."
     d = script.doc.doc_id
@@ -633,7 +633,7 @@ def _thoughtful(rng, lang: str, chat: Chat, think: float) -> list[dict]:
         messages[-1]['think'] = rng.choice(talk_forms('tool_talk', lang)[chat.why])
     return messages
 
-
+# %% ../../nbs/27_toolcall.ipynb #f3574dda
 class PlainChats:
     "Conversations that need no tool, drawn one by one."
 
@@ -681,7 +681,7 @@ def asks_of_a_suite(script: ToolScript, start: int = 0) -> bool:
 
 # %% ../../nbs/27_toolcall.ipynb #8fb0b4b0
 def try_play(script: ToolScript, play: ToolPlay) -> bool:
-    "ToolPlay a kind; a script that it failed on is as before."
+    "Play a kind; a script that it failed on is as before."
     messages, turns = len(script.messages), len(script.turns)
     kept = script.doc, script.fact, script.pages, script.workspace
     if play(script) and not asks_of_a_suite(script, messages):
@@ -690,7 +690,7 @@ def try_play(script: ToolScript, play: ToolPlay) -> bool:
     script.doc, script.fact, script.pages, script.workspace = kept
     return False
 
-
+# %% ../../nbs/27_toolcall.ipynb #7c28fddb
 def play_on(script: ToolScript, play: ToolPlay, tries: int = 4) -> bool:
     "Try a play with the script's fact, and then with other facts of the same documents."
     for _ in range(tries):
@@ -725,7 +725,7 @@ def single_turns(kinds: Plays) -> Plays:
         for kind, plays in kinds.items()
     }
 
-
+# %% ../../nbs/27_toolcall.ipynb #2aab3393
 def script_meta(script: ToolScript, play: ToolPlay) -> dict:
     "What `_meta` says of a script that was played."
     calls = [m for m in script.messages if m['role'] == 'assistant_toolcall']
@@ -951,7 +951,7 @@ TOOL_SUITE_SYSTEM = dict(
     de=f'Du bist MyPT. Werkzeuge: {", ".join(TOOLS)}.',
 )
 
-
+# %% ../../nbs/27_toolcall.ipynb #8c8b0281
 def agent_case(i: int, e: dict, suite: str, check: str) -> dict:
     "A case with a workspace of its own."
     m = e['_meta']

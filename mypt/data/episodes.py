@@ -403,7 +403,7 @@ def iter_episodes(
         except UserError as e:
             yield n, e
 
-
+# %% ../../nbs/01_episodes.ipynb #ecbb87e4
 def read_episodes(path: str | Path) -> list[dict]:
     "All episodes of a JSONL file, canonical; raises the first error there is."
     out = []

@@ -169,7 +169,7 @@ class RowPlan(NamedTuple):
     order: np.ndarray  # int64[n], episode numbers, row by row
     row_start: np.ndarray  # int64[r+1]
 
-
+# %% ../../nbs/04_packing.ipynb #c97215ab
 def plan_rows(
     lens: np.ndarray,  # Tokens per episode, int[n]
     cap: int,  # Tokens per row

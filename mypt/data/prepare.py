@@ -297,6 +297,19 @@ class EpisodeWindow:
             index = np.stack([np.cumsum(lens) - lens, lens], 1)
             self.writer.add(self.split, ids, weights, index)
 
+# %% ../../nbs/06_prepare.ipynb #6995cd3e
+def _documents(
+    parts: list[EncodedPart],
+    seed: Any,  # Of the order
+    end: int,  # Follows each document
+) -> tuple[np.ndarray, np.ndarray]:  # Ids; the number of each id's document, from 0
+    "The documents of a window in random order."
+    ids, lens = _joined(parts, 'ids'), _joined(parts, 'lengths')
+    starts = np.cumsum(lens) - lens
+    order = np.random.default_rng(seed).permutation(len(lens))
+    ids, lens = ids[ranges(starts[order], lens[order])], lens[order]
+    return np.insert(ids, np.cumsum(lens), end), np.repeat(np.arange(len(lens)), lens + 1)
+
 # %% ../../nbs/06_prepare.ipynb #f9e317bb
 def _pieces(
     docs: np.ndarray,  # int64[r, block]: the document of each token, -1 for padding
@@ -332,15 +345,11 @@ class TextStream(EpisodeWindow):
 
     def write(self, parts: list[EncodedPart]):
         "Append the documents of a window in random order, each with its end-of-text."
-        ids, lens = _joined(parts, 'ids'), _joined(parts, 'lengths')
-        starts = np.cumsum(lens) - lens
-        order = np.random.default_rng((self.seed, self.n_written - 1)).permutation(len(lens))
-        ids, lens = ids[ranges(starts[order], lens[order])], lens[order]
-        ends = np.insert(ids, np.cumsum(lens), self.writer.tok.endoftext)
+        seed = self.seed, self.n_written - 1
+        ids, docs = _documents(parts, seed, self.writer.tok.endoftext)
         first = self.docs[-1] + 1 if len(self.docs) else 0
-        docs = first + np.repeat(np.arange(len(lens)), lens + 1)
-        self.ids = np.concatenate([self.ids, ends])
-        self.docs = np.concatenate([self.docs, docs])
+        self.ids = np.concatenate([self.ids, ids])
+        self.docs = np.concatenate([self.docs, first + docs])
 
     def _write_rows(self, ids: np.ndarray, docs: np.ndarray):
         segments, pieces = _pieces(docs)
@@ -450,6 +459,18 @@ def _read_source(
             router.add(part)
     router.release()
 
+# %% ../../nbs/06_prepare.ipynb #a04f2aee
+def _window(writer: DatasetWriter, split: str, settings: EncodeSettings) -> EpisodeWindow:
+    "The window of one split."
+    kind = TextStream if settings.text_only else EpisodeWindow
+    weights = role_weights(settings.policy, writer.weighted)
+    return kind(writer, split, weights, settings.seed)
+
+
+def _nothing_loaded(source: InputFiles, accounts: _Accounts) -> UserError:
+    counts = f'{accounts.n_read} lines read, {len(accounts.rejects)} rejected'
+    return UserError(f'{source.name}: No episodes loaded: {counts}')
+
 # %% ../../nbs/06_prepare.ipynb #50ec6405
 def _write_dataset(
     writer: DatasetWriter,
@@ -463,10 +484,7 @@ def _write_dataset(
     "Read the sources into two windows, write what is left in them, and commit."
     n = workers or os.cpu_count() or 1
     with writer, work_folder(writer.dir) as work:
-        window = TextStream if settings.text_only else EpisodeWindow
-        weights = role_weights(settings.policy, writer.weighted)
-        train = window(writer, 'train', weights, settings.seed)
-        val = window(writer, 'val', weights, settings.seed)
+        train, val = (_window(writer, split, settings) for split in ('train', 'val'))
         router = _Router(train, val, source.threshold, 0 if val_file else val_split)
         _read_source(source, _PartEncoder(settings, work), router, accounts, n)
         if val_file:
@@ -476,8 +494,7 @@ def _write_dataset(
         train.flush(last=True)
         val.flush(last=True)
         if not (train.n_written or source.may_be_empty):
-            counts = f'{accounts.n_read} lines read, {len(accounts.rejects)} rejected'
-            raise UserError(f'{source.name}: No episodes loaded: {counts}')
+            raise _nothing_loaded(source, accounts)
         writer.reject(accounts.reject_lines())
         writer.commit(accounts.metadata() | dict(seed=settings.seed), source.may_be_empty)
 

@@ -98,6 +98,14 @@ def _restore_overwritten(target: Path):
         old.rename(target)
 
 
+def _put_in_place(root: Path, target: Path):
+    try:
+        root.rename(target)
+    except OSError:
+        _restore_overwritten(target)
+        raise
+
+
 def _remove_leftovers(target: Path):
     "Remove what dead writers left beside `target`."
     _restore_overwritten(target)
@@ -114,11 +122,12 @@ def _remove_leftovers(target: Path):
             os.close(lock)
 
 # %% ../../nbs/data/writer.ipynb #18c89ead
-def _check_link(folder: str | Path):
-    "Raise `UserError` where a folder is a link to nothing."
+def _real_folder(folder: str | Path) -> Path:
+    "A folder's absolute path without links; raises `UserError` on a link to nothing."
     if Path(folder).is_symlink() and not Path(folder).exists():
         way = 'make that folder, or choose another --output_dir'
         raise UserError(f'{folder}: is a link to a folder that is not there; {way}')
+    return Path(folder).resolve()
 
 # %% ../../nbs/data/writer.ipynb #34fe7f72
 class _HiddenFolder:
@@ -126,9 +135,8 @@ class _HiddenFolder:
 
     def __init__(self, dir: str | Path, overwrite: bool):
         self.dir = dir
-        self.target = Path(dir).resolve()
+        self.target = _real_folder(dir)
         self.overwrite = overwrite
-        _check_link(dir)
         with _disk_errors(dir):
             self.target.parent.mkdir(parents=True, exist_ok=True)
             with _locked_parent(self.target):
@@ -157,11 +165,7 @@ class _HiddenFolder:
             self._check_target()  # another writer may have been quicker
             if self.target.exists():
                 self.target.rename(old)
-            try:
-                self.root.rename(self.target)
-            except OSError:
-                _restore_overwritten(self.target)
-                raise
+            _put_in_place(self.root, self.target)
             sync(self.target.parent)
             shutil.rmtree(old, ignore_errors=True)
 

@@ -409,7 +409,7 @@ def exam_index(docs_dir: str | Path, vectors: bool) -> Index:
     name = hashlib.sha256(str(Path(docs_dir).resolve()).encode()).hexdigest()[:16]
     return Index.build(docs_dir, cache_dir() / 'indexes' / name, embed=embed)
 
-
+# %% ../../nbs/eval/exam.ipynb #1dca02a2
 class Exam:
     "A file of cases and the folder they are about; raises `UserError` before a model is loaded."
 

@@ -39,7 +39,7 @@ class TokenRule(Protocol):
     ) -> Tensor | None:  # bool [V]: the allowed ids; None: all
         "What may come next."
 
-
+# %% ../../nbs/12_generate.ipynb #340bf541
 class DecodeRow(NamedTuple):
     "What picking a token needs to know of a row."
 

@@ -144,7 +144,7 @@ def _family_keys(cfg: ModelConfig) -> dict:
         return keys | dict(no_rope_layers=[int(i not in cfg.no_rope_layers) for i in layers])
     return keys | dict(max_window_layers=cfg.n_layer)
 
-
+# %% ../../nbs/13_checkpoint.ipynb #bf78351b
 def _rope_keys(cfg: ModelConfig) -> dict:
     "How positions are scaled; {} where they are not."
     if cfg.rope_scaling:
@@ -186,7 +186,7 @@ def _write_tensors(path: Path, tensors: dict, **options) -> None:
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     save_file(contiguous, path, **options)
 
-
+# %% ../../nbs/13_checkpoint.ipynb #ba3e55a8
 def _write_llama(folder: Path, model: GPT, tok: Tokenizer, layout: str) -> None:
     "The files that any Llama reader takes, or PEFT where the model has adapters."
     cfg = model.cfg

@@ -281,7 +281,7 @@ def make_gpt(
         model.adapter = adapter
     return model
 
-
+# %% ../../nbs/11_gpt.ipynb #e867a27d
 def merge_adapters(model: GPT) -> GPT:
     "An ordinary model that says the same; the model itself when it has no adapters."
     if model.adapter is None:

@@ -38,7 +38,7 @@ def _elementwise_slice_loss(z: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Te
     grad = w * ((z - lse).exp() - is_target.to(z.dtype))
     return (w * ce).sum(), grad.to(dtype)
 
-
+# %% ../../nbs/10_loss.ipynb #8bfc1724
 @cache
 def _compiled_slice_loss():
     return torch.compile(_elementwise_slice_loss, dynamic=False)

@@ -112,7 +112,7 @@ class _Rotate(torch.autograd.Function):
     def backward(ctx, g):
         return rotate_pairs(g, *ctx.saved_tensors, back=True), None, None
 
-
+# %% ../../nbs/08_rope.ipynb #ae5e8e59
 def apply_rope(
     q: Tensor,  # [B, T, H, D]
     k: Tensor,  # [B, T, Hkv, D]

@@ -8,7 +8,7 @@ __all__ = ['squad']
 # %% ../../nbs/sources/squad.ipynb #65e7e423
 from ..data.language import guess_language
 from ..data.prompts import ABSTAIN, RAG_SYSTEM, context_block
-from .rows import Skip, Tally, by_row, text_of, told_language
+from .rows import Skip, SourceRow, Tally, by_row, text_of, told_language
 
 # %% ../../nbs/sources/squad.ipynb #9531985d
 def _squad_episode(row: dict, language: str) -> dict:
@@ -42,7 +42,7 @@ _LONG = 200  # characters, of which English and German would be told
 
 
 @by_row
-def squad(row: dict, tally: Tally) -> dict:
+def squad(row: SourceRow, tally: Tally) -> dict:
     "SQuAD 1 and 2, XQuAD, GermanQuAD. One language asked for is taken to be that of the rows."
     if len(tally.languages) == 1:
         return _squad_episode(row, tally.languages[0])

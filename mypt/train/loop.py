@@ -101,7 +101,7 @@ def wants_compiled(cfg: TrainConfig, device: torch.device) -> bool:
         )
     return cfg.compile != 'off' and cuda and half
 
-
+# %% ../../nbs/15_loop.ipynb #6da8e548
 def tokens_of(data: BatchSource) -> int:  # B·T; 0 where batches differ
     "Tokens of every full micro-batch, padding included."
     if isinstance(data, Batches) and data.length:

@@ -323,7 +323,7 @@ class Stage(NamedTuple):
     until: int  # First step beyond the stage
     data: Batches
 
-
+# %% ../../nbs/16_train.ipynb #4d5a45c5
 class StagedBatches:
     "A curriculum: at each step the batches of the stage that the step falls into."
 
