@@ -400,7 +400,7 @@ def _said(run: AgentRun) -> tuple[str, list[str]]:  # (answer, citations)
         return '', []
     return run.answer, cite_texts(run.episode['messages'][-1])
 
-# %% ../../nbs/eval/exam.ipynb #32c45f88
+# %% ../../nbs/eval/exam.ipynb #5d0c7e21
 def exam_index(docs_dir: str | Path, vectors: bool) -> Index:
     "An index of a folder; with vectors it is kept in the cache and brought up to date."
     embed = embed_if_any(vectors)
@@ -409,7 +409,7 @@ def exam_index(docs_dir: str | Path, vectors: bool) -> Index:
     name = hashlib.sha256(str(Path(docs_dir).resolve()).encode()).hexdigest()[:16]
     return Index.build(docs_dir, cache_dir() / 'indexes' / name, embed=embed)
 
-# %% ../../nbs/eval/exam.ipynb #1dca02a2
+# %% ../../nbs/eval/exam.ipynb #32c45f88
 class Exam:
     "A file of cases and the folder they are about; raises `UserError` before a model is loaded."
 
