@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAMED', 'READERS', 'MAX_FILE', 'Document', 'normal_id', 'FolderReport', 'first_files', 'parse_document', 'read_files',
-           'read_documents', 'no_document', 'chunks', 'Passage', 'passages']
+           'read_documents', 'no_document', 'chunks', 'iter_chunks', 'Passage', 'passages']
 
 # %% ../../nbs/agent/documents.ipynb #8d116ece
 import os
@@ -219,11 +219,13 @@ _BORDERS = [  # the best first
         r'\s',
     )
 ]
+_ON_A_LINE = 2  # the first border that a text without line breaks may have
 
 
 def _cut(text: str, low: int, high: int) -> int:
     "Where a passage ends: the last of the best borders in [low, high), else `high`."
-    for border in _BORDERS:
+    first = 0 if text.find('\n', low, high) >= 0 else _ON_A_LINE
+    for border in _BORDERS[first:]:
         ends = [m.end() for m in border.finditer(text, low, high)]
         if ends:
             return ends[-1]
@@ -233,7 +235,8 @@ def _cut(text: str, low: int, high: int) -> int:
 def _cut_start(text: str, low: int, end: int) -> int:
     "Where a passage begins: the first paragraph, sentence or word that starts in [low, end]."
     if low < end:
-        for border in _BORDERS[1:]:
+        first = 1 if text.find('\n', low, end) >= 0 else _ON_A_LINE
+        for border in _BORDERS[first:]:
             m = border.search(text, low, end)
             if m:
                 return m.end()
@@ -250,13 +253,20 @@ def chunks(
         raise UserError(
             f'size {size}, overlap {overlap}: overlap must be from 0 to less than half of size'
         )
-    out, start = [], 0
-    while len(text) - start > size:
-        end = _cut(text, start + size // 2 + 1, start + size)
-        out.append(text[start:end].strip())
-        start = _cut_start(text, end - overlap, end)
-    out.append(text[start:].strip())
-    return [c for c in out if c]
+    return list(iter_chunks(text, size, overlap))
+
+
+def iter_chunks(text: str, size: int, overlap: int) -> Iterator[str]:
+    "The passages of `chunks`, each cut when it is asked for."
+    start, end = 0, len(text)
+    while start < len(text):
+        end = len(text)
+        if end - start > size:
+            end = _cut(text, start + size // 2 + 1, start + size)
+        piece = text[start:end].strip()
+        if piece:
+            yield piece
+        start = _cut_start(text, end - overlap, end) if end < len(text) else end
 
 # %% ../../nbs/agent/documents.ipynb #0f224932
 class Passage(NamedTuple):

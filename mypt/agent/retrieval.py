@@ -11,6 +11,7 @@ __all__ = ['MOST_KNOWN', 'Store', 'K1', 'B', 'RRF', 'DEPTH', 'DENSE_WEIGHT', 'In
 import math
 import numpy as np
 from collections import Counter
+from functools import lru_cache
 from heapq import nlargest
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +47,12 @@ from ..errors import UserError, harmless
 MOST_KNOWN = 4096
 
 
+@lru_cache(1024)  # small indexes over the same documents are made again and again
+def _count_words(text: str) -> tuple[int, Counter]:  # (all words, how often each comes)
+    words = index_words(text)
+    return len(words), Counter(words)
+
+
 class InvertedIndex:
     "Words and the passages that hold them, in dicts."
 
@@ -59,11 +66,10 @@ class InvertedIndex:
 
     def add(self, p: int, title: str, passage: Passage) -> None:
         "Add a passage that is not there yet."
-        words = index_words(passage.found_by(title))
+        self.lengths[p], counts = _count_words(passage.found_by(title))
         self.texts[p] = passage.text
         self.headings[p] = passage.headings
-        self.lengths[p] = len(words)
-        for w, n in Counter(words).items():
+        for w, n in counts.items():
             self.index.setdefault(w, {})[p] = n
 
     def postings(self, word: str) -> dict[int, int]:  # passage → how often it has the word
@@ -128,9 +134,10 @@ K1, B = 1.2, 0.75  # the constants of BM25
 
 def word_frequencies(store: Store, word: str) -> tuple[dict[int, float], float]:
     "By passage, how often it has a word or similar ones, weighted; and how many passages do."
-    frequency: dict[int, float] = {}
-    best: dict[int, float] = {}  # the weight of the nearest of these words in the passage
-    for w, weight in [(word, 1.0), *store.near(word)]:
+    exact = store.postings(word)
+    frequency = {p: float(n) for p, n in exact.items()}
+    best = dict.fromkeys(exact, 1.0)  # the weight of the nearest of these words in the passage
+    for w, weight in store.near(word):
         for p, n in store.postings(w).items():
             frequency[p] = frequency.get(p, 0) + weight * n
             best.setdefault(p, weight)
@@ -169,7 +176,8 @@ def best_of_each(scores: dict[int, float]) -> dict[int, float]:
     best: dict[int, tuple[float, int]] = {}
     for p, score in scores.items():
         doc = p >> PLACE_BITS
-        best[doc] = max(best.get(doc, (0.0, 0)), (score, -p))
+        if (score, -p) > best.get(doc, (0.0, 0)):
+            best[doc] = score, -p
     return {-p: score for score, p in best.values()}
 
 # %% ../../nbs/22_retrieval.ipynb #a4270208

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 from .documents import Document, FolderReport, chunks
@@ -269,8 +270,16 @@ def excerpt(text: str, query: str, size: int) -> str:  # At most `size` characte
     if len(text) <= size:
         return text
     wanted = set(query_words(query))
+    pieces, words = _pieces_of(text, size)
+    shared = [len(wanted & there) for there in words]
+    return pieces[shared.index(max(shared))]
+
+
+@lru_cache(512)  # a passage is found by one query after the other
+def _pieces_of(text: str, size: int) -> tuple[list[str], list[frozenset[str]]]:
+    "The pieces of a passage, and the words of each."
     pieces = chunks(text, size, size // 4)
-    return max(pieces, key=lambda piece: len(wanted.intersection(index_words(piece))))
+    return pieces, [frozenset(index_words(piece)) for piece in pieces]
 
 # %% ../../nbs/25_tools.ipynb #cf0d4b0c
 class FindTools:

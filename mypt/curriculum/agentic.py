@@ -50,6 +50,7 @@ from mypt.curriculum.toolcall import (
     ask_which,
     empty_search,
     lose_document,
+    needs_hit,
     nothing_found,
     read_after,
     summarize_first,
@@ -344,6 +345,7 @@ def _bad_search(script: ToolScript, tool: str, arguments: dict, query: str) -> N
     script.call(tool, script.form('think.search', q=query), wrong=True, **arguments)
 
 
+@needs_hit
 def wrong_argument(script: ToolScript) -> bool:
     "An argument that the tool does not have."
     query, name = (
@@ -354,6 +356,7 @@ def wrong_argument(script: ToolScript) -> bool:
     return _search_after(script, 'err.argument', dict(w=name, e='query'), query)
 
 
+@needs_hit
 def wrong_tool_name(script: ToolScript) -> bool:
     "A tool that does not exist."
     names = ('workspace.find', 'workspace.lookup', 'workspace.query', 'workspace.web_search')
@@ -362,6 +365,7 @@ def wrong_tool_name(script: ToolScript) -> bool:
     return _search_after(script, 'err.tool', dict(w=name, e='workspace.search'), query)
 
 # %% ../../nbs/28_agentic.ipynb #2f8c371f
+@needs_hit
 def empty_words(script: ToolScript) -> bool:
     "A search for nothing."
     query = good_query(script, script.fact)
@@ -369,6 +373,7 @@ def empty_words(script: ToolScript) -> bool:
     return _search_after(script, 'err.empty', {}, query)
 
 
+@needs_hit
 def no_query(script: ToolScript) -> bool:
     "A search without its query."
     query = good_query(script, script.fact)
@@ -376,6 +381,7 @@ def no_query(script: ToolScript) -> bool:
     return _search_after(script, 'err.missing', {}, query)
 
 
+@needs_hit
 def too_many(script: ToolScript) -> bool:
     "A number of hits that is not allowed."
     query, most = good_query(script, script.fact), script.rng.choice((0, 25, 50, 100, 1000))

@@ -8,7 +8,7 @@ __all__ = ['stands_alone', 'facts', 'states']
 # %% ../../nbs/curriculum/facts.ipynb #f98739fe
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ..agent.documents import Document
@@ -327,6 +327,28 @@ def _all_found(text: str, lang: str) -> Iterator[_Found]:
                 yield from read(section)
 
 # %% ../../nbs/curriculum/facts.ipynb #4fa99bd2
+class _Sentences:
+    "Sentences, and whether another one is a part of any or has one as its part."
+
+    def __init__(self, sentences: Iterable[str]):
+        self.joined, self.by_start = '', {}
+        for sentence in sentences:
+            self.add(sentence)
+
+    def add(self, sentence: str):
+        self.joined = f'{self.joined}\n{sentence}'
+        self.by_start.setdefault(sentence[:_START], []).append(sentence)
+
+    def overlap(self, sentence: str) -> bool:
+        if sentence in self.joined:
+            return True
+        starts = {sentence[i : i + _START] for i in range(len(sentence))}
+        return any(s in sentence for start in starts for s in self.by_start.get(start, ()))
+
+
+_START = 4  # letters; no sentence that states something is shorter
+
+
 def facts(
     doc: Document,
     lang: str = '',  # its language; empty: as its words say
@@ -338,12 +360,11 @@ def facts(
     text, out = unwrap_lines(doc.text), value_facts(doc, lang)
     every = sorted(_all_found(text, lang))
     asked = Counter((x.kind, x.subject, x.attribute) for x in every)
-    sentences = {f.sentence for f in out}
+    taken = _Sentences(f.sentence for f in out)
     for x in every:
-        unique = asked[x.kind, x.subject, x.attribute] == 1
-        unique = unique and not any(x.sentence in s or s in x.sentence for s in sentences)
+        unique = asked[x.kind, x.subject, x.attribute] == 1 and not taken.overlap(x.sentence)
         if unique and x.sentence in text:
-            sentences.add(x.sentence)
+            taken.add(x.sentence)
             fact = Fact(doc.doc_id, doc.title, lang, x.kind, x.subject, x.attribute, x.sentence)
             out.append(fact)
     return sorted(out, key=lambda f: text.find(f.sentence))

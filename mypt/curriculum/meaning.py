@@ -507,9 +507,8 @@ _TOO = re.compile(
 # %% ../../nbs/curriculum/meaning.ipynb #4eb5f4be
 def _named_in(text: str, docs: list[ShownPassage]) -> set[str]:
     "The documents that a text names, by name or title."
-    found = {
-        p.doc_id for p in docs if re.search(rf'(?<![\w.-]){re.escape(p.doc_id)}(?![\w#])', text)
-    }
+    there = {p.doc_id for p in docs if p.doc_id in text}
+    found = {i for i in there if re.search(rf'(?<![\w.-]){re.escape(i)}(?![\w#])', text)}
     return found or {p.doc_id for p in docs if p.title and holds(text, p.title)}
 
 

@@ -12,7 +12,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from .attributes import statement
 from .chat_words import chat_form, fact_gaps, is_value, rival_gaps, with_citations
@@ -291,8 +291,8 @@ CHAT_KINDS = ('answer', *_KINDS)  # drawn evenly, so plain answers come twice as
 # %% ../../nbs/23_rag_chat.ipynb #eee7094f
 def about(fact: Fact) -> dict:
     "What was asked for, for `_meta`."
-    known = asdict(fact)
-    return {k: known[k] for k in ('kind', 'subject', 'attribute', 'value', 'sentence', 'doc_id')}
+    names = ('kind', 'subject', 'attribute', 'value', 'sentence', 'doc_id')
+    return {name: getattr(fact, name) for name in names}
 
 
 def chat_episode(

@@ -63,6 +63,11 @@ _GLUED_MENTION = re.compile(r'(?<![.!?])(?= (?:Näheres unter|Vergleiche|For mor
 
 def sentences_of(text: str) -> list[str]:
     "The sentences of a text, each on one line."
+    return list(_read_sentences(text))
+
+
+@lru_cache(256)  # a passage is read for what is asked, and for what else it names
+def _read_sentences(text: str) -> tuple[str, ...]:
     out = []
     text = _GLUED_HEADING.sub(r'\1.', _GLUED_MENTION.sub('.', text))
     for paragraph in re.split(r'\n\s*\n|\n(?=[#>|*-])', text):
@@ -77,7 +82,7 @@ def sentences_of(text: str) -> list[str]:
                 start = ''
         if start:
             out.append(start)
-    return [s for s in out if s]
+    return tuple(s for s in out if s)
 
 # %% ../../nbs/curriculum/reading.ipynb #83e18b82
 class ShownPassage(NamedTuple):
@@ -203,7 +208,9 @@ def _words_before(text: str) -> list[str]:
 
 def _acts(name: str, passage: ShownPassage, count: int) -> bool:
     "Whether a name is what some sentence is about, and not only a place or a person in it."
-    for m in re.finditer(rf'\b{name}\b', passage.text):
+    for m in _INVENTED.finditer(passage.text):
+        if m[0] != name:
+            continue
         before = _words_before(passage.text[: m.start()])
         after = passage.text[m.end() :].split()[:1]
         of_it = before[0] in _OF and bool(_IS.intersection(after))
@@ -233,13 +240,32 @@ def _named_next(passage: ShownPassage, subject: str) -> bool:
 
 def _points_back(sentence: str, passage: ShownPassage, subject: str) -> bool:
     "Whether a sentence speaks of *the mill*, where the subject is one."
-    head, name = _head(passage), re.escape(subject)
+    head, text = _head(passage), passage.text.lower()
     for noun in re.findall(r'\b(?:[Tt]he|[Dd]er|[Dd]ie|[Dd]as|[Dd]em|[Dd]en) ([\w-]+)', sentence):
         if holds(head, subject) and holds(head, noun):
             return True
-        is_one = rf'{name}(?:,| is| ist) (?:an?|eine?|the)(?: [\w-]+)? {noun}\b|\b{noun} {name}\b'
-        if re.search(is_one, passage.text, re.I):
+        if _says_is_one(text, subject.lower(), noun.lower()):
             return True
+    return False
+
+
+_EDGE = re.compile(r'\b')  # of a word
+_IS_A = re.compile(r'(?:,| is| ist) (?:an?|eine?|the) ([\w-]+)(?: ([\w-]+))?')
+
+
+def _says_is_one(text: str, name: str, noun: str) -> bool:
+    "Whether a text in small letters says *velm is a fine mill* or *mill velm*."
+    at = text.find(name)
+    while at >= 0:
+        end, start = at + len(name), at - len(noun) - 1
+        kind = _IS_A.match(text, end)
+        places = [kind.start(1), kind.start(2)] if kind else []
+        if any(text.startswith(noun, i) and _EDGE.match(text, i + len(noun)) for i in places):
+            return True
+        if start >= 0 and text.startswith(f'{noun} ', start):
+            if _EDGE.match(text, start) and _EDGE.match(text, end):
+                return True
+        at = text.find(name, at + 1)
     return False
 
 # %% ../../nbs/curriculum/reading.ipynb #d6a35a01
@@ -307,7 +333,9 @@ def answering_sentence(
     wording = wording_of(attribute)
     passage = passage._replace(text=_MENTION.sub('.', passage.text))
     for sentence in sentences_about(passage, subject, names):
-        rest = re.sub(rf'(?<!\w){re.escape(subject)}(?!\w)', 'Xx', sentence, flags=re.I)
+        rest = sentence
+        if subject.lower() in sentence.lower():
+            rest = re.sub(rf'(?<!\w){re.escape(subject)}(?!\w)', 'Xx', sentence, flags=re.I)
         if wording.search(rest) and _ENDED.search(rest) and not _is_other(attribute, rest):
             return sentence
     return None
@@ -331,6 +359,8 @@ def content_words(text: str) -> list[str]:  # The first six letters of each
 # %% ../../nbs/curriculum/reading.ipynb #a31be9b0
 def _defines(text: str, subject: str) -> bool:
     "Whether a text says what its subject is, or has a section of this name."
+    if not all(word in text for word in subject.split()):
+        return False
     name = r'\s+'.join(map(re.escape, subject.split()))
     verb = r'(?:is|are|means?|refers? to|describes?|ist|sind|bedeutet|bezeichnet|heißt)'
     defined = rf'(?:^|[.!?:]\s+)(?:(?:An?|The|Der|Die|Das|Eine?) )?{name} {verb}\s'

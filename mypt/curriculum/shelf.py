@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from ..agent.documents import Document, chunks, read_documents
+from ..agent.documents import Document, chunks, iter_chunks, read_documents
 from ..agent.retrieval import Index
 from .facts import Fact, facts, states, unwrap_lines
 from .invented import make_document
@@ -36,6 +36,7 @@ _facts_of_part = lru_cache(4096)(facts)
 
 Page = tuple[Document, list[Fact]]  # a document with what can be asked of it
 REMEMBERED = 64  # invented documents whose attributes their rivals leave alone
+_values_of = lru_cache(REMEMBERED)(value_facts)
 
 # %% ../../nbs/curriculum/shelf.ipynb #f1a2df01
 PIECE_MARK = '//'  # before the number of a piece of a file; no path has it
@@ -58,17 +59,21 @@ class InventedPages:
 
     def __init__(self, held: bool, facts: int, simple: bool):
         self.held, self.facts, self.simple = held, facts, simple
-        self.stated: dict[str, tuple[str, ...]] = {}  # document → its attributes
+        self.stated: dict[str, Document] = {}  # those whose attributes rivals leave alone
 
     def invent(self, rng: random.Random, lang: str, **about) -> Page:
         "One document; `about`: what `make_document` is told."
+        doc = self.document(rng, lang, **about)
+        return doc, list(_values_of(doc, lang))
+
+    def document(self, rng: random.Random, lang: str, **about) -> Document:
+        "One document, unread."
         about = {'facts': self.facts, **about}
         doc = make_document(rng, lang, held=self.held, simple=self.simple, **about)
-        found = value_facts(doc, lang)
         if len(self.stated) >= REMEMBERED:
             self.stated.pop(next(iter(self.stated)))
-        self.stated[doc.doc_id] = tuple(f.attribute for f in found)
-        return doc, found
+        self.stated[doc.doc_id] = doc
+        return doc
 
     def sample(self, rng: random.Random, lang: str, n: int, words: int = 0) -> list[Page]:
         "`n` different documents."
@@ -80,7 +85,8 @@ class InventedPages:
 
     def rivals(self, rng: random.Random, fact: Fact, n: int, words: int = 0) -> list[Page]:
         "About the same subject without the attribute, and about others with it, in turns."
-        known = self.stated.get(fact.doc_id, ())
+        doc = self.stated.get(fact.doc_id)
+        known = [f.attribute for f in _values_of(doc, fact.lang)] if doc else []
         same = dict(name=fact.subject, thing=fact.thing, without=(*known, fact.attribute))
         ways = rng.sample([same, dict(attributes=(fact.attribute,))], 2)
         pages: dict[str, Page] = {}
@@ -159,6 +165,12 @@ class Shelf:
         "`n` different documents with at least one fact each; raises `UserError` without enough."
         return self.source.sample(rng, lang, n, words)
 
+    def document(self, rng: random.Random, lang: str) -> Document:
+        "One document that is only named: what can be asked of it is not looked for."
+        if isinstance(self.source, InventedPages):
+            return self.source.document(rng, lang, words=0)
+        return as_file(self.source.sample(rng, lang, 1)[0])[0]
+
     def rivals(
         self,
         rng: random.Random,
@@ -203,9 +215,10 @@ def passage(
 ) -> str:
     "The piece of a document that retrieval would show for a fact, on one line."
     whole = unwrap_lines(doc.text)
-    pieces = chunks(whole, size, 0)
-    text = pieces[0]
-    if fact:
+    pieces = iter_chunks(whole, size, 0)
+    if fact is None:
+        text = next(pieces)
+    else:
         text = next((p for p in pieces if fact.sentence in p), fact.sentence)
         if fact.kind == 'value' and not names_first(text, fact):
             text = _piece_with_name(whole, fact)

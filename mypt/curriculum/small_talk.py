@@ -98,7 +98,7 @@ def _able(t: Talker) -> Chat:
 
 
 def _wait(t: Talker) -> Chat:
-    doc, _ = as_file(t.shelf.sample(t.rng, t.lang, 1)[0])
+    doc = t.shelf.document(t.rng, t.lang)
     title = f'"{doc.title}"' if t.lang == 'en' else f'„{doc.title}“'
     return Chat(t.exchange('wait', d=doc.doc_id, t=title), 'none.wait')
 
@@ -191,11 +191,12 @@ def document_request(
     forms = talk_forms('tool_talk', lang)
     tool = rng.choices(tools, [REQUESTS[t] for t in tools])[0]
     while True:
-        doc, found = as_file(shelf.sample(rng, lang, 1)[0])
         if tool == 'search':
+            _, found = as_file(shelf.sample(rng, lang, 1)[0])
             asked = question(rng, rng.choice(found))
         else:
-            asked = _order(rng, forms, tool).format(d=doc.doc_id, n=rng.choice((150, 200, 300)))
+            named = shelf.document(rng, lang).doc_id
+            asked = _order(rng, forms, tool).format(d=named, n=rng.choice((150, 200, 300)))
         if not _QUOTES.search(asked):
             return tool, asked
 

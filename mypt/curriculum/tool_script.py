@@ -73,9 +73,18 @@ def _long_words(text: str) -> frozenset[str]:
     return frozenset(w for w in index_words(text) if len(w) > 3)
 
 
+_lowered = lru_cache(1024)(str.lower)
+
+
+@lru_cache(4096)
+def _telling_word(subject: str) -> str:
+    "The longest word of a subject, in small letters."
+    return max(subject.split(), key=len).lower()
+
+
 def may_state(text: str, fact: Fact) -> bool:
     "Whether a text states a fact, with a quick look first."
-    if max(fact.subject.split(), key=len).lower() not in text.lower():
+    if _telling_word(fact.subject) not in _lowered(text):
         return False
     said = _long_words(fact.sentence)
     if fact.kind != 'value' and len(said & _long_words(text)) < 0.5 * len(said):
@@ -238,7 +247,7 @@ class FramedScript(ScriptBase):
     def with_aside(self, text: str, tool: str, names: bool) -> str:
         "A request and a remark with the words of another tool."
         others = [t for t in ASIDES[tool] if names or t == 'search']
-        doc, _ = as_file(self.shelf.sample(self.rng, self.lang, 1)[0])
+        doc = self.shelf.document(self.rng, self.lang)
         said = self.form(f'aside.{self.rng.choice(others)}', o=doc.doc_id)
         after = text[-1] in '.?!' and self.rng.random() < 0.4
         return f'{text} {said}' if after else f'{said} {text}'

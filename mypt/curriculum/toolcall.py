@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['SUMMARY_SIZES', 'ToolPlay', 'KNOWN', 'Plays', 'TOOL_KINDS', 'TOOL_SHARES', 'SIMPLE_KINDS', 'TOOL_SYSTEMS',
            'NEAR_WINDOW', 'Card', 'SHORT_SNIPPET', 'SPACES', 'SHORT_SNIPPETS', 'TOOL_TRIES', 'UNNAMED', 'PHASE5',
-           'TOOL_SUITE_SYSTEM', 'with_decoy', 'search_first', 'search_answer', 'empty_search', 'search_again',
-           'ask_known', 'search_known', 'list_all', 'found_names', 'answer_besides', 'list_besides', 'answer_count',
-           'list_count', 'list_exists', 'shared_words', 'ask_which', 'first_sentence', 'get_first', 'get_fact',
-           'get_known', 'ask_opening', 'answer_summary', 'summary_size', 'summarized', 'shorten', 'summarize_document',
-           'summarize_text', 'summary_known', 'list_known', 'reads_first', 'read_choice', 'search_then_read',
-           'lose_document', 'nothing_found', 'wrong_list', 'wrong_guess', 'read_after', 'summarize_first',
-           'wrong_summary', 'wrong_search', 'wrong_get', 'wrong_piece', 'PlainChats', 'message_tokens',
-           'asks_of_a_suite', 'try_play', 'play_on', 'play_before', 'single_turns', 'script_meta', 'deal', 'ToolSource',
-           'ToolEpisodes', 'ToolDeck', 'make_toolcall', 'agent_case', 'toolcall_suites']
+           'TOOL_SUITE_SYSTEM', 'with_decoy', 'search_first', 'needs_hit', 'search_answer', 'empty_search',
+           'search_again', 'ask_known', 'search_known', 'list_all', 'found_names', 'answer_besides', 'list_besides',
+           'answer_count', 'list_count', 'list_exists', 'shared_words', 'ask_which', 'first_sentence', 'get_first',
+           'get_fact', 'get_known', 'ask_opening', 'answer_summary', 'summary_size', 'summarized', 'shorten',
+           'summarize_document', 'summarize_text', 'summary_known', 'list_known', 'reads_first', 'read_choice',
+           'search_then_read', 'lose_document', 'nothing_found', 'wrong_list', 'wrong_guess', 'read_after',
+           'summarize_first', 'wrong_summary', 'wrong_search', 'wrong_get', 'wrong_piece', 'PlainChats',
+           'message_tokens', 'asks_of_a_suite', 'try_play', 'play_on', 'play_before', 'single_turns', 'script_meta',
+           'deal', 'ToolSource', 'ToolEpisodes', 'ToolDeck', 'make_toolcall', 'agent_case', 'toolcall_suites']
 
 # %% ../../nbs/27_toolcall.ipynb #26e87555
 import random
@@ -21,7 +21,7 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from itertools import accumulate
 from typing import Any
 from ..agent.tools import TOOLS, sentences
@@ -87,6 +87,19 @@ def search_first(script: ToolScript) -> dict:
     return result
 
 
+def needs_hit(play: Callable[[ToolScript], bool]) -> Callable[[ToolScript], bool]:
+    "A play that is not tried where a real document's sentence is longer than any hit."
+
+    @wraps(play)
+    def tried(script: ToolScript) -> bool:
+        if script.shelf.read and len(script.fact.sentence) > script.snippet:
+            return False
+        return play(script)
+
+    return tried
+
+
+@needs_hit
 def search_answer(script: ToolScript) -> bool:
     "A search, a choice among its hits, the answer."
     result = search_first(script)
@@ -108,6 +121,7 @@ def empty_search(script: ToolScript) -> bool:
     return True
 
 
+@needs_hit
 def search_again(script: ToolScript) -> bool:
     "An empty search, other words, the answer."
     if not empty_search(script):
@@ -454,6 +468,7 @@ def _after_mistake(script: ToolScript, thought: str, query: str) -> bool:
     return result_shows(result, script.fact) and script.answer_fact(choice_thought(script, result))
 
 
+@needs_hit
 def wrong_list(script: ToolScript) -> bool:
     "A list, where a search was needed."
     script.ask(question(script.rng, script.fact, simple=script.style.simple))
@@ -462,6 +477,7 @@ def wrong_list(script: ToolScript) -> bool:
     return _after_mistake(script, script.form('wrong.list', q=query), query)
 
 
+@needs_hit
 def wrong_guess(script: ToolScript) -> bool:
     "A guessed file name, where a search was needed."
     script.ask(question(script.rng, script.fact))

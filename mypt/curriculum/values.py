@@ -161,8 +161,15 @@ class _Pattern(NamedTuple):
     "A form as a pattern, and the attribute that it states."
 
     piece: str  # the longest that the form says word for word; a quick look for it comes first
-    match: re.Pattern
+    source: str
     attribute: str
+
+    def match(self, sentence: str) -> re.Match | None:
+        "The sentence as one of this form."
+        return _compiled(self.source).fullmatch(sentence) if self.piece in sentence else None
+
+
+_compiled = lru_cache(None)(re.compile)  # thousands of forms, of which a text has a few
 
 # %% ../../nbs/curriculum/values.ipynb #7ac3a394
 _PLACE = re.compile(r'\{\w+\}')
@@ -185,7 +192,7 @@ def _patterns(lang: str) -> dict[str, list[_Pattern]]:  # a word of the form →
         rarest = min(key, key=frequency.__getitem__) if key else ''
         piece = max(_PLACE.split(form), key=len)
         there = out.setdefault(rarest, [])
-        there.append(_Pattern(piece, re.compile(pattern), attribute.noun))
+        there.append(_Pattern(piece, pattern, attribute.noun))
     return out
 
 # %% ../../nbs/curriculum/values.ipynb #199ede17
@@ -205,7 +212,7 @@ def _match_value(sentence: str, lang: str) -> tuple[str, str, str] | None:
     words = [word for word in _WORD.findall(sentence) if word in patterns]
     for word in (*words, ''):
         for pattern in patterns.get(word, ()):
-            m = pattern.match.fullmatch(sentence) if pattern.piece in sentence else None
+            m = pattern.match(sentence)
             if m:
                 return m['s'], pattern.attribute, m['v']
     return None

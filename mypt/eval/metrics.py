@@ -183,8 +183,8 @@ def _says(r: Reply, wanted: str | list) -> bool:
     "The answer holds the wanted words, or one of several wordings; an ending may be bent."
     text = squash(r.answer)
     choices = [wanted] if isinstance(wanted, str) else wanted
-    words = (re.escape(squash(choice)) for choice in choices)
-    return any(re.search(rf'(?<!\w){w}[a-zäöüß]{{0,2}}(?!\w)', text) for w in words)
+    there = [w for w in map(squash, choices) if w in text]
+    return any(re.search(rf'(?<!\w){re.escape(w)}[a-zäöüß]{{0,2}}(?!\w)', text) for w in there)
 
 
 def gives_up(text: str) -> bool:

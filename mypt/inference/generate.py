@@ -12,6 +12,7 @@ import math
 import sys
 import torch
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from torch import Tensor
 from typing import Any, NamedTuple, Protocol
@@ -205,10 +206,16 @@ def steps(
     rows: list[int] | None = None,  # Numbers that seed each row's random draws; None: 0, 1, …
 ) -> Iterator[Step]:
     "Tokens as they come, all rows side by side; rows that are done leave the batch."
+    with _evaluating(model):
+        yield from _steps(model, prompts, max_new_tokens, sampling, stop, allow, probs, rows)
+
+
+@contextmanager
+def _evaluating(model: GPT) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        yield from _steps(model, prompts, max_new_tokens, sampling, stop, allow, probs, rows)
+        yield
     finally:
         model.train(was_training)
 
@@ -299,8 +306,9 @@ def generate(
         part = order[k : k + batch_size]
         rules = [allow[i] for i in part] if allow else None
         batch, seeds = [prompts[i] for i in part], [numbers[i] for i in part]
-        for s in steps(model, batch, max_new_tokens, sampling, stop, rules, False, seeds):
-            out[part[s.row]].append(s.id)
+        with torch.inference_mode(), _evaluating(model):  # once, which `steps` must at each token
+            for s in _steps(model, batch, max_new_tokens, sampling, stop, rules, False, seeds):
+                out[part[s.row]].append(s.id)
     return out
 
 # %% ../../nbs/12_generate.ipynb #404bfed7
