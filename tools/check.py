@@ -4,8 +4,8 @@ passed, M failed`.
 Counted: each notebook under `nbdev_test`, each pytest test, each tool and each check of tools/.
 Jobs run three at a time with one thread each, for many wait: for a server, a browser, a disk.
 Notebooks and tests run in forks of one process that has imported torch and its like: it takes
-seconds, and each would pay them. Files named
-tests/test_speed*.py run last, alone and with all threads, for what they measure.
+seconds, and each would pay them. tests/test_speed.py and tests/test_speed_*.py run last, alone and
+with all threads, for what they measure.
 `python -m tools.check --list` says what to run by hand for each.
 """
 
@@ -67,6 +67,7 @@ PRELOADED = (  # into the process that is forked; none of ours, for tests import
 COMPILED = ('mypt', 'tools')  # packages that hundreds of processes import
 LIMITS = {'tool': 300, 'check': 700, 'notebook': 400, 'tests': 700}  # seconds
 LANES = 3  # jobs at a time
+MEASURING = re.compile(r'/test_speed(?:_\w+)?\.py$')  # tests that run alone
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def jobs(root: Path = ROOT) -> list[Job]:
     notebooks = [f'nbs/{nb.name}' for nb in read_notebooks(root)]
     pytest = (python, '-m', 'pytest', '--color=no')
     return [
-        *(Job('tests', t, (*pytest, t), 'test_speed' in t) for t in tests),
+        *(Job('tests', t, (*pytest, t), bool(MEASURING.search(t))) for t in tests),
         *(Job('tool', what, (beside(c[0]), *c[1:])) for what, c in TOOLS.items()),
         *(Job('check', CHECKS[t], (python, '-m', f'tools.{t}')) for t in reversed(CHECKS)),
         *(Job('notebook', nb, (beside('nbdev_test'), '--path', nb)) for nb in notebooks),

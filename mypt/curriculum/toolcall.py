@@ -91,7 +91,7 @@ def search_first(script: ToolScript) -> dict:
 
 
 def needs_hit(play: Callable[[ToolScript], bool]) -> Callable[[ToolScript], bool]:
-    "A play that is not tried where a fact's sentence of a real document is longer than a hit."
+    "A play that is not tried where a real document's sentence is longer than any hit."
 
     @wraps(play)
     def tried(script: ToolScript) -> bool:
