@@ -434,7 +434,7 @@ def _is_unread_text(row: SourceRow, key: str) -> bool:
 
 # %% ../../nbs/sources/rows.ipynb #391fa6c2
 def by_row(
-    make: Callable[[dict, Tally], dict],  # One row → one episode, or Skip
+    make: Callable[[SourceRow, Tally], dict],  # One row → one episode, or Skip
 ) -> Form:
     "A form from a function that makes one episode of one row."
 

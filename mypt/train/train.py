@@ -386,7 +386,7 @@ def coverage(data: Batches, steps: int) -> str:
     return f'{rows}: {seen}{_coverage_advice(data, passes)}'
 
 # %% ../../nbs/16_train.ipynb #e641a387
-MOST_EPOCHS = 10  # That are chosen; more would be learning by heart
+MOST_EPOCHS = 10  # That are chosen; more would memorize
 
 
 def _steps_of_run(t: TrainConfig, rows: int, world: int = 1) -> int:
@@ -788,7 +788,7 @@ def _open_both(
 
 # %% ../../nbs/16_train.ipynb #8971558d
 def train(
-    model_name: str,  # Name of the model: checkpoints/NAME; goes on where it stopped when it exists
+    model_name: str,  # Name of the model: checkpoints/NAME; continues where it stopped when it exists
     dataset_dir: str,  # Dataset made by `mypt prepare`
     # A shipped config by name, or a JSON file; `tiny` for bytes and `micro` else when left out
     config_file: str | None = None,
