@@ -34,7 +34,15 @@ from .ood import ood_suites
 from .operators import PHASE2, make_operators, operator_suites
 from .pretrain import PRETRAIN, make_text, pretrain_suites
 from .rag_chat import make_rag_chat, rag_chat_suites
-from .recipe import Phase, PhasePlan, Source, command_line, make_episodes, run_plan
+from mypt.curriculum.recipe import (
+    Phase,
+    PhasePlan,
+    Source,
+    check_number,
+    command_line,
+    make_episodes,
+    run_plan,
+)
 from .replay import make_replay, pieces_in, pretrain_text
 from .shelf import documents_language
 from .structured import make_structured
@@ -223,7 +231,8 @@ class Wishes(NamedTuple):
     seed: int = 42
 
     def apply(self, recipe: Phase) -> Phase:
-        "The recipe with these numbers, documents and language."
+        "The recipe with these numbers, documents and language; `UserError` on too many."
+        check_number(self.num_examples)
         options, numbers = {}, {}
         for s in recipe.sources:
             if self.docs_dir and takes_documents(s.make):

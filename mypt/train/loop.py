@@ -392,7 +392,7 @@ def fit(
     t: Trainer,
     until: int | None = None,  # Stop early at this step, as if asked to
 ) -> Trainer:
-    "Train from `t.step` to the end; saves when it leaves, whatever the reason."
+    "Train from `t.step` to the end; saves when it leaves, for any reason."
     until = min(until or t.max_steps, t.max_steps)
     t.model.train()
     with catch_signals(t), explain_oom(t.cfg), fixed_order(t.cfg, t.device):

@@ -71,7 +71,7 @@ class Start(NamedTuple):
     read_tensors: Callable[[Trainer], dict[str, torch.Tensor]] | None = (
         None  # Its optimizer tensors
     )
-    note: str = ''  # What became of the base's rope scale
+    note: str = ''  # On the base's rope scale, for the user
 
 # %% ../../nbs/16_train.ipynb #69759284
 def _check_tokenizer(tok: Tokenizer, ds: Dataset, where: str | Path):
@@ -298,7 +298,7 @@ def choose_eval_sets(
     if nowhere:
         names, beside = ', '.join(nowhere), Path(ds.dir).parent
         notes.append(
-            f'eval sets left out, for they are neither in {beside} nor in data: {names}; '
+            f'eval sets left out: they are neither in {beside} nor in data: {names}; '
             f'mypt prepare --output_dir data/{nowhere[0]} makes one'
         )
     return found, notes
@@ -788,7 +788,7 @@ def _open_both(
 
 # %% ../../nbs/16_train.ipynb #8971558d
 def train(
-    model_name: str,  # Name of the model: checkpoints/NAME; continues where it stopped when it exists
+    model_name: str,  # Name of the model: checkpoints/NAME; continues when it exists
     dataset_dir: str,  # Dataset made by `mypt prepare`
     # A shipped config by name, or a JSON file; `tiny` for bytes and `micro` else when left out
     config_file: str | None = None,
