@@ -12,6 +12,7 @@ from mypt.agent.words import STOP_WORDS
 from mypt.curriculum.format_lock import asks, format_lock_suites, make_echo, make_format_lock
 from mypt.curriculum.grammar import wrong_forms
 from mypt.curriculum.operators import OPERATORS, SIGNS, make_operators, operator_suites
+from mypt.curriculum.reading import content_words
 from mypt.curriculum.synthetic import Shortage, held_out, payload_words
 from mypt.data.episodes import check_episode
 from mypt.data.masks import encode
@@ -80,6 +81,7 @@ def test_no_payload_is_a_word_that_the_search_skips(lang):
     words = {w for w in json_asset('words.json')[lang]}
     assert len(words) > 100
     assert not words & STOP_WORDS
+    assert all(map(content_words, words))  # what the check of meaning compares
 
 
 def test_answers_are_short_enough_to_close_within_twenty_bytes():

@@ -386,6 +386,7 @@ def _thinks_of_shown(episode: dict) -> Iterator[Verdict]:
             asked += m['content']
         new = _new_passages(m)
         names |= {name for p in new for name in (p.doc_id, p.title) if name}
+        asked += ''.join(p.text for p in new)
         n = max([n, *(p.number for p in new)])
         if m.get('think'):
             yield Verdict('thinks of what was shown', _thought_names(m, names, asked, n))

@@ -270,6 +270,17 @@ def _says_is_one(text: str, name: str, noun: str) -> bool:
     return False
 
 # %% ../../nbs/curriculum/reading.ipynb #d6a35a01
+_PERSONAL = re.compile(r'\b(?:it|its|he|his|she|her|they|their|er|sie|ihr\w*|sein\w*|ihn)\b', re.I)
+
+
+def _of_another(sentence: str, subject: str) -> bool:
+    "Whether a sentence without the subject has another name, and no pronoun before it."
+    for m in _INVENTED.finditer(sentence):
+        if not _is_real(m[0]) and not holds(subject, m[0]):
+            return not _PERSONAL.search(sentence, 0, m.start())
+    return False
+
+
 def sentences_about(passage: ShownPassage, subject: str, names: Iterable[str] = ()) -> list[str]:
     "The sentences of a passage that a reader takes to be about a subject; `names` are other ones."
     others = [n for n in names if not holds(n, subject) and not holds(subject, n)]
@@ -291,7 +302,7 @@ def sentences_about(passage: ShownPassage, subject: str, names: Iterable[str] = 
             out.append(prose)
         elif any(holds(prose, n) for n in others):
             last = False
-        elif last and _BACK.search(_KNOWN.sub('', prose)):
+        elif last and _BACK.search(_KNOWN.sub('', prose)) and not _of_another(prose, subject):
             out.append(prose)
     return out
 
@@ -310,9 +321,14 @@ _NOT_OF |= dict(autor=_DESIGN, autorin=_DESIGN)
 _NOT_OF |= {'closing day': _CLOCK, 'ruhetag': _CLOCK}
 
 
+_PASSWORD = re.compile('passwor', re.I)
+
+
 def _is_other(attribute: str, sentence: str) -> bool:
     "Whether a sentence with an attribute's words is about another one, as the version of a text."
     other = _NOT_OF.get(attribute.casefold())
+    if _PASSWORD.search(sentence) and not _PASSWORD.search(attribute):
+        return True  # the password is a word that means something else
     return other is not None and other.search(sentence) is not None
 
 
@@ -337,7 +353,8 @@ def answering_sentence(
         rest = sentence
         if subject.lower() in sentence.lower():
             rest = re.sub(rf'(?<!\w){re.escape(subject)}(?!\w)', 'Xx', sentence, flags=re.I)
-        if wording.search(rest) and _ENDED.search(rest) and not _is_other(attribute, rest):
+        whole = _ENDED.search(rest) and not rest[:1].islower()
+        if wording.search(rest) and whole and not _is_other(attribute, rest):
             return sentence
     return None
 
@@ -347,8 +364,8 @@ _ASKING = frozenset(
     explain mean means please about according give was wer wen wem wann wo warum wie viel viele
     sagt steht nenne zitiere erkläre bedeutet bitte über laut gib sag mir kannst könntest magst
     know like would want document documents text context dokument dokumente stand heißt
-    antwort lautet answer understood passage passages reads gesagt alles klar verstanden gut see
-    gives kein problem ach dann
+    antwort lautet answer understood passage passages reads short gesagt alles klar verstanden gut
+    see gives kein problem ach dann
     möchtest mehr wissen gern anything else""".split()
 )
 
@@ -404,6 +421,10 @@ def without_files(text: str) -> str:
 _NUMBER = re.compile(r'\d+(?:[.,:]\d+)*')
 
 
+# What a passage says by a verb, a summary says by a noun: *the manufacturer of …*
+_ATTRIBUTE_WORDS = {w[:6] for name in (*_TABLE, *_KEYS) for w in name.casefold().split()}
+
+
 def unsupported(answer: str, texts: list[str], question: str = '') -> str | None:
     "The part of an answer that none of the texts supports; None: all of it is supported."
     joined, answer = '\n'.join(texts), without_files(answer)
@@ -413,7 +434,7 @@ def unsupported(answer: str, texts: list[str], question: str = '') -> str | None
     for number in _NUMBER.findall(answer):
         if number not in known:
             return number
-    wanted = content_words(answer)
+    wanted = [w for w in content_words(answer) if w not in _ATTRIBUTE_WORDS]
     there = {w[:6] for w in plain_words(f'{joined} {question}').split()}
     missing = [w for w in wanted if w not in there]
     return ' '.join(missing) if 2 * len(missing) > len(wanted) else None

@@ -150,7 +150,7 @@ def _spelled_word(question: str) -> str:
 # %% ../../nbs/curriculum/recompute.ipynb #a28ddc9c
 _ONE_LETTER = re.compile(
     r'\b(?:letter|buchstaben?) ([^\W\d_])\b'
-    r'|\b(?:is|ist|ein|an|the|das|auf|with|mit|in) ([^\W\d_])\b',
+    r'|\b(?!in a )(?:is|ist|ein|an|the|das|auf|with|mit|in) ([^\W\d_])\b',
     re.I,
 )
 

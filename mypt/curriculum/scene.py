@@ -33,6 +33,11 @@ class ShownPage(NamedTuple):
     text: str  # on one line
     facts: list[Fact]  # what it states
 
+# %% ../../nbs/curriculum/scene.ipynb #00bb9eeb
+def _says_it_too(page: ShownPage, fact: Fact) -> bool:
+    "Whether another page states a fact's attribute, as a piece that says *it* for the name does."
+    return fact.subject in page.text and fact.sentence not in page.text and states(page.text, fact)
+
 # %% ../../nbs/curriculum/scene.ipynb #a5115505
 @dataclass
 class Scene:
@@ -73,7 +78,8 @@ class Scene:
         "The facts of the pages of which no two are about the same."
         found = self.stated()
         about = Counter((f.subject.lower(), f.attribute) for f in found)
-        return [f for f in found if about[f.subject.lower(), f.attribute] == 1]
+        once = [f for f in found if about[f.subject.lower(), f.attribute] == 1]
+        return [f for f in once if not any(_says_it_too(page, f) for page in self.pages)]
 
     def number(self, fact: Fact) -> int:  # 0: none states it
         "The number of the page that states a fact."

@@ -203,7 +203,7 @@ def serialize(
 
 # %% ../../nbs/02_serialize.ipynb #fcfb262d
 def span_ids(spans: list[Span], tok: Tokenizer) -> list[list[int]]:  # One list of ids per span
-    "Ids of each span: a tag is its pinned id, text is ordinary tokens whatever it spells."
+    "Ids of each span: a tag is its pinned id, text is always ordinary tokens."
     return [[tok.tag_ids[s.text]] if s.tag else tok.encode(s.text) for s in spans]
 
 # %% ../../nbs/02_serialize.ipynb #13b87dc1

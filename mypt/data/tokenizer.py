@@ -190,7 +190,7 @@ class Tokenizer(TokenTable):
         )
 
     def encode(self, text: str) -> list[int]:  # Ordinary ids, all below `n_base`
-        "Ids of ordinary text, whatever it spells."
+        "Ids of ordinary text, also where it spells a tag."
         if self.kind == 'byte':
             return list(text.encode())
         if len(text) <= LONG_BLANK:

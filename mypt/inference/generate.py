@@ -294,7 +294,7 @@ def generate(
     rows: list[int] | None = None,  # Numbers that seed each row's random draws; None: 0, 1, …
     **settings,  # Fields of `Sampling`
 ) -> list[list[int]]:  # Ids that each row generated, its stop token included
-    "Go on from many prompts at once; greedy unless told otherwise. No row depends on another."
+    "Continue many prompts at once; greedy unless told otherwise. No row depends on another."
     sampling = Sampling(**settings).check()
     stop = stop_ids(tok) if stop is None else stop
     prompts = fit_prompts(model, prompts, max_new_tokens, crop)
@@ -400,7 +400,7 @@ def _print_pieces(pieces: Iterable[str]) -> str:  # All of them
 # %% ../../nbs/12_generate.ipynb #a826360d
 def generate_text(
     model_name: str,  # Model: a name under checkpoints/, or a directory
-    prompt: str | None = None,  # Text to go on from; tags in it are tags
+    prompt: str | None = None,  # Text to continue; tags in it are tags
     user: str | None = None,  # Or: what the user says; never makes a tag
     system: str | None = None,  # System prompt with --user
     context: str | None = None,  # Retrieved text with --user
@@ -415,7 +415,7 @@ def generate_text(
     device: str = 'auto',
     dtype: str = 'auto',  # float32 (exact), float16, bfloat16; auto: the fastest here
 ) -> str:  # The text that was printed
-    "Let a model go on from a prompt, or answer a user; text is printed as it comes."
+    "Let a model continue a prompt, or answer a user; text is printed as it comes."
     if (prompt is None) == (user is None):
         raise UserError('give --prompt, or --user (with --system and --context if you like)')
     where = pick_device(device)

@@ -545,7 +545,7 @@ class LoadedModel(NamedTuple):
 
 # %% ../../nbs/13_checkpoint.ipynb #adafcfe9
 def _version(folder: Path) -> tuple[Path, str | None]:
-    "Which save a reader sees: where its files lie, and the text of its `mypt.json`."
+    "Which save a reader sees: where its files are, and the text of its `mypt.json`."
     files = newest_save(folder)
     try:
         return files, (files / 'mypt.json').read_text(encoding='utf-8', errors='replace')

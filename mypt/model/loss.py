@@ -133,7 +133,7 @@ def head_loss(
     h: Tensor,  # [M, C] final hidden states of supervised positions
     W: Tensor,  # [V, C] the head
     targets: Tensor,  # [M] ids
-    weights: Tensor,  # [M], already divided by whatever the caller divides by
+    weights: Tensor,  # [M], already divided by the caller
     chunk: int | None = None,  # Logits held at once; `LOGIT_CHUNK` of the device when None
     rows: Tensor | None = None,  # [n, C] the last rows of `W`, where only they are trained
 ) -> Tensor:  # Scalar, float32 (float64 if `h` is)
