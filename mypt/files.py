@@ -49,7 +49,7 @@ def _check_plain(path: str | Path, once: bool):
             _PIPES_READ.add(key)
             return
         fault = 'is a pipe, and this command reads its input twice'
-    raise UserError(f'{path}: {fault}; write what it gives to a file')
+    raise UserError(f'{path}: {fault}; write its output to a file')
 
 
 @contextmanager

@@ -341,7 +341,7 @@ def refused(capsys, *argv: str) -> str:
 def test_bad_input_is_told_in_a_line(place, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path('empty').mkdir()
-    assert 'no document there' in refused(capsys, 'empty', '--output_dir', 'o')
+    assert 'no readable document in this folder' in refused(capsys, 'empty', '--output_dir', 'o')
     assert 'no such folder' in refused(capsys, 'nowhere', '--output_dir', 'o')
     Path('binary').mkdir()
     Path('binary/a.md').write_bytes(b'\0\1\2' * 99)

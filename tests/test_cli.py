@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import pytest
 from mypt.cli import find_verb, main, overview, verb_parser
 from mypt.commands.table import VERBS, signature_of
@@ -656,12 +657,14 @@ def mypt(*argv, **kw):
 
 
 def test_ctrl_c_is_quiet(tmp_path):
-    write_episodes(tmp_path / 'x.jsonl', [LINE])
-    os.mkfifo(tmp_path / 'slow.jsonl')
     heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  # ignored in `make test &`
-    p = mypt('check', tmp_path / 'slow.jsonl', start_new_session=True, preexec_fn=heard)
-    with open(tmp_path / 'slow.jsonl', 'wb', buffering=0) as f:  # opens when the command does
-        f.write(dump_line(LINE))
+    slow, write = os.pipe()
+    p = mypt('check', f'/dev/fd/{slow}', pass_fds=[slow], start_new_session=True, preexec_fn=heard)
+    os.close(slow)
+    with os.fdopen(write, 'wb') as f:
+        f.write(dump_line(LINE) + b' ' * 2**20)  # more than a pipe holds: the command reads it
+        f.flush()
+        time.sleep(0.5)  # it waits for more now
         os.killpg(p.pid, signal.SIGINT)
         assert p.communicate(timeout=60)[1] == '' and p.returncode == 130
 

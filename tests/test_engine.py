@@ -356,7 +356,7 @@ def test_float16_weights_are_one_model_everywhere(arch):
 
 
 def test_precision_of_inference(monkeypatch, capsys):
-    with pytest.raises(UserError, match='none of auto, float32'):
+    with pytest.raises(UserError, match='choose auto, float32'):
         for_inference(model_of(), 'half')
     with pytest.raises(UserError, match='--dtype float32'):
         for_inference(model_of('learned'), 'float16')

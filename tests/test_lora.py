@@ -80,7 +80,7 @@ def test_merge_writes_an_ordinary_checkpoint(trained, capsys):
     assert (trained / 'whole/config.json').exists() and 'adapter' not in after
     assert after['lineage']['config']['lora_rank'] == 4
     assert main(['merge', str(trained / 'mine'), '--output', str(trained / 'x')]) == 2
-    assert 'no adapters' in capsys.readouterr().err
+    assert 'without adapters' in capsys.readouterr().err
 
 
 def test_what_is_not_named_stays(trained):

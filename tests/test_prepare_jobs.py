@@ -395,7 +395,7 @@ def test_a_done_job_is_not_done_again(src, counted):
 def test_what_is_wrong_with_jobs_is_one_line(src, tmp_path):
     for bad, says in (
         (dict(sets=['tokenisation=byte']), 'is not a setting of jobs'),
-        (dict(splits=0), 'at least one'),
+        (dict(splits=0), 'at least 1'),
         (dict(input='no'), 'no such file'),
     ):
         with pytest.raises(UserError, match=says):

@@ -154,6 +154,7 @@ def test_the_command_names_what_it_left_out_and_mended(tmp_path, capsys):
     docs = put(tmp_path / 'docs', files | {'a.md': 'Größe'.encode() + b' \xff', 'b.md': 'b'})
     rag_index(docs, tmp_path / 'ix')
     lines = capsys.readouterr().out.splitlines()
+    assert lines.pop(1) == 'found by words'
     assert lines[1:3] == ['  left out 12:', '    00.png: .png: not a supported file type']
     assert lines[12:14] == ['    … and 2 more', '  repaired 1:']
     assert (
@@ -1215,6 +1216,7 @@ def test_search_shows_what_is_found_and_why(tmp_path, monkeypatch, capsys):
             passage=1,
             text='ship: boat\ncoins: five',
             words=dict(coins=['coins'], boat=['boat']),
+            lists=['words'],
         )
         assert main(['search', 'zorvik', *place]) == 0
         assert 'nothing found: no passage has zorvik' in capsys.readouterr().out

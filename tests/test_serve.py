@@ -529,8 +529,8 @@ def test_any_object(folder):
 
 SCHEMA_FAULTS = {
     'uniqueItems': dict(type='array', uniqueItems=True),
-    'not cannot': {'not': {}},
-    'if cannot': {'if': {}, 'then': {}},
+    'not is not supported': {'not': {}},
+    'if is not supported': {'if': {}, 'then': {}},
     'minLength': dict(type='string', minLength=10**30),
     'items': dict(type='array', items=[{}]),
     'place in the schema itself': {'$ref': 'http://evil.example/x'},

@@ -681,7 +681,7 @@ def test_dialogues_in_one_text(conv):
     row = dict(chosen=talk_of.format(good), rejected=talk_of.format('No.'))
     (ep,), said, _ = conv([row])
     assert [m['content'] for m in ep['messages']] == ['2+2?', '4', 'Why?', good]
-    assert 'not used: rejected (1 rows)' in said
+    assert 'not used: rejected (1 row)' in said
     (ep,), _, _ = conv([dict(prompt='q', chosen=row['chosen'], rejected='x')])
     assert ep['messages'][1]['content'] == row['chosen']  # with a prompt it is the answer
     with pytest.raises(UserError, match='user after user'):
@@ -756,7 +756,7 @@ def test_a_list_that_cannot_be_shared_out(conv):
         with pytest.raises(UserError, match='none of 1 rows could be used'):
             conv([talk('a', 'b', 'c', 'd', weights=weights)])
     _, said, _ = conv([talk('a', 'b', 'c', 'd', loss_mask=[0, 0, 1, 1, 1, 1, 0])])
-    assert 'not used: loss_mask (1 rows)' in said  # of tokens, not of messages
+    assert 'not used: loss_mask (1 row)' in said  # of tokens, not of messages
 
 
 def test_weights_in_a_table_and_in_a_tree(conv):

@@ -319,7 +319,7 @@ def test_data_that_was_written_wrong_is_found(tmp_path):
     for change, words in (
         (dict(weights=put((0, 0), 1)), 'masks that differ from policy pipeline'),
         (dict(weights=put(..., 0)), 'episodes that train nothing'),
-        (dict(tokens=put((1, 3), 5000)), 'ids outside the vocabulary, the first at token 83'),
+        (dict(tokens=put((1, 3), 5000)), 'ids outside the vocabulary: 1, the first at token 83'),
         (dict(tokens=put((slice(None), -1), 7)), 'padding that is not endoftext'),
         (dict(segments=put((2, 0), 9)), 'segment numbers'),
         (dict(weights=put((slice(None), -1), 1)), 'masks that differ'),
@@ -346,7 +346,7 @@ def test_an_exception_leaves_nothing_and_a_rerun_works(tmp_path):
 
 
 def test_nothing_to_train_on_is_an_error(tmp_path):
-    with pytest.raises(UserError, match='No episodes'):
+    with pytest.raises(UserError, match='no episodes to write'):
         with DatasetWriter(tmp_path / 'd', TOK) as out:
             out.commit()
     assert left(tmp_path) == []

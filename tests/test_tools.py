@@ -706,7 +706,7 @@ def test_ugly_pages(tmp_path):
         'blank.html': '',
         'wide.html': '<main><p id="long" style="width:3000px">w</p></main>',
         'phone.html': '<main><p style="width:600px">w</p></main>',
-        'fine.html': '<main><div style="overflow-x:auto"><p style="width:999px">w</p></div></main>',
+        'fine.html': '<main><div tabindex="0" style="overflow-x:auto"><p style="width:999px">w</p>',
     }
     for name, body in bodies.items():
         (tmp_path / name).write_text(f'<!DOCTYPE html><title>t</title><body>{body}')

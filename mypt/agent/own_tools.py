@@ -249,7 +249,9 @@ def load_tools(
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        # Compiled here: bytecode in a cache may be of the file as it was a second ago
+        source = importlib.util.decode_source(path.read_bytes())
+        exec(compile(source, str(path), 'exec'), vars(module))
     except UserError as e:
         raise UserError(f'{path}: {e}') from None
     except (Exception, SystemExit) as e:  # a program may fail in any way

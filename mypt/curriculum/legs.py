@@ -7,7 +7,6 @@ __all__ = ['CASES_ASKED', 'BASE_LEGS', 'READS', 'Leg', 'limited', 'with_numbers'
 
 # %% ../../nbs/curriculum/legs.ipynb #b2d31c15
 from dataclasses import dataclass, field, replace
-from typing import Any
 from .context_extension import CONTEXT
 from .format_lock import PHASE1
 from .mixes import DOCUMENTED
@@ -69,16 +68,22 @@ def _sized(phase: Phase, episodes: int) -> dict[str, int]:  # source → episode
 # %% ../../nbs/curriculum/legs.ipynb #c7e5336a
 _FIT = dict(long=0)
 _FEW_DOCUMENTS = dict(long=0, docs=(3, 4, 5))
-_PARTS: dict[str, Any] = dict(frozen=2 / 3, most=CASES_ASKED)
 _FIRST = (
-    Leg(PHASE1, 'base_phase1_format_lock', _sized(PHASE1, 3300), rows=512, most=CASES_ASKED),
+    Leg(
+        PHASE1,
+        'base_phase1_format_lock',
+        _sized(PHASE1, 3300),
+        dict(echo=dict(anti_echo_ratio=0.3)),
+        rows=512,
+        most=CASES_ASKED,
+    ),
     Leg(
         PHASE2,
         'base_phase2_operators',
-        _sized(PHASE2, 3500),
+        _sized(PHASE2, 4200),
         replay={'1': 0.15},
         rows=512,
-        **_PARTS,
+        most=CASES_ASKED,
     ),
 )
 
@@ -91,7 +96,7 @@ _CHAT_LEGS = (
         dict(rag_chat=_FIT),
         replay={'1': 0.09, '2': 0.09},
         rows=1024,
-        **_PARTS,
+        most=CASES_ASKED,
     ),
     Leg(
         DOCUMENTED['4'],
@@ -100,7 +105,7 @@ _CHAT_LEGS = (
         dict(multiturn=_FIT, new_context=_FIT | dict(pages=(2, 3))),
         replay={'1': 0.06, '2': 0.06, '3': 0.09},
         rows=1024,
-        **_PARTS,
+        most=CASES_ASKED,
     ),
 )
 
@@ -113,7 +118,7 @@ _TOOL_LEGS = (
         dict.fromkeys(('toolcall', 'no_tool'), _FEW_DOCUMENTS),
         replay=dict.fromkeys('1234', 0.06),
         rows=1024,
-        **_PARTS,
+        most=CASES_ASKED,
     ),
     Leg(
         DOCUMENTED['6'],
@@ -123,7 +128,7 @@ _TOOL_LEGS = (
         | dict.fromkeys(('toolcall', 'no_tool'), _FEW_DOCUMENTS),
         replay=dict.fromkeys('12345', 0.03),
         rows=1024,
-        **_PARTS,
+        most=CASES_ASKED,
     ),
 )
 BASE_LEGS = _FIRST + _CHAT_LEGS + _TOOL_LEGS

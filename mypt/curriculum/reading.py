@@ -270,14 +270,18 @@ def _says_is_one(text: str, name: str, noun: str) -> bool:
     return False
 
 # %% ../../nbs/curriculum/reading.ipynb #d6a35a01
-_PERSONAL = re.compile(r'\b(?:it|its|he|his|she|her|they|their|er|sie|ihr\w*|sein\w*|ihn)\b', re.I)
+_PERSONAL = re.compile(
+    r'\b(?:it|its|he|his|she|her|they|their|er|es|sie|ihr\w*|sein\w*|ihn)\b', re.I
+)
+
+_THE_THING = re.compile(rf'\b(?:the|der|die|das|den|dem|des) (?:{_THINGS})(?:e?[ns])?\b', re.I)
 
 
 def _of_another(sentence: str, subject: str) -> bool:
     "Whether a sentence without the subject has another name, and no pronoun before it."
     for m in _INVENTED.finditer(sentence):
         if not _is_real(m[0]) and not holds(subject, m[0]):
-            return not _PERSONAL.search(sentence, 0, m.start())
+            return not (_PERSONAL.search(sentence, 0, m.start()) or _THE_THING.search(sentence))
     return False
 
 

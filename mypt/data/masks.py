@@ -120,7 +120,9 @@ def _token_span(tok: Tokenizer, i: int, role: int, msg: int, weight: float) -> s
     return f'<span class="{classes}" title="{tip}">{html.escape(shown)}</span>'
 
 # %% ../../nbs/03_masks.ipynb #a64d4ed7
-def token_html(enc: 'Encoded') -> str:  # A self-contained HTML fragment
+def token_html(
+    enc,  # An `Encoded`, which comes below
+) -> str:  # A self-contained HTML fragment
     "Tokens in a row: trained ones green and underlined, heavier ones with a thicker line."
     columns = (enc.ids.tolist(), enc.roles, enc.msgs, enc.weights)
     spans = ''.join(_token_span(enc.tok, *token) for token in zip(*columns, strict=True))
