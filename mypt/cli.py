@@ -294,6 +294,14 @@ def call(argv: list[str]) -> int:  # Exit code
     return _run_verb(*find_verb(argv))
 
 # %% ../nbs/commands/cli.ipynb #8fedac99
+def _drop_output():
+    "What is printed but cannot be written is lost, so that Python does not try again at its end."
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: list[str] | None = None) -> int:  # Exit code: 0, 1, 2 or 130
     "The command `mypt`."
     if argv is None and not sys.stderr.isatty():
@@ -303,7 +311,7 @@ def main(argv: list[str] | None = None) -> int:  # Exit code: 0, 1, 2 or 130
         sys.stdout.flush()  # here, where a closed pipe can be caught
         return code
     except BrokenPipeError:  # as `mypt … | head` gives
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
     except KeyboardInterrupt:
         return 130
@@ -314,6 +322,7 @@ def main(argv: list[str] | None = None) -> int:  # Exit code: 0, 1, 2 or 130
     except OSError as e:
         where, reason = e.filename or 'file system', e.strerror or e
         message = f'{where}: {reason}; check the path, permissions and free space'
+        _drop_output()
     print(f'mypt: {one_line(message)}', file=sys.stderr)
     return 2
 

@@ -348,7 +348,7 @@ def test_bad_input_is_told_in_a_line(place, tmp_path, monkeypatch, capsys):
     assert 'a.md: binary, not text' in refused(capsys, 'binary', '--output_dir', 'o')
     docs = str(place / 'docs')
     assert 'no such file' in refused(capsys, docs, '--output_dir', 'o', '--data', 'gone.jsonl')
-    assert 'lies in' in refused(capsys, docs, '--output_dir', f'{docs}/o')
+    assert 'is inside' in refused(capsys, docs, '--output_dir', f'{docs}/o')
     assert '--minutes' in refused(capsys, docs, '--output_dir', 'o', '--minutes', '0')
     assert not Path('o').exists()
 
