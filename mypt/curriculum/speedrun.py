@@ -159,7 +159,7 @@ def demo(
     start, folder = time.monotonic(), Path(output_dir).absolute()
     model, seconds = folder / 'model', {}
     simple = dict(format_lock=dict(simple=True), echo=dict(simple=True, gibberish='include'))
-    phase = PHASE1.with_sources(simple, dict(format_lock=0.42, echo=0.58))
+    phase = PHASE1.with_sources(simple, dict(format_lock=0.48, echo=0.52))
     gate = run_phase(
         phase,
         str(model),
