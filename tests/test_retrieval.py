@@ -662,7 +662,8 @@ def test_an_index_whose_passages_have_no_words(tmp_path):
 
 
 def test_vectors_that_do_not_fit_are_told(tmp_path):
-    docs, ix = put(tmp_path / 'docs', {'a.md': 'anchor', 'b.md': 'ship'}), tmp_path / 'ix'
+    texts = {'a.md': 'An anchor holds a ship in place.', 'b.md': 'A ship sails to the harbour.'}
+    docs, ix = put(tmp_path / 'docs', texts), tmp_path / 'ix'
     Index.build(docs, ix, embed=toy)
     with pytest.raises(UserError, match='has 2 numbers a vector, embed gives 3'):
         Index.open(ix, lambda texts: np.ones((len(texts), 3))).search('anchor')

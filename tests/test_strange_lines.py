@@ -216,10 +216,7 @@ def test_a_pipe_of_the_shell_is_read_once(tmp_path):
         'cat in.jsonl | mypt convert /dev/stdin --output m.jsonl',
     ):
         p = piped(command, tmp_path)
-        assert p.returncode == 2 and 'write what it gives to a file' in p.stderr, (
-            command,
-            p.stderr,
-        )
+        assert p.returncode == 2 and 'write its output to a file' in p.stderr, (command, p.stderr)
         assert p.stderr.count('\n') == 1 and not (tmp_path / 'm.jsonl').exists()
 
 
