@@ -1,11 +1,12 @@
-"""Three ways to train less of a base on a CPU: LoRA, frozen lower blocks, or everything.
+"""Ways to train less of a base on a CPU: LoRA, frozen lower blocks, or everything.
 
     python bench/lora.py [--rounds 3] [--json]
 
 The shape is SmolLM2-135M's with random weights; a step reads two rows of 512 tokens in float32, a
 quarter of them supervised, with AdamW. `frozen` leaves the embedding and the lower 20 of 30 blocks
 as they are, so no gradient goes below block 20; the tags then keep the rows that they began with.
-`frozen, rows` trains the embedding as well, and the gradient has to go all the way down. One thread
+`frozen, rows` trains the embedding as well, and the gradient has to go all the way down; in
+`frozen, head` it is trained as the head only, without the gradient of its lookups. One thread
 each, and the time is that thread's own, so that other work on the machine costs cache but no
 minutes. The ways take turns; every step is kept in bench/results, the first of each is left out.
 Memory is what training holds besides activations: weights, gradients and AdamW's moments.
@@ -21,7 +22,8 @@ import torch
 from mypt.model.config import TrainConfig
 from mypt.model.gpt import GPT, make_gpt
 from mypt.model.lora import Adapter, lora_targets
-from mypt.train.optim import freeze, make_optimizers
+from mypt.train.optim import make_optimizers
+from mypt.train.train import set_up_model
 from shapes import SMOLLM2_135M
 import numpy as np
 
@@ -35,9 +37,9 @@ def with_lora(rank):
     return make_gpt(SMOLLM2_135M, Adapter(rank, 2.0 * rank, targets, first))
 
 
-def frozen(patterns):
+def frozen(patterns, freeze_input=False):
     model = GPT(SMOLLM2_135M)
-    freeze(model, patterns)
+    set_up_model(model, TrainConfig(freeze=patterns, freeze_input=freeze_input))
     return model
 
 
@@ -46,6 +48,7 @@ WAYS = {
     'LoRA, rank 16': lambda: with_lora(16),
     'frozen': lambda: frozen([*LOWER, 'model.embed_tokens.weight']),
     'frozen, rows': lambda: frozen(LOWER),
+    'frozen, head': lambda: frozen(LOWER, freeze_input=True),
 }
 
 

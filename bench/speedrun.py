@@ -44,7 +44,8 @@ from mypt.inference.generate import generate, prompt_ids
 from mypt.interop.import_model import base_checkpoint
 from mypt.model.checkpoint import load_model
 from mypt.model.config import TrainConfig
-from mypt.train.optim import freeze, make_optimizers
+from mypt.train.optim import make_optimizers
+from mypt.train.train import set_up_model
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 SAMPLE = 60  # episodes of a source
@@ -94,7 +95,8 @@ def speeds(base: str, batch) -> dict[str, float]:
     model, tok, _ = load_model(base)
     out = {'all': per_thread(training_step(model, batch), batch.n_tokens)}
     model.zero_grad(set_to_none=True)
-    freeze(model, frozen_names(model.cfg.n_layer, 2 / 3))
+    lower = frozen_names(model.cfg.n_layer, 2 / 3)
+    set_up_model(model, TrainConfig(freeze=lower, freeze_input=model.cfg.tie_weights))
     out['upper third'] = per_thread(training_step(model, batch), batch.n_tokens)
     ids = batch.ids[0].tolist()
     halves = [ids[: len(ids) // 2], ids[len(ids) // 2 :]]

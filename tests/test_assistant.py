@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -386,5 +387,7 @@ def test_a_large_base_keeps_its_lower_blocks_and_trains_its_embedding():
     assert toy.init is None and toy.tokenization == 'byte' and frozen_blocks(toy.shape, 'cpu') == []
     base = toy._replace(init='base', config='finetune', shape=shape)
     cfg = load_config('finetune', training_sets(base, 'cpu', ['batch_size=7']))
-    assert cfg.train.freeze == frozen and cfg.train.batch_size == 7
+    assert cfg.train.freeze == frozen and cfg.train.freeze_input and cfg.train.batch_size == 7
+    untied = base._replace(shape=replace(shape, tie_weights=False))
+    assert not load_config('finetune', training_sets(untied, 'cpu')).train.freeze_input
     assert set(cfg.train.system_prompt) == {'en', 'de'}

@@ -38,6 +38,14 @@ def test_ten_thousand_are_different_legal_and_repeatable(kind):
     assert eps[:50] != list(MAKERS[kind](50, seed=43))
 
 
+def test_no_question_means_both_languages():
+    "A short question that both languages have has two right answers, and the model must guess."
+    asked = {}
+    for e in make_format_lock(14_000):
+        asked.setdefault(pair(e)[0].casefold(), set()).add(e['language'])
+    assert [q for q, languages in asked.items() if len(languages) > 1] == []
+
+
 @pytest.mark.parametrize('kind', MAKERS)
 @pytest.mark.parametrize('language,share', [('en', 0.0), ('de', 1.0), ('mixed', 0.5)])
 def test_languages_are_as_asked(kind, language, share):

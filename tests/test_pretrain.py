@@ -57,11 +57,6 @@ def test_texts_are_different_legal_repeatable_and_in_the_language(make, language
     )
 
 
-def begins_with(sentence: str, text: str) -> bool:
-    "Whether a sentence is in a text, and is not the end of another one."
-    return re.search(rf'(?<!\w ){re.escape(sentence)}', text) is not None
-
-
 def test_no_sentence_that_is_held_out_is_ever_read():
     low = '\n'.join(
         texts([*make_text(3000), *make_text(500, seed=8, size=200), *make_long_text(20)])
@@ -73,11 +68,11 @@ def test_no_sentence_that_is_held_out_is_ever_read():
         for ss in side(what, lang, True).values()
         for s in ss
     }
-    assert len(held) > 500 and not [h for h in held if begins_with(h, low)]
+    assert len(held) > 500 and not [h for h in held if h in low]
     assert not [
         c
         for c in pretrain_suites()['skills']
-        if begins_with((c['text'] + c['endings'][c['answer']]).lower(), low)
+        if (c['text'] + c['endings'][c['answer']]).lower() in low
     ]
 
 

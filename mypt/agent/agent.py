@@ -41,7 +41,7 @@ def _message_rows(message: dict) -> list[tuple[str, str]]:  # (label, text)
 # %% ../../nbs/26_agent.ipynb #a6325cc9
 @dataclass
 class AgentStep:
-    "One reply of the model, and what came of it."
+    "One reply of the model, and its result."
 
     ids: list[int]  # its tokens, the closing tag last
     said: str  # the same as text, tags by name

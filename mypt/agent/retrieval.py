@@ -252,7 +252,8 @@ class StoredPassages:
     def update(
         self,
         docs_dir: str | Path,
-        report: FolderReport | None = None,  # Is told what was left out or mended; None: stderr is
+        report: FolderReport
+        | None = None,  # Gets what was left out or mended; None: printed on stderr
     ) -> dict[str, int]:  # {new, changed, deleted, same}
         "Bring an index on disk up to date with its folder, and read it again."
         found = FolderReport() if report is None else report
@@ -372,7 +373,8 @@ class Index(PassageSearch):
         size: int = 800,
         overlap: int = 100,
         embed: EmbedFn | None = None,
-        report: FolderReport | None = None,  # Is told what was left out or mended; None: stderr is
+        report: FolderReport
+        | None = None,  # Gets what was left out or mended; None: printed on stderr
     ) -> 'Index':
         "Index a folder; an index with the same settings is brought up to date."
         chunks('', size, overlap)  # says what is wrong with them

@@ -373,7 +373,7 @@ class Workspace(DocumentTools):
         return cls(index, snippet)
 
     def call(self, name: Any, arguments: Any) -> dict:  # `error` in it when something is wrong
-        "Run a tool. Never raises, whatever JSON the name and the arguments are."
+        "Run a tool. Never raises, for any JSON as name and arguments."
         wrong = check_call(name, arguments)
         if wrong:
             return _call_error(wrong)

@@ -36,8 +36,7 @@ from ..model.checkpoint import checkpoint_dir, load_meta
 from ..model.config import ModelConfig, count_params, list_configs, load_config
 from ..model.device import pick_device
 from ..train.loop import Trainer, train_step
-from ..train.optim import freeze
-from ..train.train import kept_memory, make_batches, start_model
+from ..train.train import kept_memory, make_batches, set_up_model, start_model
 
 # %% ../../nbs/curriculum/budget.ipynb #1cfab953
 class AssistantBase(NamedTuple):
@@ -108,7 +107,7 @@ def training_sets(base: AssistantBase, device: str, own: list | None = None) -> 
     if base.init:
         sets |= _SETTINGS
         frozen = frozen_blocks(base.shape, device)
-        sets |= dict(freeze=frozen) if frozen else {}
+        sets |= dict(freeze=frozen, freeze_input=base.shape.tie_weights) if frozen else {}
     return [f'{k}={json.dumps(v)}' for k, v in sets.items()] + list(own or ())
 
 # %% ../../nbs/curriculum/budget.ipynb #14296041
@@ -213,8 +212,7 @@ def measured_speed(
     cfg = load_config(base.config, sets)
     start = start_model(Path(ds.dir) / 'no-checkpoint', cfg, ds, base.init)
     cfg.model = start.model.cfg
-    freeze(start.model, cfg.train.freeze)
-    start.model.neftune_alpha = cfg.train.neftune_alpha
+    set_up_model(start.model, cfg.train)
     t = Trainer(start.model.to(pick_device(device)), make_batches(ds, cfg), cfg.train, 100)
     t.model.train()
     tokens, seconds = 0, 0.0

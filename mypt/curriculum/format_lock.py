@@ -209,7 +209,7 @@ _REGISTER_WEIGHTS = (30, 16, 16, 22, 8, 8)
 
 # %% ../../nbs/20_format_lock.ipynb #a064b7fe
 def _mistype(rng: Random, form: str) -> str:
-    "Two neighbouring letters of one long word change places; places to fill stay as they are."
+    "Two neighbouring letters of one long word change places; places to fill do not change."
     words = [m for m in re.finditer(r'(?<![{\w"„])[a-zäöüß]{5,}(?![\w}])', form)]
     if not words:
         return form
@@ -350,7 +350,7 @@ def make_echo(
             return _episode(kind, form, text, before + form.format(text), text)
         form, word = rng.choice(asks(lang)['anti_echo']), rng.choice(asks(lang)['instead'])
         if text.casefold() in word.casefold():
-            return None  # nobody can say *good morning* without *morning*
+            return None  # *good morning* has *morning* in it
         asked = before + form.format(a=text, b=word)
         return _episode('anti_echo', form, text, asked, _sentence(word))
 

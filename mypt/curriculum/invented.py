@@ -209,7 +209,7 @@ def _main_paragraphs(t: _Thing, stated: Stated, fillers: int) -> list[str]:
     return [p for p in out if p]
 
 # %% ../../nbs/curriculum/invented.ipynb #475e1023
-def _write(t: _Thing, stated: Stated, words: int, near: list[str]) -> str:
+def _write(t: _Thing, stated: Stated, words: int, near: list[str], beside: tuple = ()) -> str:
     "The text below the title; of about so many words, if they are asked for."
     listed = []
     if len(stated) > 2 and t.rng.random() < 0.12:
@@ -220,8 +220,9 @@ def _write(t: _Thing, stated: Stated, words: int, near: list[str]) -> str:
     blocks = _main_paragraphs(t, stated, fillers)
     if listed:
         blocks.append(_heading(t, 'list') + '\n\n' + _items(t, listed))
-    if near and (words or t.rng.random() < 0.35):
-        blocks.insert(t.rng.randint(1, len(blocks)), ' '.join(_neighbour(t, near, 2)))
+    if beside or (near and (words or t.rng.random() < 0.35)):
+        neighbour = _neighbour(t, list(beside) or near, 2)
+        blocks.insert(t.rng.randint(1, len(blocks)), ' '.join(neighbour))
     length = sum(len(block.split()) for block in blocks) if words else 0
     while near and length < words:
         block = ' '.join(filter(None, [*_neighbour(t, near, 5), _filler(t)]))
@@ -294,6 +295,7 @@ def make_document(
     thing: str = '',  # about this kind of thing, as in *mill*; else any
     attributes: tuple = (),  # these are among the facts
     without: tuple = (),  # these are not
+    beside: tuple = (),  # another thing has these, and the document says so in passing
     words: int = 0,  # about so long; else as long as the facts make it
 ) -> Document:
     "A document about something that does not exist."
@@ -309,7 +311,7 @@ def make_document(
         sentences = [_introduction(t), *(_fact_sentence(t, *pair, named='') for pair in stated)]
         return Document(_doc_id(t), title, f'# {title}\n\n{" ".join(sentences)}\n')
     near = list(fitting(lang, group))
-    return Document(_doc_id(t), title, f'# {title}\n\n{_write(t, stated, words, near)}\n')
+    return Document(_doc_id(t), title, f'# {title}\n\n{_write(t, stated, words, near, beside)}\n')
 
 # %% ../../nbs/curriculum/invented.ipynb #d83c8532
 def make_documents(

@@ -643,9 +643,8 @@ def _fields(t: GivenAnswer) -> Iterator[Verdict]:
             yield Verdict('a field is in the text', '' if right else f'{name} of {subject}')
 
 # %% ../../nbs/curriculum/meaning.ipynb #bf31e693
-_SHARED = re.compile(
-    r'\b(?:an|her|in|was|am|so|hat|die|war|man|will|or|also|of)\b', re.I
-)  # in both
+# Words of both languages
+_SHARED = re.compile(r'\b(?:an|her|in|was|am|so|hat|die|war|man|will|or|also|of)\b', re.I)
 _CODE = re.compile(r'```.*?(?:```|\Z)|`[^`]*`|\{".*\}|\[".*\]|^[A-ZÄÖÜ_ ]{3,}: .*?$', re.S | re.M)
 
 _FEW_QUOTED = re.compile(r'["„][^"“”]{1,24}["“”]')  # a word, a name, a bit of Python

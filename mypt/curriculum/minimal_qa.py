@@ -16,6 +16,7 @@ from typing import Iterator, NamedTuple
 from .facts import Fact, states
 from .format_lock import asks
 from .questions import question
+from .scene import alike_fact
 from .shelf import Shelf, passage
 from .synthetic import distinct, held_out, invent, phrasings
 from ..data.prompts import CHAT_SYSTEM, context_block, systems_in
@@ -66,11 +67,8 @@ def _near_passages(
     r: random.Random, shelf: Shelf, f: Fact, n: int
 ) -> list[tuple[str, str]]:  # (doc_id, text)
     "Passages about a fact's subject that leave its attribute out, and about others that have it."
-    out = []
-    for doc, found in shelf.rivals(r, f, n):
-        same = [g for g in found if g.attribute and g.attribute == f.attribute]
-        out.append((doc.doc_id, passage(doc, r.choice(same or found), 200)))
-    return out
+    near = shelf.rivals(r, f, n)
+    return [(doc.doc_id, passage(doc, alike_fact(r, f, found), 200)) for doc, found in near]
 
 # %% ../../nbs/curriculum/minimal_qa.ipynb #62d9e332
 def _passage_topic(r: random.Random, lang: str, shelf: Shelf) -> Topic | None:

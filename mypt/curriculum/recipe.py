@@ -85,7 +85,7 @@ class Phase:
     base: str | None = None  # the phase whose model this one starts from
     mix: dict = field(default_factory=dict)  # more options of `mix`
     prepare: dict = field(default_factory=dict)  # more options of `prepare`
-    hub: str = ''  # documented data of the hub, for which sources stand in
+    hub: str = ''  # documented data of the hub that other sources substitute
     gate: tuple[Requirement, ...] = ()  # what the trained model must show
 
     def with_sources(

@@ -171,8 +171,8 @@ def check_spelling(question: str, answer: str) -> Verdict | None:
     letter = [None, *_ONE_LETTER.finditer(rest)][-1]  # *I am in a …: is u in it?*
     asks = by_name or re.search(r'\b(?:in|contains?|enthält|kommt|hat)\b', rest, re.I)
     if letter and asks and len(places) < 2 and quoted_texts(question):
-        one = (letter[1] or letter[2]).casefold()
-        there = word.casefold()[places[0]] if places else word.casefold()
+        one, letters = (letter[1] or letter[2]).lower(), word.lower()  # `casefold` makes ss of ß
+        there = letters[places[0]] if places else letters
         return _yes_no('spelling', answer, one in there)
     return None
 

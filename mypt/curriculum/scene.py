@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['RECENT', 'PAGE_NUMBERS', 'Entry', 'LONG_CONTEXT', 'ShownPage', 'Scene', 'may_answer', 'subject_words',
-           'names_subject', 'Scenes', 'counted_in_words', 'with_value', 'FactTable', 'near_pages', 'sibling_pages',
-           'other_pages', 'answered_scene', 'silent_scene', 'absent_scene', 'count_tokens', 'finished_scene']
+           'names_subject', 'Scenes', 'counted_in_words', 'with_value', 'FactTable', 'alike_fact', 'near_pages',
+           'sibling_pages', 'other_pages', 'answered_scene', 'silent_scene', 'absent_scene', 'count_tokens',
+           'finished_scene']
 
 # %% ../../nbs/curriculum/scene.ipynb #f570f1e7
 import random
@@ -244,14 +245,19 @@ class FactTable:
         return list(out.values())
 
 # %% ../../nbs/curriculum/scene.ipynb #7229f04e
+def alike_fact(rng: random.Random, fact: Fact, found: list[Fact]) -> Fact:
+    "One of a document's facts: with the attribute of another fact where there is such a one."
+    alike = [f for f in found if is_value(fact) and f.attribute == fact.attribute]
+    return rng.choice(alike or found)
+
+
 def _rivals(s: Scenes, rng: random.Random, fact: Fact, n: int) -> list[Entry]:
     "Rivals of a fact, each with the fact to show."
     if s.shelf.read:
         return s.tables[fact.lang].near(rng, fact, 2 * n)
     out = []
     for doc, found in s.shelf.rivals(rng, fact, n):
-        alike = [f for f in found if is_value(fact) and f.attribute == fact.attribute]
-        out.append((doc, found, rng.choice(alike or found)))
+        out.append((doc, found, alike_fact(rng, fact, found)))
         s.recent[fact.lang].append((doc, found))
     return out
 

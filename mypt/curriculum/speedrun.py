@@ -10,7 +10,6 @@ __all__ = ['QUESTIONS', 'LEGS', 'HEAD', 'chat_sample', 'pack_picture', 'run_fact
 
 # %% ../../nbs/29_speedrun.ipynb #6b0a18e8
 import html
-import json
 import os
 import platform
 import random
@@ -28,7 +27,7 @@ from .context_extension import CONTEXT
 from .format_lock import PHASE1
 from .facts import facts
 from .invented import make_documents
-from .legs import Leg, base_legs, frozen_names, limited, with_numbers
+from .legs import Leg, base_legs, frozen_sets, limited, with_numbers
 from .questions import question
 from .multiturn import PHASE4
 from .operators import PHASE2
@@ -275,10 +274,11 @@ class Course:
     legs: tuple[Leg, ...] = LEGS
     base: str | None = None  # checkpoint to start from; None: random weights
     blocks: int = 0  # of the base
+    tied: bool = True  # its embedding is its head
     tokenization: str = 'byte'
     seed: int = 42
     sets: tuple = ()  # config overrides for every leg, key=value
-    docs_dir: str | None = None  # documents of one's own
+    docs_dir: str | None = None  # your own documents
     language: str | None = None  # `en`, `de` or `mixed`; the recipes' when None
     device: str = 'auto'
     quiet: bool = False  # no progress bars
@@ -289,7 +289,7 @@ class Course:
 # %% ../../nbs/29_speedrun.ipynb #661f32b4
 @dataclass
 class LegResult:
-    "What came of a leg: its data, its loss, its gate, and how long it took."
+    "The result of a leg: its data, its loss, its gate, and how long it took."
 
     leg: Leg
     gate: GateReport | None
@@ -326,11 +326,11 @@ def small_phase(leg: Leg, course: Course) -> Phase:
 
 
 def leg_sets(leg: Leg, course: Course) -> list[str]:  # key=value
-    "The config overrides of a leg: its own, the course's, and which weights stay as they are."
+    "The config overrides of a leg: its own, the course's, and which weights are frozen."
     sets = [*leg.sets, *course.sets]
     given = load_config(leg.config, sets).given
     if leg.frozen and not {'freeze', 'lora_rank'} & given.keys():
-        sets.append(f'freeze={json.dumps(frozen_names(course.blocks, leg.frozen))}')
+        sets += frozen_sets(course.blocks, course.tied, leg.frozen)
     return sets
 
 
@@ -637,7 +637,8 @@ def from_base(course: Course, source: str) -> Course:
     base = base_checkpoint(source)
     cfg = model_config(load_meta(base)['model'], base)
     kind = load_tokenizer(checkpoint_dir(base)).kind
-    return replace(course, base=base, blocks=cfg.n_layer, tokenization=kind, legs=base_legs(cfg))
+    shape = dict(blocks=cfg.n_layer, tied=cfg.tie_weights)
+    return replace(course, base=base, tokenization=kind, legs=base_legs(cfg), **shape)
 
 
 def _folder_of(output_dir: str | None, base: str | None) -> Path:
@@ -661,7 +662,7 @@ def speedrun(
     device: str = 'auto',  # To train and to judge on
     quiet: bool = False,  # No progress bars
 ) -> list[LegResult]:  # One for each phase
-    "The whole curriculum on this machine, gate by gate; run again, it goes on where it stopped."
+    "The whole curriculum on this machine, gate by gate; run again, it continues where it stopped."
     course = Course(
         _folder_of(output_dir, base),
         legs=LEGS,

@@ -244,13 +244,12 @@ class FramedScript(ScriptBase):
         if drawn < 0.65:
             return self.with_aside(text, tool, names)
         if drawn < 0.75:
-            return self.with_text(text)
+            return self.after_text(self.shelf.document(self.rng, self.lang), text)
         talker = Talker(self.rng, self.lang, self.shelf)
         return talker.around('swap', text, x=self.settled(talker, tool, names))
 
-    def with_text(self, text: str) -> str:
-        "A request behind a text that has nothing to do with it."
-        doc, _ = as_file(self.shelf.sample(self.rng, self.lang, 1)[0])
+    def after_text(self, doc: Document, text: str) -> str:
+        "A request behind the beginning of a document; alone where it has a quotation in it."
         said = ' '.join(sentences(doc.text)[: self.rng.randint(1, 7)])[:600]
         if not ends_well(said) or '"' in text or '„' in text:
             return text
@@ -377,7 +376,7 @@ def found_ids(result: dict) -> list[str]:
 MOST_HITS = 5  # of a search, where it does not ask for more
 
 
-LATER = 0.5  # share of the searches whose right hit is not the first, where a query does that
+LATER = 0.6  # share of the searches whose right hit is not the first, where a query does that
 
 
 def good_query(script: ToolScript, fact: Fact) -> str:

@@ -244,7 +244,7 @@ def judge_model(
     yardsticks: list | None = None,  # Files of other people: squad:FILE, bfcl:FILE
     limit: int | None = None,  # Cases of a suite or yardstick at most, always the same ones
 ) -> GateReport:
-    "Judge a checkpoint at a gate and print the table; yardsticks stand beside it."
+    "Judge a checkpoint at a gate and print the table; the yardsticks follow it."
     where, sticks = pick_device(device), [Yardstick(spec) for spec in yardsticks or ()]
     gpt, tok, meta = load_model(model)
     asked = responder(for_inference(gpt, device=where), tok, meta['layout'])
@@ -277,7 +277,7 @@ def _print_result(result: SuiteResult, verbose: bool) -> None:
 
 # %% ../../nbs/18_gates.ipynb #b5af02b3
 def result_json(result: SuiteResult | ExamReport | list[Score]) -> dict | list:
-    "What came of a suite, a yardstick or an exam, JSON-ready."
+    "The result of a suite, a yardstick or an exam, JSON-ready."
     if isinstance(result, list):
         return [score.to_json() for score in result]
     return result.to_json()

@@ -203,7 +203,7 @@ def responder(
 # %% ../../nbs/17_suite.ipynb #ee470420
 @dataclass
 class SuiteResult:
-    "What came of a suite: the replies of each case, and whether it passed."
+    "The result of a suite: the replies of each case, and whether it passed."
 
     name: str
     cases: list[Case]

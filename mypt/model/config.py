@@ -215,6 +215,7 @@ class TrainConfig(OptimConfig):
     compile: str = 'auto'  # Compile the blocks: 'on', 'off', 'auto' (on GPUs, in bfloat16)
     deterministic: bool = False  # On a GPU, only kernels that add in a fixed order; slower
     freeze: list = field(default_factory=list)  # Names (with `*`) of frozen weights
+    freeze_input: bool = False  # A tied embedding learns as the head, not by its lookups
     lora_rank: int = 0  # Train corrections of this rank beside a base; 0: train its weights
     lora_alpha: float = 0.0  # They are multiplied by alpha/rank; 0: twice the rank
     lora_targets: list = field(default_factory=list)  # Layers with one, as `q_proj`; []: all

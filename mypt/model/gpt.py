@@ -32,6 +32,7 @@ class Trunk(nn.Module):
         self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.n_embd)
         learned = cfg.pos_encoding == 'learned'
         self.embed_positions = nn.Embedding(cfg.block_size, cfg.n_embd) if learned else None
+        self.input_fixed = False  # No gradient through the embedding's lookups
         self.layers = nn.ModuleList(Block(cfg, i) for i in range(cfg.n_layer))
         self.norm = make_norm(cfg)
         self.dropout = nn.Dropout(cfg.dropout)
@@ -57,6 +58,8 @@ class Trunk(nn.Module):
         x = self.embed_tokens(ids)
         if self.embed_positions is not None:
             x = x + self.embed_positions(positions)
+        if self.input_fixed:
+            x = x.detach()
         x = self.dropout(x if noise is None else x + noise)
         rope, last = self.rope(positions), len(self.layers) - 1
         for i, block in enumerate(self.layers):

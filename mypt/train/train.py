@@ -6,7 +6,7 @@
 __all__ = ['FEW_STEPS', 'MOST_EPOCHS', 'Write', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'M_MMAP_MAX', 'Start', 'start_model',
            'make_batches', 'choose_eval_sets', 'eval_sets', 'Stage', 'StagedBatches', 'coverage', 'fit_to_data',
            'shorten_warmup', 'lr_jump', 'describe_run', 'Process', 'this_process', 'Strategy', 'should_recompute',
-           'kept_memory', 'Plan', 'plan_run', 'next_command', 'train']
+           'kept_memory', 'set_up_model', 'Plan', 'plan_run', 'next_command', 'train']
 
 # %% ../../nbs/16_train.ipynb #99c94309
 import ctypes
@@ -680,11 +680,13 @@ def _start_line(t: Trainer, data: Batches, folder: Path, base: str | None) -> st
     return f'{line}, {t.cfg.parallel}\n{rows} = {data.per_step} rows a step'
 
 # %% ../../nbs/16_train.ipynb #ecf223bc
-def _set_up_model(model: GPT, cfg: Config, ds: Dataset, process: Process):
-    "Give the model the config's settings."
-    freeze(model, cfg.train.freeze)
-    model.neftune_alpha = cfg.train.neftune_alpha
-    model.use_checkpoint = should_recompute(cfg, ds, process)
+def set_up_model(model: GPT, cfg: TrainConfig):
+    "Give the model a config's frozen weights and noise; `UserError` where it has no such weights."
+    freeze(model, cfg.freeze)
+    if cfg.freeze_input and not model.cfg.tie_weights:
+        raise UserError('freeze_input: this embedding is not the head too; freeze it by its name')
+    model.model.input_fixed = cfg.freeze_input
+    model.neftune_alpha = cfg.neftune_alpha
 
 # %% ../../nbs/16_train.ipynb #996fcba5
 class Plan(NamedTuple):
@@ -813,7 +815,8 @@ def train(
         begun = _folder_to_resume(folder, process, sharded)
         start = start_model(begun, cfg, ds, init_from_model, sharded)
         plan = plan_run(cfg, ds, start, process)
-        _set_up_model(start.model, cfg, ds, process)
+        set_up_model(start.model, cfg.train)
+        start.model.use_checkpoint = should_recompute(cfg, ds, process)
         lineage = _lineage(ds, cfg, plan.steps, start.base)
         _check_same_data(folder, start.lineage, lineage)
         about = dict(lineage=lineage, layout=ds.meta['layout'], mask_policy=ds.meta['mask_policy'])
