@@ -71,10 +71,18 @@ def _result(sign: str, a: int, b: int) -> int | None:
     return high // low if low and high % low == 0 else None
 
 # %% ../../nbs/curriculum/recompute.ipynb #5ec3c23f
+def _counting_part(question: str) -> str:
+    "A question from the sentence with its first number on: *this is left for you* is no minus."
+    parts = re.split(r'(?<=[.!?:]) ', question)
+    first = next((i for i, part in enumerate(parts) if re.search(r'\d', part)), 0)
+    return ' '.join(parts[first:])
+
+
 def check_sum(question: str, answer: str) -> Verdict | None:
     "A sum, a difference, a product or a quotient of two numbers."
     if 'Python' in question:
         return None  # where `%` is the rest of a division
+    question = _counting_part(question)
     signs = [k for k, words in _OPERATIONS.items() if re.search(words, question, re.I)]
     digits = re.findall(r'(?<![\w.,])\d+(?!\w)', question)
     limited = re.sub(_LIMIT_WORDS, ' ', question) if len(digits) > 2 else question

@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['FIRST_DROPPED', 'SUMMARY_SIZES', 'ToolPlay', 'KNOWN', 'Plays', 'TOOL_KINDS', 'TOOL_SHARES', 'SIMPLE_KINDS',
            'TOOL_SYSTEMS', 'NEAR_WINDOW', 'Card', 'SHORT_SNIPPET', 'SPACES', 'SHORT_SNIPPETS', 'TOOL_TRIES', 'UNNAMED',
-           'PHASE5', 'TOOL_SUITE_SYSTEM', 'with_decoy', 'search_first', 'needs_hit', 'answer_from_hits',
-           'search_answer', 'empty_search', 'search_again', 'ask_known', 'search_known', 'list_all', 'found_names',
-           'answer_besides', 'list_besides', 'answer_count', 'list_count', 'list_exists', 'shared_words', 'ask_which',
-           'first_sentence', 'get_first', 'get_fact', 'get_known', 'ask_opening', 'answer_summary', 'summary_size',
-           'summarized', 'shorten', 'summarize_document', 'summarize_text', 'summary_known', 'list_known',
-           'reads_first', 'read_choice', 'search_then_read', 'lose_document', 'nothing_found', 'wrong_list',
-           'wrong_guess', 'read_after', 'summarize_first', 'wrong_summary', 'wrong_search', 'wrong_get', 'wrong_piece',
-           'PlainChats', 'message_tokens', 'asks_of_a_suite', 'try_play', 'play_on', 'play_before', 'single_turns',
-           'script_meta', 'deal', 'ToolSource', 'ToolEpisodes', 'ToolDeck', 'make_toolcall', 'agent_case',
-           'toolcall_suites']
+           'PHASE5', 'TOOL_SUITE_SYSTEM', 'with_decoy', 'usable', 'search_first', 'needs_hit', 'search_answer',
+           'empty_search', 'search_again', 'ask_known', 'search_known', 'list_all', 'found_names', 'answer_besides',
+           'list_besides', 'answer_count', 'list_count', 'list_exists', 'shared_words', 'ask_which', 'first_sentence',
+           'get_first', 'get_fact', 'get_known', 'ask_opening', 'answer_summary', 'summary_size', 'summarized',
+           'shorten', 'summarize_document', 'summarize_text', 'summary_known', 'list_known', 'reads_first',
+           'read_choice', 'search_then_read', 'lose_document', 'nothing_found', 'wrong_list', 'wrong_guess',
+           'read_after', 'summarize_first', 'wrong_summary', 'wrong_search', 'wrong_get', 'wrong_piece', 'PlainChats',
+           'message_tokens', 'asks_of_a_suite', 'try_play', 'play_on', 'play_before', 'single_turns', 'script_meta',
+           'deal', 'ToolSource', 'ToolEpisodes', 'ToolDeck', 'make_toolcall', 'agent_case', 'toolcall_suites']
 
 # %% ../../nbs/27_toolcall.ipynb #26e87555
 import random
@@ -74,16 +73,25 @@ def with_decoy(script: ToolScript, asked: str) -> str:
     return script.after_text(script.rng.choice(named or rest), asked)
 
 # %% ../../nbs/27_toolcall.ipynb #89e656b5
-def search_first(script: ToolScript) -> dict:
+FIRST_DROPPED = 0.6  # of the searches whose first hit is the right one, where a hit answers
+
+
+def usable(script: ToolScript, query: str, first_dropped: float) -> bool:
+    "Whether a query is used: seldom where it finds one document, less often where the first is right."
+    found = [h.doc_id for h in script.workspace.index.search(query, 2, each=True)]
+    if len(found) < 2:
+        return not script.chance(0.8)
+    return found[0] != script.fact.doc_id or not script.chance(first_dropped)
+
+
+def search_first(script: ToolScript, first_dropped: float = 0.0) -> dict:  # {}: not this time
     "Ask for the fact and search; a search that finds its document and another is the rule."
+    query = good_query(script, script.fact)
+    if not usable(script, query, first_dropped):
+        return {}
     asked = question(script.rng, script.fact, simple=script.style.simple)
     script.ask(with_decoy(script, asked) if script.chance(_DECOYS) else asked)
-    query = good_query(script, script.fact)
-    result = search_documents(script, query, script.form('think.search', q=query))
-    single = len(found_ids(result)) < 2
-    if single and not script.style.simple and script.rng.random() < 0.8:
-        return {}
-    return result
+    return search_documents(script, query, script.form('think.search', q=query))
 
 
 def needs_hit(play: Callable[[ToolScript], bool]) -> Callable[[ToolScript], bool]:
@@ -98,23 +106,13 @@ def needs_hit(play: Callable[[ToolScript], bool]) -> Callable[[ToolScript], bool
     return tried
 
 # %% ../../nbs/27_toolcall.ipynb #9c355f0e
-FIRST_DROPPED = 0.7  # of the searches whose first hit is the right one
-
-
-def answer_from_hits(script: ToolScript, result: dict) -> bool:
-    "A choice among the hits, the answer; the first hit must not be the right one too often."
-    if not result_shows(result, script.fact):
-        return False
-    if found_ids(result)[0] == script.fact.doc_id and script.chance(FIRST_DROPPED):
-        return False
-    return script.answer_fact(choice_thought(script, result))
-
-
 @needs_hit
 def search_answer(script: ToolScript) -> bool:
     "A search, a choice among its hits, the answer."
-    result = search_first(script)
-    return answer_from_hits(script, result)
+    result = search_first(script, FIRST_DROPPED)
+    if not result_shows(result, script.fact):
+        return False
+    return script.answer_fact(choice_thought(script, result))
 
 # %% ../../nbs/27_toolcall.ipynb #6b270fb8
 def empty_search(script: ToolScript) -> bool:
@@ -137,7 +135,9 @@ def search_again(script: ToolScript) -> bool:
         return False
     query = query_without(script, script.fact) or script.doc.title
     result = search_documents(script, query, script.form('think.again', q=query))
-    return answer_from_hits(script, result)
+    if not result_shows(result, script.fact):
+        return False
+    return script.answer_fact(choice_thought(script, result))
 
 # %% ../../nbs/27_toolcall.ipynb #27258584
 def _known_fact(script: ToolScript, result: dict) -> Fact | None:
