@@ -259,7 +259,7 @@ def _noun_places() -> dict[str, frozenset]:  # form of a noun → (case, column)
 # %% ../../nbs/curriculum/grammar.ipynb #677434dc
 def is_noun_form(word: str) -> bool:
     "Whether a word is a form of a known German noun; an invented name should not be one."
-    return word in _noun_places()
+    return word in _noun_places() or word in _LEFT_OUT
 
 
 _STEMS = ('ein', 'kein', 'mein', 'dein', 'sein', 'ihr', 'unser', 'euer')

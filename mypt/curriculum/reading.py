@@ -274,7 +274,9 @@ _PERSONAL = re.compile(
     r'\b(?:it|its|he|his|she|her|they|their|er|es|sie|ihr\w*|sein\w*|ihn)\b', re.I
 )
 
-_THE_THING = re.compile(rf'\b(?:the|der|die|das|den|dem|des) (?:{_THINGS})(?:e?[ns])?\b', re.I)
+_THE_THING = re.compile(
+    rf'\b(?:the (?:{_THINGS})|(?:der|die|das|den|dem|des) (?:{_THINGS})(?:e?[ns])?)\b', re.I
+)
 
 
 def _of_another(sentence: str, subject: str) -> bool:

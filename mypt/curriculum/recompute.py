@@ -60,6 +60,13 @@ def _numbers(text: str) -> list[int]:
     ]
 
 
+def _counting_part(question: str, ends: str) -> str:
+    "A question from its first number's sentence on: *this is left for you* is no minus."
+    parts = re.split(rf'(?<=[{ends}]) ', question)
+    first = next((i for i, part in enumerate(parts) if _numbers(part)), 0)
+    return ' '.join(parts[first:])
+
+
 def _result(sign: str, a: int, b: int) -> int | None:
     if sign == '+':
         return a + b
@@ -71,18 +78,11 @@ def _result(sign: str, a: int, b: int) -> int | None:
     return high // low if low and high % low == 0 else None
 
 # %% ../../nbs/curriculum/recompute.ipynb #5ec3c23f
-def _counting_part(question: str) -> str:
-    "A question from the sentence with its first number on: *this is left for you* is no minus."
-    parts = re.split(r'(?<=[.!?:]) ', question)
-    first = next((i for i, part in enumerate(parts) if re.search(r'\d', part)), 0)
-    return ' '.join(parts[first:])
-
-
 def check_sum(question: str, answer: str) -> Verdict | None:
     "A sum, a difference, a product or a quotient of two numbers."
     if 'Python' in question:
         return None  # where `%` is the rest of a division
-    question = _counting_part(question)
+    question = _counting_part(question, '.!?:')
     signs = [k for k, words in _OPERATIONS.items() if re.search(words, question, re.I)]
     digits = re.findall(r'(?<![\w.,])\d+(?!\w)', question)
     limited = re.sub(_LIMIT_WORDS, ' ', question) if len(digits) > 2 else question
@@ -115,6 +115,7 @@ def _yes_no(rule: str, answer: str, yes: bool) -> Verdict | None:
 
 def check_comparison(question: str, answer: str) -> Verdict | None:
     "Whether one number is more than another, or is even or odd."
+    question = _counting_part(question, '.!?')
     numbers = _numbers(re.sub(r'\b(?:the )?ones?\b', ' ', question, flags=re.I))
     more, less = (re.search(rf'\b(?:{words})\b', question, re.I) for words in (_MORE, _LESS))
     if len(numbers) == 2 and bool(more) != bool(less):
