@@ -132,8 +132,7 @@ _TOOL_LEGS = (
         most=CASES_ASKED,
     ),
 )
-_LOWER = 2 / 3  # of the blocks
-BASE_LEGS = tuple(replace(leg, frozen=_LOWER) for leg in _FIRST + _CHAT_LEGS + _TOOL_LEGS)
+BASE_LEGS = _FIRST + _CHAT_LEGS + _TOOL_LEGS
 
 # %% ../../nbs/curriculum/legs.ipynb #08f680e4
 READS = 2048  # tokens that a base must read at least

@@ -219,7 +219,8 @@ def abstains(t: GivenAnswer) -> bool:
         return True
     if 'KEY_FACTS' in t.answer or len(t.answer.split()) > 45 or not _ABSTAINS.search(t.answer):
         return False
-    return not any(holds(p.text, t.answer) for p in t.passages)
+    first = sentences_of(t.answer)[0]
+    return not any(holds(p.text, first) for p in t.passages)
 
 # %% ../../nbs/curriculum/meaning.ipynb #b8820c16
 def _supported(t: GivenAnswer) -> Iterator[Verdict]:
@@ -532,17 +533,26 @@ def _is_listing(t: GivenAnswer) -> bool:
     return last_call == 'workspace.list_docs' and not t.cites and '?' not in t.answer
 
 # %% ../../nbs/curriculum/meaning.ipynb #19980c03
+_SAID = re.compile(r'"[^"]*[.!?]"|„[^“]*[.!?]“')  # sentences in quotation marks, not a title
+_CONFIRMS = re.compile(r'(?:yes|no|ja|nein)\b', re.I)
+_ONLY = re.compile(r'\b(?:only|einzige[nrs]?)\b', re.I)
+
+
 def _list_complete(t: GivenAnswer) -> Iterator[Verdict]:
     docs = t.listed
     if docs is None or not _is_listing(t):
         return
     lead = re.compile(rf'\b(?:{_EXCEPT}) (?:„|")?{FILE_NAME.pattern}', re.I)
-    told, known = _named_in(lead.sub(' ', t.answer), docs), _named_in(t.question, docs)
+    asked = _SAID.sub(' ', t.question)
+    told, known = _named_in(lead.sub(' ', t.answer), docs), _named_in(asked, docs)
     if not told or (len(told) == 1 and len(docs) > 2):
         return
-    excluded, included = _besides_or_too(t.question, docs)
-    if len(told) == 1 and told == known and (included or not excluded):
+    excluded, included = _besides_or_too(asked, docs)
+    confirms = _CONFIRMS.match(t.answer) is not None
+    if len(told) == 1 and told == known and (included or confirms or not excluded):
         return  # whether there is this one
+    if len(docs) == 1 and told == known and _ONLY.search(t.answer):
+        return  # and no other
     wanted = {p.doc_id for p in docs}
     if known and excluded and not included:
         wanted -= known

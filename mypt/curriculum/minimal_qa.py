@@ -194,7 +194,8 @@ def limited_question(
 ) -> LimitedQuestion:
     "Ask a topic under a limit."
     if kind == 'plain':
-        more = f' {r.choice(_texts(lang)["after"])}' if r.random() < 0.2 else ''
+        limited = _LIMITS.search(t.question)  # *In one sentence, what is …?*
+        more = f' {r.choice(_texts(lang)["after"])}' if r.random() < 0.2 and not limited else ''
         answer = t.answers[-1] if t.context else r.choice(t.answers[-2:])
         return LimitedQuestion(t.question, answer + more, dict(max_sentences=2))
     if kind == 'sentences':

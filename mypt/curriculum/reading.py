@@ -190,7 +190,10 @@ _IS = frozenset(
 )
 _OF = ('of', 'von', 'for', 'für')
 _THINGS = '|'.join(
-    sorted({n for groups in _WORLD['things'].values() for nouns in groups.values() for n in nouns})
+    sorted(
+        {n for groups in _WORLD['things'].values() for nouns in groups.values() for n in nouns}
+        | {*_WORLD['women'].values()}
+    )
 )
 _OBJECT = re.compile(
     rf'\b(?:it|him|her|ihn|es|sie|ihm|ihr|(?:the|der|die|das|den|dem) (?:{_THINGS})[ns]?)\b'
@@ -213,6 +216,8 @@ def _acts(name: str, passage: ShownPassage, count: int) -> bool:
         if m[0] != name:
             continue
         before = _words_before(passage.text[: m.start()])
+        if before[0].isdigit():
+            continue  # a unit
         after = passage.text[m.end() :].split()[:1]
         of_it = before[0] in _OF and bool(_IS.intersection(after))
         of_it = of_it or before[0].casefold() == 'name'
@@ -313,7 +318,7 @@ def sentences_about(passage: ShownPassage, subject: str, names: Iterable[str] = 
     return out
 
 # %% ../../nbs/curriculum/reading.ipynb #cef6494f
-_TICKET = re.compile(r'ticket|karte|visitor|besuch|door|tür|entry|eintritt', re.I)
+_TICKET = re.compile(r'ticket|karte|visitor|besuch|door|tür|entry|eintritt|get into', re.I)
 _CHARGE = re.compile(r'socket|charge|ladung|steckdose|akku|batter', re.I)
 _TEXT = re.compile(r'\btext', re.I)
 _NAMED = re.compile(r'\b(?:the|der) name\b', re.I)
@@ -321,9 +326,11 @@ _NOT_OF = dict(price=_TICKET, preis=_TICKET, duration=_CHARGE, dauer=_CHARGE, ve
 _NOT_OF |= dict(birthplace=_NAMED, geburtsort=_NAMED)
 _CLOCK = re.compile(r"\bUhr\b|o'clock", re.I)
 _DESIGN = re.compile('Entwurf')
+_PAPER = re.compile(r'\bpaper\b|Papier gedruckt', re.I)
+_NOT_OF |= {'erscheinungsjahr': _PAPER, 'publication year': _PAPER}
 _SERIES = re.compile(r'gehört in diese Reihe')
 _NOT_OF |= dict(owner=_SERIES, besitzer=_SERIES, besitzerin=_SERIES)
-_NOT_OF |= dict(autor=_DESIGN, autorin=_DESIGN)
+_NOT_OF |= dict(autor=_DESIGN, autorin=_DESIGN, author=re.compile(r'\bbirth\b', re.I))
 _NOT_OF |= {'closing day': _CLOCK, 'ruhetag': _CLOCK}
 
 
@@ -360,6 +367,7 @@ def answering_sentence(
         if subject.lower() in sentence.lower():
             rest = re.sub(rf'(?<!\w){re.escape(subject)}(?!\w)', 'Xx', sentence, flags=re.I)
         whole = _ENDED.search(rest) and not rest[:1].islower()
+        whole = whole and (len(rest.split()) > 2 or ':' in rest)  # else the end of a cut sentence
         if wording.search(rest) and whole and not _is_other(attribute, rest):
             return sentence
     return None
@@ -392,6 +400,15 @@ def _defines(text: str, subject: str) -> bool:
     return bool(re.search(rf'{defined}|#+ {name} *#*\s+\S', text))
 
 
+_SECTION = r'(?:§+|Art\.?|Artikel) ?\d+\w*'  # of a law
+
+
+def _of_another_section(text: str, subject: str) -> bool:
+    "Whether a text has headings of sections, and not the one that is asked for."
+    asked, headings = re.match(_SECTION, subject), re.findall(rf'#+ ({_SECTION})', text)
+    return bool(asked and headings and asked[0] not in headings)
+
+
 def telling_sentence(
     passage: ShownPassage,
     question: str,
@@ -403,6 +420,8 @@ def telling_sentence(
         return sentence
     if not sentence and subject and _defines(passage.text, subject):
         return subject
+    if _of_another_section(passage.text, subject):
+        return None
     wanted = content_words(sentence or question)
     if len(wanted) < 5:
         return None
@@ -431,6 +450,9 @@ _NUMBER = re.compile(r'\d+(?:[.,:]\d+)*')
 _ATTRIBUTE_WORDS = {w[:6] for name in (*_TABLE, *_KEYS) for w in name.casefold().split()}
 
 
+_SOURCE_WORDS = frozenset('quelle dort source there'.split())  # *the source is …: there it says*
+
+
 def unsupported(answer: str, texts: list[str], question: str = '') -> str | None:
     "The part of an answer that none of the texts supports; None: all of it is supported."
     joined, answer = '\n'.join(texts), without_files(answer)
@@ -440,7 +462,8 @@ def unsupported(answer: str, texts: list[str], question: str = '') -> str | None
     for number in _NUMBER.findall(answer):
         if number not in known:
             return number
-    wanted = [w for w in content_words(answer) if w not in _ATTRIBUTE_WORDS]
+    spoken = _ATTRIBUTE_WORDS | _SOURCE_WORDS
+    wanted = [w for w in content_words(answer) if w not in spoken]
     there = {w[:6] for w in plain_words(f'{joined} {question}').split()}
     missing = [w for w in wanted if w not in there]
     return ' '.join(missing) if 2 * len(missing) > len(wanted) else None

@@ -78,11 +78,14 @@ def _result(sign: str, a: int, b: int) -> int | None:
     return high // low if low and high % low == 0 else None
 
 # %% ../../nbs/curriculum/recompute.ipynb #5ec3c23f
+_TITLE = re.compile(r'"[^"]*[^\W\d_]{3}[^"]*"|„[^“]*[^\W\d_]{3}[^“]*“')  # *"Screening (2-3)"*
+
+
 def check_sum(question: str, answer: str) -> Verdict | None:
     "A sum, a difference, a product or a quotient of two numbers."
     if 'Python' in question:
         return None  # where `%` is the rest of a division
-    question = _counting_part(question, '.!?:')
+    question = _counting_part(_TITLE.sub(' ', question), '.!?:')
     signs = [k for k, words in _OPERATIONS.items() if re.search(words, question, re.I)]
     digits = re.findall(r'(?<![\w.,])\d+(?!\w)', question)
     limited = re.sub(_LIMIT_WORDS, ' ', question) if len(digits) > 2 else question
@@ -202,7 +205,7 @@ _ORDINALS = (
 
 # %% ../../nbs/curriculum/recompute.ipynb #903b51b0
 _AFTER = (
-    r'\b(?:after|follows?|next|nach(?! dem wetter)|folgt|danach|schließt|yesterday was|gestern war|'
+    r'\b(?:after|follows?|next(?! train| bus)|nach(?! dem wetter)|folgt|danach|schließt|yesterday was|gestern war|'
     r'has passed|'
     r'is over|ist vorbei|ist um|ist zu ende)\b'
 )
@@ -461,8 +464,8 @@ def count_words(text: str) -> int:
 
 
 _NO_END = re.compile(
-    r'\b(?:e\.g|i\.e|z\. ?B|d\. ?h|u\. ?a|etc|vgl|bzw|ca|cf|vs|Abs|Art|Nr|No|Dr)\.(?= [^A-ZÄÖÜ])|'
-    r'\b(?:Abs|Art|Nr|No|Dr)\.|'
+    r'\b(?:u\. ?a|etc|bzw|ca)\.(?=["”)]* [^A-ZÄÖÜ])|'
+    r'\b(?:e\.g|i\.e|z\. ?B|d\. ?h|cf|vs|vgl|Abs|Art|Nr|No|Dr)\.|'
     r'\d\.(?= [a-zäöü])|\b(?:de[mnrs]|die|das|zum|vom|am) \d+\\?\.|'
     r'\d\.(?= (?:Jan|Feb|Mär|Apr|Mai|Jun|Jul|Aug|Sep|Okt|Nov|Dez))'
 )
@@ -491,7 +494,7 @@ def check_limit(question: str, answer: str, at_most: bool = False) -> Verdict | 
 # %% ../../nbs/curriculum/recompute.ipynb #efd56f9a
 _KEY_FACTS = re.compile(r'KEY_FACTS:\n((?:- .+\n)+)SUMMARY: (.+)', re.S)
 _FIRST = re.compile(
-    r'(?<!\w)(\d+|one|two|three|four|five|drei|zwei|vier|fünf)\s(?:\w+ )?(?:facts?|fakten)', re.I
+    r'(?<!\w)(\d+|one|two|three|four|five|drei|zwei|vier|fünf)\s(?:\w+ )?(?:facts?|fakten)\b', re.I
 )
 
 

@@ -33,6 +33,7 @@ class ShownPage(NamedTuple):
     doc: Document
     text: str  # on one line
     facts: list[Fact]  # what it states
+    unnamed: tuple[Fact, ...] = ()  # what it states of *it*, without the name before
 
 # %% ../../nbs/curriculum/scene.ipynb #00bb9eeb
 def _says_it_too(page: ShownPage, fact: Fact) -> bool:
@@ -78,7 +79,8 @@ class Scene:
     def clear(self) -> list[Fact]:
         "The facts of the pages of which no two are about the same."
         found = self.stated()
-        about = Counter((f.subject.lower(), f.attribute) for f in found)
+        unnamed = [f for page in self.pages for f in page.unnamed]
+        about = Counter((f.subject.lower(), f.attribute) for f in (*found, *unnamed))
         once = [f for f in found if about[f.subject.lower(), f.attribute] == 1]
         return [f for f in once if not any(_says_it_too(page, f) for page in self.pages)]
 
@@ -112,7 +114,8 @@ def may_answer(page: ShownPage, fact: Fact) -> bool:
         return False
     if states(page.text, fact) or _names_attribute(page, fact):
         return True
-    same = [f for f in page.facts if _same_name(f, fact) and f.attribute == fact.attribute]
+    stated = (*page.facts, *page.unnamed)
+    same = [f for f in stated if _same_name(f, fact) and f.attribute == fact.attribute]
     if any(f.title == fact.title or is_value(f) or f.kind == 'definition' for f in same):
         return True
     has_value = bool(fact.value) and fact.value.lower() in page.text.lower()
@@ -177,7 +180,9 @@ class Scenes:
         "A passage of a document that states a fact."
         size = size or self.size or (400 if self.simple else rng.choice(_SIZES[fact.lang]))
         text = self.passage(doc, fact, size)
-        return ShownPage(doc, text, [f for f in found if f.sentence in text and _is_clear(f, text)])
+        stated = [f for f in found if f.sentence in text]
+        clear = [f for f in stated if _is_clear(f, text)]
+        return ShownPage(doc, text, clear, tuple(f for f in stated if f not in clear))
 
     def passage(self, doc: Document, fact: Fact, size: int) -> str:
         "The piece of a document that states a fact; pieces of a folder's are cut once."
