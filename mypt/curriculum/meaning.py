@@ -223,6 +223,9 @@ def abstains(t: GivenAnswer) -> bool:
     return not any(holds(p.text, first) for p in t.passages)
 
 # %% ../../nbs/curriculum/meaning.ipynb #b8820c16
+_BACK = re.compile(r'(?<=[.!?]) [^.!?]*\?$')  # a question back, after an answer
+
+
 def _supported(t: GivenAnswer) -> Iterator[Verdict]:
     "The answer is in what it cites; without a citation, in what was shown."
     in_question = not t.passages and not t.calls and not t.cites
@@ -248,7 +251,7 @@ def _supported(t: GivenAnswer) -> Iterator[Verdict]:
         about = t.about or {}
         named = (about.get('subject') or '', about.get('attribute') or '')
         known = (t.question, t.system, *named)
-        missing = unsupported(t.answer, texts, ' '.join(known))
+        missing = unsupported(_BACK.sub('', t.answer), texts, ' '.join(known))
         yield Verdict('the answer is in what is cited', missing or '')
     yield from _holds_value(t, texts)
 
@@ -275,7 +278,8 @@ def _same_attribute(t: GivenAnswer) -> Iterator[Verdict]:
         return
     wording = wording_of(*asked)
     texts = [x for c in t.cites for x in t.texts_of(c['text'])]
-    near = [s for x in texts for s in split_items(x) if _close(s, t.answer)]
+    said = without_files(t.answer)
+    near = [s for x in texts for s in split_items(x) if _close(s, said)]
     short = 300 if t.about else 70
     if near and max(map(len, near)) < short:
         named = any(wording.search(s) for s in near) or wording.search(t.answer)
@@ -543,7 +547,7 @@ def _list_complete(t: GivenAnswer) -> Iterator[Verdict]:
     if docs is None or not _is_listing(t):
         return
     lead = re.compile(rf'\b(?:{_EXCEPT}) (?:„|")?{FILE_NAME.pattern}', re.I)
-    asked = _SAID.sub(' ', t.question)
+    asked = _SAID.sub('. ', t.question)
     told, known = _named_in(lead.sub(' ', t.answer), docs), _named_in(asked, docs)
     if not told or (len(told) == 1 and len(docs) > 2):
         return

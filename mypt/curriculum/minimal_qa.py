@@ -185,6 +185,9 @@ def _ask_sentences(r, lang, t: Topic, n: int | None) -> LimitedQuestion:
     return LimitedQuestion(q, answer, dict(sentences=n))
 
 # %% ../../nbs/curriculum/minimal_qa.ipynb #269fda5e
+_LIMITS = re.compile(r'\b(?:sentences?|words?|Satz|Sätzen?|Worten?|Wörtern?)\b', re.I)
+
+
 def limited_question(
     r: random.Random,
     lang: str,
@@ -297,9 +300,6 @@ def _unknown_question(
     return asked._replace(answer=t.value)
 
 # %% ../../nbs/curriculum/minimal_qa.ipynb #b926436a
-_LIMITS = re.compile(r'\b(?:sentences?|words?|Satz|Sätzen?|Worten?|Wörtern?)\b', re.I)
-
-
 def _belongs(t: Topic, asked: LimitedQuestion, held: bool) -> bool:
     "Whether the answer keeps its limits, and the question is on the right side of the split."
     if asked.question != t.question and _LIMITS.search(t.question):

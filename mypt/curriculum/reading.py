@@ -403,6 +403,9 @@ def _defines(text: str, subject: str) -> bool:
 _SECTION = r'(?:§+|Art\.?|Artikel) ?\d+\w*'  # of a law
 
 
+_PART = re.compile(r'\b(?:Absatz|Abs\.|[Pp]aragraph|[Ss]ubsection) (\d+)')  # of a section
+
+
 def _of_another_section(text: str, subject: str) -> bool:
     "Whether a text has headings of sections, and not the one that is asked for."
     asked, headings = re.match(_SECTION, subject), re.findall(rf'#+ ({_SECTION})', text)
@@ -425,7 +428,11 @@ def telling_sentence(
     wanted = content_words(sentence or question)
     if len(wanted) < 5:
         return None
+    part = _PART.search(question)
     for said in sentences_of(passage.text):
+        numbered = re.match(r'\((\d+)\)', said)
+        if part and numbered and part[1] != numbered[1]:
+            continue
         there = {w[:6] for w in plain_words(said).split()}
         if len(there.intersection(wanted)) >= 0.9 * len(wanted):
             return said
