@@ -8,6 +8,7 @@ __all__ = ['GOLD_SYSTEMS', 'make_gold']
 # %% ../../nbs/curriculum/gold_episodes.ipynb #5c90a958
 import random
 import re
+from collections import Counter
 from functools import lru_cache, partial
 from typing import Iterator
 from ..agent.documents import read_documents
@@ -81,12 +82,19 @@ def _document_messages(r: random.Random, known: list[Fact], held: bool) -> list[
     return _talk(question(r, fact), fact.sentence)
 
 # %% ../../nbs/curriculum/gold_episodes.ipynb #216a1bbc
+def _of_one_answer(found: list[Fact]) -> list[Fact]:
+    "Facts about what no other one is about: nothing is shown that would say which is meant."
+    about = Counter((f.subject.casefold(), f.attribute) for f in found)
+    return [f for f in found if about[f.subject.casefold(), f.attribute] == 1]
+
+
 def _documented_facts(docs_dir: str | None, language: str) -> dict[str, list[Fact]]:
     "The facts of a folder by language; raises `UserError` where a language has none."
     known = {'en': [], 'de': []}
     for d in read_documents(docs_dir) if docs_dir else ():
         for f in facts(d):
             known[f.lang].append(f)
+    known = {lang: _of_one_answer(found) for lang, found in known.items()}
     wanted = [lang for lang in known if language in (lang, 'mixed')]
     if docs_dir and not all(known[lang] for lang in wanted):
         raise UserError(

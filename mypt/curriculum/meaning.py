@@ -690,13 +690,15 @@ def _one_language(episode: dict, turns: list[GivenAnswer]) -> Iterator[Verdict]:
 # %% ../../nbs/curriculum/meaning.ipynb #c547e202
 def _own_words(text: str, t: GivenAnswer) -> str:
     "A text without quotations, and without what it takes from a document."
+    if text.startswith('Text: '):
+        text = text.rpartition('\n\n')[2]  # the order comes after the text
     about = t.about or {}
     for taken in (about.get('sentence'), about.get('subject'), about.get('value')):
         if taken and len(taken.split()) > 1:
             text = text.replace(taken, '…')
     text = re.sub(r'„[^“]*“|"[^"]*"|‚[^‘]*‘', '…', _CODE.sub(' ', text))
     own = [s for s in sentences_of(text) if not any(holds(p.text, s) for p in t.passages)]
-    return without_files(' '.join(own).partition('Text: ')[0] or ' '.join(own))
+    return without_files(' '.join(own).partition('Text: ')[0])
 
 
 def _forms(t: GivenAnswer, lang: str) -> Iterator[Verdict]:
@@ -705,8 +707,10 @@ def _forms(t: GivenAnswer, lang: str) -> Iterator[Verdict]:
     else:
         copied = any(holds(p.text, t.answer) for p in t.passages)
         texts = [t.question, t.message.get('think') or '', '' if copied else t.answer]
-    if not _is_invented(t) and (lang == 'en' or 'json' in (t.meta.get('want') or {})):
-        return  # texts of real documents, and orders inside other texts
+    if not _is_invented(t) and 'json' in (t.meta.get('want') or {}):
+        return  # orders inside other texts
+    if not _is_invented(t) and lang == 'en':
+        texts = texts[:1]  # answers are of real documents
     wrong = (form for text in texts if text for form in wrong_forms(_own_words(text, t), lang))
     yield Verdict('case and number', next(wrong, ''))
 
