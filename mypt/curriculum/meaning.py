@@ -219,8 +219,8 @@ def abstains(t: GivenAnswer) -> bool:
         return True
     if 'KEY_FACTS' in t.answer or len(t.answer.split()) > 45 or not _ABSTAINS.search(t.answer):
         return False
-    first = sentences_of(t.answer)[0]
-    return not any(holds(p.text, first) for p in t.passages)
+    said = [s.partition(': ')[2] or s for s in sentences_of(t.answer)]  # *In short: …*
+    return not any(holds(p.text, s) for p in t.passages for s in said)
 
 # %% ../../nbs/curriculum/meaning.ipynb #b8820c16
 _BACK = re.compile(r'(?<=[.!?]) [^.!?]*\?$')  # a question back, after an answer
