@@ -521,11 +521,15 @@ def _named_in(text: str, docs: list[ShownPassage]) -> set[str]:
 _QUOTED = re.compile(r'"[^"]*"|„[^“]*“')
 
 
+_DONE_WITH = re.compile(r'\b(?:through|done) with\b|\bmit\b(?=.*\bdurch\b)', re.I)
+
+
 def _besides_or_too(question: str, docs: list[ShownPassage]) -> tuple[bool, bool]:
     "Whether a question leaves out the documents that it names, and whether it counts them in."
     naming = [s for s in sentences_of(question) if _named_in(s, docs)]
     for text in (' '.join(naming), _QUOTED.sub(' ', question)):
-        found = bool(_BESIDES.search(text)), bool(_TOO.search(text))
+        too = _TOO.search(_DONE_WITH.sub(' ', text))
+        found = bool(_BESIDES.search(text)), bool(too)
         if any(found):
             return found
     return False, False

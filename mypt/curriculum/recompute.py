@@ -205,8 +205,8 @@ _ORDINALS = (
 
 # %% ../../nbs/curriculum/recompute.ipynb #903b51b0
 _AFTER = (
-    r'\b(?:after|follows?|next(?! train| bus)|nach(?! dem wetter)|folgt|danach|schließt|yesterday was|gestern war|'
-    r'has passed|'
+    r'\b(?:after|follows?|next(?! train| bus)|nach(?! dem wetter)|folgt|danach|schließt|'
+    r'yesterday was|gestern war|has passed|'
     r'is over|ist vorbei|ist um|ist zu ende)\b'
 )
 _BEFORE = (

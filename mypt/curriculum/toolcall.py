@@ -77,7 +77,7 @@ FIRST_DROPPED = 0.6  # of the searches whose first hit is the right one, where a
 
 
 def usable(script: ToolScript, query: str, first_dropped: float) -> bool:
-    "Whether a query is used: seldom where it finds one document, less often where the first is right."
+    "Whether a query is used; one that finds a single document, or the right one first, less often."
     found = [h.doc_id for h in script.workspace.index.search(query, 2, each=True)]
     if len(found) < 2:
         return not script.chance(0.8)

@@ -680,13 +680,18 @@ def _start_line(t: Trainer, data: Batches, folder: Path, base: str | None) -> st
     return f'{line}, {t.cfg.parallel}\n{rows} = {data.per_step} rows a step'
 
 # %% ../../nbs/16_train.ipynb #ecf223bc
-def set_up_model(model: GPT, cfg: TrainConfig):
-    "Give the model a config's frozen weights and noise; `UserError` where it has no such weights."
+def set_up_model(
+    model: GPT,
+    cfg: TrainConfig,
+    recompute: bool = False,  # Activations, in the backward pass
+):
+    "Give a model a config's settings; `UserError` where it has not the weights that are frozen."
     freeze(model, cfg.freeze)
     if cfg.freeze_input and not model.cfg.tie_weights:
         raise UserError('freeze_input: this embedding is not the head too; freeze it by its name')
     model.model.input_fixed = cfg.freeze_input
     model.neftune_alpha = cfg.neftune_alpha
+    model.use_checkpoint = recompute
 
 # %% ../../nbs/16_train.ipynb #996fcba5
 class Plan(NamedTuple):
@@ -815,8 +820,7 @@ def train(
         begun = _folder_to_resume(folder, process, sharded)
         start = start_model(begun, cfg, ds, init_from_model, sharded)
         plan = plan_run(cfg, ds, start, process)
-        set_up_model(start.model, cfg.train)
-        start.model.use_checkpoint = should_recompute(cfg, ds, process)
+        set_up_model(start.model, cfg.train, should_recompute(cfg, ds, process))
         lineage = _lineage(ds, cfg, plan.steps, start.base)
         _check_same_data(folder, start.lineage, lineage)
         about = dict(lineage=lineage, layout=ds.meta['layout'], mask_policy=ds.meta['mask_policy'])
