@@ -18,6 +18,7 @@ import os
 import re
 import secrets
 import stat
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -99,6 +100,11 @@ def too_long_error(where: str) -> UserError:
     )
 
 # %% ../nbs/base/files.ipynb #36905f05
+# tqdm's own lock is shared by forked processes, and one that is killed while it holds the lock
+# would stop every other one
+tqdm.set_lock(threading.RLock())
+
+
 def watched(
     items: Iterable,
     what: str,  # As in `read: 1200 lines`

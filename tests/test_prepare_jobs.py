@@ -385,6 +385,27 @@ def test_a_killed_job_is_done_again(src):
     assert digest(J.merge_jobs('jobs', 'out', overwrite=True).dir) == want
 
 
+def test_a_process_that_is_killed_while_it_draws_a_bar_stops_no_other(tmp_path):
+    "Forked processes once shared the lock of the progress bars; a killed one kept it for ever."
+    script = tmp_path / 'bars.py'
+    script.write_text(
+        """import os, signal, time
+import mypt.files
+from tqdm.auto import tqdm
+
+with open(os.devnull, 'w') as out:
+    tqdm(total=1, file=out).update(1)
+    child = os.fork()
+    if child == 0:
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    tqdm(total=1, file=out).update(1)
+"""
+    )
+    subprocess.run([sys.executable, script], check=True, timeout=60)
+
+
 def test_a_done_job_is_not_done_again(src, counted):
     merged(range(5))
     n = len(counted)
