@@ -714,7 +714,7 @@ def _forms(t: GivenAnswer, lang: str) -> Iterator[Verdict]:
     if not _is_invented(t) and 'json' in (t.meta.get('want') or {}):
         return  # orders inside other texts
     if not _is_invented(t) and lang == 'en':
-        texts = texts[:1]  # answers are of real documents
+        texts = [t.question.partition(': ')[0]]  # what follows, and the answer, may be real text
     wrong = (form for text in texts if text for form in wrong_forms(_own_words(text, t), lang))
     yield Verdict('case and number', next(wrong, ''))
 
