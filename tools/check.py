@@ -26,7 +26,7 @@ from py_compile import PycInvalidationMode
 from tools.notebooks import ROOT, read_notebooks
 
 TOOLS = {  # well-kept tools, configured in pyproject.toml: what they hold → command
-    'ruff finds nothing': ('ruff', 'check', 'mypt', 'tests', 'tools', 'bench'),
+    'ruff finds nothing': ('ruff', 'check', 'mypt', 'nbs', 'tests', 'tools', 'bench'),
     'lines of notebooks are at most 100 wide': ('ruff', 'check', '--select', 'E501', 'nbs'),
     'ruff would format nothing': ('ruff', 'format', '--check', 'nbs', 'tests', 'tools', 'bench'),
     'imports go down the layers, in no circle': ('lint-imports',),
