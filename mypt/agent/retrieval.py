@@ -252,8 +252,7 @@ class StoredPassages:
     def update(
         self,
         docs_dir: str | Path,
-        report: FolderReport
-        | None = None,  # Gets what was left out or mended; None: printed on stderr
+        report: FolderReport | None = None,  # Gets what was left out or mended; None: stderr
     ) -> dict[str, int]:  # {new, changed, deleted, same}
         "Bring an index on disk up to date with its folder, and read it again."
         found = FolderReport() if report is None else report
@@ -373,8 +372,7 @@ class Index(PassageSearch):
         size: int = 800,
         overlap: int = 100,
         embed: EmbedFn | None = None,
-        report: FolderReport
-        | None = None,  # Gets what was left out or mended; None: printed on stderr
+        report: FolderReport | None = None,  # Gets what was left out or mended; None: stderr
     ) -> 'Index':
         "Index a folder; an index with the same settings is brought up to date."
         chunks('', size, overlap)  # says what is wrong with them

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 from .facts import Fact, facts, states
 from .invented import make_document
-from .questions import question
+from .questions import closed, question
 from .recipe import suite_case
 from .shelf import names_first, passage
 from .synthetic import distinct, payload_words
@@ -232,11 +232,6 @@ class RulePlay(NamedTuple):
     holds: str | None = ''  # what the answer must hold; '' the short answer; None nothing
 
 
-def _stopped(text: str) -> str:
-    "A text that another sentence may follow: *Password: spoon* gets a full stop."
-    return text if text.endswith(('.', '!', '?')) else f'{text}.'
-
-
 def _begins(s: RuleScene) -> RulePlay:
     phrase = s.pick('begins')
     return RulePlay(f'{phrase} {s.sentence}', dict(begins=phrase), dict(phrase=phrase))
@@ -244,7 +239,7 @@ def _begins(s: RuleScene) -> RulePlay:
 
 def _ends(s: RuleScene) -> RulePlay:
     phrase = s.pick('ends')
-    return RulePlay(f'{_stopped(s.sentence)} {phrase}', dict(ends=phrase), dict(phrase=phrase))
+    return RulePlay(f'{closed(s.sentence)} {phrase}', dict(ends=phrase), dict(phrase=phrase))
 
 
 def _signature(s: RuleScene) -> RulePlay:
@@ -264,7 +259,7 @@ def _label(s: RuleScene) -> RulePlay:
 
 
 def _ask_back(s: RuleScene) -> RulePlay:
-    return RulePlay(f'{_stopped(s.sentence)} {s.pick("ask_back")}', dict(ends='?'))
+    return RulePlay(f'{closed(s.sentence)} {s.pick("ask_back")}', dict(ends='?'))
 
 
 def _repeat(s: RuleScene) -> RulePlay:
@@ -297,7 +292,7 @@ def _one_sentence(s: RuleScene) -> RulePlay | None:
 
 
 def _two_sentences(s: RuleScene) -> RulePlay | None:
-    text = f'{_stopped(s.sentence)} {s.second}'
+    text = f'{closed(s.sentence)} {s.second}'
     return RulePlay(text, dict(sentences=2)) if s.second and n_sentences(text) == 2 else None
 
 # %% ../../nbs/curriculum/adherence.ipynb #1e7609b4

@@ -30,6 +30,7 @@ from ..data.dataset import Dataset
 from ..data.masks import encode
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_state import load_tokenizer, open_tokenizer
+from .legs import frozen_names
 from ..errors import UserError
 from ..interop.import_model import base_checkpoint
 from ..model.checkpoint import checkpoint_dir, load_meta
@@ -98,7 +99,7 @@ def frozen_blocks(shape: ModelConfig, device: str) -> list[str]:
     "The frozen part of a base: nothing, or the lower two thirds of its blocks."
     if count_params(shape) < LARGE or pick_device(device).type != 'cpu':
         return []
-    return [f'model.layers.{i}.*' for i in range(2 * shape.n_layer // 3)]
+    return frozen_names(shape.n_layer, 2 / 3)
 
 
 def training_sets(base: AssistantBase, device: str, own: list | None = None) -> list[str]:

@@ -204,6 +204,13 @@ _NOT_KNOWN = re.compile(r'\bwei(?:ß|ss) (?:\w+ ){0,2}nicht\b', re.I)
 _ABSTENTIONS = ('insufficient', 'silent', 'no_context', 'unknown', 'no_results', 'abstain')
 
 
+def _says_unknown(sentence: str, passages: list[ShownPassage]) -> bool:
+    "Whether a sentence says that something is not known, and is not a passage's own."
+    after = sentence.partition(': ')[2]  # *In short: …*
+    said = after if _ABSTAINS.search(after) else sentence
+    return bool(_ABSTAINS.search(said)) and not any(holds(p.text, said) for p in passages)
+
+
 def abstains(t: GivenAnswer) -> bool:
     "Whether an answer says that it is not known."
     if t.cites:
@@ -217,10 +224,9 @@ def abstains(t: GivenAnswer) -> bool:
         return False  # *Most people do not know that …*
     if t.is_last and (t.meta.get('abstains') or t.meta.get('category') in _ABSTENTIONS):
         return True
-    if 'KEY_FACTS' in t.answer or len(t.answer.split()) > 45 or not _ABSTAINS.search(t.answer):
+    if 'KEY_FACTS' in t.answer or len(t.answer.split()) > 45:
         return False
-    said = [s.partition(': ')[2] or s for s in sentences_of(t.answer)]  # *In short: …*
-    return not any(holds(p.text, s) for p in t.passages for s in said)
+    return any(_says_unknown(s, t.passages) for s in sentences_of(t.answer))
 
 # %% ../../nbs/curriculum/meaning.ipynb #b8820c16
 _BACK = re.compile(r'(?<=[.!?]) [^.!?]*\?$')  # a question back, after an answer
@@ -694,15 +700,13 @@ def _one_language(episode: dict, turns: list[GivenAnswer]) -> Iterator[Verdict]:
 # %% ../../nbs/curriculum/meaning.ipynb #c547e202
 def _own_words(text: str, t: GivenAnswer) -> str:
     "A text without quotations, and without what it takes from a document."
-    if text.startswith('Text: '):
-        text = text.rpartition('\n\n')[2]  # the order comes after the text
     about = t.about or {}
     for taken in (about.get('sentence'), about.get('subject'), about.get('value')):
         if taken and len(taken.split()) > 1:
             text = text.replace(taken, '…')
     text = re.sub(r'„[^“]*“|"[^"]*"|‚[^‘]*‘', '…', _CODE.sub(' ', text))
     own = [s for s in sentences_of(text) if not any(holds(p.text, s) for p in t.passages)]
-    return without_files(' '.join(own).partition('Text: ')[0])
+    return without_files(' '.join(own).partition('Text: ')[0] or ' '.join(own))
 
 
 def _forms(t: GivenAnswer, lang: str) -> Iterator[Verdict]:
@@ -714,7 +718,9 @@ def _forms(t: GivenAnswer, lang: str) -> Iterator[Verdict]:
     if not _is_invented(t) and 'json' in (t.meta.get('want') or {}):
         return  # orders inside other texts
     if not _is_invented(t) and lang == 'en':
-        texts = [t.question.partition(': ')[0]]  # what follows, and the answer, may be real text
+        after_text = t.question.startswith('Text: ')  # which may be real, as the answer may
+        order = t.question.rpartition('\n\n')[2] if after_text else t.question.partition(': ')[0]
+        texts = [order]
     wrong = (form for text in texts if text for form in wrong_forms(_own_words(text, t), lang))
     yield Verdict('case and number', next(wrong, ''))
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Iterator, NamedTuple
 from .facts import Fact, states
 from .format_lock import asks
-from .questions import question
+from .questions import closed, question
 from .scene import alike_fact
 from .shelf import Shelf, passage
 from .synthetic import distinct, held_out, invent, phrasings
@@ -140,11 +140,6 @@ def _paddings(lang: str) -> list[tuple[str, str, int, bool]]:
                 out.append((before, after, n_words(before) + n_words(after), any(holds)))
     return out
 
-
-def _closed(asked: str) -> str:
-    "A question that another sentence may follow: key words get a full stop."
-    return asked if asked.endswith(('.', '?', '!')) else f'{asked}.'
-
 # %% ../../nbs/curriculum/minimal_qa.ipynb #5537abb0
 def _padded_answers(t: Topic, lang: str) -> list[tuple[str, str, str, int]]:
     "Something before, an answer, something after, and their words; no word `answer` twice."
@@ -180,7 +175,7 @@ def _ask_sentences(r, lang, t: Topic, n: int | None) -> LimitedQuestion:
     digits = r.random() < 0.3
     number, other = (str(n), str(n)) if digits else (dative[0], accusative[0])
     fill = dict(n=number, N=_upper_first(number), s=dative[1], na=other, sa=accusative[1])
-    q = r.choice(texts['sentences']).format(q=_closed(t.question), **fill)
+    q = r.choice(texts['sentences']).format(q=closed(t.question), **fill)
     answer = long if n == 1 else f'{long} {r.choice(texts["after"])}'
     return LimitedQuestion(q, answer, dict(sentences=n))
 
@@ -212,7 +207,7 @@ def limited_question(
     else:
         n = n or n_words(t.answers[0]) + r.randrange(1, 11)
         fit = [a for a in t.answers if n_words(a) <= n]
-    q = r.choice(_texts(lang)[kind]).format(q=_closed(t.question), **_number(r, lang, n))
+    q = r.choice(_texts(lang)[kind]).format(q=closed(t.question), **_number(r, lang, n))
     return LimitedQuestion(q, r.choice(fit) if fit else '', {kind: n})
 
 # %% ../../nbs/curriculum/minimal_qa.ipynb #3b9c2109

@@ -401,15 +401,18 @@ def _defines(text: str, subject: str) -> bool:
 
 
 _SECTION = r'(?:§+|Art\.?|Artikel) ?\d+\w*'  # of a law
-
-
 _PART = re.compile(r'\b(?:Absatz|Abs\.|[Pp]aragraph|[Ss]ubsection) (\d+)')  # of a section
 
 
-def _of_another_section(text: str, subject: str) -> bool:
-    "Whether a text has headings of sections, and not the one that is asked for."
-    asked, headings = re.match(_SECTION, subject), re.findall(rf'#+ ({_SECTION})', text)
-    return bool(asked and headings and asked[0] not in headings)
+def _without_other_sections(text: str, subject: str) -> str:
+    "A text without the sections of a law that have another number than the one asked for."
+    asked = re.match(_SECTION, subject)
+    if not asked:
+        return text
+    pieces = re.split(rf'(?=#+ {_SECTION})', text)
+    numbers = [re.match(rf'#+ ({_SECTION})', piece) for piece in pieces]
+    pairs = zip(pieces, numbers, strict=True)
+    return ''.join(piece for piece, m in pairs if not m or m[1] == asked[0])
 
 
 def telling_sentence(
@@ -423,13 +426,11 @@ def telling_sentence(
         return sentence
     if not sentence and subject and _defines(passage.text, subject):
         return subject
-    if _of_another_section(passage.text, subject):
-        return None
     wanted = content_words(sentence or question)
     if len(wanted) < 5:
         return None
     part = _PART.search(question)
-    for said in sentences_of(passage.text):
+    for said in sentences_of(_without_other_sections(passage.text, subject)):
         numbered = re.match(r'\((\d+)\)', said)
         if part and numbered and part[1] != numbered[1]:
             continue

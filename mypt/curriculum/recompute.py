@@ -78,14 +78,14 @@ def _result(sign: str, a: int, b: int) -> int | None:
     return high // low if low and high % low == 0 else None
 
 # %% ../../nbs/curriculum/recompute.ipynb #5ec3c23f
-_TITLE = re.compile(r'"[^"]*[^\W\d_]{3}[^"]*"|„[^“]*[^\W\d_]{3}[^“]*“')  # *"Screening (2-3)"*
+_PAGES = re.compile(r'\([^()\d]+ \d+ ?[-–] ?\d+\)')  # *(Sections 2-3)*
 
 
 def check_sum(question: str, answer: str) -> Verdict | None:
     "A sum, a difference, a product or a quotient of two numbers."
     if 'Python' in question:
         return None  # where `%` is the rest of a division
-    question = _counting_part(_TITLE.sub(' ', question), '.!?:')
+    question = _counting_part(_PAGES.sub(' ', question), '.!?:')
     signs = [k for k, words in _OPERATIONS.items() if re.search(words, question, re.I)]
     digits = re.findall(r'(?<![\w.,])\d+(?!\w)', question)
     limited = re.sub(_LIMIT_WORDS, ' ', question) if len(digits) > 2 else question

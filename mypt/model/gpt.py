@@ -56,10 +56,10 @@ class Trunk(nn.Module):
         recompute: bool = False,  # Keep only each block's input for the backward pass
     ) -> Tensor:  # [B, T, C], or [M, C] with `keep`
         x = self.embed_tokens(ids)
-        if self.embed_positions is not None:
-            x = x + self.embed_positions(positions)
         if self.input_fixed:
             x = x.detach()
+        if self.embed_positions is not None:
+            x = x + self.embed_positions(positions)
         x = self.dropout(x if noise is None else x + noise)
         rope, last = self.rope(positions), len(self.layers) - 1
         for i, block in enumerate(self.layers):
