@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 from .facts import Fact, facts, states
 from .invented import make_document
-from .questions import closed, question
+from .questions import question, with_full_stop
 from .recipe import suite_case
 from .shelf import names_first, passage
 from .synthetic import distinct, payload_words
@@ -239,7 +239,9 @@ def _begins(s: RuleScene) -> RulePlay:
 
 def _ends(s: RuleScene) -> RulePlay:
     phrase = s.pick('ends')
-    return RulePlay(f'{closed(s.sentence)} {phrase}', dict(ends=phrase), dict(phrase=phrase))
+    return RulePlay(
+        f'{with_full_stop(s.sentence)} {phrase}', dict(ends=phrase), dict(phrase=phrase)
+    )
 
 
 def _signature(s: RuleScene) -> RulePlay:
@@ -259,7 +261,7 @@ def _label(s: RuleScene) -> RulePlay:
 
 
 def _ask_back(s: RuleScene) -> RulePlay:
-    return RulePlay(f'{closed(s.sentence)} {s.pick("ask_back")}', dict(ends='?'))
+    return RulePlay(f'{with_full_stop(s.sentence)} {s.pick("ask_back")}', dict(ends='?'))
 
 
 def _repeat(s: RuleScene) -> RulePlay:
@@ -292,7 +294,7 @@ def _one_sentence(s: RuleScene) -> RulePlay | None:
 
 
 def _two_sentences(s: RuleScene) -> RulePlay | None:
-    text = f'{closed(s.sentence)} {s.second}'
+    text = f'{with_full_stop(s.sentence)} {s.second}'
     return RulePlay(text, dict(sentences=2)) if s.second and n_sentences(text) == 2 else None
 
 # %% ../../nbs/curriculum/adherence.ipynb #1e7609b4

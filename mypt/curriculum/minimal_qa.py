@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Iterator, NamedTuple
 from .facts import Fact, states
 from .format_lock import asks
-from .questions import closed, question
+from .questions import question, with_full_stop
 from .scene import alike_fact
 from .shelf import Shelf, passage
 from .synthetic import distinct, held_out, invent, phrasings
@@ -175,7 +175,7 @@ def _ask_sentences(r, lang, t: Topic, n: int | None) -> LimitedQuestion:
     digits = r.random() < 0.3
     number, other = (str(n), str(n)) if digits else (dative[0], accusative[0])
     fill = dict(n=number, N=_upper_first(number), s=dative[1], na=other, sa=accusative[1])
-    q = r.choice(texts['sentences']).format(q=closed(t.question), **fill)
+    q = r.choice(texts['sentences']).format(q=with_full_stop(t.question), **fill)
     answer = long if n == 1 else f'{long} {r.choice(texts["after"])}'
     return LimitedQuestion(q, answer, dict(sentences=n))
 
@@ -207,7 +207,7 @@ def limited_question(
     else:
         n = n or n_words(t.answers[0]) + r.randrange(1, 11)
         fit = [a for a in t.answers if n_words(a) <= n]
-    q = r.choice(_texts(lang)[kind]).format(q=closed(t.question), **_number(r, lang, n))
+    q = r.choice(_texts(lang)[kind]).format(q=with_full_stop(t.question), **_number(r, lang, n))
     return LimitedQuestion(q, r.choice(fit) if fit else '', {kind: n})
 
 # %% ../../nbs/curriculum/minimal_qa.ipynb #3b9c2109
