@@ -215,6 +215,7 @@ def run(a: argparse.Namespace):
         quiet=True,
         yardsticks=tuple(find_yardsticks(a.yardsticks)) if a.yardsticks else (),
         limit=a.limit,
+        questions=a.questions,
     )
     load, start, cpu = os.getloadavg()[0], time.monotonic(), used()
     run_course(from_base(course, a.base), keep_going=a.keep_going)
@@ -305,6 +306,7 @@ def main():
     p.add_argument('--base', default='smollm2-135m')
     p.add_argument('--output_dir', default='speedrun-smollm2')
     p.add_argument('--yardsticks', help='folder with SQuAD and BFCL files')
+    p.add_argument('--questions', type=int, default=12, help='of each yardstick after a leg')
     p.add_argument('--limit', type=int, help='cases of a suite at most')
     p.add_argument('--sets', nargs='*', default=[], help='config overrides, key=value')
     p.add_argument('--seed', type=int, default=42)

@@ -56,8 +56,8 @@ def with_numbers(leg: Leg) -> Phase:
 _SHORT = dict(operators=180)  # the suite has 360
 _CHAT = dict(chat=60, abstention=60, abstention_hard=30, injection=30, adherence=40)
 _TURNS = dict(multiturn=30, phase4_multiturn_ood=40)
-_TOOLS = dict(tool_choice=100, no_tool=80, grounded=40, phase5_toolcall_ood=80)
-_CHAINS = dict(chains=50, phase6_agentic_ood=40)
+_TOOLS = dict(tool_choice=80, no_tool=60, grounded=30, phase5_toolcall_ood=60)
+_CHAINS = dict(chains=40, phase6_agentic_ood=40)
 CASES_ASKED = _SHORT | _CHAT | dict(phase3_chat_ood=60) | _TURNS | _TOOLS | _CHAINS
 
 # %% ../../nbs/curriculum/legs.ipynb #47c7efee
@@ -73,7 +73,7 @@ _FIRST = (
     Leg(
         PHASE1,
         'base_phase1_format_lock',
-        _sized(PHASE1, 3300),
+        _sized(PHASE1, 3000),
         dict(echo=dict(anti_echo_ratio=0.3)),
         rows=512,
         most=CASES_ASKED,
@@ -93,7 +93,7 @@ _CHAT_LEGS = (
     Leg(
         DOCUMENTED['3'],
         'base_phase3_chat_sft',
-        _sized(DOCUMENTED['3'], 1300),
+        _sized(DOCUMENTED['3'], 1200),
         dict(rag_chat=_FIT),
         replay={'1': 0.09, '2': 0.09},
         rows=1024,
@@ -102,7 +102,7 @@ _CHAT_LEGS = (
     Leg(
         DOCUMENTED['4'],
         'base_phase4_multiturn',
-        _sized(DOCUMENTED['4'], 600),
+        _sized(DOCUMENTED['4'], 420),
         dict(multiturn=_FIT, new_context=_FIT | dict(pages=(2, 3))),
         replay={'1': 0.06, '2': 0.06, '3': 0.09},
         rows=1024,
@@ -115,7 +115,7 @@ _TOOL_LEGS = (
     Leg(
         DOCUMENTED['5'],
         'base_phase5_simple_toolcall',
-        _sized(DOCUMENTED['5'], 900),
+        _sized(DOCUMENTED['5'], 700),
         dict.fromkeys(('toolcall', 'no_tool'), _FEW_DOCUMENTS),
         replay=dict.fromkeys('1234', 0.06),
         rows=1024,
@@ -124,7 +124,7 @@ _TOOL_LEGS = (
     Leg(
         DOCUMENTED['6'],
         'base_phase6_agentic_rag',
-        _sized(DOCUMENTED['6'], 900),
+        _sized(DOCUMENTED['6'], 680),
         dict(agentic=_FEW_DOCUMENTS | dict(before=0.2))
         | dict.fromkeys(('toolcall', 'no_tool'), _FEW_DOCUMENTS),
         replay=dict.fromkeys('12345', 0.03),
