@@ -93,7 +93,7 @@ _CHAT_LEGS = (
     Leg(
         DOCUMENTED['3'],
         'base_phase3_chat_sft',
-        _sized(DOCUMENTED['3'], 1100),
+        _sized(DOCUMENTED['3'], 1400),
         dict(rag_chat=_FIT),
         replay={'1': 0.09, '2': 0.09},
         rows=1024,
@@ -102,7 +102,7 @@ _CHAT_LEGS = (
     Leg(
         DOCUMENTED['4'],
         'base_phase4_multiturn',
-        _sized(DOCUMENTED['4'], 350),
+        _sized(DOCUMENTED['4'], 380),
         dict(multiturn=_FIT, new_context=_FIT | dict(pages=(2, 3))),
         replay={'1': 0.06, '2': 0.06, '3': 0.09},
         rows=1024,
@@ -115,7 +115,7 @@ _TOOL_LEGS = (
     Leg(
         DOCUMENTED['5'],
         'base_phase5_simple_toolcall',
-        _sized(DOCUMENTED['5'], 600),
+        _sized(DOCUMENTED['5'], 720),
         dict.fromkeys(('toolcall', 'no_tool'), _FEW_DOCUMENTS),
         replay=dict.fromkeys('1234', 0.06),
         rows=1024,
@@ -124,7 +124,7 @@ _TOOL_LEGS = (
     Leg(
         DOCUMENTED['6'],
         'base_phase6_agentic_rag',
-        _sized(DOCUMENTED['6'], 560),
+        _sized(DOCUMENTED['6'], 720),
         dict(agentic=_FEW_DOCUMENTS | dict(before=0.2))
         | dict.fromkeys(('toolcall', 'no_tool'), _FEW_DOCUMENTS),
         replay=dict.fromkeys('12345', 0.03),
