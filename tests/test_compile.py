@@ -109,7 +109,7 @@ def test_both_losses_of_a_slice_agree(dtype):
     w = torch.tensor([0, 0.5, 1, 1, 2, 0, 1, 1, 1])[:, None].to(z.float().dtype)
     z[3] *= 100  # sure of itself
     for a, b in zip(
-        loss._slice_loss(z.clone(), y, w), loss._elementwise_slice_loss(z, y, w), strict=True
+        loss._slice_loss(z.clone(), y, w), loss._fusible_slice_loss(z, y, w), strict=True
     ):
         assert a.dtype == b.dtype
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)

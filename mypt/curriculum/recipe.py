@@ -50,7 +50,7 @@ class Source:
     n: int  # how many to make
     share: float  # of the phase's episodes
     options: dict = field(default_factory=dict)
-    stands_in: float = 0.0  # what it takes more of them where the hub's data is not given
+    stands_in: float = 0.0  # its extra share while the hub's data is not given
     generator: str = ''  # as `mypt make` calls it, where the kind has a name of its own
 
     @property

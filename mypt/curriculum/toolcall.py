@@ -915,7 +915,7 @@ def make_toolcall(
     think: float = 0.75,  # How often a step is thought about
     held: bool = False,  # For suites: held-out names, one question
     long: float = 0.06,  # How many of the conversations with tools fill a window of 4,096 tokens
-    simple: bool = False,  # Short documents, plain wordings, one play of each kind
+    simple: bool = False,  # Short documents, plain wordings, few plays
 ) -> Iterator[dict]:
     "Questions about a workspace, answered with a call or two; no two first questions are alike."
     shelf = own_pages(Shelf(docs_dir, held, facts, simple=simple), seed)

@@ -617,7 +617,9 @@ def check(
     bad, n_good, n_repeated, seen = [], 0, 0, set()
     for lines in watched(in_parts(InputFiles(find_inputs(input)).lines([])), 'check', 'part'):
         part = encode(lines)
-        bad += [f'{r.where}: {r.reason}' for r in part.rejects]
+        place = {where: i for i, (where, _) in enumerate(lines)}
+        rejects = sorted(part.rejects, key=lambda r: place[r.where])
+        bad += [f'{r.where}: {r.reason}' for r in rejects]
         n_good += len(part.lengths)
         new = {hash(raw) for _, raw in lines} - seen
         n_repeated += len(lines) - len(new)

@@ -224,7 +224,17 @@ class _Decode:
         return self.fixed(last, starts + [0] * gone)
 
 # %% ../../nbs/12_generate.ipynb #86d13b0b
-def _steps(model, prompts, max_new_tokens, sampling, stop, allow, probs, rows) -> Iterator[Step]:
+def _steps(
+    model: GPT,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop: frozenset[int],
+    allow: list | None,
+    probs: bool,
+    rows: list[int] | None,
+) -> Iterator[Step]:
+    "`steps`, for a model in evaluation mode."
     device, dtype = model.head.device, model.head.dtype
     n_slots = max(map(len, prompts)) + max_new_tokens
     cache = KVCache(model.cfg, len(prompts), n_slots, device, dtype)

@@ -82,12 +82,12 @@ class EpisodeOrder:
         lens: Tensor,  # [R] how many of its tokens to take; 0 leaves a run out
     ) -> None:
         "Fill in `shapes`, `order` and `place`."
-        lens, by = lens.sort(stable=True)
+        lens, run_order = lens.sort(stable=True)
         L, n = lens.unique_consecutive(return_counts=True)
         pairs = zip(n.tolist(), L.tolist(), strict=True)
         self.shapes = tuple((count, length) for count, length in pairs if length)
         # A token's number in the batch is its number in `order` plus this shift of its run
-        shift = starts[by] - lens.cumsum(0) + lens
+        shift = starts[run_order] - lens.cumsum(0) + lens
         self.order = torch.repeat_interleave(shift, lens)
         number = torch.arange(len(self.order), device=lens.device)
         self.order += number

@@ -61,6 +61,7 @@ def _link(file: Path, target: Path) -> None:
         shutil.copy2(file, spare)
         sync(spare)
     os.replace(spare, target)
+    spare.unlink(missing_ok=True)  # a rename onto another name of the same file does nothing
 
 
 def _remove(path: Path) -> None:

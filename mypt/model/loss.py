@@ -28,7 +28,7 @@ def _slice_loss(
     return (w * ce).sum(), grad.to(dtype)
 
 # %% ../../nbs/10_loss.ipynb #d0c9d203
-def _elementwise_slice_loss(z: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+def _fusible_slice_loss(z: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     "`_slice_loss` without in-place steps, for the compiler."
     dtype = z.dtype
     z = z if dtype == torch.float64 else z.float()
@@ -41,7 +41,7 @@ def _elementwise_slice_loss(z: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Te
 # %% ../../nbs/10_loss.ipynb #8bfc1724
 @cache
 def _compiled_slice_loss():
-    return torch.compile(_elementwise_slice_loss, dynamic=False)
+    return torch.compile(_fusible_slice_loss, dynamic=False)
 
 
 def _fused_slice_loss(z: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,7 @@ class _HeadLoss(torch.autograd.Function):
         trained = W if rows is None else rows
         if grad and ctx.needs_input_grad[1 if rows is None else 2]:
             dW = torch.empty_like(trained) if M else torch.zeros_like(trained)
-        first = V - len(trained)
+        first = V - len(trained)  # rows of the head before it are fixed
         slice_loss = _fused_slice_loss if h.is_cuda else _slice_loss
         for i in range(0, M, n):
             x = h[i : i + n].to(dtype)

@@ -466,7 +466,7 @@ def lr_jump(
 
 # %% ../../nbs/16_train.ipynb #a86c9b88
 def describe_run(ds: Dataset, cfg: Config) -> str:
-    "The lines of the documents: what was loaded and how it will be sampled."
+    "What was loaded and how it will be sampled, for the first lines of a run."
     m, t = ds.meta, cfg.train
     lines = [
         'Loaded episode-indexed dataset:',
@@ -685,7 +685,7 @@ def set_up_model(
     cfg: TrainConfig,
     recompute: bool = False,  # Activations, in the backward pass
 ):
-    "Give a model a config's settings; `UserError` where it has not the weights that are frozen."
+    "Give a model a config's settings; `UserError` where the model lacks the weights to freeze."
     freeze(model, cfg.freeze)
     if cfg.freeze_input and not model.cfg.tie_weights:
         raise UserError('freeze_input: this embedding is not the head too; freeze it by its name')
