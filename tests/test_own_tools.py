@@ -1,5 +1,6 @@
 "A client's own tools: schemas, calls that cannot raise, mypt agent, data, and the row of a gate."
 
+import asyncio
 from enum import Enum
 from typing import Any, Literal
 
@@ -185,6 +186,81 @@ def test_errors_of_a_function_are_results():
     for how in ('exit', 'loop', 'nan'):
         result = box.call('fails', dict(how=how))
         assert isinstance(result, dict) and '\n' not in result['error']
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError('no text')
+
+
+def test_whatever_a_tool_raises_or_returns_is_a_result():
+    async def later():
+        return 3
+
+    @tool
+    def odd(how: str) -> int:
+        "Do something odd"
+        if how == 'mute':
+            raise Mute
+        if how == 'cancelled':
+            raise asyncio.CancelledError
+        if how == 'generator':
+            return (i for i in range(3))
+        waiting = later()
+        waiting.close()
+        return waiting
+
+    box = Toolbox(dict(odd=odd))
+    said = {how: box.call('odd', dict(how=how))['error'] for how in ('mute', 'cancelled')}
+    assert said['mute'] == 'odd failed: Mute: its text cannot be made'
+    assert said['cancelled'] == 'odd failed: CancelledError: no reason is given'
+    assert 'gave a generator' in box.call('odd', dict(how='generator'))['error']
+    assert 'gave a coroutine' in box.call('odd', dict(how='coroutine'))['error']
+
+
+def test_null_for_an_argument_that_may_be_left_out():
+    @tool
+    def look(query: str, top: int | None = None, deep: bool = True) -> str:
+        "Look something up"
+        return f'{query} {top} {deep}'
+
+    box = Toolbox(dict(look=look))
+    assert box.call('look', dict(query='a', top=None, deep=None)) == 'a None True'
+    assert 'query' in box.call('look', dict(query=None))['error']
+
+
+def test_defaults_are_json_or_refused():
+    class Colour(Enum):
+        red = 'red'
+
+    def paint(colours: list[Colour] = [Colour.red]) -> str:  # noqa: B006
+        "Paint it"
+
+    def wait(seconds: float = float('inf')) -> str:
+        "Wait"
+
+    assert tool(paint).parameters['properties']['colours']['default'] == ['red']
+    with pytest.raises(UserError, match='its default inf has no JSON form'):
+        tool(wait)
+
+
+def test_classes_are_no_tools_and_odd_sources_are_read(tmp_path):
+    with pytest.raises(UserError, match='a tool is a function'):
+        tool(Mute)
+    file = tmp_path / 'odd_tools.py'
+    file.write_text(
+        'from __future__ import annotations\n'
+        'from dataclasses import dataclass\n'
+        'from mypt.agent.own_tools import tool\n'
+        '@dataclass\nclass Price:\n    euros: int\n'
+        'def inner():\n'
+        '    @tool\n    def price(article: str) -> Price:\n'
+        '        """What an article costs\n\nAt the margin.\n"""\n'
+        '        return Price(49)\n    return price\n'
+        'price = inner()\n'
+    )
+    box = Toolbox(load_tools(file, say=lambda text: None))
+    assert box.call('price', dict(article='lamp')) == dict(euros=49)
 
 
 def test_results_that_are_no_text_become_json():

@@ -217,6 +217,13 @@ ODD = [
     '{"b": {"a": 1, "c": [], "a": 1}}',
     '{"a": [{"b": 1}, {"b": 2}], "b": {"a": {"b": 0}}, "c": "a"}',
     '{"": 1, "": 2}',
+    '{"a": 1٣2}',
+    '{"a": 1.٣2}',
+    '{"a": ' + '7' * 500 + '}',
+    '{"a": 1.' + '7' * 6000 + '}',
+    '{"a": 1, "A": 2}',
+    json.dumps({f'key{i}': i for i in range(450)}),
+    json.dumps({f'key{i}': {'b': i} for i in range(450)})[:-1] + ', "key7": 0}',
 ]
 
 
@@ -260,12 +267,18 @@ def test_what_has_no_place_is_an_error():
             'answers once',
         ),
         ([dict(role='user', content=' ')], 'is empty'),
+        ([dict(role='assistant', content='a'), user], 'a user speaks first'),
+        ([dict(role='system', content='s'), dict(role='assistant', content='a'), user], 'first'),
+        ([user, called, result, result | dict(tool_call_id='b'), user], 'after an answer'),
         ([user, dict(role='assistant', content=''), user], 'is empty'),
     ]:
         with pytest.raises(Exception, match=problem):
             hf.apply_chat_template(talk, tokenize=False)
         with pytest.raises(ApiError):
             to_episode(talk)
+    answered = [user, dict(role='assistant', content='a')]
+    with pytest.raises(Exception, match='is an answer'):
+        hf.apply_chat_template(answered, tokenize=False, add_generation_prompt=True)
     last = hf.apply_chat_template(
         [user, called, result], tokenize=False
     )  # the second is at the end
@@ -279,6 +292,7 @@ def test_long_results_take_linear_time():
         'x' * 10**6,
         '{' + 'x' * 10**5,
         '{"a": ' + '[' * 10**5,
+        json.dumps({f'key{i}': 0 for i in range(20_000)}),
     ):
         start = time.process_time()
         said('{}', long)

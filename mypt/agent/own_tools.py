@@ -13,6 +13,7 @@ import inspect
 import io
 import json
 import re
+import sys
 import textwrap
 import tokenize
 from collections.abc import Callable, Mapping, Sequence
@@ -59,9 +60,12 @@ def argument_comments(function: Callable) -> dict[str, str]:  # argument → com
         source = textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError):
         return {}
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+        (definition,) = ast.parse(source).body
+    except (SyntaxError, tokenize.TokenError, ValueError):  # a text at the margin, or a lambda
+        return {}
     by_line = {t.start[0]: t.string.lstrip('# ') for t in tokens if t.type == tokenize.COMMENT}
-    (definition,) = ast.parse(source).body
     assert isinstance(definition, ast.FunctionDef | ast.AsyncFunctionDef)
     args = definition.args
     on_line = {a.lineno: a.arg for a in (*args.args, *args.kwonlyargs)}  # the last one of each line
@@ -94,6 +98,16 @@ def _no_schema(where: str, hint: Any) -> UserError:
     )
 
 
+def _default(where: str, value: Any) -> Any:
+    "A default as JSON; raises `UserError` where JSON has no such value."
+    try:
+        text = json.dumps(value, default=lambda x: x.value, allow_nan=False)
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        problem = f'{where}: its default {value!r:.60} has no JSON form'
+        raise UserError(f'{problem}; write one that has, or None') from None
+    return json.loads(text)
+
+
 def _argument_schema(where: str, parameter: inspect.Parameter, hint: Any, comment: str) -> dict:
     "The schema of one argument; raises `UserError` when its type has none."
     if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
@@ -105,11 +119,9 @@ def _argument_schema(where: str, parameter: inspect.Parameter, hint: Any, commen
         raise _no_schema(where, hint)
     if comment:
         schema = schema | dict(description=comment)
-    value = parameter.default
-    value = value.value if isinstance(value, Enum) else value
-    if value is parameter.empty or value is None:
+    if parameter.default is parameter.empty or parameter.default is None:
         return schema
-    return schema | dict(default=value)
+    return schema | dict(default=_default(where, parameter.default))
 
 # %% ../../nbs/agent/own_tools.ipynb #aad37371
 def function_schema(function: Callable) -> dict:  # {type, properties, required, …}
@@ -147,7 +159,7 @@ def tool(
     if function is None:
         return lambda f: tool(f, **more)
     name = getattr(function, '__name__', '')
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or inspect.isclass(function):
         raise UserError(f'a tool is a function with a name of ASCII letters, not {function!r:.60}')
     if inspect.iscoroutinefunction(function):
         raise UserError(f'tool {name}: async functions are not supported; write def {name}')
@@ -200,15 +212,28 @@ def _argument(value: Any, hint: Any) -> Any:
     return int(value) if hint is int else value
 
 
+def _reason(error: BaseException) -> str:
+    "What an exception says; its text is made by code that may fail, too."
+    try:
+        return ' '.join(str(error).split()) or 'no reason is given'
+    except Exception:
+        return 'its text cannot be made'
+
+
 def run_tool(own: OwnTool, arguments: dict) -> dict | str:
     "Call a function with checked arguments; an exception becomes an error in the result."
     hints = get_type_hints(own.function)
     try:
         given = {key: _argument(value, hints[key]) for key, value in arguments.items()}
-        return tool_result(own.function(**given))
-    except (Exception, SystemExit) as e:
-        said = ' '.join(str(e).split()) or 'no reason is given'
-        return {'error': cut_text(f'{own.name} failed: {type(e).__name__}: {said}', 300)}
+        value = own.function(**given)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # asyncio's CancelledError and SystemExit are no Exception
+        return {'error': cut_text(f'{own.name} failed: {type(e).__name__}: {_reason(e)}', 300)}
+    if inspect.isawaitable(value) or inspect.isgenerator(value):
+        kind = type(value).__name__
+        return {'error': f'{own.name} gave a {kind}, not a value; return the result itself'}
+    return tool_result(value)
 
 # %% ../../nbs/agent/own_tools.ipynb #00306f8f
 class Toolbox:
@@ -228,10 +253,18 @@ class Toolbox:
         "Run a tool."
         if self.workspace and isinstance(name, str) and name in TOOLS:
             return self.workspace.call(name, arguments)
+        arguments = self._without_nulls(name, arguments)
         wrong = check_call(name, arguments, self.tools)
         if wrong:
             return {'error': wrong, 'available_tools': list(self.tools)}
         return run_tool(self.own[name], arguments)
+
+    def _without_nulls(self, name: Any, arguments: Any) -> Any:
+        "The arguments; a null for one that may be left out says nothing."
+        if not isinstance(arguments, dict) or not isinstance(name, str) or name not in self.own:
+            return arguments
+        needed = self.own[name].parameters.get('required', ())
+        return {k: v for k, v in arguments.items() if v is not None or k in needed}
 
     def __repr__(self):
         return f'Toolbox({", ".join(self.tools)})'
@@ -248,6 +281,7 @@ def load_tools(
     spec = importlib.util.spec_from_file_location(f'mypt_tools_{path.stem}', path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # data classes look their module up by name
     try:
         # Compiled here: bytecode in a cache may be of the file as it was a second ago
         source = importlib.util.decode_source(path.read_bytes())

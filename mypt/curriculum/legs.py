@@ -81,7 +81,7 @@ _FIRST = (
     Leg(
         PHASE2,
         'base_phase2_operators',
-        _sized(PHASE2, 3600),
+        _sized(PHASE2, 4200),
         replay={'1': 0.15},
         rows=512,
         most=CASES_ASKED,

@@ -137,6 +137,8 @@ _STRING_MACRO = r"""
 _WORD_MACRO = r"""
 {%- macro word(js, w) -%}
 {%- set digits = w[1:] if w[0] == '-' else w -%}
+{%- for c in w if c not in '0123456789+-.eE' and w not in ('true', 'false', 'null') -%}
+{%- set js.ok = false -%}{%- endfor -%}
 {%- if w in ('true', 'false', 'null') or w | int | string == w -%}{{- w -}}
 {%- elif w == '-0' -%}{{- '0' -}}
 {%- elif digits[:1] in '0123456789' and w[-1] in '0123456789' and '_' not in w
@@ -158,15 +160,20 @@ _BETWEEN_MACRO = r"""
 {%- if c in ' \t\n\r' -%}
 {%- elif c in '{[' and js.want in ('value', 'item') and js.stack | length < 400 -%}
 {{- c -}}{%- set js.stack = js.stack + c -%}{%- set js.want = 'first' if c == '{' else 'item' -%}
-{%- set js.outer = js.outer + [js.keys] -%}{%- set js.keys = [] -%}
+{%- set js.outer = js.outer + [[js.keys, js.new]] -%}
+{%- set js.keys = [] -%}{%- set js.new = [] -%}
 {%- elif c + js.stack[-1:] in ('}{', '][') and js.want in ('comma', 'first', 'item') -%}
 {{- c -}}{%- set js.stack = js.stack[:-1] -%}{%- set js.want = 'comma' -%}
-{%- set js.last = js.keys -%}{%- set js.keys = js.outer[-1] -%}{%- set js.outer = js.outer[:-1] -%}
+{%- set js.last = js.keys + js.new -%}
+{%- if js.last | unique(case_sensitive=true) | list | length < js.last | length -%}
+{%- set js.ok = false -%}{%- endif -%}
+{%- set js.keys = js.outer[-1][0] -%}{%- set js.new = js.outer[-1][1] -%}
+{%- set js.outer = js.outer[:-1] -%}
 {%- elif c == ',' and js.want == 'comma' and js.stack -%}
 {{- ', ' -}}{%- set js.want = 'key' if js.stack[-1] == '{' else 'value' -%}
 {%- elif c == ':' and js.want == 'colon' -%}{{- ': ' -}}{%- set js.want = 'value' -%}
 {%- else -%}{%- set js.ok = false -%}{%- endif -%}
-{%- elif js.word | length > 400 -%}{%- set js.ok = false -%}
+{%- elif js.word | length > 5000 -%}{%- set js.ok = false -%}
 {%- else -%}{%- set js.word = js.word + c -%}{%- endif -%}
 {%- endfor -%}
 {%- endmacro -%}
@@ -176,7 +183,7 @@ _BETWEEN_MACRO = r"""
 _SCAN_MACRO = r"""
 {%- macro scan(js, text) -%}
 {%- set js.ok = true -%}{%- set js.keys = [] -%}{%- set js.want = 'value' -%}
-{%- set js.outer = [] -%}{%- set js.last = [] -%}
+{%- set js.outer = [] -%}{%- set js.last = [] -%}{%- set js.new = [] -%}
 {%- set js.stack = '' -%}{%- set js.word = '' -%}{%- set js.inside = false -%}
 {%- set js.escaped = false -%}{%- set js.high = 0 -%}{%- set js.key = '' -%}
 {%- for piece in text.split('"') if js.ok -%}
@@ -187,8 +194,9 @@ _SCAN_MACRO = r"""
 {{- '"' -}}{%- set js.inside = false -%}
 {%- if js.high -%}{%- set js.ok = false -%}{%- endif -%}
 {%- if js.want in ('key', 'first') -%}
-{%- if js.key in js.keys -%}{%- set js.ok = false -%}{%- endif -%}
-{%- set js.keys = js.keys + [js.key] -%}{%- endif -%}
+{%- set js.new = js.new + [js.key] -%}
+{%- if js.new | length == 200 -%}
+{%- set js.keys = js.keys + js.new -%}{%- set js.new = [] -%}{%- endif -%}{%- endif -%}
 {%- set js.want = 'colon' if js.want in ('key', 'first') else 'comma' -%}
 {%- elif js.want in ('value', 'item', 'key', 'first') -%}
 {{- '"' -}}{%- set js.inside = true -%}{%- set js.key = '' -%}
@@ -290,7 +298,8 @@ system=text(messages[0].content) if has_system else '', tools=[], calls=[], used
 # %% ../../nbs/data/hf_tokenizer.ipynb #7a10003b
 _USER = r"""
 {%- elif m.role == 'user' -%}
-{%- if not loop.first and loop.previtem.role in ('user', 'assistant_context') -%}
+{%- set before = '' if loop.first else loop.previtem.role -%}
+{%- if before not in ('', 'system', 'developer', 'assistant') -%}
 {{- raise_exception('a user speaks first, or after an answer') -}}
 {%- elif text(m.content) | trim == '' -%}{{- raise_exception('content is empty') -}}
 {%- endif -%}
@@ -311,6 +320,9 @@ _ASSISTANT = (
 {%- elif m.role == 'assistant' and not loop.first and loop.previtem.role == 'assistant'
 and not loop.previtem.tool_calls -%}
 {{- raise_exception('an assistant answers once') -}}
+{%- elif m.role in ('assistant', 'assistant_toolcall')
+and (loop.first or loop.previtem.role in ('system', 'developer')) -%}
+{{- raise_exception('a user speaks first') -}}
 {%- elif m.role == 'assistant' and not m.tool_calls and text(m.content) | trim == '' -%}
 {{- raise_exception('content is empty') -}}
 {%- elif m.role == 'assistant' and m.tool_calls -%}
@@ -398,7 +410,9 @@ _MESSAGES = (
 {%- endif -%}{%- endfor -%}"""
     + _LAST_CALL
     + r"""
-{%- if add_generation_prompt -%}{{- '<assistant>' -}}{%- endif -%}
+{%- if add_generation_prompt and messages and messages[-1].role == 'assistant' -%}
+{{- raise_exception('the last message is an answer') -}}
+{%- elif add_generation_prompt -%}{{- '<assistant>' -}}{%- endif -%}
 """
 )
 

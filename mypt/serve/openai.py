@@ -104,7 +104,9 @@ def _tool_call(call: Any, path: str) -> dict:
 # %% ../../nbs/serve/openai.ipynb #7a10008b
 def strict_json(text: str) -> Any:
     "JSON by the standard: `NaN`, lone surrogates and a key given twice raise `ValueError`."
-    value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=unique_keys)
+    value = json.loads(
+        text, parse_constant=_no_constant, parse_float=_short_float, object_pairs_hook=unique_keys
+    )
     check_characters(value)
     return value
 
@@ -119,6 +121,13 @@ def check_characters(value: Any) -> None:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f'{name} is not JSON')
+
+
+def _short_float(digits: str) -> float:
+    "A number with a point; the chat template reads 5,000 characters of one."
+    if len(digits) > 5000:
+        raise ValueError('a number of more than 5,000 characters')
+    return float(digits)
 
 # %% ../../nbs/serve/openai.ipynb #34eb464a
 class EpisodeBuilder:
