@@ -292,7 +292,7 @@ def test_long_results_take_linear_time():
         'x' * 10**6,
         '{' + 'x' * 10**5,
         '{"a": ' + '[' * 10**5,
-        json.dumps({f'key{i}': 0 for i in range(20_000)}),
+        json.dumps({f'key{i}': 0 for i in range(5_000)}),
     ):
         start = time.process_time()
         said('{}', long)

@@ -31,15 +31,23 @@ async function* events(response) {      // of a stream: the JSON after each `dat
 
 // Conversations are kept in this browser and nowhere else, the newest first.
 const SHELF = 'mypt-chats', MOST = 50
+const newId = () => crypto.randomUUID?.() ?? String(Math.random())
+// A chat remembers what this tab last read or wrote of it; what is not enumerable is not stored.
+const seen = c => Object.defineProperty(c, 'was', { value: JSON.stringify(c.turns), configurable: true })
 const shelf = {
   read() {
-    try { return JSON.parse(localStorage.getItem(SHELF)).filter(c => c?.id && Array.isArray(c.turns)) } catch { return [] }
+    try { return JSON.parse(localStorage.getItem(SHELF)).filter(c => c?.id && Array.isArray(c.turns)).map(seen) } catch { return [] }
   },
   write(list) {
     for (; list.length; list.pop()) try { return localStorage.setItem(SHELF, JSON.stringify(list)) } catch { }      // full: the oldest goes
     try { localStorage.removeItem(SHELF) } catch { }
   },
-  save(c) { this.write([c, ...this.read().filter(x => x.id != c.id)].slice(0, MOST)); listChats() },
+  save(c) {
+    const kept = this.read().find(x => x.id == c.id)
+    if (kept && c.was && kept.was != c.was) c.id = newId()      // another tab went on with it: both are kept
+    this.write([seen(c), ...this.read().filter(x => x.id != c.id)].slice(0, MOST))
+    listChats()
+  },
   drop(id) { this.write(this.read().filter(x => x.id != id)); listChats() },
 }
 function listChats() {
@@ -65,7 +73,7 @@ function openChat(c) {
   toEnd()
 }
 function newChat() {
-  openChat({ id: crypto.randomUUID?.() ?? String(Math.random()), title: '', turns: [] })
+  openChat({ id: newId(), title: '', turns: [] })
   $('ask').focus()
 }
 function drawer(open) {
