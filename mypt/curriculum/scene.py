@@ -179,7 +179,7 @@ def _page_words(doc_id: str, text: str) -> frozenset[str]:
 RECENT = 256  # invented documents of each language that are shown again beside others
 PAGE_NUMBERS = (2, 3, 3, 3, 3, 3, 4, 4, 4, 4, 4, 5, 5, 5, 6)  # drawn evenly
 _SIZES = dict(en=(150, 200, 300, 400), de=(100, 130, 170, 230))  # characters of a passage
-_FOLDER_SIZES = dict(en=(300, 400, 500, 700), de=(250, 350, 450, 600))  # its sentences are longer
+_FOLDER_SIZES = dict(en=(240, 300, 400, 500), de=(200, 260, 340, 450))  # its sentences are longer
 FORMAL = 0.2  # share of the German episodes in which the user is not on first-name terms
 
 
