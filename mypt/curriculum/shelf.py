@@ -16,7 +16,7 @@ from ..agent.documents import Document, chunks, iter_chunks, read_documents
 from ..agent.retrieval import Index
 from .facts import Fact, facts, states, unwrap_lines
 from .invented import make_document
-from .questions import BY_HEADING, question
+from .questions import question
 from .values import value_facts
 from ..errors import UserError
 
@@ -119,8 +119,8 @@ _CUT_OFF = re.compile(r'(?:§+|\b(?:Abs|Nr|Art|Satz|Sätze|Buchst|Nummer|Absatz)
 
 
 def _plain_heading(f: Fact) -> Fact:
-    "A fact under its heading as people name it: without a number before it or a mark behind it."
-    if f.kind not in BY_HEADING:
+    "A fact of something as people name it: without a number before it or a mark behind it."
+    if f.kind == 'value':
         return f
     return replace(f, subject=_NUMBERED.sub('', f.subject).rstrip('?!: ') or f.subject)
 
