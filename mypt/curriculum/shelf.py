@@ -16,7 +16,7 @@ from ..agent.documents import Document, chunks, iter_chunks, read_documents
 from ..agent.retrieval import Index
 from .facts import Fact, facts, states, unwrap_lines
 from .invented import make_document
-from .questions import question
+from .questions import BY_HEADING, question
 from .values import value_facts
 from ..errors import UserError
 
@@ -101,18 +101,18 @@ class InventedPages:
             doc, found = self.invent(rng, fact.lang, words=words, **way)
             if doc.doc_id == fact.doc_id or states(doc.text, fact):
                 continue
-            if way is same and not found:  # everything was said of it
+            said = [f.attribute for f in found if f.subject == fact.subject]
+            if way is same and not said:  # all was said of it
                 ways = [other, other] if same['without'] == base else ways
                 same['without'] = base
                 continue
             pages[doc.doc_id] = doc, found
             if way is same:
-                said = (f.attribute for f in found if f.subject == fact.subject)
                 same['without'] = (*same['without'], *said)
         return list(pages.values())
 
 # %% ../../nbs/curriculum/shelf.ipynb #ee62a09b
-_NUMBERED = re.compile(r'^\d[\d.]*[.)]? +(?=\w)')  # *3. Passwords*: nobody says the number
+_NUMBERED = re.compile(r'^(?:\d+(?:\.\d+)*[.)]|\d+(?:\.\d+)+) +(?=\w)')  # *3. Passwords*
 
 
 _CUT_OFF = re.compile(r'(?:§+|\b(?:Abs|Nr|Art|Satz|Sätze|Buchst|Nummer|Absatz)\.?)$')
@@ -122,7 +122,8 @@ def _plain_heading(f: Fact) -> Fact:
     "A fact of something as people name it: without a number before it or a mark behind it."
     if f.kind == 'value':
         return f
-    return replace(f, subject=_NUMBERED.sub('', f.subject).rstrip('?!: ') or f.subject)
+    named = _NUMBERED.sub('', f.subject) if f.kind in BY_HEADING else f.subject
+    return replace(f, subject=named.rstrip('?!: ') or f.subject)
 
 
 class FolderPages:
