@@ -289,6 +289,13 @@ class Passage(NamedTuple):
         return '\n'.join([*self.headings[-2:], self.text])
 
     @property
+    def shown(self) -> str:
+        "The text on one line; a piece from within a section has the nearest heading before it."
+        text = ' '.join(self.text.split())
+        own = not self.headings or _HEADINGS.match(self.text)
+        return text if own else f'# {self.headings[-1]} {text}'
+
+    @property
     def is_bare(self) -> bool:
         "Whether it says no two words beside its headings, as a repealed paragraph does."
         return len(_SAID.findall(_HEADINGS.sub('', self.text))) < 2

@@ -6,7 +6,7 @@
 __all__ = ['MOST_KNOWN', 'Store', 'K1', 'B', 'RRF', 'DEPTH', 'DENSE_WEIGHT', 'WORDS', 'MEANING', 'WEIGHTS', 'Rankings',
            'InvertedIndex', 'MemoryStore', 'word_frequencies', 'bm25_scores', 'best_passages', 'best_of_each',
            'built_in_embed', 'embed_if_any', 'dense_scores', 'fuse', 'StoredPassages', 'Hit', 'PassageSearch', 'Index',
-           'rag_index', 'Finding', 'matched_words', 'search', 'retrieve']
+           'rag_index', 'Finding', 'matched_words', 'search', 'shown_hit', 'retrieve']
 
 # %% ../../nbs/22_retrieval.ipynb #0cb1e29c
 import math
@@ -487,6 +487,11 @@ def search(
     return found
 
 # %% ../../nbs/22_retrieval.ipynb #b8f4fd0d
+def shown_hit(hit: Hit) -> Hit:
+    "A hit as a model reads it: on one line, with the heading that it stands under."
+    return hit._replace(text=Passage(hit.text, hit.headings).shown)
+
+
 def retrieve(index: Index, question: str, k: int = 3) -> list[Hit]:
-    "The passages to read before answering, each on one line."
-    return [h._replace(text=' '.join(h.text.split())) for h in index.search(question, k)]
+    "The passages to read before answering."
+    return [shown_hit(hit) for hit in index.search(question, k)]

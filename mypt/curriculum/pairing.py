@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ..agent.agent import cite_texts
 from ..agent.conversation import add_passages, passage_names
 from ..agent.prompts import conversation_language
-from ..agent.retrieval import Hit, Index, retrieve
+from ..agent.retrieval import Hit, Index, retrieve, shown_hit
 from .reading import content_words, plain_words, sentences_of
 from ..data.episodes import iter_episodes
 from ..data.prompts import systems_in
@@ -85,7 +85,7 @@ def shown_passages(index: Index, question: str, holder: Hit, shown: int = SHOWN)
     hits = retrieve(index, question, shown)
     if any((h.doc_id, h.chunk) == (holder.doc_id, holder.chunk) for h in hits):
         return hits
-    return [*hits[: shown - 1], holder._replace(text=' '.join(holder.text.split()))]
+    return [*hits[: shown - 1], shown_hit(holder)]
 
 # %% ../../nbs/curriculum/pairing.ipynb #038f33c3
 class Paired(NamedTuple):

@@ -18,6 +18,7 @@ from .attributes import statement
 from .chat_words import chat_form, fact_gaps, is_value, rival_gaps, with_citations
 from .facts import Fact
 from .invented import other_value
+from .questions import BY_HEADING, with_full_stop
 from .recipe import Phase, Source, stated_answer, suite_case
 
 # %% ../../nbs/23_rag_chat.ipynb #4cdd20b5
@@ -54,10 +55,9 @@ def fact_answer(s: Scene, fact: Fact) -> str:
     way = 0.0 if s.simple else s.rng.random()
     if is_value(fact) and way > (0.6 if fact.subject in fact.sentence else 0.3):
         said = statement(s.lang, fact.subject, fact.attribute, fact.value)
-        form = chat_form(s.rng, 'value_sentence', s.lang)
-        return form.format(x=said, v=fact.value, d=fact.doc_id)
+        return s.form('value_sentence', x=said, v=fact.value, d=fact.doc_id)
     if way > 0.85:
-        return chat_form(s.rng, 'quoted', s.lang).format(x=fact.sentence, d=fact.doc_id)
+        return s.form('quoted', x=fact.sentence, d=fact.doc_id)
     return fact.sentence
 
 # %% ../../nbs/23_rag_chat.ipynb #eb8337aa
@@ -73,8 +73,10 @@ def _rivals(s: Scene) -> Iterator[tuple[str, int, list[Fact]]]:
         if not page.facts or m == s.number(s.fact):
             continue
         if not is_value(s.fact):
-            if page.facts[0].subject.lower() != s.fact.subject.lower():
-                yield 'text_other', m, page.facts[:1]
+            by_heading = [f for f in page.facts if f.kind in BY_HEADING]
+            main = (by_heading or page.facts)[0]
+            if main.subject.lower() != s.fact.subject.lower():
+                yield 'text_other', m, [main]
         elif found:
             yield 'value_same', m, found
         else:
@@ -85,8 +87,8 @@ def _rivals(s: Scene) -> Iterator[tuple[str, int, list[Fact]]]:
 # %% ../../nbs/23_rag_chat.ipynb #d88679be
 def _with_rival(s: Scene, start: str, way: tuple[str, int, list[Fact]]) -> str:
     name, m, found = way
-    form = chat_form(s.rng, f'{start}_{name}', s.lang)
-    return form.format(**fact_gaps(s.fact), **rival_gaps(found), n=s.number(s.fact), m=m)
+    gaps = fact_gaps(s.fact) | rival_gaps(found)
+    return s.form(f'{start}_{name}', **gaps, n=s.number(s.fact), m=m)
 
 # %% ../../nbs/23_rag_chat.ipynb #760db5ca
 def thought(s: Scene) -> str:
@@ -95,8 +97,7 @@ def thought(s: Scene) -> str:
     if ways and s.rng.random() < 0.7:
         return _with_rival(s, 'think', s.rng.choice(ways))
     name = 'think_value' if is_value(s.fact) else 'think_text'
-    form = chat_form(s.rng, name, s.lang, s.simple)
-    return form.format(**fact_gaps(s.fact), n=s.number(s.fact))
+    return s.form(name, **fact_gaps(s.fact), n=s.number(s.fact))
 
 # %% ../../nbs/23_rag_chat.ipynb #e7ad46dd
 def doubt(s: Scene) -> str:
@@ -104,8 +105,7 @@ def doubt(s: Scene) -> str:
     ways = [way for way in _rivals(s) if way[0] != 'text_other']
     if ways and not s.simple and s.rng.random() < 0.75:
         return _with_rival(s, 'doubt', s.rng.choice(ways))
-    form = chat_form(s.rng, 'doubt', s.lang, s.simple)
-    return form.format(**fact_gaps(s.fact), k=len(s.pages))
+    return s.form('doubt', **fact_gaps(s.fact), k=len(s.pages))
 
 # %% ../../nbs/23_rag_chat.ipynb #08b122e7
 def abstention(s: Scene) -> dict:
@@ -120,7 +120,7 @@ def abstention(s: Scene) -> dict:
             name = 'missing_subject'
     else:
         name = 'missing_definition' if fact.kind == 'definition' else 'missing_text'
-    return _reply(chat_form(s.rng, name, s.lang, s.simple).format(**fact_gaps(fact)))
+    return _reply(s.form(name, **fact_gaps(fact)))
 
 # %% ../../nbs/23_rag_chat.ipynb #eb300ca4
 def _answer(s: Scene, user: dict) -> list[dict]:
@@ -143,7 +143,9 @@ def _multi(s: Scene, user: dict) -> list[dict] | None:
 def _extract(s: Scene, user: dict) -> list[dict] | None:
     if not s.fact.value:
         return None
-    user['content'] = chat_form(s.rng, 'value_only', s.lang, s.simple).format(x=user['content'])
+    form, asked = s.form('value_only'), user['content']
+    asked = with_full_stop(asked) if form.startswith('{x}') else asked
+    user['content'] = form.format(x=asked)
     return [user, _reply(s.fact.value, s.fact.doc_id)]
 
 # %% ../../nbs/23_rag_chat.ipynb #1362519d
@@ -172,7 +174,7 @@ def _no_context(s: Scene, user: dict) -> list[dict] | None:
     if s.fact.kind == 'definition':  # a model may know it without a document
         return None
     del user['context']
-    return [user, _reply(chat_form(s.rng, 'unknown', s.lang, s.simple).format(**fact_gaps(s.fact)))]
+    return [user, _reply(s.form('unknown', **fact_gaps(s.fact)))]
 
 # %% ../../nbs/23_rag_chat.ipynb #0c144dd0
 _NUMBER = re.compile(r'\d+')
@@ -185,7 +187,8 @@ def _other_number(rng: random.Random, fact: Fact) -> Fact | None:
     first, _, rest = fact.value.partition(' ')
     words = counted_in_words(fact.lang)
     if first in words:
-        drawn = rng.choice([word for word in words if word != first])
+        i = words.index(first)
+        drawn = rng.choice([*words[max(0, i - 3) : i], *words[i + 1 : i + 4]])
     elif first.rstrip('.').isdigit() and int(first.rstrip('.')) > 1:
         drawn = _NUMBER.sub(lambda m: str(_near_number(rng, int(m[0]))), first)
     else:
@@ -195,29 +198,38 @@ def _other_number(rng: random.Random, fact: Fact) -> Fact | None:
 
 # %% ../../nbs/23_rag_chat.ipynb #0c144db0
 def _near_number(rng: random.Random, n: int) -> int:
-    "Another number from 2 on, of about the same size; a day of a month stays one."
-    most = 28 if n <= 31 else 2 * n
-    return rng.choice([m for m in (*range(2, min(most, 29)), most) if m != n])
+    "Another number from 2 on, of about the same size; a year is one of the same time."
+    if 1800 < n < 2100:
+        return rng.choice([m for m in range(n - 9, n + 10) if m != n])
+    if n > 31:
+        return rng.choice((n // 2, n - 8, n + 8, 2 * n))
+    return rng.choice([m for m in range(2, 29) if m != n])
 
 # %% ../../nbs/23_rag_chat.ipynb #e0b824ae
 def contradicting_page(s: Scenes, scene: Scene) -> ShownPage | None:
     "A page that states another value than the scene's fact; None where there is no such page."
     fact, rng = scene.fact, scene.rng
+    if s.shelf.read:
+        other = _other_number(rng, fact)
+        return _other_copy(scene, other) if other else None
     shown = {page.doc.doc_id for page in scene.pages}
-    if not s.shelf.read:
-        doc, other = other_value(rng, fact, s.shelf.held, s.simple)
-        return None if doc.doc_id in shown else s.page(rng, doc, [other], other)
-    other = _other_number(rng, fact)
-    if other is None:
-        return None
-    doc, _ = rng.choice(s.shelf.read[fact.lang])
-    if doc.doc_id in shown:
-        return None
-    said = other.sentence
-    if is_value(other) and other.subject not in said:  # of a list: it would be said of that page
-        said = statement(other.lang, other.subject, other.attribute, other.value)
-    other = replace(other, doc_id=doc.doc_id, sentence=said)
-    return ShownPage(doc, said, [other])
+    doc, other = other_value(rng, fact, s.shelf.held, s.simple)
+    return None if doc.doc_id in shown else s.page(rng, doc, [other], other)
+
+
+_COPIES = ('copy', 'shared', 'print', 'b')  # folders of a second copy
+
+
+def _other_copy(scene: Scene, other: Fact) -> ShownPage:
+    "The page that answers, as a second copy of its file has it, with another number."
+    page, fact = scene.pages[scene.number(scene.fact) - 1], scene.fact
+    doc_id = f'{scene.rng.choice(_COPIES)}/{fact.doc_id}'
+    text = page.text.replace(fact.sentence, other.sentence)
+    if is_value(other) and other.subject not in text:  # of a list below its title
+        text = statement(other.lang, other.subject, other.attribute, other.value)
+        other = replace(other, sentence=text)
+    other = replace(other, doc_id=doc_id)
+    return ShownPage(page.doc._replace(doc_id=doc_id), text, [other])
 
 # %% ../../nbs/23_rag_chat.ipynb #99d58545
 def _conflict_scene(s: Scenes, rng: random.Random, lang: str) -> Scene | None:
@@ -246,12 +258,12 @@ def _conflict(s: Scene, user: dict) -> list[dict] | None:
         return None
     first, second = sources.values()
     places = dict(d=first.doc_id, e=second.doc_id, n=s.number(first), m=s.number(second))
-    form = chat_form(s.rng, 'conflict', s.lang, s.simple)
+    form = s.form('conflict')
     form = form.format('{0}', '{1}', '{2}', v=first.value, w=second.value, **places)
     text, cites = with_citations(form, (first.doc_id, second.doc_id))
     message = _reply(text, cites)
     if s.rng.random() < 0.3:
-        message['think'] = chat_form(s.rng, 'think_conflict', s.lang, s.simple).format(**places)
+        message['think'] = s.form('think_conflict', **places)
     return [user, message]
 
 # %% ../../nbs/23_rag_chat.ipynb #3ebbafb6

@@ -8,6 +8,7 @@ __all__ = ['MAX_PART', 'Page', 'BESIDE', 'REMEMBERED', 'PIECE_MARK', 'MOST_SHOWN
 
 # %% ../../nbs/curriculum/shelf.ipynb #12bd4ace
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -15,7 +16,7 @@ from ..agent.documents import Document, chunks, iter_chunks, read_documents
 from ..agent.retrieval import Index
 from .facts import Fact, facts, states, unwrap_lines
 from .invented import make_document
-from .questions import question
+from .questions import BY_HEADING, question
 from .values import value_facts
 from ..errors import UserError
 
@@ -88,18 +89,43 @@ class InventedPages:
         "About the same subject without the attribute, and about others with it, in turns."
         doc = self.stated.get(fact.doc_id)
         known = [f.attribute for f in _values_of(doc, fact.lang)] if doc else []
-        same = dict(name=fact.subject, thing=fact.thing, without=(*known, fact.attribute))
+        base = (*known, fact.attribute)
+        same = dict(name=fact.subject, thing=fact.thing, without=base)
+        other = dict(attributes=(fact.attribute,))
         if not self.simple and rng.random() < BESIDE:
             same['beside'] = (fact.attribute,)
-        ways = rng.sample([same, dict(attributes=(fact.attribute,))], 2)
+        ways = rng.sample([same, other], 2)
         pages: dict[str, Page] = {}
         while len(pages) < n:
-            doc, found = self.invent(rng, fact.lang, words=words, **ways[len(pages) % 2])
-            if doc.doc_id != fact.doc_id and not states(doc.text, fact):
-                pages[doc.doc_id] = doc, found
+            way = ways[len(pages) % 2]
+            doc, found = self.invent(rng, fact.lang, words=words, **way)
+            if doc.doc_id == fact.doc_id or states(doc.text, fact):
+                continue
+            said = [f.attribute for f in found if f.subject == fact.subject]
+            if way is same and not said:  # all was said of it
+                ways = [other, other] if same['without'] == base else ways
+                same['without'] = base
+                continue
+            pages[doc.doc_id] = doc, found
+            if way is same:
+                same['without'] = (*same['without'], *said)
         return list(pages.values())
 
 # %% ../../nbs/curriculum/shelf.ipynb #ee62a09b
+_NUMBERED = re.compile(r'^(?:\d+(?:\.\d+)*[.)]|\d+(?:\.\d+)+) +(?=\w)')  # *3. Passwords*
+
+
+_CUT_OFF = re.compile(r'(?:§+|\b(?:Abs|Nr|Art|Satz|Sätze|Buchst|Nummer|Absatz)\.?)$')
+
+
+def _plain_heading(f: Fact) -> Fact:
+    "A fact of something as people name it: without a number before it or a mark behind it."
+    if f.kind == 'value':
+        return f
+    named = _NUMBERED.sub('', f.subject) if f.kind in BY_HEADING else f.subject
+    return replace(f, subject=named.rstrip('?!: ') or f.subject)
+
+
 class FolderPages:
     "Documents of a folder, by language."
 
@@ -109,7 +135,8 @@ class FolderPages:
         self.pages: dict[str, Page] = {}  # by doc_id, as they are in the indexes
         for doc in read_documents(docs_dir):
             for part in parts(doc):
-                found = list(_facts_of_part(part))
+                whole = (f for f in _facts_of_part(part) if not _CUT_OFF.search(f.sentence))
+                found = [_plain_heading(f) for f in whole]
                 if found:
                     self.read[found[0].lang].append((part, found))
 

@@ -9,15 +9,16 @@ __all__ = ['Talk', 'ask_fact', 'ask_plain', 'ask_first', 'talk_question', 'begin
 
 # %% ../../nbs/curriculum/talk.ipynb #7355f75d
 import random
+from copy import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from .attributes import statement
 from .chat_words import chat_form, fact_gaps, is_value, rival_gaps, with_citations
 from .facts import Fact
-from .questions import follow_up, question
+from .questions import follow_up
 from .rag_chat import about, abstention, cited_answer, doubt, thought
-from .scene import Scene, Scenes, answered_scene, silent_scene
+from .scene import FORMAL, Scene, Scenes, answered_scene, contradicts, silent_scene
 from .synthetic import held_out, payload
 
 # %% ../../nbs/curriculum/talk.ipynb #6430ee9a
@@ -27,10 +28,12 @@ class Talk:
     def __init__(self, rng: random.Random, lang: str, scenes: Scenes, think: float = 0.3):
         self.rng, self.lang, self.scenes, self.think = rng, lang, scenes, think
         self.simple, self.unseen = scenes.simple, scenes.unseen
+        self.formal = lang == 'de' and not self.simple and rng.random() < FORMAL
         self.messages: list[dict] = []
         self.topics: list[str] = []  # what each answer must hold
         self.abouts: list[dict | None] = []  # what each answer is about
         self.told: list[Fact] = []  # in the order of the answers
+        self.focus: Fact | None = None  # what the last question about a document was for
         self.shown: list[Scene] = []  # the last one is talked about
         self.missing: Fact | None = None  # what the scene does not answer
 
@@ -42,7 +45,7 @@ class Talk:
     def show(self, scene: Scene | None) -> bool:
         "Use this scene from now on; False where it is None."
         if scene is not None:
-            self.shown.append(scene)
+            self.shown.append(replace(scene, formal=self.formal))
         return scene is not None
 
     @property
@@ -51,7 +54,7 @@ class Talk:
 
     def form(self, name: str, **gaps) -> str:
         "A form of `chat_words` with its gaps filled."
-        return chat_form(self.rng, name, self.lang, self.simple).format(**gaps)
+        return chat_form(self.rng, name, self.lang, self.simple, self.formal).format(**gaps)
 
     def left(self) -> list[Fact]:
         "The facts that can be asked for and were not stated yet."
@@ -64,6 +67,7 @@ class Talk:
         self.messages += [{'role': 'user', 'content': text, **user}, reply]
         self.abouts.append(about(fact) if fact else None)
         self.topics.append(topic)
+        self.focus = fact or self.focus
 
 # %% ../../nbs/curriculum/talk.ipynb #1c828551
 def ask_fact(talk: Talk, text: str, fact: Fact, before: str = '{x}', **user):
@@ -79,7 +83,7 @@ def ask_fact(talk: Talk, text: str, fact: Fact, before: str = '{x}', **user):
 
 
 def _turn_thought(talk: Talk, scene: Scene) -> str:
-    same = bool(talk.told) and talk.told[-1].subject == scene.fact.subject
+    same = talk.focus is not None and talk.focus.subject == scene.fact.subject
     if same and talk.rng.random() < 0.4:
         return talk.form('talk_think', **fact_gaps(scene.fact), n=scene.number(scene.fact))
     return thought(scene)
@@ -100,7 +104,7 @@ def ask_first(talk: Talk) -> bool:
 
 def talk_question(talk: Talk, fact: Fact) -> dict:
     "A question for a fact, as arguments of `ask_fact`."
-    return dict(text=question(talk.rng, fact, talk.unseen, talk.simple), fact=fact)
+    return dict(text=talk.scene.question(fact), fact=fact)
 
 # %% ../../nbs/curriculum/talk.ipynb #a732d7b3
 def begin_silent(talk: Talk) -> bool:
@@ -140,24 +144,27 @@ _NAMED_ALONE = (
 
 
 def _pairs(talk: Talk) -> list[tuple[Fact, Fact]]:
-    "Facts that one vague question could be about: the only two with their attribute, or any two."
-    found = talk.left()
-    out = []
-    for i, f in enumerate(found):
-        for g in found[i + 1 :]:
-            if f.subject.lower() == g.subject.lower() or f.kind != g.kind:
-                continue
-            if is_value(f) and f.attribute == g.attribute:
-                out.append((f, g))
-            elif f.kind in _NAMED_ALONE:
-                out.append((f, g))
-    alike = [f.attribute for f, _ in out if is_value(f)]
-    return [(f, g) for f, g in out if not is_value(f) or alike.count(f.attribute) == 1]
+    "Facts that one vague question could be about: the only two that are shown of their sort."
+    piles: dict[tuple, list[Fact]] = {}
+    shown = [f for page in talk.scene.pages for f in (*page.facts, *page.unnamed)]
+    for f in shown:
+        if is_value(f) or f.kind in _NAMED_ALONE:
+            piles.setdefault((f.kind, f.attribute), []).append(f)
+    left = talk.left()
+    two = [tuple(pile) for pile in piles.values() if len(pile) == 2]
+    return [(f, g) for f, g in two if f in left and g in left and not _same_subject(f, g)]
+
+
+def _same_subject(f: Fact, g: Fact) -> bool:
+    return f.subject.lower() == g.subject.lower()
 
 # %% ../../nbs/curriculum/talk.ipynb #601bcfbf
 def clarify(talk: Talk) -> bool:
     "Two turns: a vague question with a question in return, and the answer."
-    if not talk.show(answered_scene(talk.scenes, talk.rng, talk.lang)):
+    scenes = copy(talk.scenes)
+    if scenes.shelf.read:  # each of more passages could be meant
+        scenes.numbers = (2,)
+    if not talk.show(answered_scene(scenes, talk.rng, talk.lang)):
         return False
     pairs = _pairs(talk)
     if not pairs:
@@ -165,8 +172,9 @@ def clarify(talk: Talk) -> bool:
     pair = talk.rng.choice(pairs)
     f, g = talk.rng.sample(pair, 2)
     way = 'value' if is_value(f) else 'text'
+    vague_way = f.kind if f.kind in ('section', 'item') else way
     gaps = fact_gaps(f) | rival_gaps([g])
-    vague = unnamed(talk, partial(talk.form, f'vague_{way}', **gaps))
+    vague = unnamed(talk, partial(talk.form, f'vague_{vague_way}', **gaps))
     if vague is None:
         return False
     ask_plain(talk, vague, talk.form(f'which_{way}', **gaps), context=talk.scene.block())
@@ -202,11 +210,11 @@ def followup(talk: Talk) -> bool:
     "A question about the same subject or document as the last answer."
     if not talk.told:
         return False
-    last = talk.told[-1]
+    last = talk.focus or talk.told[-1]
     same = [f for f in talk.left() if f.subject == last.subject and is_value(f)]
     if same:
         fact = talk.rng.choice(same)
-        ask = partial(follow_up, talk.rng, fact, talk.unseen, talk.simple)
+        ask = partial(follow_up, talk.rng, fact, talk.unseen, talk.simple, talk.formal)
         text = unnamed(talk, ask)
         if text is not None:
             ask_fact(talk, text, fact)
@@ -216,36 +224,32 @@ def followup(talk: Talk) -> bool:
     if not found:
         return False
     fact = talk.rng.choice(found)
-    text = question(talk.rng, fact, talk.unseen, talk.simple)
+    text = talk.scene.question(fact)
     ask_fact(talk, text if talk.unseen else _joined(talk, text), fact)
     return True
 
 # %% ../../nbs/curriculum/talk.ipynb #a99ca859
 def change_topic(talk: Talk) -> bool:
     "A question about another subject, or something that needs no document."
-    last = talk.told[-1].subject if talk.told else ''
+    last = talk.focus.subject if talk.focus else ''
     found = [f for f in talk.left() if f.subject != last]
     if found and talk.rng.random() < 0.7:
         fact = talk.rng.choice(found)
-        text = question(talk.rng, fact, talk.unseen, talk.simple)
+        text = talk.scene.question(fact)
         if not talk.unseen and not talk.simple:
-            text = talk.form('switch', x=text, t=_short_name(fact))
+            text = talk.form('switch', x=text)
         ask_fact(talk, text, fact)
     else:
         small_task(talk)
     return True
 
 # %% ../../nbs/curriculum/talk.ipynb #a99ca8b9
-def _short_name(fact: Fact) -> str:
-    return fact.subject if is_value(fact) else fact_gaps(fact)['q']
-
-
 def small_task(talk: Talk) -> bool:
     "A word to repeat or a sum."
     if talk.simple or talk.rng.random() < 0.5:
         kinds = ('word', 'code', 'number')
         _, word = payload(talk.rng, talk.lang, kinds, talk.scenes.shelf.held)
-        form = chat_form(talk.rng, 'say', talk.lang, talk.simple)
+        form = chat_form(talk.rng, 'say', talk.lang, talk.simple, talk.formal)
         ask_plain(talk, form.format(word), word)
     else:
         m, n = talk.rng.randint(2, 60), talk.rng.randint(2, 60)
@@ -267,10 +271,13 @@ def new_context(talk: Talk) -> bool:
     scene = answered_scene(_new_pages(talk), talk.rng, talk.lang)
     if scene is None or any(page.text in str(talk.messages) for page in scene.pages):
         return False
-    talk.shown.append(scene)
+    before = [page for old in talk.shown for page in old.pages]
+    if any(contradicts(page, before) for page in scene.pages):
+        return False
+    talk.show(scene)
     fact = scene.fact
     talk.missing = None  # these passages might answer it
-    text = question(talk.rng, fact, talk.unseen, talk.simple)
+    text = talk.scene.question(fact)
     if talk.rng.random() < 0.6:
         if not talk.unseen and not talk.simple:
             text = talk.form('new_pages', x=text)
@@ -285,9 +292,9 @@ def correct(talk: Talk) -> bool:
     "The user corrects the last question, and the corrected one is answered."
     if not talk.told or talk.abouts[-1] is None:
         return False
-    last, ways = talk.told[-1], []
+    last, ways = talk.focus or talk.told[-1], []
     for f in talk.left():
-        if f.kind in _NAMED_ALONE and not is_value(last) and f.subject != last.subject:
+        if f.kind == last.kind in _NAMED_ALONE and f.subject != last.subject:
             ways.append(('correct_text', f))
         elif is_value(f) and f.attribute == last.attribute and f.subject != last.subject:
             ways.append(('correct_subject', f))
@@ -297,7 +304,7 @@ def correct(talk: Talk) -> bool:
         return False
     name, fact = talk.rng.choice(ways)
     text = talk.form(name, **fact_gaps(fact), **wrong_gaps(last))
-    before = chat_form(talk.rng, 'corrected', talk.lang, talk.simple)
+    before = chat_form(talk.rng, 'corrected', talk.lang, talk.simple, talk.formal)
     ask_fact(talk, text, fact, before)
     return True
 
@@ -313,9 +320,11 @@ def ask_missing(talk: Talk) -> bool:
     fact, scene = talk.missing, talk.scene
     if fact is None or not talk.told:
         return False
-    same = talk.told[-1].subject == fact.subject and is_value(fact)
-    ask = follow_up if same else question
-    text = unnamed(talk, partial(ask, talk.rng, fact, talk.unseen, talk.simple))
+    same = talk.focus is not None and talk.focus.subject == fact.subject and is_value(fact)
+    ask = partial(scene.question, fact)
+    if same:
+        ask = partial(follow_up, talk.rng, fact, talk.unseen, talk.simple, talk.formal)
+    text = unnamed(talk, ask)
     if text is None:
         return False
     reply = abstention(replace(scene, fact=fact))
@@ -341,21 +350,26 @@ def sum_up(talk: Talk) -> bool:
     lines = [f'{_alone(f)}{{{i}}}' for i, f in enumerate(told, 1) if '{' not in f.sentence]
     if len(lines) < len(told):
         return False
-    marked = chat_form(talk.rng, 'summed', talk.lang, talk.simple).replace('{x}', ' '.join(lines))
+    form = chat_form(talk.rng, 'summed', talk.lang, talk.simple, talk.formal)
+    marked = form.replace('{x}', ' '.join(lines))
     text, cites = with_citations(marked, tuple(f.doc_id for f in told))
     reply = {'role': 'assistant', 'content': text, 'cite': cites}
     talk.add(talk.form('sum_up'), reply, None, _alone(told[-1]))
     return True
 
 # %% ../../nbs/curriculum/talk.ipynb #6cc32fcd
+_SURE = 0.15  # share of them that ask whether it is so
+
+
 def ask_where(talk: Talk) -> bool:
     "A question for the source of the last answer."
     if not talk.told or talk.abouts[-1] is None or 'cite' not in talk.messages[-1]:
         return False
     fact = talk.told[-1]
-    text = talk.form('there', d=fact.doc_id, x=fact.sentence)
+    asked, said = ('sure', 'sure_there') if talk.rng.random() < _SURE else ('where', 'there')
+    text = talk.form(said, d=fact.doc_id, x=fact.sentence)
     reply = {'role': 'assistant', 'content': text, 'cite': fact.doc_id}
-    talk.add(talk.form('where'), reply, fact, fact.sentence)
+    talk.add(talk.form(asked), reply, fact, fact.sentence)
     return True
 
 
