@@ -14,6 +14,7 @@ __all__ = ['BY_HEADING', 'FOLDER_PIECES', 'POOL', 'ALREADY_KNOWN', 'FRAMED', 'AS
 # %% ../../nbs/curriculum/tool_script.ipynb #d4cf2028
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
@@ -57,6 +58,21 @@ def shows(text: str, fact: Fact) -> bool:
 
 # %% ../../nbs/curriculum/tool_script.ipynb #3d0935fd
 FOLDER_PIECES = (350, 500, 800)  # characters of a piece, drawn evenly
+_NEXT_START = re.compile(r'\n\s*\n|(?<=[.!?:])\s+(?=[A-ZÄÖÜ(„"*])')
+
+
+def _whole_pieces(text: str, size: int) -> Iterator[str]:
+    "The pieces of a text, each from the beginning of a sentence or a paragraph."
+    end = 0
+    for piece in chunks(text, size, 0):
+        start = text.index(piece, end)
+        inside = end and '\n\n' not in text[end:start] and text[end - 1] not in '.!?:'
+        end = start + len(piece)
+        first = _NEXT_START.search(piece) if inside else None
+        if not inside:
+            yield piece
+        elif first:
+            yield piece[first.end() :]
 
 
 def _pieces(rng: random.Random, page: Page) -> list[Page]:
@@ -65,7 +81,7 @@ def _pieces(rng: random.Random, page: Page) -> list[Page]:
     size = len(doc.text) if rng.random() < 1 / 12 else rng.choice(FOLDER_PIECES)
     title = f'# {doc.title}'
     out, above = [], title
-    for text in chunks(doc.text, size, 0):
+    for text in _whole_pieces(doc.text, size):
         over = [] if text.startswith(f'{title}\n') else [title]
         if above != title and not text.startswith('#'):
             over.append(above)

@@ -344,9 +344,9 @@ _NEIGHBOURS = {
 }
 
 
-def tells_of_another(text: str, subject: str, lang: str) -> bool:
-    "Whether a text says something about the thing that an invented document only mentions."
-    found = [m['t'] for form in _NEIGHBOURS[lang] for m in form.finditer(text)]
+def tells_of_another(text: str, of: str, subject: str, lang: str) -> bool:
+    "Whether a summary of an invented document tells of a thing that is only mentioned in it."
+    found = [m['t'] for form in _NEIGHBOURS[lang] for m in form.finditer(of)]
     others = [name for name in found if name not in subject]
     return any(o in s and subject not in s for o in others for s in sentences(text))
 
@@ -356,8 +356,8 @@ def good_summary(script: ToolScript, short: str) -> bool:
     said = sentences(short)
     whole = said and all(ends_well(s) and is_whole(s) for s in said) and ends_well(short)
     facts = {f.sentence for _, found in script.pages for f in found}
-    subject = script.fact.subject
-    return whole and short not in facts and not tells_of_another(short, subject, script.lang)
+    of, subject = script.doc.text, script.fact.subject
+    return whole and short not in facts and not tells_of_another(short, of, subject, script.lang)
 
 
 def answer_summary(script: ToolScript, result: dict, cite: bool = True) -> bool:
@@ -424,7 +424,7 @@ def summary_known(script: ToolScript) -> bool:
         return False
     d, short = script.doc.doc_id, script.messages[-1]['content']
     script.ask(script.form('ask.again', d=d), ALREADY_KNOWN)
-    return script.answer(short, d, script.form('none.known', d=d), summary=True)
+    return script.answer(short, d, script.form('none.said'), summary=True)
 
 # %% ../../nbs/27_toolcall.ipynb #d74d1082
 def list_known(script: ToolScript) -> bool:
@@ -761,8 +761,12 @@ def asks_of_a_suite(script: ToolScript, start: int = 0) -> bool:
 # %% ../../nbs/27_toolcall.ipynb #8fb0b4b0
 def repeats_a_call(script: ToolScript) -> bool:
     "Whether a conversation has the same call twice: what it returned is known."
-    made = [m for m in script.messages if m['role'] == 'assistant_toolcall']
-    return len({(m['name'], str(m['arguments'])) for m in made}) < len(made)
+    made = []
+    for m, after in zip(script.messages, script.messages[1:], strict=False):
+        if m['role'] == 'assistant_toolcall':
+            read = m['name'] == 'workspace.get_doc' and after['content'].get('doc_id')
+            made.append((m['name'], read or str(m['arguments'])))
+    return len(set(made)) < len(made)
 
 
 def try_play(script: ToolScript, play: ToolPlay) -> bool:
@@ -898,9 +902,11 @@ class ToolSource:
     # language → sentences of a folder that were asked for
     spent: dict[str, set] = field(default_factory=lambda: dict(en=set(), de=set()))
 
-    def script(self, rng: random.Random, lang: str, play: ToolPlay) -> ToolScript:
-        "A new script for a play."
-        style = self.style
+    def script(
+        self, rng: random.Random, lang: str, play: ToolPlay, long: bool = False
+    ) -> ToolScript:
+        "A new script for a play; a long one has many documents, since no call is made twice."
+        style = replace(self.style, docs=(max(self.style.docs),)) if long else self.style
         if play in self.short_hits:
             sizes = SHORT_OF_FOLDER if self.shelf.read else SHORT_SNIPPETS
             style = replace(style, snippet=(SHORT_SNIPPET,) if style.simple else sizes)
@@ -925,7 +931,7 @@ class ToolSource:
         "One try of a play, with this many tokens of other questions before it."
         if play is None:
             return self.plain.draw(rng, lang)
-        script = self.script(rng, lang, play)
+        script = self.script(rng, lang, play, before > 1)
         if before and play_before(script, before, play in self.lists) < before:
             return None
         if not play_on(script, play):
