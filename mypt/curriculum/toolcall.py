@@ -269,7 +269,7 @@ def first_sentence(text: str) -> str:  # '' where it cannot be quoted
     "The first sentence of a document, word for word."
     found = sentences(text)
     first = found[0] if found else ''
-    fits = 10 < len(first) < 300 and ends_well(first)
+    fits = 10 < len(first) < 300 and ends_well(first) and is_whole(first)
     return first if fits and first in unwrap_lines(text) else ''
 
 # %% ../../nbs/27_toolcall.ipynb #6abc611c
@@ -424,7 +424,7 @@ def summary_known(script: ToolScript) -> bool:
         return False
     d, short = script.doc.doc_id, script.messages[-1]['content']
     script.ask(script.form('ask.again', d=d), ALREADY_KNOWN)
-    return script.answer(short, d, script.form('none.said'), summary=True)
+    return script.answer(short, d, script.form('none.above'), summary=True)
 
 # %% ../../nbs/27_toolcall.ipynb #d74d1082
 def list_known(script: ToolScript) -> bool:
@@ -434,9 +434,9 @@ def list_known(script: ToolScript) -> bool:
     d, found = script.doc.doc_id, script.messages[-2]['content']['documents']
     if script.rng.random() < 0.3:
         script.ask(script.form('ask.count'), ALREADY_KNOWN)
-        return answer_count(script, found, 'none.said')
+        return answer_count(script, found, 'none.above')
     script.ask(script.form('ask.besides', d=d), ALREADY_KNOWN)
-    return answer_besides(script, found, script.form('none.said'))
+    return answer_besides(script, found, script.form('none.above'))
 
 # %% ../../nbs/27_toolcall.ipynb #a9403d55
 MOST_READ = 2  # documents that are read for one question
@@ -786,7 +786,9 @@ def try_play(script: ToolScript, play: ToolPlay) -> bool:
 def play_on(script: ToolScript, play: ToolPlay, tries: int = 4) -> bool:
     "Try a play with the script's fact, and then with other facts of the same documents."
     for _ in range(tries):
-        if script.alone() and try_play(script, play):
+        told = {turn['about']['sentence'] for turn in script.turns if turn['about']}
+        new = script.fact.sentence not in told and script.alone()
+        if new and try_play(script, play):
             return True
         script.refocus()
     return False
@@ -825,7 +827,7 @@ def play_before(
     kept = script.doc, script.fact
     plays = [p for p in _SIDE_PLAYS if not (lists and p in LISTS)]
     asked, total = {script.fact}, 0
-    for _ in range(3 * most):
+    for _ in range(6 * most):
         if total >= tokens or len(script.turns) >= most:
             break
         before = len(script.messages)
