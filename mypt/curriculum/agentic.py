@@ -87,8 +87,7 @@ def _second_fact(script: ToolScript) -> Fact | None:
     others = [p for p in script.pages if p[1] and p[0].doc_id != script.doc.doc_id]
     if not others:
         return None
-    doc, found = script.rng.choice(others)
-    fact = script.rng.choice(found)
+    doc, fact = script.draw_fact(others)
     texts = [d.text for d, _ in script.pages if d.doc_id != doc.doc_id]
     return None if any(may_state(text, fact) for text in texts) else fact
 

@@ -139,6 +139,7 @@ def _known_fact(script: ToolScript, result: dict) -> Fact | None:
     others = [d.text for d, _ in script.pages if d.doc_id != script.doc.doc_id]
     shown = [f for f in found if f != script.fact and result_shows(result, f)]
     shown = [f for f in shown if not any(may_state(text, f) for text in others)]
+    shown = [f for f in shown if f.sentence not in script.spent] or shown
     same = [f for f in shown if f.subject == script.fact.subject]
     return script.rng.choice(same or shown) if shown else None
 
@@ -936,7 +937,7 @@ class ToolSource:
         script = self.script(rng, lang, play, before > 1)
         if before and play_before(script, before, play in self.lists) < before:
             return None
-        if not play_on(script, play):
+        if not play_on(script, play, 16 if before > 1 else 4):
             return None
         written = sum(len(str(m)) for m in script.messages)
         if written > 2 * NEAR_WINDOW[1] and message_tokens(script.messages) > NEAR_WINDOW[1]:
