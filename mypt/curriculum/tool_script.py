@@ -258,6 +258,14 @@ class ScriptBase(FocusedDocuments):
             values.setdefault('T', self.titled(values['t']))
         return self.rng.choice(forms).format(**values)
 
+    def fresh(self, forms: tuple[str, ...], text: str = '.') -> str:
+        "A wording that the conversation has not had; a text without an end, if any, comes last."
+        if text[-1] not in '.?!':
+            forms = tuple(f for f in forms if f.endswith(('{r}', '{y}')))
+        form = self.rng.choice([f for f in forms if f not in self.used] or forms)
+        self.used.add(form)
+        return form
+
     def titled(self, title: str) -> str:
         "A title in a sentence: in quotes where it has several words."
         if ' ' not in title:
@@ -278,19 +286,17 @@ ASIDES = dict(  # tool → remarks that may come with a request for it
     summarize=('search', 'list', 'get'),
 )
 GREETS = re.compile(r'(?:Hi|Hello|Hey|Good|Dear|Thank|OK|Ok|Hallo|Gut|Danke|Liebe|Sag mal)\b')
-_FAMILIAR = dict(  # what a user says who says *du* everywhere else
-    (
-        ('Könnten Sie', 'Könntest du'),
-        ('Würden Sie', 'Würdest du'),
-        ('Wären Sie', 'Wärst du'),
-        ('Wissen Sie', 'Weißt du'),
-        ('wissen Sie', 'weißt du'),
-        ('können Sie', 'kannst du'),
-        ('wenn Sie mir sagen könnten', 'wenn du mir sagen könntest'),
-        ('Sie können', 'du kannst'),
-        ('lassen Sie', 'lass'),
-    )
-)
+_FAMILIAR = {  # what a user says who says *du* everywhere else
+    'Könnten Sie': 'Könntest du',
+    'Würden Sie': 'Würdest du',
+    'Wären Sie': 'Wärst du',
+    'Wissen Sie': 'Weißt du',
+    'wissen Sie': 'weißt du',
+    'können Sie': 'kannst du',
+    'wenn Sie mir sagen könnten': 'wenn du mir sagen könntest',
+    'Sie können': 'du kannst',
+    'lassen Sie': 'lass',
+}
 _TWO_PARTS = re.compile(r'[:.?!][“"]? ')  # a sentence or a lead, and more behind it
 
 # %% ../../nbs/curriculum/tool_script.ipynb #80391690
@@ -318,14 +324,6 @@ class FramedScript(ScriptBase):
         talker = Talker(self.rng, self.lang, self.shelf)
         form = self.fresh(talker.forms['swap'], text)
         return form.format(y=text, x=self.settled(talker, tool, names))
-
-    def fresh(self, forms: tuple[str, ...], text: str = '.') -> str:
-        "A wording that the conversation has not had; a text without an end, if any, comes last."
-        if text[-1] not in '.?!':
-            forms = tuple(f for f in forms if f.endswith(('{r}', '{y}')))
-        form = self.rng.choice([f for f in forms if f not in self.used] or forms)
-        self.used.add(form)
-        return form
 
     def after_text(self, doc: Document, text: str) -> str:
         "A request behind the beginning of a document; alone where it has a quotation in it."

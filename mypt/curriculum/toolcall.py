@@ -15,8 +15,8 @@ __all__ = ['FIRST_DROPPED', 'SUMMARY_SIZES', 'MOST_READ', 'ToolPlay', 'KNOWN', '
            'nothing_found', 'nothing_read', 'wrong_list', 'wrong_guess', 'read_after', 'summarize_first',
            'wrong_summary', 'wrong_search', 'wrong_get', 'wrong_piece', 'PlainChats', 'message_tokens',
            'asks_of_a_suite', 'repeats_a_call', 'try_play', 'play_on', 'ask_of_read', 'play_before', 'single_turns',
-           'script_meta', 'deal', 'ToolSource', 'ToolEpisodes', 'ToolDeck', 'make_toolcall', 'agent_case',
-           'toolcall_suites']
+           'script_meta', 'deal', 'ScriptSource', 'ToolSource', 'ToolEpisodes', 'ToolDeck', 'make_toolcall',
+           'agent_case', 'toolcall_suites']
 
 # %% ../../nbs/27_toolcall.ipynb #26e87555
 import random
@@ -890,7 +890,7 @@ SHORT_OF_FOLDER = (100, 150, 200)  # … of a folder, where a heading is in the 
 
 # %% ../../nbs/27_toolcall.ipynb #17ff0db3
 @dataclass(frozen=True)
-class ToolSource:
+class ScriptSource:
     "Where the scripts of a generator come from."
 
     kinds: Plays
@@ -927,6 +927,10 @@ class ToolSource:
         spaces.append((script.pages, script.workspace))
         del spaces[:-SPACES]
         return script
+
+# %% ../../nbs/27_toolcall.ipynb #17ff0dc9
+class ToolSource(ScriptSource):
+    "Plays kinds in scripts."
 
     def play(
         self, rng: random.Random, lang: str, play: ToolPlay | None, before: int
