@@ -1054,7 +1054,7 @@ def make_toolcall(
     long: float = 0.06,  # How many of the conversations with tools fill a window of 4,096 tokens
     simple: bool = False,  # Short documents, plain wordings, few plays
 ) -> Iterator[dict]:
-    "Questions about a workspace, answered with a call or two; no two first questions are alike."
+    "Questions about a workspace, answered with a call or a few; no two first questions are alike."
     shelf = own_pages(Shelf(docs_dir, held, facts, simple=simple), seed)
     sizes = (200, 300, 400) if docs_dir else (50, 60, 80, 100)  # of a hit, with its heading
     style = ScriptStyle(docs, sizes, think, simple, turns=not (held or simple))
