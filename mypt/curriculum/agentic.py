@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ERRORS', 'PATTERNS', 'PATTERN_SHARES', 'SIMPLE_PATTERNS', 'PHASE6', 'search_both', 'compare', 'document_topic',
-           'own_title', 'search_again_read', 'read_other_first', 'search_list_read', 'four_calls', 'nothing_read',
-           'search_again_nothing', 'wrong_summary_found', 'list_summarize', 'list_read', 'clarify_summarize',
-           'wrong_ending', 'misspelt_name', 'unknown_name', 'wrong_argument', 'wrong_tool_name', 'empty_words',
-           'no_query', 'too_many', 'both_names', 'too_long', 'make_agentic', 'agentic_suites']
+           'own_title', 'search_again_read', 'search_list_read', 'four_calls', 'search_again_nothing',
+           'wrong_summary_found', 'list_summarize', 'list_read', 'clarify_summarize', 'wrong_ending', 'misspelt_name',
+           'unknown_name', 'wrong_argument', 'wrong_tool_name', 'empty_words', 'no_query', 'too_many', 'both_names',
+           'too_long', 'make_agentic', 'agentic_suites']
 
 # %% ../../nbs/28_agentic.ipynb #881ed162
 from collections.abc import Iterator
@@ -21,8 +21,11 @@ from mypt.curriculum.tool_script import (
     ScriptStyle,
     ToolScript,
     own_pages,
+    answer_found,
     choice_thought,
+    empty_search,
     fact_meta,
+    finds_nothing,
     found_ids,
     good_query,
     may_state,
@@ -38,6 +41,7 @@ from mypt.curriculum.tool_script import (
 # %% ../../nbs/28_agentic.ipynb #881ed1b2
 from mypt.curriculum.toolcall import (
     KNOWN,
+    LISTS,
     ToolPlay,
     Plays,
     PlainChats,
@@ -48,13 +52,18 @@ from mypt.curriculum.toolcall import (
     agent_case,
     answer_summary,
     ask_which,
-    empty_search,
     lose_document,
+    naming_hits,
     needs_hit,
     nothing_found,
+    nothing_read,
     read_after,
     summarize_first,
     read_choice,
+    read_in_turn,
+    read_other_first,
+    reads_first,
+    say_nothing_found,
     search_again,
     search_answer,
     search_first,
@@ -78,8 +87,7 @@ def _second_fact(script: ToolScript) -> Fact | None:
     others = [p for p in script.pages if p[1] and p[0].doc_id != script.doc.doc_id]
     if not others:
         return None
-    doc, found = script.rng.choice(others)
-    fact = script.rng.choice(found)
+    doc, fact = script.draw_fact(others)
     texts = [d.text for d, _ in script.pages if d.doc_id != doc.doc_id]
     return None if any(may_state(text, fact) for text in texts) else fact
 
@@ -96,7 +104,8 @@ def _two_questions(script: ToolScript) -> tuple[Fact, str, str] | None:
 def _answer_both(script: ToolScript, other: Fact) -> bool:
     fact = script.fact
     both = f'{fact.sentence} {other.sentence}'
-    think = script.form('think.says', d=other.doc_id)
+    a, b = fact.doc_id, other.doc_id
+    think = script.form('think.both_say', d=a, o=b) if a != b else script.form('think.says', d=a)
     cites = [dict(text=fact.doc_id, at=len(fact.sentence)), other.doc_id]
     return script.answer(both, cites, think, fact, also=[fact_meta(other)])
 
@@ -148,28 +157,10 @@ def own_title(script: ToolScript) -> bool:
 # %% ../../nbs/28_agentic.ipynb #143f3f11
 def search_again_read(script: ToolScript) -> bool:
     "An empty search, a second one, a document."
-    if not empty_search(script):
-        return False
-    query = query_without(script, script.fact) or script.doc.title
-    return read_choice(script, search_documents(script, query, script.form('think.again', q=query)))
-
-# %% ../../nbs/28_agentic.ipynb #8671182d
-def _read_in_turn(script: ToolScript, result: dict) -> bool:
-    "Read the first hit, which does not say it, and then the second, which does."
-    d, ids = script.fact.doc_id, found_ids(result)
-    if ids[1:2] != [d] or result_hints(result, script.fact):
-        return False
-    first = ids[0]
-    script.call('get_doc', script.form('think.cut_maybe', d=first), doc_id=first)
-    result = script.call('get_doc', script.form('think.first_empty', d=d, o=first), doc_id=d)
-    return result_shows(result, script.fact) and script.answer_fact()
+    second = empty_search(script)
+    return second is not None and read_choice(script, second.run(script), second.slip)
 
 # %% ../../nbs/28_agentic.ipynb #143f3fb1
-def read_other_first(script: ToolScript) -> bool:
-    "A search, a document that does not say it, and the one that does."
-    return _read_in_turn(script, search_first(script))
-
-
 def search_list_read(script: ToolScript) -> bool:
     "A search under a misspelt name finds nothing; the list has the name."
     fact, d, t = script.fact, script.doc.doc_id, script.doc.title
@@ -179,52 +170,32 @@ def search_list_read(script: ToolScript) -> bool:
     asked, query = slip
     script.ask(question(script.rng, asked))
     script.call('search', script.form('think.search', q=query), query=query)
-    n = len(script.call('list_docs', script.form('think.empty_list'))['documents'])
-    think = script.form('think.pick_read', d=d, t=t, n=n, T=fact.subject)
+    script.call('list_docs', script.form('think.slip_list'))
+    think = script.form('think.pick_meant', d=d, s=script.titled(fact.subject))
     result = script.call('get_doc', think, doc_id=d)
-    return result_shows(result, fact) and script.answer_fact()
+    return result_shows(result, fact) and answer_found(script, slip=True)
 
 # %% ../../nbs/28_agentic.ipynb #ea944630
 def four_calls(script: ToolScript) -> bool:
     "An empty search, a second one, a document that does not say it, and the one that does."
-    if not empty_search(script):
-        return False
-    query = query_without(script, script.fact) or script.doc.title
-    result = search_documents(script, query, script.form('think.again', q=query))
-    return _read_in_turn(script, result)
-
-# %% ../../nbs/28_agentic.ipynb #7c5bfc57
-def nothing_read(script: ToolScript) -> bool:
-    "The best hit is read, and does not answer either."
-    if not lose_document(script):
-        return False
-    script.ask(question(script.rng, script.fact))
-    query = good_query(script, script.fact)
-    found = found_ids(search_documents(script, query, script.form('think.search', q=query)))
-    if not found:
-        return False
-    d = found[0]
-    script.call('get_doc', script.form('think.cut_maybe', d=d), doc_id=d)
-    think, text = script.form('think.nothing_read', d=d), script.form('answer.nothing')
-    return script.answer(text, None, think, script.fact, abstains=True)
+    second = empty_search(script)
+    return second is not None and read_in_turn(script, second.run(script), second.slip)
 
 # %% ../../nbs/28_agentic.ipynb #ea9446b0
 def search_again_nothing(script: ToolScript) -> bool:
-    "Two searches, and no answer."
-    if not lose_document(script):
+    "No document has the name; other words of the question find nothing about it either."
+    if not lose_document(script, named=False):
+        return False
+    name = script.fact.subject
+    if script.fact.kind != 'value' or not finds_nothing(script, name):
         return False
     script.ask(question(script.rng, script.fact))
-    first, second = good_query(script, script.fact), query_without(script, script.fact)
-    if not second or first == second:
+    script.call('search', script.form('think.search', q=name), query=name)
+    query = query_without(script, script.fact)
+    result = search_documents(script, query, script.form('think.again', q=query))
+    if naming_hits(script, result):
         return False
-    result = search_documents(script, first, script.form('think.search', q=first))
-    slot = 'think.better' if found_ids(result) else 'think.again'
-    result = search_documents(script, second, script.form(slot, q=second))
-    n = len(found_ids(result))
-    think = script.form(
-        'think.nothing' if n > 1 else 'think.nothing_one' if n else 'think.zero', n=n
-    )
-    return script.answer(script.form('answer.nothing'), None, think, script.fact, abstains=True)
+    return say_nothing_found(script, len(found_ids(result)))
 
 # %% ../../nbs/28_agentic.ipynb #e15d65a1
 def wrong_summary_found(script: ToolScript) -> bool:
@@ -232,7 +203,7 @@ def wrong_summary_found(script: ToolScript) -> bool:
     result, d = search_first(script), script.doc.doc_id
     if d not in found_ids(result) or result_hints(result, script.fact):
         return False
-    return summarize_first(script)
+    return reads_first(script, result) and summarize_first(script)
 
 # %% ../../nbs/28_agentic.ipynb #9fad0cfa
 def list_summarize(script: ToolScript) -> bool:
@@ -242,7 +213,8 @@ def list_summarize(script: ToolScript) -> bool:
         return False
     size = summary_size(script)
     about = script.titled(document_topic(script))
-    asked = script.form('ask.about', T=about)
+    slot = 'ask.titled' if document_topic(script) == t else 'ask.about'
+    asked = script.form(slot, T=about, t=t)
     script.ask(f'{asked} {script.form("ask.size", n=size)}' if size else asked, 'list_docs')
     n = script.call('list_docs', script.form('think.choose_list', T=about))['total']
     think = script.form('think.pick', d=d, t=t, n=n, T=about)
@@ -256,7 +228,8 @@ def list_read(script: ToolScript) -> bool:
     if not asked or not own_title(script):
         return False
     about = script.titled(document_topic(script))
-    script.ask(script.form('ask.about_read', T=about, q=asked), 'list_docs')
+    slot = 'ask.titled_read' if document_topic(script) == t else 'ask.about_read'
+    script.ask(script.form(slot, T=about, t=t, q=asked), 'list_docs')
     n = script.call('list_docs', script.form('think.choose_list', T=about))['total']
     think = script.form('think.pick_read', d=d, t=t, n=n, T=about)
     result = script.call('get_doc', think, doc_id=d)
@@ -340,18 +313,20 @@ def _search_after(script: ToolScript, slot: str, values: dict, query: str, **mor
     return result_shows(result, script.fact) and script.answer_fact(choice_thought(script, result))
 
 # %% ../../nbs/28_agentic.ipynb #3aed06c2
-def _bad_search(script: ToolScript, tool: str, arguments: dict, query: str) -> None:
+def _asked_query(script: ToolScript) -> str:
+    "Ask for the fact; the words that a right search has."
     script.ask(question(script.rng, script.fact))
+    return good_query(script, script.fact)
+
+
+def _bad_search(script: ToolScript, tool: str, arguments: dict, query: str) -> None:
     script.call(tool, script.form('think.search', q=query), wrong=True, **arguments)
 
 
 @needs_hit
 def wrong_argument(script: ToolScript) -> bool:
     "An argument that the tool does not have."
-    query, name = (
-        good_query(script, script.fact),
-        script.rng.choice(('q', 'text', 'words', 'keywords')),
-    )
+    query, name = _asked_query(script), script.rng.choice(('q', 'text', 'words', 'keywords'))
     _bad_search(script, 'search', {name: query}, query)
     return _search_after(script, 'err.argument', dict(w=name, e='query'), query)
 
@@ -360,7 +335,7 @@ def wrong_argument(script: ToolScript) -> bool:
 def wrong_tool_name(script: ToolScript) -> bool:
     "A tool that does not exist."
     names = ('workspace.find', 'workspace.lookup', 'workspace.query', 'workspace.web_search')
-    query, name = good_query(script, script.fact), script.rng.choice(names)
+    query, name = _asked_query(script), script.rng.choice(names)
     _bad_search(script, name, dict(query=query), query)
     return _search_after(script, 'err.tool', dict(w=name, e='workspace.search'), query)
 
@@ -368,7 +343,7 @@ def wrong_tool_name(script: ToolScript) -> bool:
 @needs_hit
 def empty_words(script: ToolScript) -> bool:
     "A search for nothing."
-    query = good_query(script, script.fact)
+    query = _asked_query(script)
     _bad_search(script, 'search', dict(query=script.rng.choice(('', '?', '…', ' '))), query)
     return _search_after(script, 'err.empty', {}, query)
 
@@ -376,7 +351,7 @@ def empty_words(script: ToolScript) -> bool:
 @needs_hit
 def no_query(script: ToolScript) -> bool:
     "A search without its query."
-    query = good_query(script, script.fact)
+    query = _asked_query(script)
     _bad_search(script, 'search', script.rng.choice(({}, dict(top_k=3))), query)
     return _search_after(script, 'err.missing', {}, query)
 
@@ -384,7 +359,7 @@ def no_query(script: ToolScript) -> bool:
 @needs_hit
 def too_many(script: ToolScript) -> bool:
     "A number of hits that is not allowed."
-    query, most = good_query(script, script.fact), script.rng.choice((0, 25, 50, 100, 1000))
+    query, most = _asked_query(script), script.rng.choice((0, 25, 50, 100, 1000))
     _bad_search(script, 'search', dict(query=query, top_k=most), query)
     right = 20 if most else 5
     return _search_after(script, 'err.range', dict(w=most, e=right), query, top_k=right)
@@ -480,6 +455,7 @@ _SHORT_HITS = (
     wrong_summary_found,
 )
 _ALONE = (nothing_found, nothing_read, search_again_nothing)
+_LISTS = (*LISTS, search_list_read, list_summarize, list_read, clarify_summarize, unknown_name)
 
 # %% ../../nbs/28_agentic.ipynb #465aa23c
 def make_agentic(
@@ -499,12 +475,13 @@ def make_agentic(
 ) -> Iterator[dict]:
     "Chains of up to four calls on a workspace; no two first questions are alike."
     shelf = own_pages(Shelf(docs_dir, held, facts, simple=simple), seed)
-    sizes = (100, 140, 180) if docs_dir else (120, 160, 240, 300)  # of a hit: real titles are long
+    # of a hit: a real one has a heading too
+    sizes = (200, 300, 400) if docs_dir else (120, 160, 240, 300)
     style = ScriptStyle(docs, sizes, think, simple, turns=not (held or simple))
     kinds = SIMPLE_PATTERNS if simple else PATTERNS
     kinds = kinds if style.turns else single_turns(kinds)
     plain = PlainChats(n, seed, shelf, style)
-    source = ToolSource(kinds, shelf, style, _SHORT_HITS, _ALONE, plain)
+    source = ToolSource(kinds, shelf, style, _SHORT_HITS, _ALONE, plain, _LISTS)
     deck = ToolDeck(source, shares, systems, before, long)
     return distinct(deck.draw, n, language, seed, first_question)
 

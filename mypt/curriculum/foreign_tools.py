@@ -25,10 +25,10 @@ money: How much is {amount} {source} in {target}? | Convert {amount} {source} to
 timer: Set a timer for {minutes} minutes. | Wake me in {minutes} minutes. | timer {minutes} min
 | I put a cake in the oven. Remind me in {minutes} minutes.
 | Please tell me when {minutes} minutes are over.
-event: Put "{title}" into my calendar on {date} at {time}. | Add {title} on {date}, {time}.
+event: Put "{title}" into my calendar on {date} at {time}. | Add "{title}" on {date}, {time}.
 | New entry: {title}, {date}, {time}.
-| Please note {title} for {date} at {time}.
-| I have {title} on {date} at {time}. Can you write it down?
+| Please note "{title}" for {date} at {time}.
+| I have {a_title} on {date} at {time}. Can you write it down?
 length: How many {target} are {value} {source}? | {value} {source} in {target}
 | Convert {value} {source} into {target}.
 | My desk is {value} {source} long. What is that in {target}?
@@ -61,13 +61,13 @@ weather: It is {sky} in {city} {day}, at {temperature} degrees.
 | {city}, {day}: {temperature} degrees and {sky}.
 money: {amount} {source} are {result} {target}. | That is {result} {target}.
 timer: The timer runs until {ends_at}. | Done. It rings at {ends_at}, in {minutes} minutes.
-event: "{title}" is in the calendar: {date}, {time}. | I have added {title} on {date} at {time}.
+event: "{title}" is in the calendar: {date}, {time}. | I have added "{title}" on {date} at {time}.
 length: {value} {source} are {result} {target}. | That is {result} {target}.
 order: Order {number} is {status} and arrives on {arrives}.
 | It is {status}; expect it on {arrives}.
 train: The next train from {origin} to {city} leaves at {departs} from platform {platform}.
 | At {departs}, platform {platform}.
-contact: The number of {person} is {phone}. | You reach {person} under {phone}.
+contact: The number of {person} is {phone}. | You can reach {person} at {phone}.
 sum: {expression} is {result}. | The result is {result}.
 light: The light in the {room} is {state} now. | Done: {room}, light {state}.
 none: None of my tools can do that. | I have no tool for that.
@@ -84,19 +84,19 @@ money: Wie viel sind {amount} {source} in {target}? | Rechne {amount} {source} i
 | {amount} {source} in {target}
 | Ich habe {amount} {source}. Was bekomme ich dafür in {target}?
 | Was sind {amount} {source} in {target} wert, bitte?
-timer: Stell einen Wecker auf {minutes} Minuten. | Weck mich in {minutes} Minuten.
-| Wecker {minutes} min
+timer: Stell einen Timer auf {minutes} Minuten. | Weck mich in {minutes} Minuten.
+| Timer {minutes} min
 | Der Kuchen ist im Ofen. Erinnere mich in {minutes} Minuten.
 | Sag mir bitte, wenn {minutes} Minuten um sind.
 event: Trag „{title}“ am {date} um {time} in den Kalender ein.
 | Neuer Termin: {title}, {date}, {time}.
-| Bitte notiere {title} für den {date} um {time}.
-| Am {date} um {time} habe ich {title}. Schreibst du das auf?
+| Bitte notiere „{title}“ für den {date} um {time}.
+| Am {date} um {time} habe ich {a_title}. Schreibst du das auf?
 | Kalender: {title} am {date}, {time}
-length: Wie viel sind {value} {source} in {target}? | {value} {source} in {target}
+length: Wie viel sind {value} {source} in {targets}? | {value} {source} in {targets}
 | Rechne {value} {source} in {target} um.
-| Mein Tisch ist {value} {source} lang. Was ist das in {target}?
-| Gib {value} {source} bitte in {target} an.
+| Mein Tisch ist {value} {source} lang. Was ist das in {targets}?
+| Gib {value} {source} bitte in {targets} an.
 order: Wo ist meine Bestellung {number}? | Stand von {number}?
 | Ist die Bestellung {number} schon unterwegs?
 | Wann kommt {number} an?
@@ -116,7 +116,7 @@ sum: Was ist {expression}? | Berechne {expression}. | {expression} = ?
 | Rechne bitte {expression} aus. | Wie viel ist {expression}?
 light: Schalte das Licht {room} {state}. | Licht {room} {state}, bitte.
 | Bitte das Licht {room} {state}.
-| Ich bin {room}. Kannst du das Licht {state} machen? | Mach das Licht {room} {state}.
+| Ich bin {room}. Kannst du das Licht {state}machen? | Mach das Licht {room} {state}.
 """)
 
 # %% ../../nbs/curriculum/foreign_tools.ipynb #c2e7216a
@@ -124,9 +124,9 @@ _SAYS_DE = phrasings("""
 weather: In {city} ist es {day} {sky} bei {temperature} Grad.
 | {city}, {day}: {temperature} Grad und {sky}.
 money: {amount} {source} sind {result} {target}. | Das sind {result} {target}.
-timer: Der Wecker läuft bis {ends_at}. | Erledigt. Er klingelt um {ends_at}, in {minutes} Minuten.
+timer: Der Timer läuft bis {ends_at}. | Erledigt. Er klingelt um {ends_at}, in {minutes} Minuten.
 event: „{title}“ steht im Kalender: {date}, {time}.
-| Ich habe {title} am {date} um {time} eingetragen.
+| Ich habe „{title}“ am {date} um {time} eingetragen.
 length: {value} {source} sind {result} {target}. | Das sind {result} {target}.
 order: Die Bestellung {number} ist {status} und kommt am {arrives} an.
 | Sie ist {status}; rechne am {arrives} damit.
@@ -164,7 +164,7 @@ def _town(r: random.Random) -> str:
     return r.choice(_PLACE) if r.random() < 0.5 else invent(r, False)
 
 
-def _weather(r: random.Random, lang: str) -> ForeignTask:
+def _weather(r: random.Random, lang: str, now: int) -> ForeignTask:
     day, sky = r.choice(list(_DAYS[lang])), r.choice(list(_SKIES[lang]))
     warm = r.randint(-5, 2) if sky == 'snow' else r.randint(3, 34)
     words = dict(day=_DAYS[lang][day], sky=_SKIES[lang][sky])
@@ -180,6 +180,9 @@ _LENGTHS = dict(
     en=dict(m='metres', cm='centimetres', mm='millimetres', km='kilometres'),
     de=dict(m='Meter', cm='Zentimeter', mm='Millimeter', km='Kilometer'),
 )
+_IN_LENGTHS = dict(  # after *in*
+    en=_LENGTHS['en'], de=dict(m='Metern', cm='Zentimetern', mm='Millimetern', km='Kilometern')
+)
 _METRES = dict(m=1.0, cm=0.01, mm=0.001, km=1000.0)
 
 
@@ -188,7 +191,7 @@ def _said(number: float, lang: str) -> str:
     return f'{number:g}'.replace('.', ',' if lang == 'de' else '.')
 
 # %% ../../nbs/curriculum/foreign_tools.ipynb #f0ae58b1
-def _money(r: random.Random, lang: str) -> ForeignTask:
+def _money(r: random.Random, lang: str, now: int) -> ForeignTask:
     source, target = r.sample(list(_RATES), 2)
     amount = r.randrange(5, 900, 5)
     result = round(amount / _RATES[source] * _RATES[target], 2)
@@ -197,13 +200,13 @@ def _money(r: random.Random, lang: str) -> ForeignTask:
     return ForeignTask({'amount': amount, 'from': source, 'to': target}, dict(result=result), words)
 
 
-def _length(r: random.Random, lang: str) -> ForeignTask:
+def _length(r: random.Random, lang: str, now: int) -> ForeignTask:
     source, target = r.sample(list(_METRES), 2)
     value = r.randrange(2, 900)
     result = float(f'{value * _METRES[source] / _METRES[target]:.6g}')
-    names = _LENGTHS[lang]
+    names, plurals = _LENGTHS[lang], _IN_LENGTHS[lang]
     said = f'{result:f}'.rstrip('0').rstrip('.').replace('.', ',' if lang == 'de' else '.')
-    words = dict(source=names[source], target=names[target], result=said)
+    words = dict(source=names[source], target=names[target], targets=plurals[target], result=said)
     return ForeignTask({'value': value, 'from': source, 'to': target}, dict(result=result), words)
 
 # %% ../../nbs/curriculum/foreign_tools.ipynb #d02705e1
@@ -217,23 +220,40 @@ def _date(r: random.Random, lang: str) -> tuple[str, str]:  # (for the tool, for
     return f'2026-{month:02d}-{day:02d}', said
 
 
-def _timer(r: random.Random, lang: str) -> ForeignTask:
+def _timer(r: random.Random, lang: str, now: int) -> ForeignTask:
     minutes = r.randint(2, 180)
-    ends = _clock(r.randrange(1440))
-    return ForeignTask(dict(minutes=minutes), dict(ends_at=ends), {})
+    return ForeignTask(dict(minutes=minutes), dict(ends_at=_clock(now + minutes)), {})
 
 
-_EVENTS = dict(
-    en=('dentist', 'team meeting', 'choir', 'football', 'lunch with {}', 'call with {}', 'exam'),
-    de=('Zahnarzt', 'Besprechung', 'Chor', 'Fußball', 'Essen mit {}', 'Anruf bei {}', 'Prüfung'),
+_EVENTS = dict(  # title → as *I have …* says it
+    en={
+        'dentist': 'a dentist appointment',
+        'team meeting': 'a team meeting',
+        'choir': 'choir',
+        'football': 'football',
+        'lunch with {}': 'lunch with {}',
+        'call with {}': 'a call with {}',
+        'exam': 'an exam',
+    },
+    de={
+        'Zahnarzt': 'einen Termin beim Zahnarzt',
+        'Besprechung': 'eine Besprechung',
+        'Chor': 'Chor',
+        'Fußball': 'Fußball',
+        'Essen mit {}': 'ein Essen mit {}',
+        'Anruf bei {}': 'einen Anruf bei {}',
+        'Prüfung': 'eine Prüfung',
+    },
 )
 
 
-def _event(r: random.Random, lang: str) -> ForeignTask:
+def _event(r: random.Random, lang: str, now: int) -> ForeignTask:
     (date, said), time = _date(r, lang), _clock(r.randrange(28, 80) * 15)
-    title = r.choice(_EVENTS[lang]).format(invent(r, False))
+    (title, said_so), name = r.choice(list(_EVENTS[lang].items())), invent(r, False)
+    title, a_title = title.format(name), said_so.format(name)
     arguments = dict(title=title, date=date, time=time)
-    return ForeignTask(arguments, dict(event_id=r.randrange(100, 9999)), dict(date=said))
+    result = dict(event_id=r.randrange(100, 9999))
+    return ForeignTask(arguments, result, dict(date=said, a_title=a_title))
 
 # %% ../../nbs/curriculum/foreign_tools.ipynb #e22bc6a2
 _STATUS = dict(
@@ -254,33 +274,34 @@ _ROOMS = dict(
 _STATES = dict(en=dict(on='on', off='off'), de=dict(on='an', off='aus'))
 
 
-def _order(r: random.Random, lang: str) -> ForeignTask:
+def _order(r: random.Random, lang: str, now: int) -> ForeignTask:
     (date, said), status = _date(r, lang), r.choice(list(_STATUS[lang]))
     number = f'{r.choice("ABKRT")}{r.randrange(10_000, 99_999)}'
     words = dict(status=_STATUS[lang][status], arrives=said)
     return ForeignTask(dict(number=number), dict(status=status, arrives=date), words)
 
 
-def _light(r: random.Random, lang: str) -> ForeignTask:
+def _light(r: random.Random, lang: str, now: int) -> ForeignTask:
     room, state = r.choice(list(_ROOMS[lang])), r.choice(('on', 'off'))
     words = dict(room=_ROOMS[lang][room], state=_STATES[lang][state])
     return ForeignTask(dict(room=room, state=state), dict(ok=True), words)
 
 # %% ../../nbs/curriculum/foreign_tools.ipynb #90caa8ba
-def _train(r: random.Random, lang: str) -> ForeignTask:
+def _train(r: random.Random, lang: str, now: int) -> ForeignTask:
     origin, city = _town(r), _town(r)
     while city == origin:
         city = _town(r)
-    result = dict(departs=_clock(r.randrange(1440)), platform=r.randint(1, 14))
+    departs = _clock(now + r.randint(2, 150))
+    result = dict(departs=departs, platform=r.randint(1, 14))
     return ForeignTask(dict(origin=origin, destination=city), result, dict(city=city))
 
 
-def _contact(r: random.Random, lang: str) -> ForeignTask:
+def _contact(r: random.Random, lang: str, now: int) -> ForeignTask:
     person, phone = invent(r, False), f'0{r.randrange(10**8, 10**9)}'
     return ForeignTask(dict(name=person), dict(phone=phone), dict(person=person))
 
 
-def _sum(r: random.Random, lang: str) -> ForeignTask:
+def _sum(r: random.Random, lang: str, now: int) -> ForeignTask:
     a, b, op = r.randrange(12, 990), r.randrange(12, 99), r.choice('+-*')
     result = {'+': a + b, '-': a - b, '*': a * b}[op]
     return ForeignTask(dict(expression=f'{a} {op} {b}'), dict(result=result), {})
@@ -292,7 +313,7 @@ class ForeignTool(NamedTuple):
     names: tuple[str, ...]
     description: str
     parameters: dict[str, dict]  # argument → JSON schema
-    task: Callable[[random.Random, str], ForeignTask]
+    task: Callable[[random.Random, str, int], ForeignTask]  # (rng, language, minute of the day)
 
 
 def _texts(*names: str) -> dict[str, dict]:
@@ -357,7 +378,10 @@ FOREIGN_TOOLS |= dict(
         _contact,
     ),
     sum=ForeignTool(
-        ('calculate', 'math.eval', 'calculator'), 'Work out a term', _texts('expression'), _sum
+        ('calculate', 'math.eval', 'calculator'),
+        'Work out an expression',
+        _texts('expression'),
+        _sum,
     ),
     light=ForeignTool(
         ('switch_light', 'home.light', 'setLight'), 'Switch the light of a room', _STATE, _light
@@ -390,8 +414,8 @@ class _Order(NamedTuple):
     say: str
 
 
-def _new_order(r: random.Random, lang: str, kind: str, name: str) -> _Order:
-    task = FOREIGN_TOOLS[kind].task(r, lang)
+def _new_order(r: random.Random, lang: str, kind: str, name: str, now: int) -> _Order:
+    task = FOREIGN_TOOLS[kind].task(r, lang, now)
     words = task.arguments | task.result | task.words
     call = dict(role='assistant_toolcall', name=name, arguments=task.arguments)
     result = dict(role='toolresult', name=name, content=task.result)
@@ -408,15 +432,17 @@ def _turn(ask: str, *between: dict, say: str) -> list[dict]:
 def _foreign_messages(r: random.Random, lang: str, kind: str, names: Mapping) -> list[dict]:
     "The messages of an episode; `names` has the tools of the prompt."
     first, *more = r.sample(list(names), len(names))
+    now = r.randrange(6 * 60, 23 * 60)  # one clock for all orders
     if kind == 'no_fitting_tool':
         absent = r.choice([k for k in FOREIGN_TOOLS if k not in names])
-        order = _new_order(r, lang, absent, '')
+        order = _new_order(r, lang, absent, '', now)
         return _turn(order.ask, say=r.choice(_SAYS[lang]['none']))
-    a = _new_order(r, lang, first, names[first])
+    a = _new_order(r, lang, first, names[first], now)
     if kind == 'one_call':
         return _turn(a.ask, *a.calls, say=a.say)
     second = r.choice((first, *more))
-    b = _new_order(r, lang, second, names[second])
+    later = now + r.randint(1, 3) if kind == 'two_turns' else now
+    b = _new_order(r, lang, second, names[second], later)
     if kind == 'two_turns':
         return _turn(a.ask, *a.calls, say=a.say) + _turn(b.ask, *b.calls, say=b.say)
     ask = a.ask + r.choice(_AND[lang]) + b.ask
@@ -432,7 +458,8 @@ def make_foreign_tools(
 ) -> Iterator[dict]:
     "Orders for tools that the system prompt describes; no two first questions are alike."
 
-    def draw(rng, lang, kind):
+    def draw(drawn, lang, kind):
+        rng = random.Random(f'{lang} {drawn.random()}')  # others in each language
         chosen = rng.sample(list(FOREIGN_TOOLS), rng.choice(tools))
         names = {k: rng.choice(FOREIGN_TOOLS[k].names) for k in chosen}
         listed = {name: _schema(name, FOREIGN_TOOLS[k]) for k, name in names.items()}

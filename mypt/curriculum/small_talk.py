@@ -161,6 +161,9 @@ def _last(t: Talker) -> Chat:
     return Chat(before + _turn(t.say('last.ask'), said), 'none.said')
 
 # %% ../../nbs/curriculum/small_talk.ipynb #57de5e3a
+_MARKS = dict(section='', paragraph='({a}) ', number='', date='', step='{a}. ')  # by a heading
+
+
 def _given_text(t: Talker) -> Chat | None:
     ((doc, found),) = t.shelf.sample(t.rng, t.lang, 1)
     fact = t.rng.choice(found)
@@ -168,8 +171,10 @@ def _given_text(t: Talker) -> Chat | None:
     places = [i for i, s in enumerate(said) if fact.sentence in s]
     if not places:
         return None
-    first = max(0, places[0] - t.rng.randint(0, 3))
-    text = ' '.join(said[first : places[0] + 1 + t.rng.randint(0, 3)])
+    before = 0 if fact.kind in _MARKS else t.rng.randint(0, 3)
+    text = ' '.join(said[max(0, places[0] - before) : places[0] + 1 + t.rng.randint(0, 3)])
+    if fact.kind in _MARKS:  # what it is asked by has to be shown
+        text = f'{fact.subject}: {_MARKS[fact.kind].format(a=fact.attribute)}{text}'
     if '](' in text or len(text) > 600:
         return None
     slot = t.rng.choice(('text.q', 'text.q', 'text.only'))
