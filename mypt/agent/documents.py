@@ -210,8 +210,10 @@ def no_document(docs_dir: str | Path, report: FolderReport) -> UserError:
     )
 
 # %% ../../nbs/agent/documents.ipynb #55988f73
-_SHORT = r'\d \d\d \d\d\d [A-Za-z] Abs Nr Art Dr St No Mr Ms ca vgl bzw vs e\.g i\.e'.split()
-_NO_END = ''.join(rf'(?<!\b{word}\.)' for word in _SHORT)  # *am 4. Mai*, *z. B.*, *Abs. 2*
+_SHORT = (
+    r'\b[A-Za-z] Abs Nr Art Dr St No Mr Ms ca vgl bzw vs e\.g i\.e \s\d \s\d\d \s\d\d\d'.split()
+)
+_NO_END = ''.join(rf'(?<!{word}\.)' for word in _SHORT)  # *am 4. Mai*, *z. B.*, *Abs. 2*
 _SENTENCE_END = rf'(?:(?<=[.!?])|(?<=[.!?][)“"”’])){_NO_END}\s+(?![a-zäöü])(?=\S)'
 _ITEM = r'\n(?=[ \t]*(?:[-*+|>]|\d{1,3}[.)])[ \t])'
 _BORDERS = [  # the best first
