@@ -20,7 +20,7 @@ from mypt.curriculum.grammar import (
     with_article,
     wrong_forms,
 )
-from mypt.curriculum.invented import make_document, other_value
+from mypt.curriculum.invented import make_document, make_documents, other_value
 from mypt.curriculum.questions import follow_up, question, search_query, with_typo
 from mypt.curriculum.shelf import Shelf, passage
 from mypt.curriculum.synthetic import held_out
@@ -499,3 +499,37 @@ def test_an_item_that_is_cut_is_not_a_fact():
 )
 def test_plain_text_has_no_markup(marked, plain):
     assert plain_text(marked) == (marked if plain is None else plain)
+
+
+@pytest.mark.parametrize('lang', LANGUAGES)
+def test_values_fit_the_thing(lang):
+    "No rucksack of marble, no harbour with a height, no tractor of ninety metres."
+    nouns = {noun for group in WORLD['things'][lang].values() for noun in group}
+    table = WORLD['materials'][lang]
+    assert set(table) | set(WORLD['lacks'][lang]) <= nouns
+    assert {m for known in table.values() for m in known} <= set(WORLD['values'][lang]['material'])
+    assert {a for known in WORLD['lacks'][lang].values() for a in known} <= set(TABLE[lang])
+    both = {n for words in WORLD['things'].values() for group in words.values() for n in group}
+    both |= set(WORLD['things']['en'])
+    assert {n for known in WORLD['ranges'].values() for n in known} <= both
+    stated = 0
+    for doc in make_documents(300, lang, 3, facts=6):
+        for f in value_facts(doc, lang):
+            kind = TABLE[lang][f.attribute].kind
+            assert f.attribute not in WORLD['lacks'][lang].get(f.thing, ())
+            if kind == 'material':
+                assert f.value in table[f.thing]
+            known = WORLD['ranges'].get(kind, {}).get(f.thing)
+            if known:
+                low, high = known
+                assert low <= int(f.value.split()[0]) <= high
+                stated += 1
+    assert stated > 60
+
+
+def test_no_opening_is_twice_in_a_document():
+    for lang in LANGUAGES:
+        forms = [s.split('{x}')[0] for where in ('leads', 'subs') for s in WORLD[where][lang]]
+        for doc in make_documents(150, lang, 4, facts=6):
+            for start in forms:
+                assert doc.text.count(start) < 2, doc.text

@@ -229,9 +229,13 @@ _BORDERS = [  # the best first
 _SENTENCE = 2  # the number of its border, the first that a text without line breaks may have
 
 
+_AHEAD = 8  # letters behind a border that tell whether it is one
+
+
 def _last(border: re.Pattern, text: str, low: int, high: int) -> int:
-    "Where the last such border in [low, high) ends; 0: there is none."
-    return max((m.end() for m in border.finditer(text, low, high)), default=0)
+    "Where the last such border from `low` to `high` ends; 0: there is none."
+    ends = (m.end() for m in border.finditer(text, low, high + _AHEAD))
+    return max((end for end in ends if end <= high), default=0)
 
 
 def _cut(text: str, start: int, high: int) -> int:

@@ -104,18 +104,19 @@ def _date(rng: random.Random, lang: str) -> str:
     return f'{day} {month} {year}' if lang == 'en' else f'{day}. {month} {year}'
 
 
-def _quantity(rng: random.Random, lang: str, kind: str, thing: str) -> str:
-    "A number with its unit, in the range of the thing, of its group or of all things."
-    one, many = WORLD['units'][lang][kind]
+def _range(lang: str, kind: str, thing: str) -> list[int]:
+    "From and to: of the thing, of its group, or of all things."
     known = WORLD['ranges'].get(kind, {})
-    known = known.get(thing) or known.get(GROUPS[lang].get(thing, ''))
-    n = rng.randint(*(known or WORLD['range'][kind]))
+    return known.get(thing) or known.get(GROUPS[lang].get(thing, '')) or WORLD['range'][kind]
+
+
+def _quantity(rng: random.Random, lang: str, kind: str, thing: str) -> str:
+    one, many = WORLD['units'][lang][kind]
+    n = rng.randint(*_range(lang, kind, thing))
     return f'{n} {one if n == 1 else many}'
 
 
 def _digits(rng: random.Random, kind: str) -> str:
-    if kind == 'year':
-        return str(rng.randint(1703, 2024))
     if kind == 'birth_year':
         return str(rng.randint(1930, 2004))
     if kind == 'version':
@@ -152,6 +153,8 @@ def attribute_value(
         return rng.choice(WORLD['values'][lang][kind])
     if kind in ('word', 'number', 'code'):
         return payload(rng, lang, (kind,), held)[1]
+    if kind == 'year':
+        return str(rng.randint(*_range(lang, kind, thing)))
     if kind in WORLD['range']:
         return _quantity(rng, lang, kind, thing)
     if kind == 'port':
