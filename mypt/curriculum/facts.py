@@ -31,13 +31,16 @@ from ..files import json_asset
 _WORDS = json_asset('sentences.json')
 _LEANING = {lang: frozenset(words) for lang, words in _WORDS['leans'].items()}
 _LEANING_STARTS = {lang: tuple(starts) for lang, starts in _WORDS['starts'].items()}
-_FRAGMENT = re.compile(r'\]\(|https?://|\[\^|weggefallen|\$\{|<[a-z/]|\.\.\.|…|^\W*$|^\([^()]*\)$')
+_FRAGMENT = re.compile(
+    r'\]\(|https?://|\[\^|weggefallen|\$\{|<[a-z/]|\.\.\.|…|^\W*$|^\([^()]*\)'
+    r'|^(?:Where|Which|Whether|Because|That) [^,]*$'  # a clause alone
+)
 _POINTS = re.compile(  # at something that is not in the sentence
     r'\b(?:following|below|shown above|as above|as follows|next section|nachstehend)\b'
     r'|\bfolgende[nrs]?\b'
 )
 _PAIRS = (('(', ')'), ('[', ']'))
-_STOP = re.compile(r'[.!?][)“"”’]*$')
+_STOP = re.compile(r'[.!][)“"”’]*$')  # a question states nothing
 
 
 def _balanced(text: str) -> bool:
