@@ -247,8 +247,18 @@ def _cut(text: str, start: int, high: int) -> int:
         if not end and border is _BORDERS[_SENTENCE]:
             end = _last(border, text, start + 1, low)  # a short passage of whole sentences
         if end:
-            return end
+            return _before_heading(text, start, end)
     return high
+
+
+def _before_heading(text: str, start: int, end: int) -> int:
+    "The same end, or the one before the headings that a passage would end with."
+    whole = text[start:end].rstrip()
+    at = whole.rfind('\n') + 1
+    while at and whole.startswith('#', at):
+        whole = whole[:at].rstrip()
+        end, at = start + at, whole.rfind('\n') + 1
+    return end
 
 
 def _cut_start(text: str, low: int, end: int) -> int:
