@@ -255,10 +255,11 @@ def _before_heading(text: str, start: int, end: int) -> int:
     "The same end, or the one before the headings that a passage would end with."
     whole = text[start:end].rstrip()
     at = whole.rfind('\n') + 1
+    first = end
     while at and whole.startswith('#', at):
         whole = whole[:at].rstrip()
-        end, at = start + at, whole.rfind('\n') + 1
-    return end
+        first, at = start + at, whole.rfind('\n') + 1
+    return end if whole.startswith('#', at) else first  # there is nothing but headings
 
 
 def _cut_start(text: str, low: int, end: int) -> int:
