@@ -323,3 +323,25 @@ def test_other_signs_stand_beside_and_around():
     kinds = Counter(e['_meta']['kind'] for e in eps)
     assert kinds['sentence'] > 0.2 * len(eps)
     assert kinds['marked'] > 0.1 * len(eps)
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+def test_a_word_is_said_as_it_was_given(lang):
+    "Echo, its opposite and format lock answer alike: no capital and no full stop are added."
+    for e in make_format_lock(100, lang, only=('say',)):
+        assert e['messages'][1]['content'] in e['messages'][0]['content']
+    anti = list(make_echo(100, lang, anti_echo_ratio=1.0))
+    for e in anti:
+        assert e['messages'][1]['content'] in asks(lang)['instead']
+        assert f' {e["messages"][1]["content"]}' in re.sub(
+            '["„:]', ' ', e['messages'][0]['content']
+        )
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+def test_no_order_stands_alone_and_no_mass_has_an_article(lang):
+    for name in ('before_order', 'opener'):
+        assert not {'Please.', 'Bitte.'} & set(asks(lang)[name])
+    things = [thing for thing, _ in json_asset('facts.json')[lang]['colours']]
+    assert not {'der Teer', 'das Mehl', 'die Milch', 'der Beton'} & set(things)
+    assert set(asks(lang)['unclear']) <= set(things)

@@ -207,7 +207,7 @@ def test_a_contradicting_page_says_whose_value_it_gives():
             for cite in turn.cites:
                 if cite['text'] != about['doc_id']:
                     assert holds(turn.texts_of(cite['text'])[0], about['subject'])
-    assert value > 20
+    assert value > 15
 
 
 def test_a_follow_up_needs_no_gender():
@@ -240,12 +240,14 @@ def test_an_extraction_shows_its_topic(real):
                 assert value['topic'] in ep['messages'][0]['context']
 
 
-def test_two_sentences_are_both_in_the_context():
+def test_of_two_sentences_one_answers_and_one_names_the_source():
     for lang in ('en', 'de'):
         for ep in made('adherence', lang):
             user, answer = ep['messages'][0], ep['messages'][-1]['content']
             if ep['_meta']['rule'] == 'two_sentences' and 'context' in user:
-                assert all(holds(user['context'], s) for s in sentences_of(answer))
+                first, source = sentences_of(answer)
+                assert holds(user['context'], first)
+                assert ep['messages'][-1]['cite'] in source
 
 
 def test_tasks_about_products_ask_for_things_with_a_name():

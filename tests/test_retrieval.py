@@ -1311,3 +1311,16 @@ def test_a_real_workspace(shared_data, tmp_path, capsys):
         f'\nbuilt in {b - a:.1f} s, one document updated in {c - b:.2f} s, '
         f'{1e3 * (d - c) / 2 / len(ask):.1f} ms a query'
     )
+
+
+def test_passages_are_whole_sentences_where_they_can_be():
+    text = 'Am 4. Mai kam der 1. Zug nach Abs. 2 an. '
+    text += 'Der 12. Wagen, z. B. der rote, blieb stehen. Ende!'
+    assert chunks(text, 60, 0) == [
+        'Am 4. Mai kam der 1. Zug nach Abs. 2 an.',
+        'Der 12. Wagen, z. B. der rote, blieb stehen. Ende!',
+    ]
+    short = 'Yes. ' + 'One sentence that is much longer than half of the size. ' * 3
+    assert [c[-1] for c in chunks(short, 90, 0)] == ['.'] * 3
+    wrapped = 'A line that goes\non in the next. Another\nline that ends. And\na third one.'
+    assert chunks(wrapped, 45, 0)[0] == 'A line that goes\non in the next.'

@@ -20,11 +20,18 @@ from mypt.curriculum.grammar import (
     with_article,
     wrong_forms,
 )
-from mypt.curriculum.invented import make_document, other_value
+from mypt.curriculum.invented import make_document, make_documents, other_value
 from mypt.curriculum.questions import follow_up, question, search_query, with_typo
 from mypt.curriculum.shelf import Shelf, passage
 from mypt.curriculum.synthetic import held_out
-from mypt.curriculum.values import Fact, long_forms, split_sentences, unwrap_lines, value_facts
+from mypt.curriculum.values import (
+    Fact,
+    long_forms,
+    plain_text,
+    split_sentences,
+    unwrap_lines,
+    value_facts,
+)
 
 LANGUAGES = ('en', 'de')
 
@@ -422,3 +429,107 @@ def test_facts_of_real_documents(corpus, lang, shared_data):
         for rival, _ in shelf.rivals(rng, found[0], 3):
             assert rival.doc_id != doc.doc_id
             assert not states(rival.text, found[0])
+
+
+def test_facts_of_marked_text_are_whole_and_plain():
+    text = """# Binding
+
+## Ports
+
+**Option 1: Bind published ports to localhost only:**
+
+## Cookies
+
+**Rule**: A cookie in `Secure` mode is sent over **TLS** only, see rule \\#7.
+
+- You should **never** leave a cookie without a lifetime.
+- **HttpOnly** protects the cookie from scripts on the page.
+- With `app.js` containing the code below, nothing more is needed.
+
+## Steps
+
+1. Send the token in the header, which is
+    - the first
+    - the second
+2. As part of the key-establishment process (Section 4.2.5).
+3. These components talk to the backend of the **gateway**.
+4. Delete the `token` on the server side.
+"""
+    found = facts(Document('binding.md', 'Binding', text), 'en')
+    shown = unwrap_lines(text)
+    assert all(f.sentence in shown for f in found)
+    assert {(f.kind, f.subject, f.sentence) for f in found} == {
+        ('section', 'Cookies', 'A cookie in Secure mode is sent over TLS only, see rule #7.'),
+        ('item', 'HttpOnly', 'HttpOnly protects the cookie from scripts on the page.'),
+        ('step', 'Steps', 'Delete the token on the server side.'),
+    }
+
+
+def test_an_item_that_is_cut_is_not_a_fact():
+    text = """# Gesetz
+
+## § 1 Angaben
+
+(1) Anzugeben sind
+
+1.  die Angaben nach § 341l Abs. 1 über die
+    a)  Einnahmen,
+2.  in 30 Jahren, wenn der Mangel
+    a)  in einem Recht besteht,
+3.  das Immobiliar-
+    Verbraucherdarlehen und die Ein-
+    oder Ausfuhr nach dem Gesetz vom 8.
+    November 1994,
+4.  die Person, die in der Lage ist, um
+"""
+    found = facts(Document('g.md', 'Gesetz', text), 'de')
+    said = 'das Immobiliar-Verbraucherdarlehen und die Ein- oder Ausfuhr nach dem Gesetz vom 8. '
+    assert [(f.attribute, f.sentence) for f in found] == [('3', f'{said}November 1994')]
+
+
+@pytest.mark.parametrize(
+    ('marked', 'plain'),
+    [
+        ('**Use `x`** and _e.g._ *this*', 'Use x and e.g. this'),
+        (r'200\.000 for \#7', '200.000 for #7'),
+        ('```\na = `b` ** 2\n```\n`c`', '```\na = `b` ** 2\n```\nc'),
+        ('the __proto__ and a_b_c, 2 * 3 * 4, *.example.com', None),
+        ('a __defense in depth__ approach', 'a defense in depth approach'),
+    ],
+)
+def test_plain_text_has_no_markup(marked, plain):
+    assert plain_text(marked) == (marked if plain is None else plain)
+
+
+@pytest.mark.parametrize('lang', LANGUAGES)
+def test_values_fit_the_thing(lang):
+    "No rucksack of marble, no harbour with a height, no tractor of ninety metres."
+    nouns = {noun for group in WORLD['things'][lang].values() for noun in group}
+    table = WORLD['materials'][lang]
+    assert set(table) | set(WORLD['lacks'][lang]) <= nouns
+    assert {m for known in table.values() for m in known} <= set(WORLD['values'][lang]['material'])
+    assert {a for known in WORLD['lacks'][lang].values() for a in known} <= set(TABLE[lang])
+    both = {n for words in WORLD['things'].values() for group in words.values() for n in group}
+    both |= set(WORLD['things']['en'])
+    assert {n for known in WORLD['ranges'].values() for n in known} <= both
+    stated = 0
+    for doc in make_documents(300, lang, 3, facts=6):
+        for f in value_facts(doc, lang):
+            kind = TABLE[lang][f.attribute].kind
+            assert f.attribute not in WORLD['lacks'][lang].get(f.thing, ())
+            if kind == 'material':
+                assert f.value in table[f.thing]
+            known = WORLD['ranges'].get(kind, {}).get(f.thing)
+            if known:
+                low, high = known
+                assert low <= int(f.value.split()[0]) <= high
+                stated += 1
+    assert stated > 60
+
+
+def test_no_opening_is_twice_in_a_document():
+    for lang in LANGUAGES:
+        forms = [s.split('{x}')[0] for where in ('leads', 'subs') for s in WORLD[where][lang]]
+        for doc in make_documents(150, lang, 4, facts=6):
+            for start in forms:
+                assert doc.text.count(start) < 2, doc.text

@@ -18,7 +18,7 @@ from .facts import Fact, facts, states
 from .invented import make_document
 from .questions import question, with_full_stop
 from .recipe import suite_case
-from .shelf import names_first, passage
+from .shelf import passage
 from .synthetic import distinct, payload_words
 from ..data.prompts import context_block
 from ..eval.instructions import follows, n_sentences, n_words
@@ -93,7 +93,6 @@ class RuleScene:
     user: dict  # the message of the user
     short: str = ''
     sentence: str = ''
-    second: str = ''  # another sentence about the same, if any
     cite: str | None = None
     common: Common | CommonList | None = None
     fact: Fact | None = None
@@ -120,17 +119,12 @@ def _invented_scene(rng: Random, lang: str, held: bool, simple: bool = False) ->
     found = [f for f in facts(docs[0]) if f.kind == 'value']
     if not found or len({d.doc_id for d in docs}) < 3:
         return None
-    fact, *others = rng.sample(found, len(found))
-    text = passage(docs[0], fact)
-    others = [f for f in others if f.sentence in text and names_first(text, f)]
-    shown = [(docs[0].doc_id, text)]
+    fact = rng.choice(found)
+    shown = [(docs[0].doc_id, passage(docs[0], fact))]
     shown += [(d.doc_id, passage(d, None)) for d in docs[1:]]
     block = context_block(rng.sample(shown, len(shown)))
     user = dict(role='user', content=question(rng, fact, simple=simple), context=block)
-    second = others[0].sentence if others else ''
-    return RuleScene(
-        rng, lang, held, user, fact.value, fact.sentence, second, fact.doc_id, fact=fact
-    )
+    return RuleScene(rng, lang, held, user, fact.value, fact.sentence, fact.doc_id, fact=fact)
 
 # %% ../../nbs/curriculum/adherence.ipynb #2edd1087
 def _both(en: str, de: str, held_en: str, held_de: str) -> dict[str, tuple[list, list]]:
@@ -182,8 +176,8 @@ _PHRASES |= dict(
         'Falscher Schalter, leider.',
     ),
     ask_back=_both(
-        'Do you want to know more? | Is there anything else? | Shall I go on?',
-        'Möchtest du mehr wissen? | Gibt es noch etwas? | Soll ich weitermachen?',
+        'Do you want to know more? | Is there anything else? | Can I help you with anything else?',
+        'Möchtest du mehr wissen? | Gibt es noch etwas? | Kann ich dir noch weiterhelfen?',
         'Was that all?',
         'War das alles?',
     ),
@@ -195,6 +189,12 @@ _PHRASES |= dict(
     ),
     i_am=_both(
         'I am {}. | My name is {}.', 'Ich bin {}. | Ich heiße {}.', 'I am {}.', 'Ich bin {}.'
+    ),
+    source=_both(
+        'It says so in {}. | This is from {}. | The source is {}. | I have this from {}.',
+        'Das steht in {}. | Die Quelle ist {}. | So steht es in {}. | Das habe ich aus {}.',
+        'You will find this in {}.',
+        'Nachlesen kann man das in {}.',
     ),
     tell=_both(
         'What is the code word? | Tell me the code word. | I forgot the code word.',
@@ -294,8 +294,9 @@ def _one_sentence(s: RuleScene) -> RulePlay | None:
 
 
 def _two_sentences(s: RuleScene) -> RulePlay | None:
-    text = f'{with_full_stop(s.sentence)} {s.second}'
-    return RulePlay(text, dict(sentences=2)) if s.second and n_sentences(text) == 2 else None
+    "The answer, and where it is from: a second fact would answer what nobody asked."
+    text = f'{with_full_stop(s.sentence)} {s.pick("source").format(s.cite)}'
+    return RulePlay(text, dict(sentences=2)) if n_sentences(text) == 2 else None
 
 # %% ../../nbs/curriculum/adherence.ipynb #1e7609b4
 def _upper(s: RuleScene) -> RulePlay | None:

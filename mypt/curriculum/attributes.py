@@ -61,10 +61,21 @@ GROUPS = {
 GROUPS['de'] |= dict.fromkeys(WORLD['women'].values(), 'person')
 
 
+def _has(lang: str, thing: str, attribute: Attribute) -> bool:
+    "Whether a thing has an attribute of its group: nobody paints a garden."
+    lacks = attribute.noun in WORLD['lacks'][lang].get(thing, ())
+    return not lacks and (attribute.kind != 'material' or thing in WORLD['materials'][lang])
+
+
 @lru_cache(None)
-def fitting(lang: str, group: str) -> tuple[str, ...]:
+def fitting(
+    lang: str,
+    group: str,
+    thing: str = '',  # the noun; empty: all attributes of the group
+) -> tuple[str, ...]:
     "The attributes that a kind of thing has."
-    return tuple(a for a, x in TABLE[lang].items() if group in x.groups)
+    known = (x for x in TABLE[lang].values() if group in x.groups)
+    return tuple(x.noun for x in known if not thing or _has(lang, thing, x))
 
 # %% ../../nbs/curriculum/attributes.ipynb #2d2a9bb3
 _LISTS = ('colour', 'material', 'hobby', 'dish', 'language', 'symbol', 'weekday')
@@ -93,15 +104,19 @@ def _date(rng: random.Random, lang: str) -> str:
     return f'{day} {month} {year}' if lang == 'en' else f'{day}. {month} {year}'
 
 
-def _quantity(rng: random.Random, lang: str, kind: str) -> str:
+def _range(lang: str, kind: str, thing: str) -> list[int]:
+    "From and to: of the thing, of its group, or of all things."
+    known = WORLD['ranges'].get(kind, {})
+    return known.get(thing) or known.get(GROUPS[lang].get(thing, '')) or WORLD['range'][kind]
+
+
+def _quantity(rng: random.Random, lang: str, kind: str, thing: str) -> str:
     one, many = WORLD['units'][lang][kind]
-    n = rng.randint(*WORLD['range'][kind])
+    n = rng.randint(*_range(lang, kind, thing))
     return f'{n} {one if n == 1 else many}'
 
 
 def _digits(rng: random.Random, kind: str) -> str:
-    if kind == 'year':
-        return str(rng.randint(1703, 2024))
     if kind == 'birth_year':
         return str(rng.randint(1930, 2004))
     if kind == 'version':
@@ -125,18 +140,23 @@ def attribute_value(
     kind: str,
     held: bool = False,  # on which side of `held_out`, where it is a name, a word, a number
     simple: bool = False,  # a person has one name
+    thing: str = '',  # of what it is, as in *mill*
 ) -> str:
     "A value for an attribute of this kind."
     if kind == 'person' and not simple:
         return person_name(rng, lang, held)
     if kind in ('person', 'firm', 'town'):
         return invent(rng, held)
+    if kind == 'material' and thing in WORLD['materials'][lang]:
+        return rng.choice(WORLD['materials'][lang][thing])
     if kind in _LISTS:
         return rng.choice(WORLD['values'][lang][kind])
     if kind in ('word', 'number', 'code'):
         return payload(rng, lang, (kind,), held)[1]
+    if kind == 'year':
+        return str(rng.randint(*_range(lang, kind, thing)))
     if kind in WORLD['range']:
-        return _quantity(rng, lang, kind)
+        return _quantity(rng, lang, kind, thing)
     if kind == 'port':
         return _port(rng, held)
     if kind == 'date':

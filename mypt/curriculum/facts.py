@@ -9,13 +9,16 @@ __all__ = ['stands_alone', 'facts', 'states']
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import chain, pairwise
 from ..agent.documents import Document
 from ..agent.words import index_words
 from mypt.curriculum.values import (
     MONTHS,
     Fact,
+    join_lines,
+    plain_text,
     split_sentences,
     states_value,
     unwrap_lines,
@@ -28,24 +31,29 @@ from ..files import json_asset
 _WORDS = json_asset('sentences.json')
 _LEANING = {lang: frozenset(words) for lang, words in _WORDS['leans'].items()}
 _LEANING_STARTS = {lang: tuple(starts) for lang, starts in _WORDS['starts'].items()}
-_FRAGMENT = re.compile(r'\]\(|https?://|\[\^|weggefallen|\$\{|<[a-z/]|\.\.\.|…|^\W*$|^\([^()]*\)$')
+_FRAGMENT = re.compile(
+    r'\]\(|https?://|\[\^|weggefallen|\$\{|<[a-z/]|\.\.\.|…|^\W*$|^\([^()]*\)'
+    r'|^(?:Where|Which|Whether|Because|That) [^,]*$'  # a clause alone
+)
 _POINTS = re.compile(  # at something that is not in the sentence
     r'\b(?:following|below|shown above|as above|as follows|next section|nachstehend)\b'
     r'|\bfolgende[nrs]?\b'
 )
 _PAIRS = (('(', ')'), ('[', ']'))
+_STOP = re.compile(r'[.!][)“"”’]*$')  # a question states nothing
 
 
 def _balanced(text: str) -> bool:
-    marks = all(text.count(sign) % 2 == 0 for sign in ('"', '`', '**'))
+    marks = text.count('"') % 2 == 0 and '`' not in text and '**' not in text
     pairs = all(text.count(a) == text.count(b) for a, b in _PAIRS)
     return marks and pairs and not re.match(r'[^(]*\)', text)
 
 
 def stands_alone(sentence: str, lang: str) -> bool:
     "Whether a sentence can be understood without those before it."
-    first = re.match(r'[*„"“(]*(\w+)', sentence)
-    if not 30 <= len(sentence) <= 300 or not first or sentence[-1] not in '.!?“"*':
+    sentence = plain_text(sentence)
+    first = re.match(r'[„"“(]*(\w+)', sentence)
+    if not 30 <= len(sentence) <= 300 or not first or not _STOP.search(sentence):
         return False
     if first[1] in _LEANING[lang] or sentence.startswith(_LEANING_STARTS[lang]):
         return False
@@ -70,12 +78,15 @@ class _Section:
             skipped = item or _PARAGRAPH.match(line)
             begin = skipped.end() if skipped else 0
             for at, sentence in split_sentences(line[begin:]):
-                yield start + begin + at, sentence
+                label = _RUN_IN.match(sentence)
+                skip = label.end() if label else 0
+                yield start + begin + at + skip, sentence[skip:]
 
 # %% ../../nbs/curriculum/facts.ipynb #bf39feb8
 _BULLET = re.compile(r'[-*+] +(?=\S)')
 _ORDERED = re.compile(r'(\d{1,2})\. +(?=\S)')
 _PARAGRAPH = re.compile(r'\((\d+[a-z]?)\) +')
+_RUN_IN = re.compile(r'\*\*[^*]{2,60}(?::\*\*|\*\*:) +')  # a label in bold before a sentence
 _HEADING = re.compile(r'#{1,6} +(.*?)[ #]*$')
 _SAYS_NOTHING = re.compile(_WORDS['says_nothing'])
 
@@ -114,6 +125,7 @@ _DEFINES = dict(
     ),
 )
 _RELATIVE = frozenset(_WORDS['relative'])
+_POINTS_BACK = re.compile(r' (?:of|to|for|in) (?:that|this|these|those) ')
 _JUDGES = re.compile(_WORDS['judges'])  # says how good something is, not what it is
 _NO_NOUN = re.compile(_WORDS['no_noun'])  # begins a German sentence and is not a term
 _FEMININE_END = re.compile(r'(?:ung|heit|keit|schaft|tät|ion|ei|ur|e)$')
@@ -135,7 +147,8 @@ def _is_term(m: re.Match, lang: str) -> bool:
 
 def _defined_term(sentence: str, lang: str) -> str:  # empty: no definition
     m = _DEFINES[lang].match(sentence)
-    if not m or _JUDGES.search(sentence) or not _is_term(m, lang):
+    points = _JUDGES.search(sentence) or _POINTS_BACK.search(sentence)
+    if not m or points or not _is_term(m, lang):
         return ''
     return m['term']
 
@@ -231,10 +244,25 @@ def _dates(section: _Section) -> Iterator[_Found]:
 
 # %% ../../nbs/curriculum/facts.ipynb #bb1b3cf1
 _EXPLAINED = re.compile(
-    r'[-*] +(?:\*\*)?(?P<term>[A-ZÄÖÜ„][^:*`\[\]|.]{2,50}?)(?:\*\*)?:(?:\*\*)? +(?=[A-ZÄÖÜ])'
+    r'[-*] +(?:\*\*(?P<bold>[A-ZÄÖÜ„][^:*`\[\]|.]{2,50}?)(?::\*\*|\*\*:|\*\* [-–—])'
+    r'|(?P<term>[A-ZÄÖÜ„][^:*`\[\]|.]{2,50}?):) +(?=[A-ZÄÖÜ])'
 )
 _LABEL = re.compile(_WORDS['labels'])  # *Example:* and the like
 _TAIL = re.compile(r'(?:[,;]|,? (?:und|oder|sowie|and|or))$')
+_UNFINISHED = re.compile(rf'(?:^|[ ,(])(?:{"|".join(_WORDS["unfinished"])})[.,]?$', re.I)
+_HANGING = re.compile(rf'(?:{"|".join(_WORDS["hanging"])})\b[^,]*$')  # goes on from the line above
+_NESTED = re.compile(r'[a-z]{1,2}\) |[-*+] |[ivx]+[.)] ')
+
+
+def _is_whole_item(text: str, below: str, lang: str) -> bool:
+    "Whether an item of a list says something without the items below it."
+    ends = not _NESTED.match(below) or bool(_STOP.search(text))
+    whole = ends and 20 <= len(text) <= 300 and text[-1] not in ':*-' and _balanced(text)
+    if not whole or _FRAGMENT.search(text) or _POINTS.search(text) or _UNFINISHED.search(text):
+        return False
+    if lang == 'de':
+        return True
+    return text[0].isupper() and not _HANGING.match(text) and text.split()[0] not in _LEANING['en']
 
 
 def _steps(section: _Section) -> Iterator[_Found]:
@@ -244,34 +272,46 @@ def _steps(section: _Section) -> Iterator[_Found]:
     numbers = Counter(m[1] for _, _, m in numbered)
     if len(numbered) < 2 or max(numbers.values()) > 1:
         return
+    below = {start: line for (start, _), (_, line) in pairwise(section.lines)}
     for start, line, m in numbered:
         _, text = next(split_sentences(line[m.end() :]), (0, ''))
-        text = _TAIL.sub('', text)
-        whole = 20 <= len(text) <= 300 and text[-1] not in ':*' and _balanced(text)
-        if whole and not _FRAGMENT.search(text) and (section.lang == 'de' or not text[0].islower()):
-            if not _POINTS.search(text):
-                yield _Found(start + m.end(), 'step', section.heading, text, m[1])
+        cut = not line.endswith(text)  # more sentences follow
+        text = plain_text(_TAIL.sub('', text))
+        if _is_whole_item(text, '' if cut else below.get(start, ''), section.lang):
+            yield _Found(start + m.end(), 'step', section.heading, text, m[1])
 
 # %% ../../nbs/curriculum/facts.ipynb #f7a9c0fc
 def _items(section: _Section) -> Iterator[_Found]:
     "Items that explain a term."
     for start, line in section.lines:
         m = _EXPLAINED.match(line)
-        if m and m['term'].count(' ') < 6 and not _LABEL.match(m['term']):
+        term = (m['bold'] or m['term']).strip('„“ ') if m else ''
+        if m and term.count(' ') < 6 and not _LABEL.match(term):
             at, sentence = next(split_sentences(line[m.end() :]), (0, ''))
             if stands_alone(sentence, section.lang):
-                yield _Found(start + m.end() + at, 'item', m['term'].strip('*„“ '), sentence)
+                yield _Found(start + m.end() + at, 'item', term, sentence)
 
 # %% ../../nbs/curriculum/facts.ipynb #8d1c0d24
-_MARKED = re.compile(r'(?:\*\*([A-Za-zÄÖÜäöü][\w /-]{3,40}?)\*\*|`([\w.:/-]{3,40})`)')
+_SAYS = {lang: '|'.join(_WORDS['says'][lang]) for lang in ('en', 'de')}
+_KINDS = '|'.join(_WORDS['kinds'])
+_MARKED = dict(  # a term, perhaps what it is, and a verb that tells about it
+    en=re.compile(
+        r'(?:The |An? )?(?:HTTP )?(?:\*\*([A-Z][\w /-]{2,40}?)\*\*|`([A-Za-z][\w.:/-]{2,40})`)'
+        rf'(?: \([\w /-]+\))?(?: (?:{_KINDS})){{0,2}} (?:{_SAYS["en"]}) \w'
+    ),
+    de=re.compile(
+        r'(?:Eine? |Der |Die |Das )?(?:\*\*([A-ZÄÖÜ][\w /-]{2,40}?)\*\*|`([\w.:/-]{3,40})`)'
+        rf'(?: \([\w /-]+\))? (?:{_SAYS["de"]}) \w'
+    ),
+)
 
 
 def _mentions(section: _Section) -> Iterator[_Found]:
     "Sentences about something that is marked, beyond the first of the section."
     whole = ' '.join(line for _, line in section.lines)
     for start, sentence in section.sentences(lists=True):
-        m = _MARKED.search(sentence[:70])
-        if not m or sentence[m.end() :].startswith(':'):  # `_items` reads these
+        m = _MARKED[section.lang].match(sentence)
+        if not m:
             continue
         term = m[1] or m[2]
         if whole.count(term) == 1 and stands_alone(sentence, section.lang):
@@ -297,12 +337,13 @@ def _rows(section: _Section) -> Iterator[tuple[int, list[str], list[str]]]:  # (
 
 def _table_rows(section: _Section) -> Iterator[_Found]:
     for start, names, cells in _rows(section):
-        key = cells[0].replace('*', '').strip('`')
-        if len(cells) != len(names) or not 2 <= len(key) <= 60 or '`' in key or '[' in key:
+        key = plain_text(cells[0])
+        if len(cells) != len(names) or not 2 <= len(key) <= 60 or '[' in key or '`' in key:
             continue
         text, name = max(zip(cells[1:], names[1:], strict=True), key=lambda pair: len(pair[0]))
+        text = plain_text(text)
         if 25 <= len(text) <= 300 and name and not _FRAGMENT.search(text) and _balanced(text):
-            yield _Found(start, 'table', key, text, name.replace('*', '').strip('`'))
+            yield _Found(start, 'table', key, text, plain_text(name))
 
 # %% ../../nbs/curriculum/facts.ipynb #d33d3e2d
 _WITH_HEADING: tuple[Callable[[_Section], Iterator[_Found]], ...] = (
@@ -317,14 +358,15 @@ _ANYWHERE = (_definitions, _items, _mentions, _table_rows)
 
 
 def _all_found(text: str, lang: str) -> Iterator[_Found]:
+    "What the readers find, in plain text."
     sections = _sections(text, lang)
     headings = Counter(section.heading for section in sections)
     for section in sections:
-        for read in _ANYWHERE:
-            yield from read(section)
+        readers = list(_ANYWHERE)
         if headings[section.heading] == 1 and _is_subject(section.heading):
-            for read in _WITH_HEADING:
-                yield from read(section)
+            readers += _WITH_HEADING
+        for x in chain.from_iterable(read(section) for read in readers):
+            yield replace(x, subject=plain_text(x.subject), sentence=plain_text(x.sentence))
 
 # %% ../../nbs/curriculum/facts.ipynb #4fa99bd2
 class _Sentences:
@@ -353,12 +395,13 @@ def facts(
     doc: Document,
     lang: str = '',  # its language; empty: guessed from its words
 ) -> list[Fact]:  # In the order of the document
-    "The facts of a document; each sentence is in it, word for word."
+    "The facts of a document; each sentence is in it as it is read, by `unwrap_lines`."
     lang = lang or language_of(doc.text[:4000])
     if lang not in _LEANING:
         return []
-    text, out = unwrap_lines(doc.text), value_facts(doc, lang)
-    every = sorted(_all_found(text, lang))
+    joined, out = join_lines(doc.text), value_facts(doc, lang)
+    text = plain_text(joined)
+    every = sorted(_all_found(joined, lang))
     asked = Counter((x.kind, x.subject, x.attribute) for x in every)
     taken = _Sentences(f.sentence for f in out)
     for x in every:

@@ -44,17 +44,13 @@ def _facts(lang: str, kind: str) -> list:
     return json_asset('facts.json')[lang][kind]
 
 
-def _sentence(word: str) -> str:
-    return word[0].upper() + word[1:] + '.'
-
-
 def _lower_first(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 # %% ../../nbs/20_format_lock.ipynb #85d434ca
 def _say_word(rng: Random, lang: str) -> ShortQuestion:
     word = rng.choice(_facts(lang, 'say'))
-    return ShortQuestion(rng.choice(asks(lang)['say']), dict(x=word), _sentence(word))
+    return ShortQuestion(rng.choice(asks(lang)['say']), dict(x=word), word)
 
 
 def _fact(kind: str, rng: Random, lang: str) -> ShortQuestion:
@@ -352,7 +348,7 @@ def make_echo(
         if text.casefold() in word.casefold():
             return None  # *good morning* has *morning* in it
         asked = before + form.format(a=text, b=word)
-        return _episode('anti_echo', form, text, asked, _sentence(word))
+        return _episode('anti_echo', form, text, asked, word)
 
     return distinct(draw, n, language, seed)
 

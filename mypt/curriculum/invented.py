@@ -60,9 +60,9 @@ def _thing_name(rng: random.Random, lang: str, group: str, held: bool, simple: b
             return name
 
 
-def _new_thing(rng, lang: str, group: str, name: str, held: bool, simple: bool) -> _Thing:
+def _new_thing(rng, lang: str, group: str, nouns: list, name: str, held, simple) -> _Thing:
     name = name or _thing_name(rng, lang, group, held, simple)
-    noun = rng.choice(WORLD['things'][lang][group])
+    noun = rng.choice(nouns)
     if lang == 'de' and is_woman(name):
         noun = WORLD['women'].get(noun, noun)
     return _Thing(rng, lang, name, noun, held, simple)
@@ -100,6 +100,13 @@ def _short_subject(t: _Thing, named: str) -> str:
     return f'the {t.noun}' if t.lang == 'en' else phrase(t.noun)
 
 
+def _unused(t: _Thing, forms: list[str]) -> str:
+    "An opening that the text has not yet, as long as there is one."
+    form = t.choose([x for x in forms if x not in t.used] or forms)
+    t.used.add(form)
+    return form
+
+
 def _fact_sentence(t: _Thing, attribute: Attribute, value: str, named: str) -> str:
     "A sentence that states an attribute; `named`: `any` or `noun` may replace the name."
     if t.simple:
@@ -109,7 +116,7 @@ def _fact_sentence(t: _Thing, attribute: Attribute, value: str, named: str) -> s
     if longer and t.rng.random() < 0.25:
         where, form = t.choose(longer)
         said = fill_sentence(form, attribute, t.name, value, subject)
-        opening = t.choose(WORLD[where][t.lang])
+        opening = _unused(t, WORLD[where][t.lang])
         return opening.format(x=said) if where == 'subs' else f'{opening} {said}.'
     return fill_sentence(t.choose(attribute.say), attribute, t.name, value, subject)
 
@@ -146,7 +153,7 @@ def _neighbour(t: _Thing, attributes: list[str], most: int) -> list[str]:
     out = [near]
     for attribute in t.rng.sample(attributes, min(len(attributes), t.rng.randint(1, most))):
         entry = TABLE[t.lang][attribute]
-        value = attribute_value(t.rng, t.lang, entry.kind, t.held)
+        value = attribute_value(t.rng, t.lang, entry.kind, t.held, thing=t.noun)
         out.append(_fact_sentence(other, entry, value, named=''))
     return out
 
@@ -266,7 +273,7 @@ def _title(t: _Thing) -> str:
 def _drawn_attributes(t: _Thing, facts: int, attributes: tuple, without: tuple) -> list[str]:
     "So many attributes that fit the thing, fewer where there are not so many."
     left_out = {*attributes, *without}
-    fit = [x for x in fitting(t.lang, t.group) if x not in left_out]
+    fit = [x for x in fitting(t.lang, t.group, t.noun) if x not in left_out]
     drawn = [*attributes, *t.rng.sample(fit, min(len(fit), max(0, facts - len(attributes))))]
     return t.rng.sample(drawn, len(drawn))
 
@@ -280,9 +287,16 @@ def _group_for(rng, lang: str, thing: str, facts: int, attributes: tuple) -> str
 
 @lru_cache(4096)
 def _groups_with(lang: str, facts: int, attributes: tuple) -> list[str]:
-    groups = [g for g in WORLD['things'][lang] if set(attributes) <= set(fitting(lang, g))]
-    enough = [g for g in groups if len(fitting(lang, g)) >= facts]
+    groups = [g for g in WORLD['things'][lang] if _nouns_with(lang, g, 0, attributes)]
+    enough = [g for g in groups if _nouns_with(lang, g, facts, attributes)]
     return enough or groups
+
+
+@lru_cache(4096)
+def _nouns_with(lang: str, group: str, facts: int, attributes: tuple) -> list[str]:
+    "The things of a group that have these attributes, and so many of them."
+    fit = {noun: fitting(lang, group, noun) for noun in WORLD['things'][lang][group]}
+    return [n for n, x in fit.items() if set(attributes) <= set(x) and len(x) >= facts]
 
 # %% ../../nbs/curriculum/invented.ipynb #9eb53c78
 def make_document(
@@ -300,17 +314,19 @@ def make_document(
 ) -> Document:
     "A document about something that does not exist."
     group = _group_for(rng, lang, thing, facts, attributes)
-    t = _new_thing(rng, lang, group, name, held, simple)
+    nouns = _nouns_with(lang, group, facts, attributes) or _nouns_with(lang, group, 0, attributes)
+    t = _new_thing(rng, lang, group, [thing] if thing else nouns, name, held, simple)
     t.noun = thing or t.noun
     stated = []
     for attribute in _drawn_attributes(t, facts, attributes, without):
         entry = TABLE[lang][attribute]
-        stated.append((entry, attribute_value(rng, lang, entry.kind, held, simple)))
+        value = attribute_value(rng, lang, entry.kind, held, simple, thing=t.noun)
+        stated.append((entry, value))
     title = _title(t)
     if simple:
         sentences = [_introduction(t), *(_fact_sentence(t, *pair, named='') for pair in stated)]
         return Document(_doc_id(t), title, f'# {title}\n\n{" ".join(sentences)}\n')
-    near = list(fitting(lang, group))
+    near = list(fitting(lang, group, t.noun))
     return Document(_doc_id(t), title, f'# {title}\n\n{_write(t, stated, words, near, beside)}\n')
 
 # %% ../../nbs/curriculum/invented.ipynb #d83c8532
