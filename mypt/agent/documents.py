@@ -210,32 +210,62 @@ def no_document(docs_dir: str | Path, report: FolderReport) -> UserError:
     )
 
 # %% ../../nbs/agent/documents.ipynb #55988f73
+_SHORT = (
+    r'\b[A-Za-z] Abs Nr Art Dr St No Mr Ms ca vgl bzw vs e\.g i\.e \s\d \s\d\d \s\d\d\d'.split()
+)
+_NO_END = ''.join(rf'(?<!{word}\.)' for word in _SHORT)  # *am 4. Mai*, *z. B.*, *Abs. 2*
+_SENTENCE_END = rf'(?:(?<=[.!?])|(?<=[.!?][)“"”’])){_NO_END}\s+(?![a-zäöü])(?=\S)'
+_ITEM = r'\n(?=[ \t]*(?:[-*+|>]|\d{1,3}[.)])[ \t])'
 _BORDERS = [  # the best first
     re.compile(b)
     for b in (
         r'\n(?=#{1,6} )',
         r'\n[ \t]*\n',
-        r'(?<=[.!?:;]) +(?=\S)|\n|(?<=[。！？])(?=\S)',  # Chinese and Japanese have no space there
+        rf'{_SENTENCE_END}|{_ITEM}|(?<=[。！？])(?=\S)',  # Chinese and Japanese have no space there
+        r'(?<=[:;]) +(?=\S)|\n',
         r'\s',
     )
 ]
-_ON_A_LINE = 2  # the first border that a text without line breaks may have
+_SENTENCE = 2  # the number of its border, the first that a text without line breaks may have
 
 
-def _cut(text: str, low: int, high: int) -> int:
-    "Where a passage ends: the last of the best borders in [low, high), else `high`."
-    first = 0 if text.find('\n', low, high) >= 0 else _ON_A_LINE
+_AHEAD = 8  # letters behind a border that tell whether it is one
+
+
+def _last(border: re.Pattern, text: str, low: int, high: int) -> int:
+    "Where the last such border from `low` to `high` ends; 0: there is none."
+    ends = (m.end() for m in border.finditer(text, low, high + _AHEAD))
+    return max((end for end in ends if end <= high), default=0)
+
+
+def _cut(text: str, start: int, high: int) -> int:
+    "Where a passage ends: the last of the best borders in its second half, else `high`."
+    low = start + (high - start) // 2 + 1
+    first = 0 if text.find('\n', low, high) >= 0 else _SENTENCE
     for border in _BORDERS[first:]:
-        ends = [m.end() for m in border.finditer(text, low, high)]
-        if ends:
-            return ends[-1]
+        end = _last(border, text, low, high)
+        if not end and border is _BORDERS[_SENTENCE]:
+            end = _last(border, text, start + 1, low)  # a short passage of whole sentences
+        if end:
+            return _before_heading(text, start, end)
     return high
+
+
+def _before_heading(text: str, start: int, end: int) -> int:
+    "The same end, or the one before the headings that a passage would end with."
+    whole = text[start:end].rstrip()
+    at = whole.rfind('\n') + 1
+    first = end
+    while at and whole.startswith('#', at):
+        whole = whole[:at].rstrip()
+        first, at = start + at, whole.rfind('\n') + 1
+    return end if whole.startswith('#', at) else first  # there is nothing but headings
 
 
 def _cut_start(text: str, low: int, end: int) -> int:
     "Where a passage begins: the first paragraph, sentence or word that starts in [low, end]."
     if low < end:
-        first = 1 if text.find('\n', low, end) >= 0 else _ON_A_LINE
+        first = 1 if text.find('\n', low, end) >= 0 else _SENTENCE
         for border in _BORDERS[first:]:
             m = border.search(text, low, end)
             if m:
@@ -262,11 +292,12 @@ def iter_chunks(text: str, size: int, overlap: int) -> Iterator[str]:
     while start < len(text):
         end = len(text)
         if end - start > size:
-            end = _cut(text, start + size // 2 + 1, start + size)
+            end = _cut(text, start, start + size)
         piece = text[start:end].strip()
         if piece:
             yield piece
-        start = _cut_start(text, end - overlap, end) if end < len(text) else end
+        low = max(end - overlap, (start + end) // 2 + 1)
+        start = _cut_start(text, low, end) if end < len(text) else end
 
 # %% ../../nbs/agent/documents.ipynb #0f224932
 _HEADINGS = re.compile(r'^#{1,6}[ \t].*$', re.M)

@@ -243,10 +243,22 @@ def follow_up(
     return _value_follow_up(rng, f, unseen, formal)
 
 # %% ../../nbs/curriculum/questions.ipynb #e5c65874
-def search_query(rng: random.Random, f: Fact) -> str:
+def _names(said: str, word: str) -> bool:
+    "Whether a word, or one that begins with it, is in what was said."
+    return bool(word) and re.search(rf'(?<!\w){re.escape(word)}', said, re.I) is not None
+
+
+def search_query(
+    rng: random.Random,
+    f: Fact,
+    said: str = '',  # what is known so far; the noun and the title come from nowhere else
+) -> str:
     "A search query for a fact: key words, not the question again."
-    if f.kind != 'value':
-        return rng.choice(_FORMS[f.lang]['search_other']).format(s=f.subject, t=f.title)
-    other = rng.choice(TABLE[f.lang][f.attribute].search)
-    forms = _FORMS[f.lang]['search']
-    return rng.choice(forms).format(s=f.subject, a=f.attribute, o=other, k=f.thing or f.attribute)
+    forms = _FORMS[f.lang]['search' if f.kind == 'value' else 'search_other']
+    if not _names(said, f.thing):
+        forms = [form for form in forms if '{k}' not in form]
+    if not _names(said, f.title):
+        forms = [form for form in forms if '{t}' not in form]
+    other = rng.choice(TABLE[f.lang][f.attribute].search) if f.kind == 'value' else ''
+    names = dict(s=f.subject, t=f.title, a=f.attribute, k=f.thing)
+    return rng.choice(forms).format(o=other, **names)
