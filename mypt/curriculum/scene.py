@@ -461,7 +461,7 @@ def _mentions(s: Scenes, rng: random.Random) -> bool:
 
 def _with_mention(rng: random.Random, page: ShownPage, fact: Fact) -> ShownPage:
     "A page that also mentions a subject, and says nothing about it; not where it is cut off."
-    if not page.text.endswith('.'):
+    if not page.text.endswith('.') or fact.subject in page.text:
         return page
     mention = chat_form(rng, 'mention', fact.lang).format(s=fact.subject)
     return page._replace(text=f'{page.text} {mention}')
