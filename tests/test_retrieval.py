@@ -344,7 +344,8 @@ def test_html_without_its_navigation():
     title, text = html_text(page)
     assert title == 'Harbour'
     assert text == (
-        '# Harbour\n\n## Fees\n\nby Ada\n\nFive coins.\n\n  a\n    b\n\nWho | Pays\nboat | 5\n\n'
+        '# Harbour\n\n## Fees\n\nby Ada\n\nFive coins.\n\n```\n  a\n    b\n```\n\nWho | Pays\n'
+        'boat | 5\n\n'
         'Mind the tide today.'
     )
 
