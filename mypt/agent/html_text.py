@@ -22,7 +22,7 @@ _NAMED = rf'[^ \t\n\f\r/>][^ \t\n\f\r/>=]*(?:{_SPACE}*={_SPACE}*{_VALUE}?)?'
 _ATTRIBUTES = rf'(?:{_SPACE}+|/(?!>)|{_NAMED}){{0,400}}'
 _ENDS_SO = rf'</(?P={{}})(?={_SPACE}|[/>])[^>]*(?:>|\Z)|\Z'
 _TAG = re.compile(
-    r'<!--(?:-?>|.*?(?:--!?>|\Z))'
+    r'<!--(?:-?>|.*?(?:--!?>|\Z))|<!doctype[^>]*(?:>|\Z)|</>'
     rf'|<(?P<program>script|style|iframe|noembed|noframes)(?={_SPACE}|[/>]){_ATTRIBUTES}'
     rf'(?:/>|[^>]*(?:>|\Z).*?(?:{_ENDS_SO.format("program")}))'
     rf'|<(?P<text>title|textarea)(?={_SPACE}|[/>]){_ATTRIBUTES}'
@@ -34,11 +34,14 @@ _LONG_VALUE = re.compile(r"""(=\s*"[^"]{200})[^"]*|(=\s*'[^']{200})[^']*|(=[^\s"
 
 # %% ../../nbs/agent/html_text.ipynb #cfc03908
 _VOID = set('area base br col embed hr img input link meta param source track wbr'.split())
-_ENDED = set(  # by the next of their kind, or with what they are in
-    'html head body p li dt dd option optgroup colgroup thead tbody tfoot tr td th '
-    'rb rt rp rtc'.split()
-)
-_FORMATTING = set('b big code em font i nobr s small strike strong tt u'.split())
+_PARTS = set('caption col colgroup thead tbody tfoot tr td th'.split())  # of a table
+_ENDED = _PARTS - {'caption'} | set('p li dt dd option optgroup'.split())  # by the next of them
+_READINGS = ('rb', 'rt', 'rp', 'rtc')  # end with their <ruby>
+_NEEDLESS = set('html head body frameset frame'.split())
+_OTHERWISE = {
+    **dict.fromkeys('b big code em font i nobr s small strike strong tt u select'.split(), 'span'),
+    'form': 'div',
+}
 
 
 class _Flat:
@@ -54,7 +57,9 @@ class _Flat:
         if not m['name']:
             return ''  # a comment or a program
         name = m['name'].lower()[:100]
-        name = 'span' if name in _FORMATTING else name
+        name = _OTHERWISE.get(name, name)
+        if name in _NEEDLESS or (name in _PARTS and not self.open['table']):
+            return ''
         if m['end']:
             return self.end(name)
         start = f'<{name}{_shortened(m["about"])}>'
@@ -76,9 +81,14 @@ class _Flat:
         if self.dropped[name]:
             self.dropped[name] -= 1
             return '<br>'
-        if self.open[name]:
-            self.open[name] -= 1
-            self.depth -= 1
+        if name == 'p':
+            return '</p>'
+        if not self.open[name]:
+            return ''
+        for closed in _READINGS if name == 'ruby' else ():
+            self.depth -= self.open.pop(closed, 0)
+        self.open[name] -= 1
+        self.depth -= 1
         return f'</{name}>'
 
 # %% ../../nbs/agent/html_text.ipynb #cfc03909

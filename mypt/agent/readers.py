@@ -209,7 +209,7 @@ def markdown_parts(text: str) -> Iterator[tuple[str, int, str]]:  # (lines, leve
         yield held, 0, ''
 
 # %% ../../nbs/agent/readers.ipynb #a21997a5
-_DATA = re.compile(r'(data:[\w.+-]+/[\w.+-]+(?:;[\w.+=-]+)*;base64,)[\w+/=-]{40,}')
+_DATA = re.compile(r'(data:[\w.+-]+/[\w.+-]+(?:;[\w.+=-]+)*;base64,)[\w+/=-]{200,}')
 
 
 def read_plain(raw: bytes) -> Parsed:
@@ -388,7 +388,7 @@ _IN_WORDS = {
 _OFF = ('0', 'false', 'off')
 _KNOWN_STYLE = re.compile(r'heading [1-6]$|title$|list |toc ', re.I)
 MAX_UNZIPPED = 256 * 2**20  # bytes of all parts, most of them pictures
-MAX_XML = 32 * 2**20  # bytes of the parts that are parsed, to twenty times as many
+MAX_XML = 24 * 2**20  # bytes of the parts that are parsed, to twenty times as many
 
 
 def _value(element: Any, path: str) -> str:  # Names of nested elements; '' when missing
