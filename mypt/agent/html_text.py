@@ -43,31 +43,13 @@ _OTHERWISE = {
     'form': 'div',
 }
 
-
-class _Flat:
-    "Writes the tags of a page so that a parser can take them, one after the other."
+# %% ../../nbs/agent/html_text.ipynb #cfc0390a
+class _Depth:
+    "Counts the open elements of a page, and drops what is too deep."
 
     def __init__(self):
         self.open, self.dropped = Counter[str](), Counter[str]()  # by name
         self.depth = 0
-
-    def tag(self, m: re.Match) -> str:
-        if m['text']:
-            return f'<{m["text"]}>{(m["words"] or "").replace("<", "&lt;")}</{m["text"]}>'
-        if not m['name']:
-            return ''  # a comment or a program
-        name = m['name'].lower()[:100]
-        name = _OTHERWISE.get(name, name)
-        if name in _NEEDLESS or (name in _PARTS and not self.open['table']):
-            return ''
-        if m['end']:
-            return self.end(name)
-        start = f'<{name}{_shortened(m["about"])}>'
-        if name in _VOID:
-            return start
-        if m['rest'] == '/':
-            return f'{start}</{name}>'
-        return start if name in _ENDED else self.start(name, start)
 
     def start(self, name: str, tag: str) -> str:
         if self.depth >= MAX_NESTING:
@@ -90,6 +72,28 @@ class _Flat:
         self.open[name] -= 1
         self.depth -= 1
         return f'</{name}>'
+
+# %% ../../nbs/agent/html_text.ipynb #cfc0390b
+class _Flat(_Depth):
+    "Writes the tags of a page so that a parser can take them, one after the other."
+
+    def tag(self, m: re.Match) -> str:
+        if m['text']:
+            return f'<{m["text"]}>{(m["words"] or "").replace("<", "&lt;")}</{m["text"]}>'
+        if not m['name']:
+            return ''  # a comment or a program
+        name = m['name'].lower()[:100]
+        name = _OTHERWISE.get(name, name)
+        if name in _NEEDLESS or (name in _PARTS and not self.open['table']):
+            return ''
+        if m['end']:
+            return self.end(name)
+        start = f'<{name}{_shortened(m["about"])}>'
+        if name in _VOID:
+            return start
+        if m['rest'] == '/':
+            return f'{start}</{name}>'
+        return start if name in _ENDED else self.start(name, start)
 
 # %% ../../nbs/agent/html_text.ipynb #cfc03909
 def _shortened(attributes: str) -> str:
@@ -236,7 +240,7 @@ def plain_line(text: str) -> str:
     "A line of text that Markdown takes for text."
     return f'\\{text}' if _MARKUP.match(text) else text
 
-
+# %% ../../nbs/agent/html_text.ipynb #fd53d4a5
 class TextWriter:
     "Builds text from words, line breaks and list marks."
 
@@ -310,6 +314,20 @@ def _span(node: LexborNode, name: str) -> int:
     said = node.attributes.get(name) or ''
     return min(max(1, int(said)), MAX_SPAN) if re.fullmatch('[0-9]{1,5}', said) else 1
 
+# %% ../../nbs/agent/html_text.ipynb #39e580c5
+def _end_row(out: TextWriter) -> None:
+    "Write the row of a table whose cells are complete."
+    row = out.row
+    if row.has_blocks:
+        out.has_blocks = True
+        for text in filter(None, row.cells):
+            out.end_line(2)
+            out.write_as_is(text)
+        out.end_line(2)
+    elif any(row.cells):
+        line = row_text([' '.join(text.split()) for text in row.cells])
+        out.write_as_is(line if out.in_table else plain_line(line))
+
 # %% ../../nbs/agent/html_text.ipynb #39e580c4
 class _Page:
     "Writes the elements of a page as Markdown; a cell and a `pre` have a writer of their own."
@@ -337,7 +355,7 @@ class _Page:
         if tag in _CELLS:
             self.end_cell(node)
         elif tag == 'tr':
-            self.end_row()
+            _end_row(self.out)
         elif tag == 'pre':
             code = self.writers.pop().text()
             if code.strip():
@@ -353,18 +371,6 @@ class _Page:
         row = self.out.row
         row.has_blocks |= cell.has_blocks or len(text) > _LONG_CELL
         row.add(text, _span(node, 'colspan'), _span(node, 'rowspan'))
-
-    def end_row(self) -> None:
-        row = self.out.row
-        if row.has_blocks:
-            self.out.has_blocks = True
-            for text in filter(None, row.cells):
-                self.out.end_line(2)
-                self.out.write_as_is(text)
-            self.out.end_line(2)
-        elif any(row.cells):
-            line = row_text([' '.join(text.split()) for text in row.cells])
-            self.out.write_as_is(line if self.out.in_table else plain_line(line))
 
 # %% ../../nbs/agent/html_text.ipynb #a33dc8fe
 def html_text(page: str) -> tuple[str, str]:  # (title or '', text)

@@ -267,7 +267,7 @@ def _separator(text: str, usual: str) -> str:
     except csv.Error:
         return usual  # a single column
 
-
+# %% ../../nbs/agent/readers.ipynb #9c4bf5c9
 def _rows(text: str, separator: str) -> Iterator[list[str]]:
     "The rows of a table that are not empty, without spaces around values."
     told = re.match(r'sep=(.)\n', text)  # a line that Excel writes and reads
@@ -310,7 +310,7 @@ def _are_names(rows: list[list[str]]) -> bool:  # the first rows of a table
     below = [row[i] for row in rows[1:] for i in numbers if i < len(row)]
     return 2 * sum(bool(_YEAR.fullmatch(c)) for c in below) < len(below)
 
-
+# %% ../../nbs/agent/readers.ipynb #935563af
 def _as_lines(names: list[str], row: list[str]) -> str:
     names = names + [''] * (len(row) - len(names))
     pairs = zip(names, row, strict=False)
