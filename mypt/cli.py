@@ -75,11 +75,16 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return flag != plain and plain in action.option_strings
 
 # %% ../nbs/commands/cli.ipynb #de82fec7
+def _before_dashes(words: Sequence[str]) -> Sequence[str]:
+    "The words that may be flags: what follows a lone `--` is text."
+    return words[: words.index('--')] if '--' in words else words
+
+
 class _Parser(argparse.ArgumentParser):
     "argparse, but an error is one line with the nearest flag."
 
     def parse_args(self, args: Sequence[str]) -> argparse.Namespace:  # pyright: ignore[reportIncompatibleMethodOverride]  # the stubs have overloads
-        for word in args:
+        for word in _before_dashes(args):
             if word.startswith('--') and word.split('=')[0] not in self._option_string_actions:
                 self.error(f'unrecognized arguments: {word}')
         return super().parse_args(args)
@@ -258,7 +263,7 @@ def _arguments(name: str, parser: argparse.ArgumentParser, words: list[str]) -> 
 # %% ../nbs/commands/cli.ipynb #95e58790
 def _run_verb(name: str, words: list[str]) -> int:  # Exit code
     verb, parser = VERBS[name], verb_parser(name)
-    if '-h' in words or '--help' in words:
+    if not {'-h', '--help'}.isdisjoint(_before_dashes(words)):
         print(parser.format_help())
         return 0
     args = _arguments(name, parser, words)

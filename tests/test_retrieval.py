@@ -11,14 +11,16 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections import Counter
 from contextlib import closing
+from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from mypt.agent import index_file, words
-from mypt.agent.documents import Document, FolderReport, chunks, passages, read_documents
-from mypt.agent.html_text import html_text
+from mypt.agent.documents import READERS, Document, FolderReport, chunks, passages, read_documents
+from mypt.agent.html_text import MAX_TAGS, html_text
 from mypt.cli import main
 from mypt.data.episodes import check_episode, read_episodes
 from mypt.agent.index_file import INDEX_FILE
@@ -27,6 +29,7 @@ from mypt.agent.readers import (
     Unreadable,
     decode,
     read_docx,
+    read_html,
     read_markdown,
     read_pdf,
     read_table,
@@ -146,7 +149,40 @@ def test_no_document_is_one_clear_line(tmp_path):
     report = FolderReport()
     put(tmp_path, {'a.md': 'a', 'ix/index.sqlite': 'x', 'ix/.index.sqlite.7.tmp': 'x'})
     assert len(list(read_documents(tmp_path, report))) == 1
+    put(tmp_path, {'ix/index.sqlite.md': 'notes on it'})
+    assert len(list(read_documents(tmp_path, report))) == 2
     assert not any('sqlite' in name for name in report.left_out)  # an index of ours
+
+
+def test_one_file_does_not_end_the_run(tmp_path, monkeypatch):
+    def broken(raw):
+        raise TypeError('of a library')
+
+    monkeypatch.setitem(READERS, '.csv', broken)
+    files = {f'{i}.md': f'---\ntitle: X\ndraft: {v}\n---\nx' for i, v in enumerate(ODD_YAML)}
+    report = FolderReport()
+    found = list(read_documents(put(tmp_path, files | {'a.csv': 'a'}), report))
+    assert [d.text for d in found] == ['x'] * len(ODD_YAML)
+    assert report.left_out == {'a.csv': 'its reader fails on it; open it and save it again'}
+
+
+ODD_YAML = '!!bool maybe', '!!int ""', '!!timestamp soon', '!!float ""', '"\\UFFFFFFFF"', '&a [*a]'
+
+
+def test_folders_in_each_other(tmp_path):
+    put(tmp_path, {'a.md': 'a'})
+    here = os.getcwd()
+    try:
+        os.chdir(tmp_path)
+        for _ in range(1200):
+            os.mkdir('x')
+            os.chdir('x')
+        put(Path(), {'b.md': 'b'})
+        os.chdir(here)
+        assert [d.text for d in read_documents(tmp_path)] == ['a', 'b']
+    finally:
+        os.chdir(here)
+        subprocess.run(['rm', '-r', tmp_path / 'x'], check=True)  # pytest goes too deep here
 
 
 def test_the_command_names_what_it_left_out_and_mended(tmp_path, capsys):
@@ -175,6 +211,11 @@ def test_the_command_names_what_it_left_out_and_mended(tmp_path, capsys):
         ('Корабли платят монетами'.encode('cp1251'), 'Корабли платят монетами', 'cp1251'),
         ('これは日本語の文書です。'.encode('shift_jis'), 'これは日本語の文書です。', 'shift_jis'),
         ('这是一个中文文档。通风设备'.encode('gb18030'), '这是一个中文文档。通风设备', 'gb18030'),
+        (
+            ('ราคาตั๋วเข้าสระว่ายน้ำคือห้าสิบบาท ' * 3).encode('cp874'),
+            'ราคาตั๋วเข้าสระว่ายน้ำคือห้าสิบบาท ' * 3,
+            'cp874',
+        ),
         ('Grüße'.encode('utf-16-be'), None, None),
         ('\ufeffGrüße'.encode('utf-16-be'), 'Grüße', ''),
         ('Grüße'.encode('utf-32'), 'Grüße', ''),
@@ -199,6 +240,17 @@ def test_pdf_with_and_without_its_library(tmp_path, monkeypatch):
         assert "pip install 'mypt-lm[documents]'" in report.left_out['p.pdf']
     pytest.importorskip('pypdf')
     assert 'Anchors away' in next(d.text for d in read_documents(tmp_path) if d.doc_id == 'p.pdf')
+
+
+def test_pages_without_text_are_named():
+    pypdf = pytest.importorskip('pypdf')
+    out = pypdf.PdfWriter(clone_from=io.BytesIO(pdf('Anchors away')))
+    out.add_blank_page()
+    file = io.BytesIO()
+    out.write(file)
+    _, text, note = read_pdf(file.getvalue())
+    assert text.strip() == 'Anchors away'
+    assert note == '1 of 2 pages have no text (2); scanned pages need OCR first'
 
 
 def test_encrypted_pdf(monkeypatch):
@@ -266,9 +318,70 @@ def test_word(tmp_path, monkeypatch):
         read_docx(raw)
 
 
+WORD = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+
+
+def saved(word) -> bytes:
+    file = io.BytesIO()
+    word.save(file)
+    return file.getvalue()
+
+
+def test_word_says_what_its_reader_sees():
+    docx = pytest.importorskip('docx')
+    from docx.enum.style import WD_STYLE_TYPE
+    from docx.oxml import parse_xml
+
+    word = docx.Document()
+    style = word.styles.add_style('Kapitel', WD_STYLE_TYPE.PARAGRAPH)
+    style.base_style = word.styles['Heading 2']
+    word.add_paragraph('Deploy', style='Kapitel')
+
+    def add(inner):
+        p = word.add_paragraph()
+        for e in parse_xml(f'<w:p {WORD}>{inner}</w:p>'):
+            p._p.append(e)
+
+    add('<w:pPr><w:outlineLvl w:val="2"/></w:pPr><w:r><w:t>Hours</w:t></w:r>')
+    add('<w:r><w:t>9</w:t><w:noBreakHyphen/><w:t>17</w:t></w:r>')
+    add('<w:moveFrom><w:r><w:t>moved</w:t></w:r></w:moveFrom>')
+    add('<w:moveTo><w:r><w:t>moved</w:t></w:r></w:moveTo>')
+    add('<w:r><w:rPr><w:vanish/></w:rPr><w:t>hidden</w:t></w:r><w:r><w:t># no heading</w:t></w:r>')
+    add('<w:r><w:rPr><w:vanish w:val="0"/></w:rPr><w:t>shown</w:t></w:r>')
+    table = word.add_table(3, 4)
+    for i, line in enumerate(('Place Monday Tuesday Wednesday', 'Sauna 8-10 - 15-19')):
+        for j, text in enumerate(line.split()):
+            table.cell(i, j).text = text.strip('-')
+    table.cell(2, 0).merge(table.cell(2, 1)).text = 'wide'
+    table.cell(2, 2).text = 'next'
+    assert read_docx(saved(word)).text == (
+        '## Deploy\n\n### Hours\n\n9-17\n\nmoved\n\n\\# no heading\n\nshown\n\n'
+        'Place | Monday | Tuesday | Wednesday\nSauna | 8-10 | | 15-19\nwide | | next'
+    )
+
+
+def test_a_word_file_of_empty_paragraphs_is_refused():
+    docx = pytest.importorskip('docx')
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(saved(docx.Document()))) as old:
+        with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as new:
+            for part in old.infolist():
+                raw = old.read(part)
+                if part.filename == 'word/document.xml':
+                    raw = raw.replace(b'<w:sectPr', b'<w:p/>' * 5_000_000 + b'<w:sectPr', 1)
+                new.writestr(part.filename, raw)
+    with pytest.raises(Unreadable, match='more than 24 MB of text and layout'):
+        read_docx(file.getvalue())
+
+
 @pytest.mark.parametrize(
     'raw, text',
     [
+        ('Land,2019,2020\nPeru,3.1,3.2\n', 'Land: Peru\n2019: 3.1\n2020: 3.2'),
+        ('Ada,1999,2003\nBob,1987,2011\n', 'Ada\n1999\n2003\n\nBob\n1987\n2011'),
+        ('Name;Preis, brutto\nSauna;12,50\n', 'Name: Sauna\nPreis, brutto: 12,50'),
+        ('a,b\n1,' + 'x ' * 90_000, f'a: 1\nb: {"x " * 89_999}x'),
+        ('#\n# x\n', '#: # x'),
         ('Name,Price\nboat,5\nyacht,\n', 'Name: boat\nPrice: 5\n\nName: yacht'),
         ('Name;Preis\r\n"Tür; neu";1,5\r\n', 'Name: Tür; neu\nPreis: 1,5'),
         ('sep=|\na|b\n1|x,y\n', 'a: 1\nb: x,y'),
@@ -301,10 +414,25 @@ def test_a_table_in_tabs_and_one_that_never_ends():
         ('---\nA rule.\n\n---\n# Heading\n', 'Heading', '---\nA rule.\n\n---\n# Heading\n'),
         ('---\ntitle: x\n', '', '---\ntitle: x\n'),
         ('---\r\ntitle: x\r\n---\r\ntext', 'x', 'text'),
+        ('---\ntitle: 1.10\n---\ntext', '1.10', 'text'),
+        ('---\ntitle: No\n---\ntext', 'No', 'text'),
+        ('---\ntitle:\n---\ntext', '', 'text'),
+        ('---\n\nNote: a\n\nb.\n\n---\n', '', '---\n\nNote: a\n\nb.\n\n---\n'),
+        ('---\nNote: a\n\nb.\n\n---\n', '', '---\nNote: a\n\nb.\n\n---\n'),
+        ('+++\ntitle="Toml"\ndraft=false\n+++\ntext', 'Toml', 'text'),
+        ('+++\n# by hand\ntitle = "Toml" # so far\n+++\ntext', 'Toml', 'text'),
+        ('+++\n[params]\ndraft = false\n+++\ntext', '', 'text'),
+        ('# Learning C#\n', 'Learning C#', '# Learning C#\n'),
+        ('```\n~~~\n# no\n```\nYes\n---\n', 'Yes', '```\n~~~\n# no\n```\nYes\n---\n'),
     ],
 )
 def test_front_matter(front, title, rest):
     assert read_markdown(front.encode()) == (title, rest, '')
+
+
+def test_a_picture_in_a_text_has_no_words():
+    picture = f'[image1]: <data:image/png;base64,{"QUJD" * 99}>'
+    assert read_markdown(picture.encode()).text == '[image1]: <data:image/png;base64,…>'
 
 
 def test_names_in_both_forms_of_unicode(tmp_path):
@@ -344,14 +472,65 @@ def test_html_without_its_navigation():
     title, text = html_text(page)
     assert title == 'Harbour'
     assert text == (
-        '# Harbour\n\n## Fees\n\nby Ada\n\nFive coins.\n\n  a\n    b\n\nWho | Pays\nboat | 5\n\n'
+        '# Harbour\n\n## Fees\n\nby Ada\n\nFive coins.\n\n```\n  a\n    b\n```\n\nWho | Pays\n'
+        'boat | 5\n\n'
         'Mind the tide today.'
     )
 
 
 @pytest.mark.parametrize(
+    'page, text',
+    [
+        (f'a<img alt=">" src="data:,{"QUJD" * 6000}"><p class="x">b', 'a\n\nb'),
+        (f'<nav><ul>{"<li>a" * 400}</ul></nav><main>b</main>', 'b'),
+        ('<head><title/><script src="a.js"/></head><p>a<br/><div/>b', 'a\n\nb'),
+        ('a<p hidden>b<p style="color:red; Display : none">c<dialog>d</dialog><p>e', 'a\n\ne'),
+        ('<body style="visibility:hidden"><p>a', 'a'),
+        ('<ruby>水<rt>すい</rt>道<rp>(</rp><rt>どう</rt></ruby>は', '水道は'),
+        ('<table><tr><th><th>A<th>B<tr><td>c<td><td>d<td></table>', '| A | B\nc | | d'),
+        (
+            '<table><tr><td rowspan=2>a<td>b<tr><td>c<tr><td colspan=2>d<td>e</table>',
+            'a | b\n| c\nd | | e',
+        ),
+        ('<table><tr><td><p>a</p></td><td><p>b</p><p>c</p></td></tr></table>', 'a | b c'),
+        (
+            '<table><tr><td>a<td><h1>b</h1><table><tr><td>c<td>d</table></table>',
+            'a\n\n# b\n\nc | d',
+        ),
+        ('<h2>a</h2><pre># b\n```\n<div>c</div></pre>', '## a\n\n````\n# b\n```\nc\n````'),
+        ('<p># a<p>#b<p>```', '\\# a\n\n#b\n\n\\```'),
+        ('<p>a<b> </b></p>b', 'a\n\nb'),
+        ('<nav><a>a</a><h1>b</h1><p>c and d', 'a\n\n# b\n\nc and d'),
+        ('<nav><h1>a</h1><a>b</a></nav>c', 'c'),
+        (
+            f'<div class=content-sidebar-wrap><main>a</main><aside>{"<a>b</a>" * 9}</aside></div>',
+            'a',
+        ),
+        (f'<div class=page-header><h1>a</h1>{"<a>b</a>" * 3}</div>', '# a\n\nbbb'),
+        ('<nav>b' + '<x-a>' * 300 + '</nav>c', 'c'),
+    ],
+)
+def test_html_as_a_browser_shows_it(page, text):
+    assert html_text(page)[1] == text
+
+
+def test_html_of_too_many_tags():
+    with pytest.raises(Unreadable, match='more than 2,000,000 tags'):
+        read_html(b'<p>' * (MAX_TAGS + 1))
+
+
+@pytest.mark.parametrize(
     'page',
     [
+        'a<td>' * 200_000,
+        'a</x>' * 200_000,
+        '<ruby><rt>' * 20_000 + 'a</rt>' * 20_000,
+        '<x-y>' * 50_000,
+        '<svg><title/>' + '<div>' * 50_000,
+        '<a =">' + '<div>' * 50_000 + '">',
+        ''.join(f'<font x={i}>' for i in range(300)) + '<p>a' * 9000,
+        '<table><tr>' + '<td rowspan=9999 colspan=9999>x' * 999 + '<tr><td>y' * 5000,
+        '<script>' + '</script ' * 50_000,
         '<!--' * 50_000,
         '<p>text ' + '<a ' * 20_000,
         '<div>' * 100_000 + 'x',
@@ -359,7 +538,7 @@ def test_html_without_its_navigation():
         '<p ' + ''.join(f'a{i}=b ' for i in range(100_000)) + '>x',
         '<aside>' * 9000 + '<a>x</a>',
     ],
-    ids=range(6),
+    ids=range(15),
 )
 def test_html_takes_linear_time(page):
     start = time.perf_counter()
@@ -419,6 +598,16 @@ def test_a_passage_is_found_by_the_headings_above_it(tmp_path):
         ('# A\n\n### C\n\nc\n\n## B\n\nb', [('# A\n\n### C\n\nc', ()), ('## B\n\nb', ('A',))]),
         ('a\n\n```\n# no heading\n```\n', [('a\n\n```\n# no heading\n```', ())]),
         ('a\n\n#hash\n', [('a\n\n#hash', ())]),
+        ('A\n===\n\nB\n---\n\nb', [('A\n===\n\nB\n---\n\nb', ())]),
+        ('a\n\nB\n---\nb', [('a', ()), ('B\n---\nb', ())]),
+        ('a\nb\n---\n- c\n---\nd\n', [('a\nb\n---\n- c\n---\nd', ())]),
+        (
+            'a\n\n```\n~~~^~~\n# c\n```\n# B\nb',
+            [('a\n\n```\n~~~^~~\n# c\n```', ()), ('# B\nb', ())],
+        ),
+        ('a\n\n````\n```\n# c\n````\n# B', [('a\n\n````\n```\n# c\n````', ()), ('# B', ())]),
+        ('a\n\n```x``` y\n\n# B', [('a\n\n```x``` y', ()), ('# B', ())]),
+        ('a\n<!--\n# c\n-->\n# B', [('a\n<!--\n# c\n-->', ()), ('# B', ())]),
         ('## B\n\nb\n\n# A ##\n\na', [('## B\n\nb', ()), ('# A ##\n\na', ())]),
     ],
 )
@@ -764,6 +953,21 @@ def test_words_without_blanks_between_them(tmp_path):
     for index in (Index.build(docs), Index.build(docs, tmp_path / 'ix')):
         assert {q: index.search(q, 1)[0].doc_id for q in asked} == asked
     assert chunks('一文です。二文です。三文です。', 11, 0) == ['一文です。二文です。', '三文です。']
+
+
+def test_a_word_is_found_in_another_spelling(tmp_path):
+    texts = {
+        'a.md': 'Der Müll kommt am Freitag.',
+        'b.md': 'Das Buero liegt im zweiten Stock.',
+        'c.md': 'The train goes to Łódź, la sœur est là, Øst is a street.',
+        'd.md': '水道料金は毎月払います。',
+    }
+    asked = dict(Muell='a', Büro='b', Buero='b', Lodz='c', soeur='c', Ost='c', 水='d', 金='d')
+    docs = put(tmp_path / 'docs', texts)
+    for index in (Index.build(docs), Index.build(docs, tmp_path / 'ix')):
+        for word, doc in asked.items():
+            assert [h.doc_id for h in index.search(word)] == [f'{doc}.md'], word
+    assert index.search('poet') == index.search('toe') == index.search('々') == []
 
 
 def test_words_of_two_languages():
@@ -1219,6 +1423,8 @@ def test_search_shows_what_is_found_and_why(tmp_path, monkeypatch, capsys):
             words=dict(coins=['coins'], boat=['boat']),
             lists=['words'],
         )
+        assert main(['search', *place, '--', '--json']) == 0
+        assert 'no passage has json' in capsys.readouterr().out
         assert main(['search', 'zorvik', *place]) == 0
         assert 'nothing found: no passage has zorvik' in capsys.readouterr().out
     both = ['--docs_dir', 'docs', '--index_dir', 'ix']

@@ -33,7 +33,15 @@ from mypt.agent.documents import (
     read_files,
 )
 from .readers import Unreadable
-from .words import index_words, letter_groups, similar, words_by_group
+from mypt.agent.words import (
+    index_words,
+    letter_groups,
+    nearest,
+    same_words,
+    similar,
+    words_by_form,
+    words_by_group,
+)
 from ..errors import UserError
 from ..files import sync, temporary, watched
 
@@ -93,7 +101,7 @@ def unit_vectors(embed: EmbedFn, texts: list[str]) -> np.ndarray:  # [n, d] floa
 
 # %% ../../nbs/agent/index_file.ipynb #9d7f144f
 INDEX_FILE = 'index.sqlite'
-_SCHEMA = 4  # version of the file; an index of another version is rebuilt
+_SCHEMA = 5  # version of the file; an index of another version is rebuilt
 _TABLES = f"""
 create table doc(doc integer primary key, doc_id text unique, title text, text text, hash blob,
     check(typeof(doc_id) || typeof(title) || typeof(text) || typeof(hash) = 'texttexttextblob'));
@@ -249,9 +257,17 @@ class FileStore(IndexReader):
                 shared.update(words.split())
         return shared
 
+    def stored(self, form: str) -> list[str]:  # words of the index
+        found = self.ask('select words from gram where gram = ?', form)
+        return [w for (words,) in found for w in words.split()]
+
+    def holds(self, word: str) -> bool:
+        return bool(self.ask('select 1 from instances where term = ? limit 1', word))
+
     def near(self, word: str) -> list[tuple[str, float]]:  # (word, weight below 1)
-        "Similar words that are searched in place of a word."
-        return similar(word, self.sharing(word))
+        "Words that are searched in place of a word: other spellings of it, and similar ones."
+        same = same_words(word, self.stored, self.holds)
+        return nearest(same, similar(word, self.sharing(word)))
 
     def passage(self, p: int) -> tuple[str, str, Passage]:  # (doc_id, title, passage)
         what = 'doc_id, title, p.text, headings'
@@ -381,9 +397,10 @@ def _update(
 
 # %% ../../nbs/agent/index_file.ipynb #cc804d87
 def _note_groups(db: sqlite3.Connection) -> None:
-    "Store for each group of letters the words that contain it."
-    table = words_by_group(w for (w,) in db.execute('select term from vocabulary'))
-    rows = [(g, ' '.join(words)) for g, words in table.items()]
+    "Store for each group of letters the words that contain it, and for other forms theirs."
+    words = [w for (w,) in db.execute('select term from vocabulary')]
+    table = words_by_group(words) | words_by_form(words)
+    rows = [(form, ' '.join(found)) for form, found in table.items()]
     db.execute('delete from gram')
     db.executemany('insert into gram values (?, ?)', rows)
 
