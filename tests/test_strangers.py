@@ -580,7 +580,7 @@ def test_ids_beyond_the_vocabulary(tmp_path):
     ids = np.memmap(folder / 'train' / 'tokens.bin', '<u4', 'r+')
     ids[3] = 70_000
     ids.flush()
-    with pytest.raises(UserError, match='the id 70000 in train is none of the 276'):
+    with pytest.raises(UserError, match='train: the id 70000 is none of the 276'):
         open_dataset(folder).train.row(0)
 
 

@@ -155,6 +155,15 @@ def _cut_row(shard: Shard, start: int, length: int, one_segment: bool) -> Row:
         segments = shard.segments[s].astype(np.uint16)
     return Row(shard.tokens[s], weights, segments)
 
+
+def _check_ids(row: Row, where: str, n_ids: int) -> Row:
+    "The row itself; `UserError` on an id that is not below `n_ids`: no model has a row for it."
+    last = int(row.ids.max(initial=0))
+    if last >= n_ids:
+        problem = f'the id {last} is none of the {n_ids:,} of its tokenizer'
+        raise UserError(f'{where}: {problem}; {REPAIR_HINT}')
+    return row
+
 # %% ../../nbs/05_dataset.ipynb #90fbff54
 def _past_the_end(shard: Shard) -> UserError:
     return UserError(f'{shard.name}: an episode lies past the last token; {REPAIR_HINT}')
@@ -178,14 +187,9 @@ def _row_lengths(shard: Shard, block: int) -> np.ndarray:  # int64[rows]
 class Split:
     "One split of a dataset: `row(i)` for training, `episode(i)` for looking."
 
-    def __init__(
-        self,
-        folder: Path,
-        name: str,  # `train` or `val`
-        meta: dict,  # The dataset's
-        n_ids: int = 2**32,  # Of its vocabulary
-    ):
-        self.name, self.n_ids = name, n_ids
+    def __init__(self, folder: Path, name: str, meta: dict, n_ids: int = 2**32):
+        self.name = name
+        self.n_ids = n_ids  # Of the vocabulary
         self.packed = meta['packing']['enabled']
         self.block = meta['packing'].get('block_size', 0)  # Tokens per packed row
         self.n_episodes = meta[f'num_{name}_episodes']
@@ -213,7 +217,8 @@ class Split:
         if not self.packed:
             return self.episode(i)
         shard, r = self._find(self._first_row, i)
-        return self._checked(_cut_row(shard, r * self.block, self.block, one_segment=False))
+        row = _cut_row(shard, r * self.block, self.block, one_segment=False)
+        return _check_ids(row, shard.name, self.n_ids)
 
     def episode(self, i: int) -> Row:
         "Episode `i` by itself, all of segment 1."
@@ -221,15 +226,8 @@ class Split:
         start, length = map(int, shard.index[k])
         if start + length > len(shard.tokens):
             raise _past_the_end(shard)
-        return self._checked(_cut_row(shard, start, length, one_segment=True))
-
-    def _checked(self, row: Row) -> Row:
-        "The row; `UserError` on an id that no vocabulary of the dataset has."
-        last = int(row.ids.max(initial=0))
-        if last >= self.n_ids:
-            problem = f'the id {last} in {self.name} is none of the {self.n_ids:,} of its tokenizer'
-            raise UserError(f'{problem}; {REPAIR_HINT}')
-        return row
+        row = _cut_row(shard, start, length, one_segment=True)
+        return _check_ids(row, shard.name, self.n_ids)
 
     @cached_property
     def row_lengths(self) -> np.ndarray:  # int64[n_rows]

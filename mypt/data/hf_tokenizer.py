@@ -641,6 +641,18 @@ def _plain_encoder(spec: dict, control: set[str]) -> Any:  # A `tokenizers.Token
         raise UserError(f'tokenizer.json: not usable ({why}); {TAKE_ANOTHER}') from None
 
 
+@contextmanager
+def _panics(kind: str) -> Iterator[None]:
+    "A panic in Rust, which is no `Exception`, becomes a `UserError`."
+    try:
+        yield
+    except BaseException as e:
+        if type(e).__name__ != 'PanicException':
+            raise
+        why = value_text(str(e))
+        raise UserError(f'{kind}: cannot cut this text ({why}); {TAKE_ANOTHER}') from None
+
+
 @lru_cache(1)
 def _byte_of_char() -> dict[str, int]:
     return {c: b for b, c in enumerate(_byte_chars())}
@@ -694,13 +706,8 @@ class ForeignTokenizer(Tokenizer):
         return _plain_encoder(self.spec, self.control)
 
     def _encode_plain(self, text: str) -> list[int]:
-        try:
+        with _panics(self.kind):
             return self._encoder.encode(text, add_special_tokens=False).ids
-        except BaseException as e:
-            if type(e).__name__ != 'PanicException':  # Rust's, which is no `Exception`
-                raise
-            why = value_text(str(e))
-            raise UserError(f'{self.kind}: cannot cut this text ({why}); {TAKE_ANOTHER}') from None
 
     def encode(self, text: str) -> list[int]:
         "Ids of ordinary text, also where it spells a tag."
