@@ -14,7 +14,15 @@ from mypt.agent.retrieval import Index
 from mypt.cli import main
 from mypt.curate.journal import Journal
 from mypt.curate.quality import normalise
-from mypt.curriculum.assistant import AssistantPlan, index_folder, index_minutes, make_assistant
+from mypt.curriculum.assistant import (
+    AssistantPlan,
+    index_folder,
+    index_minutes,
+    make_assistant,
+    make_kind,
+    read_budget,
+    read_pairs,
+)
 from mypt.curriculum.budget import choose_base, frozen_blocks, training_sets
 from mypt.curriculum.held_back import HeldBack
 from mypt.curriculum.invented import make_documents
@@ -391,3 +399,32 @@ def test_a_large_base_keeps_its_lower_blocks_and_trains_its_embedding():
     untied = base._replace(shape=replace(shape, tie_weights=False))
     assert not load_config('finetune', training_sets(untied, 'cpu')).train.freeze_input
     assert set(cfg.train.system_prompt) == {'en', 'de'}
+
+
+BUDGET = dict(episodes={}, left_out={}, length=9, row=64, minutes=0, speed=0, characters=400)
+HALF = '{"half":'
+
+
+@pytest.mark.parametrize(
+    'name, text, use, said',
+    [
+        ('budget', HALF, read_budget, r'budget\.json: damaged .*; delete budget\.json there'),
+        ('budget', json.dumps(BUDGET | dict(row='x')), read_budget, "row is 'x', it must be"),
+        ('budget', '[]', lambda p: p.characters(), 'not an object'),
+        (
+            'budget',
+            json.dumps(BUDGET | dict(episodes=dict(odd=3))),
+            lambda p: make_kind(p, 'odd'),
+            "no kind 'odd'",
+        ),
+        ('index', '{"minutes": "x"}', index_minutes, "minutes is 'x', it must be"),
+        ('pairs', '[{"line": 1}]', read_pairs, r'no 0\.question; delete own\.jsonl there'),
+        ('pairs', HALF, read_pairs, 'damaged'),
+    ],
+)
+def test_a_damaged_file_of_an_earlier_run(name, text, use, said, tmp_path, monkeypatch):
+    monkeypatch.setattr('mypt.curriculum.assistant.plan_sources', lambda *_: [])
+    plan = AssistantPlan(str(tmp_path), tmp_path, None, 'en', 400, ['own.jsonl'])
+    (tmp_path / f'{name}.json').write_text(text)
+    with pytest.raises(UserError, match=said):
+        use(plan)

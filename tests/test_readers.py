@@ -307,7 +307,7 @@ def test_import_refuses_what_it_did_not_write(tmp_path):
     source = base(tmp_path)
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine' / 'notes.txt').write_text('mine')
-    with pytest.raises(UserError, match='exists; choose another --output'):
+    with pytest.raises(UserError, match=r'holds notes\.txt and no model; choose another --output'):
         import_model(source, tmp_path / 'mine')
     assert json.dumps(sorted(p.name for p in (tmp_path / 'mine').iterdir())) == '["notes.txt"]'
     assert Path(tmp_path / 'mine' / 'notes.txt').read_text() == 'mine'

@@ -9,14 +9,20 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 import stat
+import struct
 import subprocess
 import sys
 import time
+from contextlib import closing
+from importlib import import_module as module_of
 from pathlib import Path
+import numpy as np
 import pytest
 import torch
 from fuzz_lies import nested, places
+from mypt.agent.retrieval import Index
 from mypt.cli import main
 from mypt.curate.dedup import dedup
 from mypt.curriculum.format_lock import make_echo
@@ -30,11 +36,15 @@ from mypt.data.tokenizer import get_tokenizer
 from mypt.data.tokenizer_state import load_tokenizer, save_tokenizer
 from mypt.data.validate import validate_dataset
 from mypt.errors import UserError
-from mypt.files import JSON_BYTES, json_text, read_text, signed
-from mypt.interop.import_model import import_model
-from mypt.model.checkpoint import load_model, load_state, save_checkpoint
-from mypt.model.config import ModelConfig, load_config
+from mypt.files import JSON_BYTES, json_text, lock_folder, read_text, signed
+from mypt.interop.export import export
+from mypt.interop.gguf_file import gguf_weights, read_gguf
+from mypt.interop.import_model import import_model, llama_shape
+from mypt.model.checkpoint import folder_to_write, load_model, load_state, recover, save_checkpoint
+from mypt.model.config import ModelConfig, TrainConfig, load_config, make_config
 from mypt.model.gpt import GPT
+from mypt.model.rope import SHORT_TABLE, rope_tables
+from mypt.train.optim import load_optimizer_tensors, make_optimizers, optimizer_tensors
 
 NUMBERS = [0, -1, 1, 3, 10**9, -(10**9), 2**63, 10**400, 0.5, 1e400, float('nan'), -1e308]
 OTHERS = [None, True, False, '', 'x', 'ü🙂', '\ud800', '../../x', '\n\x1b[31m', [], {}, [[]], ['x']]
@@ -290,7 +300,7 @@ import resource, sys
 from pathlib import Path
 from mypt.errors import UserError
 from mypt.model.checkpoint import load_model
-from mypt.interop.import_model import import_model
+from mypt.interop.import_model import import_model, llama_shape
 used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 512 * 2**20,) * 2)
 for folder in map(Path, sys.argv[2:]):
@@ -440,6 +450,424 @@ def test_weights_that_are_not_floats_are_refused(kind, tmp_path):
         relabelled(folder / 'model.safetensors', kind)
         with pytest.raises(UserError, match=rf"holds {kind}, a model's weights are F64, F32"):
             use(folder)
+
+
+# ---------------------------------------------------------------- models, data sets and indexes
+
+
+def unsigned(path: Path, change):
+    "Change a signed file as a stranger may: without its own sum."
+    meta = json.loads(path.read_text())
+    meta.pop('sha256')
+    change(meta)
+    path.write_text(json.dumps(meta))
+
+
+def resigned(path: Path, change):
+    meta = json.loads(path.read_text())
+    change(meta)
+    path.write_text(sign(meta))
+
+
+@pytest.mark.parametrize('name', ['mypt.json', 'model.safetensors'])
+def test_a_pipe_in_a_model_does_not_wait(name, tmp_path):
+    folder = model_file(tmp_path)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(UserError, match=f'{name}: not an ordinary file; restore it'):
+        load_model(folder)
+
+
+def test_a_pipe_or_device_in_a_dataset_does_not_wait(tmp_path):
+    path = dataset_file(tmp_path) / 'dataset_metadata.json'
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match='No episodes found'):
+        open_dataset(path.parent)
+    path.unlink()
+    path.symlink_to('/dev/zero')
+    with pytest.raises(UserError, match='No episodes found'):
+        open_dataset(path.parent)
+
+
+def test_hidden_folders_of_another_project_stay(tmp_path):
+    source, site = llama(tmp_path / 'hf'), tmp_path / 'site'
+    for name in ('.next', '.commit'):
+        (site / name).mkdir(parents=True)
+        (site / name / 'notes.txt').write_text('theirs')
+    (site / 'notes.txt').write_text('mine')
+    with pytest.raises(UserError, match=r'holds notes\.txt and no model; choose another'):
+        import_model(str(source), str(site))
+    recover(site)
+    said = {p.relative_to(site).as_posix(): p.read_text() for p in site.rglob('*.txt')}
+    assert said == {'.next/notes.txt': 'theirs', '.commit/notes.txt': 'theirs', 'notes.txt': 'mine'}
+
+
+def test_a_first_save_killed_while_it_is_moved_is_a_model(tmp_path):
+    folder = model_file(tmp_path)
+    shutil.copytree(folder, folder / '.commit')
+    (folder / 'mypt.json').unlink()  # not moved yet
+    assert folder_to_write(folder) == folder
+    recover(folder)
+    assert load_model(folder, verify=True).meta['step'] == 5 and not (folder / '.commit').exists()
+
+
+@pytest.mark.parametrize('name', ['best', 'base', 'log.jsonl'])
+def test_no_link_leads_out_of_a_model(name, tmp_path):
+    folder = model_file(tmp_path)
+    (tmp_path / 'victim').mkdir()
+    (folder / name).symlink_to(tmp_path / 'victim')
+    with pytest.raises(UserError, match=f'{name}: is a link'):
+        folder_to_write(folder)
+
+
+@pytest.mark.parametrize('kind', ['old', 'tmp-notes'])
+def test_hidden_folders_beside_a_dataset_stay(kind, tmp_path):
+    mine = tmp_path / f'.d.{kind}' / 'keep.txt'
+    mine.parent.mkdir()
+    mine.write_text('mine')
+    folder = dataset_file(tmp_path)
+    again = str(tmp_path / 'a.jsonl'), str(folder), 'byte'
+    if kind == 'old':
+        with pytest.raises(UserError, match=r'\.d\.old: is in the way; rename it'):
+            prepare(*again, overwrite=True)
+    else:
+        prepare(*again, overwrite=True)
+    assert mine.read_text() == 'mine' and open_dataset(folder).train.n_episodes == 7
+
+
+def packed(folder: Path) -> Path:
+    episodes(folder / 'a.jsonl')
+    how = dict(enable_packing=True, pack_block_size=64, val_split=0)
+    prepare(str(folder / 'a.jsonl'), str(folder / 'd'), 'byte', **how)
+    return folder / 'd'
+
+
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        (dict(packing=dict(enabled=True, block_size=40)), 'no whole rows of 40'),
+        (dict(packing=dict(enabled=True, block_size=2**20)), 'no whole rows of 1,048,576'),
+        (dict(num_train_tokens=0), 'impossible'),
+        (dict(num_train_supervised=2**40), 'impossible'),
+    ],
+)
+def test_signed_counts_that_no_dataset_has(change, said, tmp_path):
+    folder = packed(tmp_path)
+    resigned(folder / 'dataset_metadata.json', lambda meta: meta.update(change))
+    with pytest.raises(UserError, match=said):
+        open_dataset(folder)
+    assert len(validate_dataset(folder)) == 1
+
+
+def test_a_signed_block_that_cuts_episodes(tmp_path):
+    folder = packed(tmp_path)
+    resigned(folder / 'dataset_metadata.json', lambda m: m['packing'].update(block_size=16))
+    with pytest.raises(UserError, match='an episode lies in two rows of 16'):
+        open_dataset(folder).train.row_lengths  # noqa: B018
+
+
+def test_validation_counts(tmp_path):
+    folder = packed(tmp_path)
+    path = folder / 'dataset_metadata.json'
+    resigned(path, lambda m: m.update(num_train_tokens=m['num_train_tokens'] - 1))
+    [problem] = validate_dataset(folder)
+    assert 'its metadata says' in problem
+
+
+def test_ids_beyond_the_vocabulary(tmp_path):
+    folder = packed(tmp_path)
+    ids = np.memmap(folder / 'train' / 'tokens.bin', '<u4', 'r+')
+    ids[3] = 70_000
+    ids.flush()
+    with pytest.raises(UserError, match='train: the id 70000 is none of the 276'):
+        open_dataset(folder).train.row(0)
+
+
+def test_a_deep_report_makes_no_dataset(tmp_path):
+    episodes(tmp_path / 'a.jsonl')
+    (tmp_path / 'a.jsonl.mix.json').write_text('{"a":' * 150 + '{}' + '}' * 150)
+    with pytest.raises(UserError, match=r'damaged \(nested too deep\); mix its file again'):
+        prepare(str(tmp_path / 'a.jsonl'), str(tmp_path / 'd'), 'byte')
+    assert not (tmp_path / 'd').exists()
+
+
+def test_a_vast_context_makes_no_vast_table(tmp_path):
+    cfg = ModelConfig(n_layer=1, n_embd=256, n_head=1, block_size=2**20)
+    model = GPT(cfg).eval()
+    rope_tables.cache_clear()
+    ids = torch.randint(0, 300, (1, 9))
+    with torch.no_grad():
+        said = model(ids)
+        model.cfg.block_size = 64
+        assert torch.equal(said, model(ids))
+    cos, _ = rope_tables(*cfg.rope_key(SHORT_TABLE), 'cpu')
+    assert rope_tables.cache_info().misses == 2 and len(cos) == SHORT_TABLE
+
+
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        (dict(rope_scaling=dict(rope_type=['yarn'])), 'its rope_type must be llama3 or yarn'),
+        (dict(rope_theta=1.0), 'YaRN needs one above 1'),
+        (dict(rope_scaling=dict(beta_fast=5e-324)), 'its numbers must be above 0'),
+    ],
+)
+def test_scalings_that_cannot_be_computed(change, said):
+    yarn = dict(rope_type='yarn', factor=2.0, original_max_position_embeddings=64)
+    own = dict(rope_scaling=yarn | change.get('rope_scaling', {}))
+    with pytest.raises(UserError, match=said):
+        make_config(change | own)
+
+
+def test_a_config_of_many_keys_is_told_soon(tmp_path):
+    path = tmp_path / 'c.json'
+    path.write_text(json.dumps({f'key{i}': 1 for i in range(60_000)}))
+    with pytest.raises(UserError, match="unknown key 'key0'"):
+        load_config(path)
+    path.write_text('{"n_layer": 1, "n_layer": 2}')
+    with pytest.raises(UserError, match="'n_layer' occurs twice"):
+        load_config(path)
+
+
+def adam(change) -> None:
+    "Give a model's optimizer state back after a change."
+    model = GPT(ModelConfig(n_layer=1, n_embd=32, n_head=2))
+    opts = make_optimizers(model, TrainConfig())
+    model(torch.zeros(1, 3, dtype=torch.long)).sum().backward()
+    for o in opts:
+        o.step()
+    tensors = optimizer_tensors(model, opts)
+    fresh = GPT(model.cfg)
+    load_optimizer_tensors(fresh, make_optimizers(fresh, TrainConfig()), change(tensors))
+
+
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        (lambda t: dict(x=torch.zeros(2)), "state for 'x', which this model does not train"),
+        (
+            lambda t: {k: torch.zeros(3) if 'avg' in k else v for k, v in t.items()},
+            r'is \(3,\) of torch.float32, the weight is',
+        ),
+        (lambda t: {k: v for k, v in t.items() if 'step' not in k}, "has 'exp_avg', 'exp_avg_sq'"),
+        (lambda t: {k: v.int() for k, v in t.items()}, 'torch.int32'),
+    ],
+)
+def test_optimizer_state_of_another_model(change, said):
+    adam(lambda t: t)
+    with pytest.raises(UserError, match=said):
+        adam(change)
+
+
+def test_words_of_bytes_in_an_index(tmp_path):
+    (tmp_path / 'docs').mkdir()
+    (tmp_path / 'docs' / 'a.md').write_text('# Login\n\nThe password lies in the safe.')
+    index = Index.build(tmp_path / 'docs', tmp_path / 'i')
+    with closing(sqlite3.connect(tmp_path / 'i' / 'index.sqlite')) as db:
+        db.execute('update gram set words = cast(words as blob)')
+        db.commit()
+    index = Index.open(tmp_path / 'i')
+    with pytest.raises(UserError, match=r'words that are no text.*mypt rag-index'):
+        index.search('passwordx')
+
+
+def test_one_writer_of_an_index(tmp_path):
+    (tmp_path / 'docs').mkdir()
+    (tmp_path / 'docs' / 'a.md').write_text('# A\n\nBread is baked.')
+    (tmp_path / 'i').mkdir()
+    lock = lock_folder(tmp_path / 'i')
+    with pytest.raises(UserError, match='another process writes it; wait until it ends'):
+        Index.build(tmp_path / 'docs', tmp_path / 'i')
+    os.close(lock)
+    Index.build(tmp_path / 'docs', tmp_path / 'i')
+
+
+# ---------------------------------------------------------------- imports
+
+
+def put_tensor(file: Path, name: str, n: int):
+    "A further tensor of `n` numbers, as a hole in the file."
+    raw = file.read_bytes()
+    size = int.from_bytes(raw[:8], 'little')
+    head, data = json.loads(raw[8 : 8 + size]), raw[8 + size :]
+    head[name] = dict(dtype='BF16', shape=[n], data_offsets=[len(data), len(data) + 2 * n])
+    text = json.dumps(head).encode()
+    with open(file, 'wb') as f:
+        f.write(len(text).to_bytes(8, 'little') + text + data)
+        f.truncate(f.tell() + 2 * n)
+
+
+def test_an_unknown_tensor_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    folder = llama(tmp_path / 'hf')
+    put_tensor(folder / 'model.safetensors', 'junk', 2**20)
+    monkeypatch.setattr(
+        module_of(import_model.__module__), 'read_weight_shards', lambda *_: pytest.fail('was read')
+    )
+    with pytest.raises(UserError, match=r"'junk' is \(1048576,\), its config says no such tensor"):
+        import_model(str(folder), str(tmp_path / 'x'))
+
+
+def test_of_a_vast_card_the_first_lines_are_read(tmp_path):
+    folder = llama(tmp_path / 'hf')
+    with open(folder / 'README.md', 'wb') as f:
+        f.write(b'---\nlicense: mit\n---\n')
+        f.truncate(3 * 2**30)
+    out = import_model(str(folder), str(tmp_path / 'x'))
+    assert load_model(out).meta['lineage']['imported']['license'] == 'mit'
+
+
+def spec_of(folder: Path, change):
+    path = folder / 'tokenizer.json'
+    spec = json.loads(path.read_text())
+    change(spec)
+    path.write_text(json.dumps(spec))
+    return folder
+
+
+def test_a_token_of_letters_that_are_no_bytes(tmp_path):
+    "As in the library: it is what it spells, and no text is encoded to it."
+    folder = spec_of(llama(tmp_path), lambda s: s['model']['vocab'].update({'日本': 270}))
+    tok = foreign_tokenizer(folder)
+    assert tok.decode([270]) == '日本' and tok.decode(tok.encode('日本')) == '日本'
+    assert 270 not in tok.ranks.values() and 270 not in tok.encode('日本')
+
+
+def test_a_pattern_that_never_ends_is_one_line(tmp_path, capfd):
+    cut = dict(type='Split', pattern=dict(Regex=r'([\s\S]+)+(?!)'), behavior='Isolated')
+    steps = [cut | dict(invert=False)]
+
+    def change(spec):
+        whole = [*steps, spec['pre_tokenizer']]
+        spec['pre_tokenizer'] = dict(type='Sequence', pretokenizers=whole)
+
+    with pytest.raises(UserError, match=r'cannot cut this text .*; take another base'):
+        foreign_tokenizer(spec_of(llama(tmp_path), change))
+    assert 'panicked' not in capfd.readouterr().err
+
+
+def old_model(**more) -> dict:
+    C, Z = 8, torch.zeros
+    block = {
+        'sa.qkv.weight': Z(3 * C, C),
+        'sa.proj.weight': Z(C, C),
+        'ln1.weight': Z(C),
+        'ln2.weight': Z(C),
+        'fwd.w_gate.weight': Z(64, C),
+        'fwd.w_up.weight': Z(64, C),
+        'fwd.w_down.weight': Z(C, 64),
+    }
+    whole = {f'blocks.0.{k}': w for k, w in block.items()}
+    return {'token_embedding_table.weight': Z(50304, C), 'ln_f.weight': Z(C)} | whole | more
+
+
+OLD_LIES = dict(
+    keys=lambda: {0: torch.zeros(3)},
+    flat=lambda: old_model(**{'token_embedding_table.weight': torch.zeros(5)}),
+    scalar=lambda: old_model(**{'blocks.0.fwd.w_up.weight': torch.zeros(())}),
+    qkv=lambda: old_model(**{'blocks.0.sa.qkv.weight': torch.zeros(11, 8)}),
+    meta=lambda: {k: w.to('meta') for k, w in old_model().items()},
+    sparse=lambda: old_model(**{'ln_f.weight': torch.zeros(8).to_sparse()}),
+    stack=lambda: b'\x80\x02.',
+)
+
+
+@pytest.mark.parametrize('name', OLD_LIES)
+def test_a_false_model_pt_is_one_line(name, tmp_path):
+    (tmp_path / 'config.json').write_text(json.dumps(dict(n_head=2)))
+    lie = OLD_LIES[name]()
+    if isinstance(lie, bytes):
+        (tmp_path / 'model.pt').write_bytes(lie)
+    else:
+        torch.save(lie, tmp_path / 'model.pt')
+    with pytest.raises(UserError, match=r'restore|no state_dict in it|refused'):
+        import_model(str(tmp_path), str(tmp_path / 'x'), tags='none')
+
+
+def test_what_nobody_thought_of_is_one_line_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(module_of(import_model.__module__), 'import_llama', lambda _: [].pop())
+    with pytest.raises(UserError, match=r'IndexError: pop from empty list\)') as e:
+        import_model(str(llama(tmp_path / 'hf')), str(tmp_path / 'x'))
+    assert isinstance(e.value.__cause__, IndexError) and not (tmp_path / 'x').exists()
+
+
+def text_of(*parts) -> bytes:
+    "Strings of a GGUF file, with their lengths before them, between other bytes."
+    return b''.join(struct.pack('<Q', len(p)) + p.encode() if type(p) is str else p for p in parts)
+
+
+@pytest.mark.parametrize('n', [2**40, 2**23])
+def test_a_gguf_array_is_not_longer_than_its_file(n, tmp_path):
+    pytest.importorskip('gguf')
+    kind = struct.pack('<IIQ', 9, 0, n)
+    head = b'GGUF' + struct.pack('<IQQ', 3, 0, 1)
+    (tmp_path / 'a.gguf').write_bytes(head + text_of('x', kind))
+    os.truncate(tmp_path / 'a.gguf', 2**24)  # a hole, so that the shorter one has its bytes
+    with pytest.raises(UserError, match=f'an array of {n:,} items'):
+        read_gguf(tmp_path / 'a.gguf')
+
+
+def gguf_with(source: Path, target: Path, fields: dict, tensors: dict):
+    "A GGUF file again, with other fields (name → value, kind, kind of items) and tensors."
+    import gguf
+
+    array, reader = gguf.GGUFValueType.ARRAY, gguf.GGUFReader(source)
+    arch = reader.fields['general.architecture'].contents()
+    writer = gguf.GGUFWriter(target, arch)
+    for name, f in reader.fields.items():
+        value, kind = f.contents(), f.types[0]
+        skip = name.startswith('GGUF.') or name == 'general.architecture' or name in fields
+        if not skip and (kind != array or value):
+            writer.add_key_value(name, value, kind, f.types[-1] if kind == array else None)
+    for name, field in fields.items():
+        writer.add_key_value(name.replace('ARCH', arch), *field)
+    for t in reader.tensors:
+        if t.name not in tensors:
+            writer.add_tensor(t.name, np.array(t.data), raw_dtype=t.tensor_type)
+    for name, a in tensors.items():
+        writer.add_tensor(name, a)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def gguf_lies(kinds) -> dict:
+    "Name → (fields, tensors), what is said."
+    text, floats, ints = kinds.STRING, kinds.FLOAT32, kinds.INT32
+    yarn = {
+        'ARCH.rope.scaling.type': ('yarn', text, None),
+        'ARCH.rope.scaling.factor': (0.0, floats, None),
+        'ARCH.rope.scaling.attn_factor': (2.0, floats, None),
+    }
+    numbers = {'tokenizer.ggml.tokens': ([1, 2, 3], kinds.ARRAY, ints)}
+    scores = {
+        'tokenizer.ggml.model': ('llama', text, None),
+        'tokenizer.ggml.scores': ([0.0], kinds.ARRAY, floats),
+    }
+    table, rope = 'token_embd.weight', 'rope_freqs.weight'
+    return dict(
+        table=(({}, {table: np.zeros(320, np.float32)}), 'token_embd.weight is no matrix'),
+        rope=(({}, {rope: np.zeros((2, 3), np.float32)}), "are not Llama 3's"),
+        yarn=((yarn, {}), 'rope_scaling'),
+        tokens=((numbers, {}), 'its tokens are no texts'),
+        scores=((scores, {}), '1 scores for more tokens'),
+    )
+
+
+def test_gguf_files_that_contradict_themselves(tmp_path):
+    gguf = pytest.importorskip('gguf')
+    model_file(tmp_path)
+    export(str(tmp_path / 'm'), str(tmp_path / 'm.gguf'))
+    for name, (change, said) in gguf_lies(gguf.GGUFValueType).items():
+        gguf_with(tmp_path / 'm.gguf', tmp_path / f'{name}.gguf', *change)
+        with pytest.raises(UserError, match=said):
+            import_model(str(tmp_path / f'{name}.gguf'), str(tmp_path / 'x'))
+    assert not (tmp_path / 'x').exists()
+    gguf_with(tmp_path / 'm.gguf', tmp_path / 'norm.gguf', {}, {'output_norm.weight': np.zeros(7)})
+    found = read_gguf(tmp_path / 'norm.gguf')
+    with pytest.raises(UserError, match=r'is \(7,\), its config says \(32,\)'):
+        gguf_weights(found, llama_shape(found.config))
 
 
 # ---------------------------------------------------------------- where results go

@@ -64,7 +64,16 @@ from ..data.language import language_of
 from ..data.prepare import prepare
 from ..errors import UserError, counted
 from ..eval.exam import ExamReply, ask_exam, grade_all, read_exam
-from ..files import atomic_write, read_text, sha256_of, writing
+from mypt.files import (
+    TYPE_NAMES,
+    Rule,
+    atomic_write,
+    check_json,
+    json_value,
+    read_text,
+    sha256_of,
+    writing,
+)
 from ..inference.cpu import for_inference
 from ..model.checkpoint import load_meta, load_model
 from ..model.config import load_config
@@ -103,7 +112,44 @@ class AssistantPlan:
         return Index.open(self.folder / 'index')
 
     def characters(self) -> int:  # of a context
-        return json.loads(read_text(self.file('budget.json')))['characters']
+        return _kept(self, 'budget.json', dict, _BUDGET)['characters']
+
+# %% ../../nbs/curriculum/assistant.ipynb #c17fbdf4
+_TEXT, _COUNT, _NUMBER = (Rule(t, needed=True) for t in ((str,), (int,), (int, float)))
+_BUDGET = dict(
+    episodes=Rule((dict,), needed=True, inside=Rule((int,))),
+    left_out=Rule((dict,), needed=True, inside=Rule((str,))),
+    length=_NUMBER,
+    row=Rule((int,), 1, 2**20, needed=True),
+    minutes=_NUMBER,
+    speed=_NUMBER,
+    characters=_COUNT,
+)
+_PAIRED = dict(line=_COUNT, question=_TEXT, answer=_TEXT, doc_id=_TEXT, what=_TEXT)
+_MASKS = dict(ok=Rule((bool,), needed=True))
+_MEANING = Rule((dict,), inside=Rule((int,)))
+_MADE_WITH = {'meaning.json': 'mixed.jsonl', 'pairs.json': 'own.jsonl'}  # the stage's output
+
+
+def _way(name: str) -> str:
+    return f'delete {_MADE_WITH.get(name, name)} there, and run the command again'
+
+# %% ../../nbs/curriculum/assistant.ipynb #c17fbdf5
+def _kept(plan: AssistantPlan, name: str, kind: type, rules: Any) -> Any:
+    "A JSON file that a stage wrote, a list or object; raises `UserError` when it is damaged."
+    path, way = plan.file(name), _way(name)
+    try:
+        value = json_value(read_text(path, way))
+    except FileNotFoundError:
+        raise UserError(f'{path}: missing; {way}') from None
+    except UserError:
+        raise
+    except ValueError as e:
+        raise UserError(f'{path}: damaged ({e}); {way}') from None
+    if not isinstance(value, kind):
+        raise UserError(f'{path}: damaged (not {TYPE_NAMES[kind]}); {way}')
+    check_json(path, value, rules, way)
+    return value
 
 # %% ../../nbs/curriculum/assistant.ipynb #47a0f388
 def shown_path(path: Path) -> Path:
@@ -141,8 +187,8 @@ def index_folder(plan: AssistantPlan):
 
 def index_minutes(plan: AssistantPlan) -> float:
     "What the index took of the minutes; 0 for one that this command did not time."
-    path = plan.file('index.json')
-    return json.loads(read_text(path))['minutes'] if path.is_file() else 0.0
+    there = plan.file('index.json').is_file()
+    return _kept(plan, 'index.json', dict, dict(minutes=_NUMBER))['minutes'] if there else 0.0
 
 
 def pair_own(plan: AssistantPlan):
@@ -158,7 +204,8 @@ def read_pairs(plan: AssistantPlan) -> list[Paired]:
     "The outcomes of the answers of own conversations; empty without any."
     if not plan.data:
         return []
-    return [Paired(**row) for row in json.loads(read_text(plan.file('pairs.json')))]
+    rows = _kept(plan, 'pairs.json', list, Rule((dict,), inside=_PAIRED))
+    return [Paired(**{k: row[k] for k in Paired._fields if k in row}) for row in rows]
 
 # %% ../../nbs/curriculum/assistant.ipynb #16295c19
 def hold_back(plan: AssistantPlan):
@@ -227,8 +274,8 @@ def measure_minutes(plan: AssistantPlan, characters: int):
 
 def read_budget(plan: AssistantPlan) -> Budget:
     "The budget of `measure_minutes`."
-    kept = json.loads(read_text(plan.file('budget.json')))
-    return Budget(**{k: v for k, v in kept.items() if k != 'characters'})
+    kept = _kept(plan, 'budget.json', dict, _BUDGET)
+    return Budget(**{k: kept[k] for k in _BUDGET if k != 'characters'})
 
 
 def plan_sets(plan: AssistantPlan) -> list[str]:
@@ -239,7 +286,10 @@ def plan_sets(plan: AssistantPlan) -> list[str]:
 def make_kind(plan: AssistantPlan, kind: str):
     "Make the episodes of a kind, as many as there are."
     n = read_budget(plan).episodes[kind]
-    source = next(s for s in plan_sources(plan, plan.characters()) if s.kind == kind)
+    sources = {s.kind: s for s in plan_sources(plan, plan.characters())}
+    if kind not in sources:
+        raise UserError(f'{plan.file("budget.json")}: no kind {kind!r}; {_way("budget.json")}')
+    source = sources[kind]
     path = plan.file(f'{kind}.jsonl')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', Shortage)
@@ -366,6 +416,17 @@ def ask_held_back(plan: AssistantPlan):
             kept.add([x.case.id for x in lines], said)
 
 # %% ../../nbs/curriculum/assistant.ipynb #8d377ab3
+def _kept_answer(kept: Journal, case: str) -> tuple[str, list[str]]:
+    "Text and citations of an answer; raises `UserError` when the file of answers is damaged."
+    try:
+        text, cites = json_value(kept.done[case])
+        if isinstance(text, str) and all(isinstance(c, str) for c in cites):
+            return text, cites
+    except (KeyError, ValueError, TypeError):
+        pass
+    raise UserError(f'{kept.path}: no answer to {case!r}; {_way(kept.path.name)}')
+
+
 def grade_answers(plan: AssistantPlan):
     "The report of the exam, from the answers that are kept."
     cases, meta = read_exam(plan.file('exam.jsonl')), load_meta(plan.model)
@@ -375,7 +436,7 @@ def grade_answers(plan: AssistantPlan):
     with Journal(plan.file('answers.jsonl'), weights=meta['weights_sha256']) as kept:
         for case in cases:
             turn.begin(dict(role='user', content=case.question))
-            replies.append(ExamReply(turn.hits, *json.loads(kept.done[case.id])))
+            replies.append(ExamReply(turn.hits, *_kept_answer(kept, case.id)))
     name = plan.exam_file or 'held back'
     return grade_all(name, cases, replies, index.finds_by)
 
@@ -504,8 +565,8 @@ def finish_assistant(plan: AssistantPlan) -> AssistantReport:
         graded,
         read_pairs(plan),
         read_budget(plan),
-        json.loads(read_text(plan.file('meaning.json'))),
-        json.loads(read_text(plan.file('masks.json'))),
+        _kept(plan, 'meaning.json', dict, _MEANING),
+        _kept(plan, 'masks.json', dict, _MASKS),
         shown_path(plan.model),
         shown_path(plan.file('index')),
         shown_path(plan.file('report.html')),

@@ -23,6 +23,7 @@ from mypt.files import (
     beside,
     check_json,
     check_names,
+    file_version,
     json_object,
     read_text,
     read_version,
@@ -134,7 +135,10 @@ def _open_shard(folder: Path, name: str, meta: dict) -> Shard:
     if maps['index'].size % 2:
         raise UserError(f'{folder / name}: half of an entry in its index; {REPAIR_HINT}')
     maps['index'] = maps['index'].reshape(-1, 2)
-    n = len(maps['tokens'])
+    n, block = len(maps['tokens']), meta['packing'].get('block_size', 0)
+    if meta['packing']['enabled'] and n % block:
+        problem = f'{n:,} tokens are no whole rows of {block:,}'
+        raise UserError(f'{folder / name}: {problem}; {REPAIR_HINT}')
     for key in ('mask', 'weights', 'segments'):
         if key in maps and len(maps[key]) != n:
             problem = f'{len(maps[key]):,} in {ARRAYS[key].file} for {n:,} tokens'
@@ -151,6 +155,15 @@ def _cut_row(shard: Shard, start: int, length: int, one_segment: bool) -> Row:
         segments = shard.segments[s].astype(np.uint16)
     return Row(shard.tokens[s], weights, segments)
 
+
+def _check_ids(row: Row, where: str, n_ids: int) -> Row:
+    "The row itself; `UserError` on an id that is not below `n_ids`: no model has a row for it."
+    last = int(row.ids.max(initial=0))
+    if last >= n_ids:
+        problem = f'the id {last} is none of the {n_ids:,} of its tokenizer'
+        raise UserError(f'{where}: {problem}; {REPAIR_HINT}')
+    return row
+
 # %% ../../nbs/05_dataset.ipynb #90fbff54
 def _past_the_end(shard: Shard) -> UserError:
     return UserError(f'{shard.name}: an episode lies past the last token; {REPAIR_HINT}')
@@ -165,6 +178,8 @@ def _row_lengths(shard: Shard, block: int) -> np.ndarray:  # int64[rows]
         raise _past_the_end(shard)
     if not block:
         return length
+    if (start // block != (start + length - 1) // block).any():
+        raise UserError(f'{shard.name}: an episode lies in two rows of {block}; {REPAIR_HINT}')
     lengths = np.bincount(start // block, length, len(shard.tokens) // block)
     return lengths.astype(np.int64)
 
@@ -172,8 +187,9 @@ def _row_lengths(shard: Shard, block: int) -> np.ndarray:  # int64[rows]
 class Split:
     "One split of a dataset: `row(i)` for training, `episode(i)` for looking."
 
-    def __init__(self, folder: Path, name: str, meta: dict):
+    def __init__(self, folder: Path, name: str, meta: dict, n_ids: int = 2**32):
         self.name = name
+        self.n_ids = n_ids  # Of the vocabulary
         self.packed = meta['packing']['enabled']
         self.block = meta['packing'].get('block_size', 0)  # Tokens per packed row
         self.n_episodes = meta[f'num_{name}_episodes']
@@ -201,7 +217,8 @@ class Split:
         if not self.packed:
             return self.episode(i)
         shard, r = self._find(self._first_row, i)
-        return _cut_row(shard, r * self.block, self.block, one_segment=False)
+        row = _cut_row(shard, r * self.block, self.block, one_segment=False)
+        return _check_ids(row, shard.name, self.n_ids)
 
     def episode(self, i: int) -> Row:
         "Episode `i` by itself, all of segment 1."
@@ -209,7 +226,8 @@ class Split:
         start, length = map(int, shard.index[k])
         if start + length > len(shard.tokens):
             raise _past_the_end(shard)
-        return _cut_row(shard, start, length, one_segment=True)
+        row = _cut_row(shard, start, length, one_segment=True)
+        return _check_ids(row, shard.name, self.n_ids)
 
     @cached_property
     def row_lengths(self) -> np.ndarray:  # int64[n_rows]
@@ -262,16 +280,13 @@ class Dataset:
 def newest_folder(folder: Path) -> Path:
     "Where a dataset lies: under another name between the two renames of an overwrite."
     old = beside(folder.resolve(), 'old')
-    return folder if folder.exists() or not old.is_dir() else old
+    return folder if folder.exists() or not (old / METADATA).is_file() else old
 
 # %% ../../nbs/05_dataset.ipynb #5ce2ead7
-def _version(folder: Path) -> tuple[Path, int, bytes] | None:
-    "Which dataset a reader sees: where it lies, its folder's inode, and its metadata; None: none."
+def _version(folder: Path) -> tuple:
+    "Which dataset a reader sees: where it lies, which folder that is, and which metadata."
     lies = newest_folder(folder)
-    try:
-        return lies, lies.stat().st_ino, (lies / METADATA).read_bytes()
-    except OSError:
-        return None
+    return lies, file_version(lies), file_version(lies / METADATA)
 
 # %% ../../nbs/05_dataset.ipynb #907b2c0e
 def _check_sizes(folder: Path, meta: dict):
@@ -291,6 +306,10 @@ def _check_count(folder: Path, split: Split):
     if n != told:
         problem = f'{split.name} has {n} episodes, its metadata says {told}'
         raise UserError(f'{folder}: {problem}; prepare it again')
+    stored = sum(len(s.tokens) for s in split.shards)
+    if not n <= split.n_tokens <= stored or split.n_supervised > split.n_tokens:
+        problem = f'{split.n_tokens:,} tokens in {stored:,}, {split.n_supervised:,} of them trained'
+        raise UserError(f'{folder}: {split.name} has {problem}: impossible; prepare it again')
 
 # %% ../../nbs/05_dataset.ipynb #5ae257ad
 def open_dataset(dir: str | Path) -> Dataset:
@@ -301,10 +320,11 @@ def open_dataset(dir: str | Path) -> Dataset:
         lies = newest_folder(folder)
         meta = _read_metadata(lies)
         _check_sizes(lies, meta)
-        train = Split(lies, 'train', meta)
-        val = Split(lies, 'val', meta) if meta['num_val_episodes'] else None
+        tok = load_tokenizer(lies)
+        train = Split(lies, 'train', meta, tok.n_tokens)
+        val = Split(lies, 'val', meta, tok.n_tokens) if meta['num_val_episodes'] else None
         for split in filter(None, (train, val)):
             _check_count(lies, split)
-        return Dataset(folder, meta, load_tokenizer(lies), train, val)
+        return Dataset(folder, meta, tok, train, val)
 
     return read_version(read, lambda: _version(folder))

@@ -9,9 +9,11 @@ __all__ = ['TAKE_ANOTHER', 'tokenizer_json', 'chat_template', 'tokenizer_config'
 # %% ../../nbs/data/hf_tokenizer.ipynb #e01f5057
 import hashlib
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -639,10 +641,33 @@ def _plain_encoder(spec: dict, control: set[str]) -> Any:  # A `tokenizers.Token
         raise UserError(f'tokenizer.json: not usable ({why}); {TAKE_ANOTHER}') from None
 
 
+@contextmanager
+def _panics(kind: str) -> Iterator[None]:
+    "A panic in Rust, which is no `Exception`, becomes a `UserError`."
+    try:
+        yield
+    except BaseException as e:
+        if type(e).__name__ != 'PanicException':
+            raise
+        why = value_text(str(e))
+        raise UserError(f'{kind}: cannot cut this text ({why}); {TAKE_ANOTHER}') from None
+
+
+@lru_cache(1)
+def _byte_of_char() -> dict[str, int]:
+    return {c: b for b, c in enumerate(_byte_chars())}
+
+
+def _written_bytes(token: str) -> bytes | None:
+    "The bytes that visible characters stand for; None where one of them stands for none."
+    found = _byte_of_char()
+    return bytes(found[c] for c in token) if found.keys() >= set(token) else None
+
+
 def _bytes_of_token(token: str, spaces: bool) -> bytes:
     "The bytes that an ordinary token of the vocabulary means."
     if not spaces:
-        return bytes(map(_byte_chars().index, token))
+        return _written_bytes(token) or token.encode()
     if m := _BYTE_TOKEN.fullmatch(token):
         return bytes.fromhex(m[1])
     return token.replace(_SPACE, ' ').encode()
@@ -681,7 +706,8 @@ class ForeignTokenizer(Tokenizer):
         return _plain_encoder(self.spec, self.control)
 
     def _encode_plain(self, text: str) -> list[int]:
-        return self._encoder.encode(text, add_special_tokens=False).ids
+        with _panics(self.kind):
+            return self._encoder.encode(text, add_special_tokens=False).ids
 
     def encode(self, text: str) -> list[int]:
         "Ids of ordinary text, also where it spells a tag."
@@ -717,6 +743,8 @@ def _bytes_by_id(tok: ForeignTokenizer) -> list[bytes]:
 def _foreign_ranks(tok: ForeignTokenizer) -> dict[bytes, int]:
     "Byte string → id of every ordinary token."
     tokens = [token for token in tok.vocab if token not in tok.control]
+    if not tok.spaces:  # what no text is encoded to: the decoder gives it out as it stands
+        tokens = [token for token in tokens if _written_bytes(token) is not None]
     bytes_first = sorted(tokens, key=lambda token: not _BYTE_TOKEN.fullmatch(token))
     return {_bytes_of_token(token, tok.spaces): tok.vocab[token] for token in bytes_first}
 
@@ -727,9 +755,23 @@ _PROBE = (
 )
 
 
+@contextmanager
+def _muted() -> Iterator[None]:
+    "What Rust prints when it panics goes nowhere; the exception says the same."
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def _check_round_trip(tok: ForeignTokenizer, path: Path) -> None:
     "Raise `UserError` when the probe does not come back, or makes a control token."
-    ids = tok.encode(_PROBE)
+    with _muted():
+        ids = tok.encode(_PROBE)
     back = tok.decode(ids)
     if back == _PROBE and not any(tok.token_str(i) in tok.control for i in ids):
         return

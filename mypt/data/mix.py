@@ -20,6 +20,7 @@ from .tokenizer_state import open_tokenizer
 from ..errors import UserError, counted
 from mypt.files import (
     MAX_LINE,
+    PART_DEPTH,
     REPORT_HINT,
     atomic_write,
     json_object,
@@ -181,7 +182,8 @@ def _source_entry(source: _Source, taken: _Taken, total: int) -> dict:
     )
     own_report = Path(f'{source.path}.mix.json')
     if own_report.exists():
-        entry['mix'] = json_object(own_report, read_text(own_report, REPORT_HINT), REPORT_HINT)
+        report = read_text(own_report, REPORT_HINT)
+        entry['mix'] = json_object(own_report, report, REPORT_HINT, PART_DEPTH)
     return entry
 
 # %% ../../nbs/data/mix.ipynb #5da55328

@@ -34,7 +34,7 @@ from .packing import Rows, pack_arrays, plan_rows, ranges, segment_dtype
 from .tokenizer_state import open_tokenizer
 from .writer import DatasetWriter, work_folder
 from ..errors import UserError
-from ..files import ARRAY, REPORT_HINT, iter_lines, json_object, read_text, watched
+from ..files import ARRAY, PART_DEPTH, REPORT_HINT, iter_lines, json_object, read_text, watched
 
 # %% ../../nbs/06_prepare.ipynb #072da26c
 def find_inputs(spec: str | Path) -> list[Path]:
@@ -113,7 +113,8 @@ class InputFiles:
             entry: dict = dict(file=path.name, sha256_of_lines=digest, bytes=size, rows=rows)
             mix = path.with_name(path.name + '.mix.json')
             if mix.exists():
-                entry['mix'] = json_object(mix, read_text(mix, REPORT_HINT), REPORT_HINT)
+                report = read_text(mix, REPORT_HINT)
+                entry['mix'] = json_object(mix, report, REPORT_HINT, PART_DEPTH)
             lineage.append(entry)
 
 # %% ../../nbs/06_prepare.ipynb #cd354ccd

@@ -10,7 +10,7 @@ import numpy as np
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-from .dataset import Dataset, REPAIR_HINT, Shard, newest_folder, open_dataset
+from .dataset import Dataset, REPAIR_HINT, Shard, Split, newest_folder, open_dataset
 from .episodes import MAX_WEIGHT
 from .masks import role_weights, roles_of
 from .packing import ranges
@@ -164,6 +164,17 @@ def _shard_faults(ds: Dataset, s: Shard) -> list[str]:
     ]
 
 # %% ../../nbs/data/validate.ipynb #a8c76e7f
+def _count_faults(split: Split) -> list[str]:
+    "Counts in the metadata that the arrays do not have."
+    tokens = sum(int(s.index[:, 1].sum(dtype=np.uint64)) for s in split.shards)
+    trained = sum(int((s.mask > 0).sum()) for s in split.shards)
+    told = split.n_tokens, split.n_supervised
+    if told == (tokens, trained):
+        return []
+    problem = f'{told[0]:,} tokens, {told[1]:,} trained; there are {tokens:,} and {trained:,}'
+    return [f'{split.name}: its metadata says {problem}; {REPAIR_HINT}']
+
+
 def validate_dataset(
     dir: str | Path,  # A dataset folder
     full: bool = True,  # False: only what `open_dataset` checks
@@ -179,6 +190,7 @@ def validate_dataset(
     for split in ds.splits:
         for shard in split.shards:
             problems += _shard_faults(ds, shard)
+        problems += _count_faults(split)
     if problems and open_dataset(dir).meta != ds.meta:
         return [f'{dir}: replaced while it was checked; check it again']
     return problems

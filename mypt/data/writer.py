@@ -10,6 +10,7 @@ import errno
 import hashlib
 import numpy as np
 import os
+import re
 import secrets
 import shutil
 from collections import Counter
@@ -94,8 +95,20 @@ def _locked_parent(target: Path) -> Iterator[None]:
 def _restore_overwritten(target: Path):
     "Bring back the old dataset when an overwrite was killed between its two renames."
     old = beside(target, 'old')
-    if old.is_dir() and not target.exists():
+    if (old / METADATA).is_file() and not target.exists():
         old.rename(target)
+
+
+def _remove_old(target: Path):
+    "Remove an overwritten dataset, renamed first: what is left of it is still known as ours."
+    old = beside(target, 'old')
+    if (old / METADATA).is_file():
+        shutil.rmtree(old.rename(_unfinished(target)), ignore_errors=True)
+
+
+def _unfinished(target: Path) -> Path:
+    "A new name for a folder that is written or removed."
+    return beside(target, f'tmp-{secrets.token_hex(4)}')
 
 
 def _put_in_place(root: Path, target: Path):
@@ -109,11 +122,11 @@ def _put_in_place(root: Path, target: Path):
 def _remove_leftovers(target: Path):
     "Remove what dead writers left beside `target`."
     _restore_overwritten(target)
-    shutil.rmtree(beside(target, 'old'), ignore_errors=True)
+    _remove_old(target)
     work = beside(target, 'work')
     work_is_old = _outlived(work, target / METADATA)
     for p in target.parent.iterdir():
-        unfinished = p.name.startswith(f'.{target.name}.tmp-')
+        unfinished = re.fullmatch(rf'\.{re.escape(target.name)}\.tmp-[0-9a-f]{{8}}', p.name)
         if not unfinished and not (work_is_old and p == work):
             continue
         lock = lock_folder(p)
@@ -142,7 +155,7 @@ class _HiddenFolder:
             with _locked_parent(self.target):
                 _remove_leftovers(self.target)
                 self._check_target()
-                self.root = beside(self.target, f'tmp-{secrets.token_hex(4)}')
+                self.root = _unfinished(self.target)
                 self.root.mkdir()
                 self.lock = lock_folder(self.root)
 
@@ -155,6 +168,9 @@ class _HiddenFolder:
             raise UserError(f'{self.dir}: exists and is not a dataset; {way}')
         if not self.overwrite:
             raise UserError(f'{self.dir}: exists already; pass --overwrite or {way}')
+        old = beside(target, 'old')
+        if old.exists():  # no dataset, or it were removed by now
+            raise UserError(f'{old}: is in the way; rename it, or {way}')
 
     def publish(self):
         "Give the finished folder its name; an old dataset is replaced only now."
@@ -167,7 +183,7 @@ class _HiddenFolder:
                 self.target.rename(old)
             _put_in_place(self.root, self.target)
             sync(self.target.parent)
-            shutil.rmtree(old, ignore_errors=True)
+            _remove_old(self.target)
 
     def close(self):
         "Remove the folder if it was not published, and release its lock."
@@ -190,7 +206,7 @@ def work_folder(dir: str | Path) -> Iterator[Path]:
         raise UserError(f'{dir}: another mypt prepare is writing it; {way}')
     try:
         yield work
-        shutil.rmtree(work.rename(beside(target, 'tmp-done')))
+        shutil.rmtree(work.rename(_unfinished(target)))
     except UserError as e:
         if isinstance(e.__cause__, OSError):
             shutil.rmtree(work)  # the disk is full

@@ -24,7 +24,9 @@ class FixedDecode:
         self.out: Tensor | None = None
         c, B, device = model.cfg, cache.k.shape[1], cache.k.device
         self.ids, self.at = torch.zeros(2, B, 1, dtype=torch.long, device=device)
-        self.tables = rope_tables(*c.rope_key, str(device)) if c.pos_encoding == 'rope' else None
+        self.tables = None  # those that a recorded graph reads stay where they are
+        if c.pos_encoding == 'rope' and device.type == 'cuda':
+            self.tables = rope_tables(*c.rope_key(c.block_size), str(device))
 
     def run(self) -> Tensor:  # [B, C]
         "One pass over the fixed buffers."

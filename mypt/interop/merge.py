@@ -9,7 +9,14 @@ __all__ = ['merge_model']
 from pathlib import Path
 from ..errors import UserError
 from ..files import writing
-from ..model.checkpoint import checkpoint_dir, load_meta, load_model, recover, save_checkpoint
+from mypt.model.checkpoint import (
+    checkpoint_dir,
+    folder_to_write,
+    load_meta,
+    load_model,
+    recover,
+    save_checkpoint,
+)
 
 # %% ../../nbs/interop/merge.ipynb #c8904559
 def merge_model(
@@ -17,7 +24,7 @@ def merge_model(
     output: str,  # Name of the checkpoint to make
 ) -> Path:  # Its directory
     "Write adapters and their base as one ordinary model."
-    meta, out = load_meta(model_name), checkpoint_dir(output)
+    meta, out = load_meta(model_name), folder_to_write(output, 'choose another --output')
     if not meta.get('adapter'):
         raise UserError(
             f'{checkpoint_dir(model_name)}: is an ordinary model without adapters; nothing to merge'

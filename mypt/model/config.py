@@ -63,10 +63,9 @@ class ModelConfig(ShapeConfig):
     def q_width(self) -> int:  # Of all query heads together
         return self.n_head * self.head_dim
 
-    @property
-    def rope_key(self) -> tuple:  # What decides the angles, for `rope_tables`
+    def rope_key(self, n_pos: int) -> tuple:  # What decides the angles, for `rope_tables`
         scaling = tuple(sorted(self.rope_scaling.items()))
-        return self.head_dim, self.block_size, self.rope_theta, self.rope_scale, scaling
+        return self.head_dim, n_pos, self.rope_theta, self.rope_scale, scaling
 
     def window_of(self, layer: int) -> int:  # Of a block; 0: none
         return self.window if layer in (self.window_layers or (layer,)) else 0
@@ -305,14 +304,15 @@ def _scaling_problem(value: dict) -> str:
     "What is wrong with a `rope_scaling`; '' when nothing is."
     if not value:
         return ''
-    if value.get('rope_type') not in _SCALINGS:
+    kind = value.get('rope_type')
+    if not isinstance(kind, str) or kind not in _SCALINGS:
         return 'its rope_type must be llama3 or yarn'
-    needs, may = _SCALINGS[value['rope_type']]
+    needs, may = _SCALINGS[kind]
     needs = needs | {'rope_type', 'factor', 'original_max_position_embeddings'}
     if not needs <= value.keys() <= needs | may:
         return f'it needs {", ".join(sorted(needs))}'
     numbers = [x for k, x in value.items() if k not in ('rope_type', 'truncate')]
-    if not all(type(x) in (int, float) and 0 < x < 2**30 for x in numbers):
+    if not all(type(x) in (int, float) and 1e-6 <= x < 2**30 for x in numbers):
         return 'its numbers must be above 0'
     if type(value.get('truncate', True)) is not bool:
         return 'its truncate must be true or false'
@@ -389,6 +389,8 @@ def _check_model(cfg: ModelConfig, where: str) -> ModelConfig:
     if cfg.pos_encoding == 'learned' and cfg.rope_scale != 1:
         problem = f"rope_scale {cfg.rope_scale} needs pos_encoding 'rope'"
         raise UserError(f'{where}: {problem}; learned positions stay')
+    if cfg.rope_scaling.get('rope_type') == 'yarn' and cfg.rope_theta <= 1:
+        raise UserError(f'{where}: rope_theta {cfg.rope_theta:g}: YaRN needs one above 1')
     if cfg.rope_scaling and cfg.rope_scale != 1:
         problem = f'rope_scale {cfg.rope_scale:g} beside rope_scaling'
         raise UserError(f'{where}: {problem}; a model has one way to longer contexts, keep one')
@@ -424,11 +426,12 @@ def _read_json(path: Path) -> dict:
     "A JSON object without repeated keys."
 
     def without_repeats(pairs):
-        keys = [k for k, _ in pairs]
-        twice = [k for k in keys if keys.count(k) > 1]
-        if twice:
-            raise UserError(f'{path}: {value_text(twice[0])} occurs twice; keep one')
-        return dict(pairs)
+        d: dict = {}
+        for k, v in pairs:
+            if k in d:
+                raise UserError(f'{path}: {value_text(k)} occurs twice; keep one')
+            d[k] = v
+        return d
 
     try:
         d = json_value(read_text(path, 'save it as JSON in UTF-8'), without_repeats)

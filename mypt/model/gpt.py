@@ -20,7 +20,7 @@ from .config import ModelConfig
 from .layers import Block, make_norm
 from .lora import Adapter, RowTable, add_adapters, merged_weights
 from .loss import LOGIT_CHUNK, head_loss
-from .rope import rope_tables
+from .rope import rope_tables, table_length
 
 # %% ../../nbs/11_gpt.ipynb #0c328c30
 class Trunk(nn.Module):
@@ -42,7 +42,7 @@ class Trunk(nn.Module):
         c, device = self.cfg, str(positions.device)
         if c.pos_encoding == 'learned':
             return None
-        cos, sin = rope_tables(*c.rope_key, device)
+        cos, sin = rope_tables(*c.rope_key(table_length(positions, c.block_size)), device)
         return cos[positions][:, :, None], sin[positions][:, :, None]
 
     def forward(

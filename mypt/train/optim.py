@@ -14,6 +14,7 @@ from fnmatch import fnmatch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from ..errors import UserError
+from ..files import value_text
 from ..model.config import TrainConfig
 
 # %% ../../nbs/14_optim.ipynb #edee1f01
@@ -196,6 +197,13 @@ def optimizer_tensors(
     return tensors
 
 # %% ../../nbs/14_optim.ipynb #44bf48ab
+_WAY = 'restore optimizer.safetensors from a copy'
+_STATE_KEYS = {
+    True: {'momentum_buffer'},
+    False: {'step', 'exp_avg', 'exp_avg_sq'},
+}  # by: is it Muon
+
+
 def load_optimizer_tensors(
     model: nn.Module,
     opts: Iterable[Optimizer],
@@ -205,11 +213,22 @@ def load_optimizer_tensors(
     params = dict(model.named_parameters())
     owner = {p: o for o in opts for group in o.param_groups for p in group['params']}
     for name_and_key, t in tensors.items():
-        name, key = name_and_key.rsplit('/', 1)
+        name, _, key = name_and_key.rpartition('/')
         p = params.get(name)
         if p is None or p not in owner:
-            raise UserError(f'optimizer state for {name!r}, which this model does not train')
+            what = value_text(name_and_key)
+            raise UserError(f'optimizer state for {what}, which this model does not train; {_WAY}')
+        if tuple(t.shape) != (() if key == 'step' else tuple(p.shape)) or not t.is_floating_point():
+            kind = f'{tuple(t.shape)} of {t.dtype}, the weight is {tuple(p.shape)}'
+            raise UserError(f'optimizer state {value_text(name_and_key)} is {kind}; {_WAY}')
         if key == 'step' and not p.is_cuda:  # AdamW counts on the CPU, unless fused on a GPU
             owner[p].state[p][key] = t.clone()
         else:
             owner[p].state[p][key] = t.to(p.device, copy=True)
+    for name, p in params.items():
+        have = set(owner[p].state[p]) if p in owner and p in owner[p].state else set()
+        if have and have != _STATE_KEYS[isinstance(owner[p], Muon)]:
+            what = ', '.join(map(value_text, sorted(have)))
+            raise UserError(
+                f'optimizer state of {name} has {what}; go on with the optimizer it began with'
+            )
