@@ -55,6 +55,10 @@ ASKED = talk('Who is it?', 'It is me.')
 PAIR = ['Who is it?', 'It is me.']
 
 
+TOOL = dict(type='function', function=dict(name='f', parameters=dict(type='object')))
+CITY = dict(name='f', parameters=dict(type='object', properties=dict(city=dict(type='string'))))
+
+
 # --- nulls
 
 
@@ -248,6 +252,14 @@ def test_a_call_in_text(conv, text):
     assert [cities(ep) for ep in eps] == [[('Bonn', '21')]] * 2
 
 
+def test_keys_of_a_call_in_text_are_reported(conv):
+    text = '<tool_call>{"name": "f", "arguments": {"city": "Bonn"}, "why": "x"}</tool_call>'
+    assert (
+        'messages[].tool_call[].why'
+        in conv([ASKED | {'tools': [CITY]}, dict(talk('?', text), tools=[CITY])])[1]
+    )
+
+
 def test_calls_in_brackets_with_names_of_two_words(conv):
     tools = json.dumps([dict(name='Market Trends API', parameters=dict(type='dict'))])
     row = talk('Trends?', '[Market Trends API(country="us", n=3)]')
@@ -255,9 +267,6 @@ def test_calls_in_brackets_with_names_of_two_words(conv):
     name, arguments = (ep['messages'][1][k] for k in ('name', 'arguments'))
     assert (name, arguments) == ('Market Trends API', {'country': 'us', 'n': 3})
     assert text['messages'][1]['content'] == '[f(x)]'
-
-
-TOOL = dict(type='function', function=dict(name='f', parameters=dict(type='object')))
 
 
 def test_tools_and_their_prompt(conv):
@@ -335,6 +344,24 @@ def test_lists_in_a_table(conv):
     assert conv(table(*lines), 'in.csv')[0][0]['system'] == 'Be a pirate.'
     (ep,), _ = conv([dict(prompt='Show one.', completion=json.dumps(both))])
     assert said(ep)[1] == json.dumps(both)  # in JSON a text is a text
+
+
+def test_words_of_a_table(conv):
+    lines = table(
+        ['question', 'context', 'answers', 'is_impossible'],
+        ['Where is Bonn?', 'Bonn is on the Rhine.', 'Rhine', 'False'],
+        ['Who built it?', 'Bonn is on the Rhine.', '[]', 'True'],
+    )
+    eps, _ = conv(lines, 'in.csv', languages=['en'])
+    assert said(eps[0])[1] == 'Rhine' and 'not' in said(eps[1])[1]
+    lines = table(['tools', 'messages'], [repr([TOOL]), json.dumps(ASKED['messages'])])
+    assert '"name": "f"' in conv(lines, 'in.csv')[0][0]['system']
+
+
+def test_a_list_of_answers_is_no_conversation(conv):
+    row = dict(question=['q'], answer=['x', 'y', 'z'])
+    eps, out = conv([dict(question='q', answer='x'), row])
+    assert len(eps) == 1 and 'question is not text' in out or 'answer is not text' in out
 
 
 def test_tables_that_lose_rows_or_columns_are_refused(conv):

@@ -63,10 +63,7 @@ def squad_rows(
             in_paragraph = _others(paragraph, 'paragraph.', 'context qas')
             for qa in paragraph['qas']:
                 answers = qa.get('answers') or ()
-                row = in_article | in_paragraph | _others(qa, '', 'answers')
-                for a in answers:
-                    row |= _others(a, 'answers[].', 'text answer_start')
-                yield row | dict(
+                row = dict(
                     id=qa.get('id'),
                     title=article.get('title', 'passage'),
                     context=paragraph['context'],
@@ -74,6 +71,11 @@ def squad_rows(
                     answers=[a['text'] for a in answers],
                     is_impossible=qa.get('is_impossible') or False,
                 )
+                for a in answers:
+                    row |= _others(a, 'answers[].', 'text answer_start')
+                beside = _others(qa, '', 'id question answers is_impossible')
+                beside = {f'question.{k}' if k in row else k: v for k, v in beside.items()}
+                yield row | beside | in_paragraph | in_article
 
 
 def _others(of: dict, prefix: str, known: str) -> dict:

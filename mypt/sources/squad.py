@@ -21,7 +21,8 @@ def _squad_episode(row: dict, language: str) -> dict:
     passage, found = text_of(row, 'context'), decoded_objects(row.get('answers'))
     texts = (found.get('text') if isinstance(found, dict) else found) or []
     answers = [texts] if isinstance(texts, str) else texts
-    impossible = row.get('is_impossible', not answers)
+    told = row.get('is_impossible', not answers)
+    impossible = str(told).strip().lower() in ('true', '1')  # in a table it is text
     if impossible and language not in ABSTAIN:
         raise Skip(f'without an answer, and no wording for that in {language or "its language"}')
     if impossible:

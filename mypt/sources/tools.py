@@ -247,7 +247,7 @@ def tools_of_row(row: dict, messages: list[SourceRow]) -> dict:
             continue
         if isinstance(row, SourceRow):
             _read_objects(row, 'tools', decoded_objects(place), _TOOL_KEYS)
-        found = tools_of(place)
+        found = tools_of(place) or tools_of(decoded_objects(place))
         if not found:
             raise Skip('tools that are not JSON')
         tools |= found
@@ -283,7 +283,8 @@ def system_of(row: dict, messages: list[SourceRow], tools: dict) -> str:
 # %% ../../nbs/sources/tools.ipynb #855fbe52
 _CALL_TAGS = ('function_calls', 'tool_calls?', 'functioncall', 'function_call')
 _GIVEN = ('function_calls', 'tool_calls', 'function_call')
-_CALL_KEYS = ('id', 'type', 'index', 'name', 'arguments', 'parameters', 'args')
+_CALL_KEYS = ('id', 'call_id', 'tool_call_id', 'type', 'index', 'name')
+_CALL_KEYS += ('arguments', 'parameters', 'args')
 _TOOL_KEYS = ('type', 'name', 'description', 'parameters', 'input_schema', 'inputSchema')
 
 
@@ -312,12 +313,13 @@ def _read_flat(call: SourceRow) -> None:
         call.read |= call.keys()
 
 
-def _inline_calls(text: str, tools: dict) -> tuple[str, list, list]:
+def _inline_calls(m: SourceRow, text: str, tools: dict) -> tuple[str, list, list]:
     "The words beside the calls in a text, the calls, and their ids."
     blocks = list(between(text, _CALL_TAGS, to_end=True))
     calls, ids = [], []
     for _, _, body in blocks:
         body = body.removesuffix('<|endoftext|>')
+        _read_objects(m, 'tool_call', decoded_objects(body), _CALL_KEYS)
         calls += parse_calls(body, tools)
         ids += call_ids(body)
     if not calls:
@@ -358,7 +360,7 @@ def _assistant_turn(m: SourceRow, tools: dict, prompt: str, answered: bool) -> S
     elif 'arguments' in m or m.peek('role') == 'assistant_toolcall':
         calls = [fit_schema(str(m.get('name')), m.get('arguments'), tools)]
     elif text and (tools or answered or text.rstrip().endswith('</function_calls>')):
-        text, calls, ids = _inline_calls(text, tools)
+        text, calls, ids = _inline_calls(m, text, tools)
     if not calls:
         calls = _bracket_calls(text, tools, prompt, answered)
         text = '' if calls else text
@@ -412,6 +414,7 @@ def _turns_of(m: SourceRow, tools: dict, prompt: str, answered: bool) -> list[So
     if role == 'result' or (role == 'user' and _is_only_results(text)):
         return _result_turns(m, text)
     if role == 'calls':
+        _read_objects(m, 'tool_call', decoded_objects(text), _CALL_KEYS)
         calls, ids = parse_calls(text, tools), call_ids(text)
         return [SourceTurn('assistant', '', calls, ids, '', _fields(m, role))]
     if role == 'assistant':
@@ -579,7 +582,7 @@ def _as_messages(row: SourceRow, column: str, role: str) -> list:
         value = found
     if isinstance(value, dict):
         return [value]
-    if isinstance(value, list):
+    if isinstance(value, list) and all(isinstance(m, dict) for m in value):
         return value
     text = text_of(row, column)
     if role == 'user' and _is_open(text):
@@ -611,9 +614,10 @@ def _human_dialogue(text: str) -> list[dict]:
 
 # %% ../../nbs/sources/tools.ipynb #7781b4bf
 @by_row
-def xlam(row: dict, tally: Tally) -> dict:
+def xlam(row: SourceRow, tally: Tally) -> dict:
     "A query, tools, and the calls that answer it."
     tools = tools_of_row(row, [])
+    _read_objects(row, 'answers', decoded_objects(row['answers']), _CALL_KEYS)
     calls = parse_calls(row['answers'], tools)
     turns = [SourceTurn('user', text_of(row, 'query')), SourceTurn('assistant', '', calls)]
     system = system_of(row, [], tools)
