@@ -266,7 +266,7 @@ def _cells(reader: Any, path: str | Path) -> Iterator:
 def _check_quote(e: csv.Error, where: str, has_columns: bool) -> None:
     "Raise `UserError` on a quote that swallows all lines after it, and on a first line with none."
     if 'unexpected end' in str(e):
-        way = 'close it, and double the quotes inside of a cell'
+        way = 'close it, and double the quotes in a cell'
         raise UserError(f'{where}: a quote that is not closed; {way}') from None
     if not has_columns:
         raise UserError(f'{where}: not a table ({e}); save it again') from None

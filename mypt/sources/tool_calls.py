@@ -84,10 +84,11 @@ def _literal(text: str) -> Any:
 
 def decoded_objects(value: Any) -> Any:
     "The list or object that a text is in JSON or Python, as in a table; else the value itself."
-    if not isinstance(value, str) or value.strip()[:1] not in ('[', '{'):
+    text = value.strip() if isinstance(value, str) else ''
+    if text[:1] + text[-1:] not in ('[]', '{}'):
         return value
     try:
-        found = _literal(value.strip())
+        found = _literal(text)
     except (Skip, RecursionError):
         return value
     return found if isinstance(found, (list, dict)) else value

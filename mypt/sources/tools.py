@@ -308,7 +308,7 @@ def _read_objects(m: SourceRow, key: str, given: Any, keys: Sequence[str]) -> No
 
 
 def _read_flat(call: SourceRow) -> None:
-    "Account for a call whose arguments stand beside its name."
+    "Account for a call without a key for its arguments: all other keys are arguments."
     if not any(k in call for k in ('arguments', 'parameters', 'args')):
         call.read |= call.keys()
 
@@ -452,7 +452,7 @@ def read_messages(
     if not said:
         raise Skip('no messages')
     if not isinstance(said, list):
-        raise Skip(f'{name} is no list, neither in JSON nor in Python')
+        raise Skip(f'{name} is not a list in JSON or Python')
     messages = in_turn(said) if all(isinstance(m, str) for m in said) else said
     row = row if isinstance(row, SourceRow) else SourceRow(row)
     _check_wish(row)
