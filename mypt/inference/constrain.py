@@ -370,20 +370,26 @@ class InText:
         return InText(self.now, self.escaped)
 
 # %% ../../nbs/inference/constrain.ipynb #9f34647d
+_LETTERS = 200  # of an example, at most
+
+
 def _example(pattern: str) -> str:  # empty without one
     "A short text that holds a match of a pattern."
     try:
-        return _shortest_match(_parser.parse(pattern))[:2000]
+        found = _shortest_match(_parser.parse(pattern))
     except (re.error, KeyError, TypeError, OverflowError, RecursionError, StopIteration):
         return ''
+    return found if len(found) <= _LETTERS else ''
 
 
 _OF_CLASS = dict(CATEGORY_DIGIT='1', CATEGORY_WORD='a', CATEGORY_SPACE=' ')
 
 
-def _shortest_match(parsed: Any) -> str:
+def _shortest_match(parsed: Any) -> str:  # cut, at each level, where it is longer than an example
     out = ''
     for op, value in parsed:
+        if len(out) > _LETTERS:
+            break
         kind = str(op)
         if kind == 'LITERAL':
             out += chr(value)
@@ -392,12 +398,12 @@ def _shortest_match(parsed: Any) -> str:
         elif kind in ('ANY', 'NOT_LITERAL'):
             out += 'a' if value != ord('a') else 'b'
         elif kind in ('MAX_REPEAT', 'MIN_REPEAT'):
-            out += _shortest_match(value[2]) * min(value[0], 2000)
+            out += _shortest_match(value[2]) * min(value[0], _LETTERS + 1)
         elif kind == 'BRANCH':
             out += _shortest_match(value[1][0])
         elif kind == 'SUBPATTERN':
             out += _shortest_match(value[-1])
-    return out
+    return out[: _LETTERS + 1]
 
 # %% ../../nbs/inference/constrain.ipynb #9f3464bd
 def _of_class(items: list) -> str:
@@ -499,39 +505,62 @@ def _at(whole: dict, ref: str) -> Any:  # None: no such place
             place = place.get(step) if isinstance(place, dict) else None
     return place
 
+# %% ../../nbs/inference/constrain.ipynb #f997df91
+def _examples(schema: dict) -> list[str]:
+    "Examples of the patterns in a schema, first of those that may match anywhere."
+    patterns = {s['pattern'] for s in _schemas(schema) if 'pattern' in s} - {_TEXT, _NOT_BLANK}
+    found = [_example(p) for p in sorted(patterns, key=lambda p: (p[:1] == '^', len(p), p))]
+    return [text for text in found if text][:32]
+
+
+class _Way:
+    "What a search for the end has done so far."
+
+    def __init__(self):
+        self.used: Counter[int] = Counter()  # how often each byte was written
+        self.letters = 0  # steps in the present text
+        self.tries = 50_000  # tokens of examples that it may still try
+
 # %% ../../nbs/inference/constrain.ipynb #f997df9f
 class _NextSteps:
     "The token that leads to the end, from any place."
 
     def __init__(self, tok: Tokenizer, schema: dict):
         self.bytes = {b: tok.ranks[bytes([b])] for b in range(256)}
-        patterns = {s['pattern'] for s in _schemas(schema) if 'pattern' in s} - {_TEXT, _NOT_BLANK}
-        examples = [json.dumps(_example(p), ensure_ascii=False)[1:] for p in sorted(patterns)]
-        self.examples = [self._ids(text) for text in examples if text != '"']
-
-    def _ids(self, text: str) -> list[int]:
-        return [self.bytes[b] for b in text.encode(errors='replace')]
+        examples = [json.dumps(text, ensure_ascii=False)[1:] for text in _examples(schema)]
+        self.examples = [[self.bytes[b] for b in e.encode(errors='replace')] for e in examples]
 
     def __call__(
         self,
         matcher: Any,
         allowed: np.ndarray,  # bool [V]
         in_text: bool,
-        used: Counter,  # How often each byte was written on the way; is updated
+        way: _Way,  # Is updated
     ) -> list[int]:
         for b in b'"' if in_text else _CLOSING:
             if allowed[self.bytes[b]]:
                 return [self.bytes[b]]
-        for ids in self.examples if in_text else ():
-            if matcher.validate_tokens(ids) == len(ids):
-                return ids
+        if in_text and (ids := self._fitting(matcher, way)):
+            return ids
         free = [b for b in _PLAIN if allowed[self.bytes[b]]]
         free = free or [b for b, i in self.bytes.items() if allowed[i]]
         if not free:
             return [int(allowed.argmax())]
-        b = min(free, key=used.__getitem__)  # of those used least, the first
-        used[b] += 1
+        b = min(free, key=way.used.__getitem__)  # of those used least, the first
+        way.used[b] += 1
         return [self.bytes[b]]
+
+    def _fitting(self, matcher: Any, way: _Way) -> list[int] | None:
+        "An example that ends the text here."
+        way.letters += 1
+        for ids in self.examples if way.letters <= 8 else ():
+            if way.tries <= 0:
+                return None
+            fits = matcher.validate_tokens(ids)
+            way.tries -= 1 + fits
+            if fits == len(ids):
+                return ids
+        return None
 
 # %% ../../nbs/inference/constrain.ipynb #48f4179a
 class JsonGrammar:
@@ -570,14 +599,15 @@ class JsonGrammar:
     ) -> list[int]:  # Ids, the closing tag last, if it was found
         "A short way from here to the end."
         matcher, out = matcher.deep_copy(), []
-        text, used = text.copy() if text else InText(), Counter()
+        text, way = text.copy() if text else InText(), _Way()
         while not matcher.is_accepting():
             ids = matcher.compute_ff_tokens()  # all that is forced
             if not ids:
-                ids = self._next(matcher, self.allowed(matcher), text.now, used)
+                ids = self._next(matcher, self.allowed(matcher), text.now, way)
             if len(out) > most or not matcher.consume_tokens(ids):
                 return out
             text.read(b''.join(map(self.tok.token_bytes, ids)))
+            way.letters *= text.now
             out += ids
         return [*out, self.close]
 
