@@ -8,6 +8,7 @@ __all__ = ['ANY_OBJECT', 'tight_schema', 'call_schema', 'answer_schema', 'InText
 
 # %% ../../nbs/inference/constrain.ipynb #c4aaeac1
 import json
+import math
 import numpy as np
 import re
 import torch
@@ -422,12 +423,42 @@ def _bytes(value: Any) -> int:
     return len(json.dumps(value, ensure_ascii=False).encode(errors='replace'))
 
 
-def _pattern_bytes(pattern: Any) -> int:
-    "A bound on the shortest text of a pattern: its length, as often as its largest count says."
+def _letter_bytes(kind: str, value: Any) -> int:
+    "A bound on the shortest letter of a place in a pattern: 1 where a letter of ASCII fits."
+    if kind == 'LITERAL':
+        return 1 if 32 <= value < 127 else 6
+    if kind != 'IN':
+        return 1
+    firsts = [v[0] if isinstance(v, tuple) else v for _, v in value]
+    return 1 if any(not isinstance(v, int) or 32 <= v < 127 for v in firsts) else 6
+
+
+def _match_bytes(parsed: Any) -> tuple[int, int]:  # (of a match, of its widest letter)
+    "The longest of every choice, and once at least what may repeat."
+    n, widest = 0, 1
+    for op, value in parsed:
+        kind, times = str(op), 1
+        if kind in ('MAX_REPEAT', 'MIN_REPEAT'):
+            times, parts = max(value[0], 1), [value[2]]
+        elif kind in ('BRANCH', 'SUBPATTERN'):
+            parts = value[1] if kind == 'BRANCH' else [value[-1]]
+        else:
+            parts, letter = [], _letter_bytes(kind, value)
+            n, widest = n + letter, max(widest, letter)
+        sizes = [_match_bytes(p) for p in parts]
+        n += times * max((size for size, _ in sizes), default=0)
+        widest = max([widest, *(letter for _, letter in sizes)])
+    return min(n, 10**6), widest
+
+
+def _pattern_bytes(pattern: Any) -> tuple[int, int]:  # (of a match, of its widest letter)
     if not isinstance(pattern, str) or pattern in (_TEXT, _NOT_BLANK):
-        return 0
-    counts = [int(n) for n in re.findall(r'\{(\d{1,6})', pattern)]
-    return len(pattern) * max([1, *counts])
+        return 0, 1
+    try:
+        return _match_bytes(_parser.parse(pattern))
+    except (re.error, TypeError, OverflowError, RecursionError):
+        counts = [int(n) for n in re.findall(r'\{(\d{1,6})', pattern)]
+        return min(6 * len(pattern) * math.prod(max(n, 1) for n in counts), 10**6), 6
 
 
 def _plain_bytes(schema: dict) -> int:
@@ -436,52 +467,92 @@ def _plain_bytes(schema: dict) -> int:
     bounds = [schema[k] for k in _BOUNDS if abs(schema.get(k, _LARGEST)) != _LARGEST]
     longest = max(map(_bytes, [*choices, *bounds]), default=0)
     form = 40 if 'format' in schema else 0
-    return longest + schema.get('minLength', 0) + _pattern_bytes(schema.get('pattern')) + form
+    return longest + _pattern_bytes(schema.get('pattern'))[0] + form
 
 # %% ../../nbs/inference/constrain.ipynb #68a3710b
+_MUCH = 10**6  # a row then takes the shortest way from its first token on
+
+
 class _Sizes:
     "Bytes that values of a schema take at their shortest, where the longest choice was made."
 
     def __init__(self, whole: dict):
         self.whole = whole
-        self.known: dict[str, int] = {}
+        self.known: dict[int, int] = {}  # by the schema's id
+        self.before: dict[int, int] = {}  # of the round before, for a schema within itself
+        self.work = 0
 
     def least(self, schema: Any) -> int:
         "Bytes of a value."
         if not isinstance(schema, dict):
             return 0
-        if '$ref' in schema:
-            return self._referred(schema['$ref'])
-        n, named = 2 + _plain_bytes(schema), schema.get('properties', {})
-        other = schema.get('additionalProperties')
-        for key in schema.get('required', ()):
-            n += _bytes(key) + 4 + self.least(named.get(key, other))
-        n += schema.get('minProperties', 0) * (8 + self.least(other))
-        n += schema.get('minItems', 0) * (2 + self.least(schema.get('items')))
-        n += sum(map(self.least, [*schema.get('prefixItems', ()), *schema.get('allOf', ())]))
-        choices = [*schema.get('anyOf', ()), *schema.get('oneOf', ())]
-        return min(n + max(map(self.least, choices), default=0), 10**6)
+        key = id(schema)
+        if key not in self.known:
+            self.known[key] = self.before.get(key, 0)
+            self.known[key] = self._value(_joined(self.whole, schema))
+        return self.known[key]
 
-    def _referred(self, ref: str) -> int:
-        if ref not in self.known:
-            self.known[ref] = 0  # a schema within itself counts once
-            self.known[ref] = self.least(_at(self.whole, ref))
-        return self.known[ref]
+    def _value(self, parts: list[dict]) -> int:
+        "Bytes of a value that all these parts describe."
+        self.work += len(parts)
+        if self.work > 50_000:
+            return _MUCH
+        n, rest = 2 + self._without_choice(parts), [_described(p) for p in parts]
+        for choices in [p.get(k, ()) for p in parts for k in ('anyOf', 'oneOf')]:
+            if any(rest):  # what stands beside the choice holds for it too
+                sizes = [self._value([*rest, *_joined(self.whole, c)]) for c in choices]
+            else:
+                sizes = [self.least(c) for c in choices]
+            n += max(sizes, default=0)
+        return min(n, _MUCH)
 
-    def step(self) -> int:
-        "What one token can add to the way to the end."
-        sizes = [6]  # such as `\\u001f`
-        for s in _schemas(self.whole):
-            optional = s.get('properties', {}).keys() - set(s.get('required', ()))
-            sizes += [_bytes(k) + 6 + self.least(s['properties'][k]) for k in optional]
-            more = [s.get('items'), s.get('additionalProperties'), *s.get('prefixItems', ())]
-            more += [*s.get('anyOf', ()), *s.get('oneOf', ())]
-            more += s.get('patternProperties', {}).values()
-            sizes += [8 + self.least(inner) for inner in more if inner]
-            sizes.append(2 + _plain_bytes(s))
-        return max(sizes)
+    def _without_choice(self, parts: list[dict]) -> int:
+        n = sum(map(_plain_bytes, parts))
+        most = {k: max(p.get(k, 0) for p in parts) for k in _COUNTS}
+        n += most['minLength'] * max(_pattern_bytes(p.get('pattern'))[1] for p in parts)
+        n += sum(self.member(parts, key) for key in _all(parts, 'required'))
+        members = [self.member(parts, key) for key in _all(parts, 'properties')]
+        n += most['minProperties'] * max([self.other(parts), *members])
+        n += most['minItems'] * (2 + sum(self.least(p.get('items')) for p in parts))
+        return n + sum(2 + self.least(item) for p in parts for item in p.get('prefixItems', ()))
+
+    def member(self, parts: list[dict], key: str) -> int:
+        "Bytes of a key of this name, with its value."
+        named = [p['properties'][key] for p in parts if key in p.get('properties', ())]
+        n = sum(map(self.least, named)) if named else self.other(parts)
+        return _bytes(key) + 4 + n
+
+    def other(self, parts: list[dict]) -> int:
+        "Bytes of a key that has no name here, with its value."
+        pairs = [(None, p.get('additionalProperties')) for p in parts]
+        pairs += [pair for p in parts for pair in p.get('patternProperties', {}).items()]
+        return 8 + sum(_pattern_bytes(name)[0] + self.least(inner) for name, inner in pairs)
 
 # %% ../../nbs/inference/constrain.ipynb #e0cfba0d
+def _all(parts: list[dict], keyword: str) -> set[str]:
+    "All names that a keyword has in a schema's parts."
+    return {name for p in parts for name in p.get(keyword, ())}
+
+
+def _described(schema: dict) -> dict:
+    "What a schema says beside its choices."
+    aside = ('type', 'anyOf', 'oneOf', 'allOf', '$ref', '$defs', 'definitions')
+    return {k: v for k, v in schema.items() if k not in aside}
+
+
+def _joined(whole: dict, schema: Any) -> list[dict]:
+    "A schema, and those that it refers to or has in `allOf`."
+    parts, ahead, seen = [], [schema], set()
+    while ahead:
+        s = ahead.pop()
+        if isinstance(s, dict) and id(s) not in seen:
+            seen.add(id(s))
+            parts.append(s)
+            ahead += [_at(whole, s['$ref'])] if '$ref' in s else []
+            ahead += s.get('allOf', ())
+    return parts or [{}]
+
+
 def _schemas(schema: Any) -> Iterator[dict]:
     "A schema and all that are part of it."
     if not isinstance(schema, dict):
@@ -504,6 +575,30 @@ def _at(whole: dict, ref: str) -> Any:  # None: no such place
         else:
             place = place.get(step) if isinstance(place, dict) else None
     return place
+
+# %% ../../nbs/inference/constrain.ipynb #e0cfba2d
+def _slack(schema: dict) -> int:
+    "A bound on what one token can add to the way to the end."
+    sizes = _Sizes(schema)
+    try:
+        for _ in range(2):
+            sizes.before, sizes.known = sizes.known, {}
+            started = [n for s in _schemas(schema) for n in _started(sizes, s)]
+        first, second = sorted([6, 0, *started])[-2:]  # 6: such as `\\u001f`
+    except RecursionError:
+        return _MUCH
+    return min(first + second, _MUCH)
+
+
+def _started(sizes: _Sizes, schema: dict) -> list[int]:
+    "Bytes of all that a token may start in a value."
+    parts = _joined(sizes.whole, schema)
+    optional = _all(parts, 'properties') - _all(parts, 'required')
+    out = [2 + sizes.member(parts, key) for key in optional]
+    out += [2 + sizes.other(parts), 2 + _plain_bytes(schema)]
+    out.append(4 + sum(sizes.least(p.get('items')) for p in parts))
+    inner = [s for p in parts for k in ('prefixItems', 'anyOf', 'oneOf') for s in p.get(k, ())]
+    return out + [8 + sizes.least(s) for s in inner]
 
 # %% ../../nbs/inference/constrain.ipynb #f997df91
 def _examples(schema: dict) -> list[str]:
@@ -575,7 +670,7 @@ class JsonGrammar:
         self.tok = tok
         self.close = tok.tag_ids[end]
         self._start = _matcher(tok, schema, end)
-        self.slack = _Sizes(schema).step()
+        self.slack = _slack(schema)
         self._next = _NextSteps(tok, schema)
         self.shortest = self.shortest_end(self._start, most=8192)
         if self.shortest[-1:] != [self.close]:
