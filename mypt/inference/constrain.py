@@ -68,7 +68,25 @@ _CANNOT = (
     'dependentSchemas dependencies unevaluatedProperties unevaluatedItems additionalItems '
     '$dynamicRef $recursiveRef'
 ).split()
-_FORMATS = 'date time date-time duration email hostname ipv4 ipv6 uri uuid'.split()
+_HARMLESS = {'not': False, 'uniqueItems': False}  # forbids nothing
+_HARMLESS |= dict.fromkeys(('propertyNames', 'unevaluatedProperties', 'unevaluatedItems'), True)
+_FORMATS = 'duration email hostname ipv4 ipv6 uri uuid'.split()
+_NOT_HELD = (
+    'idn-email idn-hostname iri iri-reference uri-reference uri-template json-pointer '
+    'relative-json-pointer regex'
+).split()
+
+# %% ../../nbs/inference/constrain.ipynb #b4c18b27
+_YEAR = '([0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)'  # but 0000
+_LEAP = '([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)'
+_DAY = (
+    '((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)'
+    '|02-(0[1-9]|1[0-9]|2[0-8]))'
+)
+_DATE = f'({_YEAR}-{_DAY}|{_LEAP}-02-29)'
+_HOUR = '([01][0-9]|2[0-3]):[0-5][0-9]'
+_TIME = rf'{_HOUR}:[0-5][0-9](\.[0-9]{{1,6}})?(Z|[+-]{_HOUR})'
+_DATES = {'date': f'^{_DATE}$', 'time': f'^{_TIME}$', 'date-time': f'^{_DATE}T{_TIME}$'}
 
 # %% ../../nbs/inference/constrain.ipynb #b4c18b28
 _TYPE_OF = {  # the type that a keyword implies, where a schema names no type
@@ -95,12 +113,32 @@ def _types(schema: dict) -> set[str]:
         return set(given) if isinstance(given, list) else {given}
     return {_TYPE_OF[k] for k in schema if k in _TYPE_OF}
 
+# %% ../../nbs/inference/constrain.ipynb #391a7b57
+def _check_value(value: Any, path: str, depth: int = 0) -> None:
+    "Raise `UserError` at a constant that a reply cannot hold as it is."
+    if depth > 24:
+        raise UserError(f'{path}: a constant is nested deeper than 24 levels')
+    inside = [*value, *value.values()] if isinstance(value, dict) else value
+    for inner in inside if isinstance(inside, list) else ():
+        _check_value(inner, path, depth + 1)
+    if isinstance(value, (int, float)) and not abs(value) <= _LARGEST:
+        raise UserError(
+            f'{path}: {value} is beyond 2^53 - 1, where numbers are rounded; use a text'
+        )
+    if isinstance(value, str) and '\0' in value:
+        raise UserError(f'{path}: a text holds the character U+0000; remove it')
+
 # %% ../../nbs/inference/constrain.ipynb #391a7b58
 def _check_values(schema: dict, path: str) -> None:
     "Raise `UserError` at a keyword or a value that the grammar does not support."
     for k in _CANNOT:
-        if schema.get(k) not in (None, False):
+        if schema.get(k) is not None and schema[k] is not _HARMLESS.get(k):
             raise UserError(f'{path}: {k} is not supported here; leave it out')
+    if schema.get('format') in _NOT_HELD:
+        raise UserError(f'{path}: the format {schema["format"]!r} is not supported; leave it out')
+    names = schema.get('properties')
+    written = [schema.get(k) for k in ('enum', 'const', 'required')]
+    _check_value([*written, [*names] if isinstance(names, dict) else None], path)
     for k in _COUNTS:
         n = schema.get(k, 0)
         if type(n) is not int or not 0 <= n <= 1_000_000:
@@ -109,6 +147,9 @@ def _check_values(schema: dict, path: str) -> None:
         x = schema.get(k, 1)
         if type(x) not in (int, float) or not abs(x) <= _LARGEST:  # False for NaN
             raise UserError(f'{path}.{k}: must be a number from -(2^53 - 1) to 2^53 - 1')
+    if schema.get('multipleOf', 1) * 2**20 % 1:
+        problem = 'no float is an exact multiple of this; use whole numbers, or a binary fraction'
+        raise UserError(f'{path}.multipleOf: {problem} such as 0.25')
     names = schema.get('required', [])
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise UserError(f'{path}.required: must be a list of names')
@@ -117,8 +158,15 @@ def _check_values(schema: dict, path: str) -> None:
         raise UserError(f'{path}.type: must be the name of a type, or a list of names')
 
 # %% ../../nbs/inference/constrain.ipynb #209ba540
-def _bounded(out: dict) -> dict:
-    "A schema of a number, with both bounds."
+def _bounded(out: dict, whole: bool) -> dict:
+    "A schema of a number, with both bounds; of whole numbers, these are exact."
+    low = max(out.get('minimum', -_LARGEST), out.get('exclusiveMinimum', -_LARGEST))
+    high = min(out.get('maximum', _LARGEST), out.get('exclusiveMaximum', _LARGEST))
+    if not whole and high - low > 1e-6:
+        if out.pop('exclusiveMinimum', None) == low:
+            out['minimum'] = round(low + max(1e-9, abs(low) * 1e-9), 9)
+        if out.pop('exclusiveMaximum', None) == high:
+            out['maximum'] = round(high - max(1e-9, abs(high) * 1e-9), 9)
     if not out.keys() & {'minimum', 'exclusiveMinimum'}:
         out['minimum'] = -_LARGEST
     if not out.keys() & {'maximum', 'exclusiveMaximum'}:
@@ -132,11 +180,15 @@ def _with_keys(out: dict, path: str, closed: bool) -> dict:
     if 'properties' in out or 'required' in out:
         named = out.get('properties', {})
         more = {k: {'$ref': _ANY} for k in out.get('required', []) if k not in named}
+        if more and out.get('additionalProperties') is False and 'patternProperties' not in out:
+            raise UserError(f'{path}.required: {next(iter(more))[:60]!r} is not in properties')
         out['properties'] = named if is_open else named | more
         if closed and not is_open:
             out['additionalProperties'] = False
-    elif not is_open:
-        out |= dict(patternProperties={_TEXT: {'$ref': _ANY}}, additionalProperties=False)
+    any_key = out.get('additionalProperties', {'$ref': _ANY})
+    if 'patternProperties' not in out and (any_key == {'$ref': _ANY} or not out.get('properties')):
+        if any_key is not False:  # a name without NUL, for what may have any
+            out |= dict(patternProperties={_TEXT: any_key}, additionalProperties=False)
     any_name = 'patternProperties' in out or out.get('additionalProperties') is not False
     if out.get('minProperties') and any_name:  # a repeated key counts once
         raise UserError(f'{path}: minProperties is not supported where keys may have any name')
@@ -158,12 +210,44 @@ def _closed(
     if 'string' in types and not out.keys() & {'pattern', 'format'}:
         out['pattern'] = text if out.get('maxLength') != 0 else _TEXT
     if types & {'number', 'integer'}:
-        out = _bounded(out)
+        out = _bounded(out, 'number' not in types)
     if 'array' in types and 'items' not in out:
         out['items'] = {'$ref': _ANY}
     if 'object' in types:
         out = _with_keys(out, path, closed)
     return out if 'type' in out else out | {'type': sorted(types)}
+
+# %% ../../nbs/inference/constrain.ipynb #24b50243
+def _exclude(whole: Any, branches: list) -> bool:
+    "Whether no value fits two of the branches: they differ in type, or in a constant."
+    views = [_view(whole, b) for b in branches]
+    return all(_differ(a, b) for i, a in enumerate(views) for b in views[:i])
+
+
+def _view(whole: Any, schema: Any) -> dict:
+    "A schema, or what it refers to."
+    for _ in range(8):
+        if isinstance(schema, dict) and isinstance(schema.get('$ref'), str):
+            schema = _at(whole, schema['$ref'])
+    return schema if isinstance(schema, dict) else {}
+
+
+def _differ(a: dict, b: dict) -> bool:
+    types = [_types({'type': s.get('type', [])}) for s in (a, b)]
+    names = [{'number' if t == 'integer' else t for t in found} for found in types]
+    if all(names) and not names[0] & names[1]:
+        return True
+    keys = set(a.get('required', ())) & set(b.get('required', ()))
+    told = [(_texts(a, key), _texts(b, key)) for key in keys]
+    return any(x and y and not x & y for x, y in told)
+
+
+def _texts(schema: dict, key: str) -> set[str]:
+    "The texts that a key may have; empty where it may have others."
+    about = schema.get('properties', {}).get(key)
+    about = about if isinstance(about, dict) else {}
+    values = [about['const']] if 'const' in about else about.get('enum', [])
+    return set(values) if all(isinstance(v, str) for v in values) else set()
 
 # %% ../../nbs/inference/constrain.ipynb #24b50244
 class _Tightener:
@@ -171,11 +255,12 @@ class _Tightener:
 
     def __init__(
         self,
-        root: str,  # Where the schema will be placed, such as `#/$defs/0`
+        whole: Any,  # The schema
+        root: str,  # Where it will be placed, such as `#/$defs/0`
         text: str,  # The pattern of free texts
         closed: bool,  # Objects have only the keys that they name
     ):
-        self.root, self.text, self.closed = root, text, closed
+        self.whole, self.root, self.text, self.closed = whole, root, text, closed
         self.count = 0  # Schemas seen
 
     def __call__(self, schema: Any, path: str, depth: int = 0) -> Any:
@@ -195,8 +280,15 @@ class _Tightener:
                 out[k] = self._parts(schema[k], kind, f'{path}.{k}', depth + 1)
         if '$ref' in schema:
             out['$ref'] = self._reference(schema['$ref'], path)
-        if schema.get('format') in _FORMATS:
-            out['format'] = schema['format']
+        if 'oneOf' in out and 'anyOf' not in out and _exclude(self.whole, schema['oneOf']):
+            out['anyOf'] = out.pop('oneOf')
+        form = schema.get('format')
+        if form in _DATES:
+            key = 'allOf' if 'pattern' in out else 'pattern'
+            about = {'pattern': _DATES[form]}
+            out[key] = about['pattern'] if key == 'pattern' else [*out.get('allOf', ()), about]
+        elif form in _FORMATS:
+            out['format'] = form
         return _closed(out, path, self.text, self.closed)
 
     def _parts(self, value: Any, kind: type, path: str, depth: int) -> Any:
@@ -242,18 +334,28 @@ def tight_schema(
         raise UserError(f'{path}: {problem}') from None
     if size > 32_000:
         raise UserError(f'{path}: {size:,} characters; 32,000 at most')
-    return _Tightener(root, text, _names_keys_in_one_place(schema))(schema, path)
+    return _Tightener(schema, root, text, _names_keys_in_one_place(schema))(schema, path)
 
 # %% ../../nbs/inference/constrain.ipynb #c9711bd7
 def _ways(parameters: dict) -> list[list[str]] | None:  # None: it has branches of another kind
     "Which keys each way of calling a tool requires beside the others."
-    given = [parameters[k] for k in ('anyOf', 'oneOf', 'allOf', '$ref') if k in parameters]
-    choices = given[0] if given else [{'required': []}]
-    if len(given) > 1 or not isinstance(choices, list) or 'allOf' in parameters:
+    if parameters.keys() & _NESTS or {'anyOf', 'oneOf'} <= parameters.keys():
+        return None
+    choices = parameters.get('anyOf', parameters.get('oneOf', [{'required': []}]))
+    if not isinstance(choices, list):
         return None
     if not all(isinstance(c, dict) and list(c) == ['required'] for c in choices):
         return None
-    return [choice['required'] for choice in choices]
+    ways = [choice['required'] for choice in choices]
+    if 'oneOf' not in parameters:
+        return ways
+    always = parameters.get('required', ())
+    taken = [set(way) - set(always) for way in ways]  # of two in each other, only the smaller
+    return [w for w, own in zip(ways, taken, strict=True) if sum(t <= own for t in taken) == 1]
+
+
+# what these say needs the nested form
+_NESTS = {'allOf', '$ref', 'const', 'enum', 'minProperties', 'maxProperties', 'patternProperties'}
 
 
 def _flat(name: str, parameters: dict, way: list[str], other: set[str]) -> dict:
@@ -281,6 +383,20 @@ def _alternatives(
     somewhere = {key for way in ways for key in way}
     return [_flat(name, parameters, way, somewhere - set(way)) for way in ways]
 
+# %% ../../nbs/inference/constrain.ipynb #d1268bdb
+def _closed_keys(name: str, parameters: dict, ways: list[list[str]] | None) -> dict:
+    "Parameters of a flat call with all of their keys."
+    if ways is None:  # the branches name them
+        return parameters
+    if not ways:
+        raise UserError(f'{name}: no call fits exactly one branch of oneOf')
+    named = parameters.get('properties', {})
+    needed = [*parameters.get('required', ()), *(key for way in ways for key in way)]
+    more = {key: {} for key in needed if key not in named}
+    if more and parameters.get('additionalProperties') is False:
+        raise UserError(f'{name}.required: {next(iter(more))[:60]!r} is not in properties')
+    return {'additionalProperties': False} | parameters | {'properties': named | more}
+
 # %% ../../nbs/inference/constrain.ipynb #d1268bdc
 def call_schema(
     tools: dict,  # name → `Tool`
@@ -291,9 +407,8 @@ def call_schema(
     text = _TEXT if blank else _NOT_BLANK
     for i, (name, tool) in enumerate(tools.items()):
         root = f'#/$defs/{i}'
-        about, ways = {'type': 'object'} | tool.parameters, _ways(tool.parameters)
-        if ways is not None:  # branches, if any, name no further keys
-            about = {'properties': {}, 'additionalProperties': False} | about
+        ways = _ways(tool.parameters)
+        about = _closed_keys(name, {'type': 'object'} | tool.parameters, ways)
         defs[str(i)] = tight_schema(about, name, root, text)
         out += _alternatives(name, defs[str(i)], root, ways)
     return {'anyOf': out, '$defs': defs}
@@ -343,6 +458,8 @@ def _matcher(tok: Tokenizer, schema: dict, end: str) -> Any:
         error = str(e)
     if error:
         first_line = error.splitlines()[0][:200]
+        if first_line.startswith('oneOf'):
+            first_line = 'oneOf needs branches of different types, or with a required constant each'
         raise UserError(f'this schema cannot be made a grammar: {first_line}')
     return matcher
 
