@@ -346,12 +346,13 @@ def _ways(parameters: dict) -> list[list[str]] | None:  # None: it has branches 
         return None
     if not all(isinstance(c, dict) and list(c) == ['required'] for c in choices):
         return None
-    ways = [choice['required'] for choice in choices]
-    if 'oneOf' not in parameters:
-        return ways
-    always = parameters.get('required', ())
-    taken = [set(way) - set(always) for way in ways]  # of two in each other, only the smaller
-    return [w for w, own in zip(ways, taken, strict=True) if sum(t <= own for t in taken) == 1]
+    return [choice['required'] for choice in choices]
+
+
+def _fits_one(parameters: dict, way: list[str], ways: list[list[str]]) -> bool:
+    "Whether no other branch of `oneOf` is fulfilled as well, by keys of this way."
+    given = {*way, *parameters.get('required', ())}
+    return 'oneOf' not in parameters or sum(given.issuperset(w) for w in ways) == 1
 
 
 # what these say needs the nested form
@@ -381,14 +382,15 @@ def _alternatives(
         call = dict(type='object', properties=properties, required=['name', 'arguments'])
         return [call | dict(additionalProperties=False)]
     somewhere = {key for way in ways for key in way}
-    return [_flat(name, parameters, way, somewhere - set(way)) for way in ways]
+    fit = [way for way in ways if _fits_one(parameters, way, ways)]
+    return [_flat(name, parameters, way, somewhere - set(way)) for way in fit]
 
 # %% ../../nbs/inference/constrain.ipynb #d1268bdb
 def _closed_keys(name: str, parameters: dict, ways: list[list[str]] | None) -> dict:
     "Parameters of a flat call with all of their keys."
     if ways is None:  # the branches name them
         return parameters
-    if not ways:
+    if not any(_fits_one(parameters, way, ways) for way in ways):
         raise UserError(f'{name}: no call fits exactly one branch of oneOf')
     named = parameters.get('properties', {})
     needed = [*parameters.get('required', ()), *(key for way in ways for key in way)]
@@ -469,10 +471,10 @@ _PLAIN = b'1a0 "-.:/@ABCDEFGHIJKLMNOPQRSTUVWXYZbcdefghijklmnopqrstuvwxyz23456789
 
 
 class InText:
-    "Tracks whether JSON that arrives in pieces is inside a string."
+    "Tracks whether JSON that arrives in pieces is inside a string, and how deep it is nested."
 
-    def __init__(self, now: bool = False, escaped: bool = False):
-        self.now, self.escaped = now, escaped
+    def __init__(self, now: bool = False, escaped: bool = False, depth: int = 0):
+        self.now, self.escaped, self.depth = now, escaped, depth
 
     def read(self, piece: bytes) -> None:
         "Read the next piece."
@@ -483,9 +485,11 @@ class InText:
                 self.escaped = True
             elif b == ord('"'):
                 self.now = not self.now
+            elif not self.now:
+                self.depth += (b in b'{[') - (b in b'}]')
 
     def copy(self) -> 'InText':
-        return InText(self.now, self.escaped)
+        return InText(self.now, self.escaped, self.depth)
 
 # %% ../../nbs/inference/constrain.ipynb #9f34647d
 _LETTERS = 200  # of an example, at most
@@ -841,6 +845,9 @@ class CallGrammar(JsonGrammar):
         return CallWatch(self)
 
 # %% ../../nbs/inference/constrain.ipynb #82e779f2
+_DEEPEST = 24  # levels; with those of the way to the end, a call has less than an episode may
+
+
 class JsonWriter:
     "What a row may write next, and how it ends in time."
 
@@ -862,10 +869,11 @@ class JsonWriter:
     def mask(self, left: int) -> np.ndarray:  # bool [V]; left: tokens, the closing tag's too
         "What may come next; raises `UserError` where the schema became too complex."
         g = self.grammar
-        if not self.ending and left <= self.bound + g.slack:
+        deep = self.text.depth >= _DEEPEST
+        if not self.ending and (deep or left <= self.bound + g.slack):
             ending = self._shortest_end(left)
             self.bound = len(ending)
-            if left <= self.bound + g.slack:
+            if deep or left <= self.bound + g.slack:
                 self.ending = ending
         self.bound += g.slack
         allowed = g.allowed(self.matcher)

@@ -102,7 +102,9 @@ def _tool_call(call: Any, path: str) -> dict:
         )
     given = _value(f, 'arguments', '{}')
     try:
-        arguments = given if isinstance(given, dict) else strict_json(given or '{}')
+        arguments = (
+            given if isinstance(given, dict) else strict_json(given if given != '' else '{}')
+        )
     except (ValueError, TypeError, RecursionError):
         refuse(f'{path}.function.arguments', 'is not JSON')
     return {'role': 'assistant_toolcall', 'name': f['name'], 'arguments': arguments}
