@@ -229,7 +229,10 @@ def _view(whole: Any, schema: Any) -> dict:
     for _ in range(8):
         if isinstance(schema, dict) and isinstance(schema.get('$ref'), str):
             schema = _at(whole, schema['$ref'])
-    return schema if isinstance(schema, dict) else {}
+    if not isinstance(schema, dict) or not isinstance(schema.get('properties', {}), dict):
+        return {}
+    _check_values(schema, 'oneOf')
+    return schema
 
 
 def _differ(a: dict, b: dict) -> bool:
@@ -246,8 +249,9 @@ def _texts(schema: dict, key: str) -> set[str]:
     "The texts that a key may have; empty where it may have others."
     about = schema.get('properties', {}).get(key)
     about = about if isinstance(about, dict) else {}
-    values = [about['const']] if 'const' in about else about.get('enum', [])
-    return set(values) if all(isinstance(v, str) for v in values) else set()
+    values = [about['const']] if 'const' in about else about.get('enum')
+    told = isinstance(values, list) and all(isinstance(v, str) for v in values)
+    return set(values) if told else set()
 
 # %% ../../nbs/inference/constrain.ipynb #24b50244
 class _Tightener:
