@@ -709,10 +709,9 @@ def _slack(schema: dict) -> int:
         for _ in range(2):
             sizes.before, sizes.known = sizes.known, {}
             started = [n for s in _schemas(schema) for n in _started(sizes, s)]
-        first, second = sorted([6, 0, *started])[-2:]  # 6: such as `\\u001f`
     except RecursionError:
         return _MUCH
-    return min(first + second, _MUCH)
+    return min(max([6, *started]) + 4, _MUCH)  # 6: such as `\\u001f`; 4: `[[[[` around a value
 
 
 def _started(sizes: _Sizes, schema: dict) -> list[int]:

@@ -358,7 +358,8 @@ def make_app(
         return responses.JSONResponse(await whole(answer, request, ends.pool))
 
     async def health():
-        return dict(status='ok', at_work=guard.at_work, loaded=len(runners.loaded))
+        loaded = {'loaded': list(runners.loaded)} if token is None else {}  # names are not public
+        return dict(status='ok', at_work=guard.at_work) | loaded
 
     get = {
         '/v1/models': ends.models,
