@@ -2,10 +2,13 @@
 
 import json
 import random
+import time
 import jsonschema
 import pytest
 from mypt.data.tokenizer import get_tokenizer
-from mypt.inference.constrain import ANY_OBJECT, JsonGrammar, JsonWriter, answer_schema
+from mypt.inference.constrain import ANY_OBJECT, CallGrammar, JsonGrammar, JsonWriter, answer_schema
+from mypt.agent.tools import Tool
+from mypt.errors import UserError
 
 tok = get_tokenizer('byte')
 NODE = {
@@ -92,6 +95,25 @@ SCHEMAS = dict(
         'properties': {'a': {'type': 'integer'}, 'b': {'type': 'integer'}},
         'anyOf': [{'required': ['a']}, {'required': ['b']}],
     },
+    least_of_a_reference={
+        'type': 'object',
+        'properties': {'x': {'$ref': '#/$defs/l', 'minItems': 6}},
+        '$defs': {'l': {'type': 'array', 'items': {'type': 'string', 'minLength': 9}}},
+    },
+    kana={'type': 'object', 'properties': {'x': {'pattern': '^[ぁ-ん]+$', 'minLength': 30}}},
+    nested={'type': 'object', 'properties': {'x': {'pattern': '^(([a-z]{9}-){3}){2}$'}}},
+    spread={
+        'type': 'object',
+        'properties': {
+            'x': {
+                'type': 'object',
+                'allOf': [
+                    *({'properties': {k: {'type': 'string', 'minLength': 9}}} for k in 'abcd'),
+                    {'required': list('abcd')},
+                ],
+            }
+        },
+    },
 )
 
 
@@ -120,3 +142,150 @@ def test_random_walks_are_valid_and_end_in_time(name, kind):
     for _ in range(25):
         limit = len(g.shortest) + rng.choice([0, 1, 7, 40, 150])
         check(SCHEMAS[name], tok.decode(walk(g, limit, rng)))
+
+
+def accepts(grammar, text):
+    matcher, ids = grammar.start(), list(text.encode())
+    fits = matcher.validate_tokens(ids) == len(ids) and matcher.consume_tokens(ids)
+    return bool(fits and matcher.is_accepting())
+
+
+PATTERNS = [dict(pattern=f'^{"b" * 60}d{i:03}$') for i in range(300)]
+LONG = [dict(pattern=f'^b{{1999}}d{i:03}$') for i in range(100)]
+
+
+@pytest.mark.parametrize('patterns', [PATTERNS, LONG], ids=['many', 'long'])
+def test_a_search_for_the_end_is_short_with_many_patterns(patterns):
+    "It took 5 s in the model's thread, and minutes where a schema is read."
+    s = dict(type='string', pattern='^[bc]*$', minLength=900)
+    start = time.thread_time()
+    g = JsonGrammar(tok, answer_schema(dict(properties=dict(s=s, p=dict(anyOf=patterns)))))
+    writer = JsonWriter(g)
+    assert all(writer.read(b) for b in b'{"s": "')
+    writer.mask(915)
+    assert time.thread_time() - start < 3
+
+
+def test_counts_in_counts_are_not_built():
+    "The example of a match had 400 GB."
+    pattern = '^((a{2000}){2000}){100}$'
+    g = JsonGrammar(tok, answer_schema(dict(properties=dict(a=dict(pattern=pattern)))))
+    assert tok.decode(g.shortest[:-1]) == '{}'
+
+
+CATS = dict(kind=dict(const='cat', type='string'), lives=dict(type='integer'))
+DOGS = dict(kind=dict(const='dog', type='string'), age=dict(type='integer'))
+PETS = {
+    'oneOf': [{'$ref': '#/$defs/Cat'}, {'$ref': '#/$defs/Dog'}],
+    'discriminator': {'propertyName': 'kind'},
+    '$defs': dict(
+        Cat=dict(type='object', properties=CATS, required=['kind', 'lives']),
+        Dog=dict(type='object', properties=DOGS, required=['kind', 'age']),
+    ),
+}
+TEXTS = [  # (schema, texts that are right, texts that are wrong)
+    (dict(format='date'), ['"2024-02-29"', '"2000-02-29"'], ['"2023-02-29"', '"1900-02-29"']),
+    (dict(format='date'), ['"0001-12-31"'], ['"0000-01-01"', '"2024-04-31"']),
+    (dict(format='date-time'), ['"2024-02-29T10:00:00Z"'], ['"2023-02-29T10:00:00Z"']),
+    (dict(format='time'), ['"10:00:59.5+01:00"'], ['"10:00:60Z"']),
+    (dict(format='date', pattern='^2'), ['"2024-02-29"'], ['"1999-01-01"', '"2023-02-29"']),
+    (
+        dict(type='number', exclusiveMinimum=0, exclusiveMaximum=1),
+        ['0.5', '0.001'],
+        ['0.' + '9' * 20, '0.' + '0' * 400 + '1', '0', '1'],
+    ),
+    (dict(type='integer', exclusiveMinimum=0, exclusiveMaximum=2), ['1'], ['0', '2']),
+    (
+        dict(required=['a'], allOf=[{}, {}]),
+        ['{"a": 1}'],
+        ['{"a": 1e999}', '{"a": 1, "\\u0000": 1}'],
+    ),
+    (PETS, ['{"kind": "cat", "lives": 9}'], ['{"kind": "cat", "age": 9}']),
+]
+
+
+@pytest.mark.parametrize('schema, right, wrong', TEXTS)
+def test_what_a_schema_says_is_held(schema, right, wrong):
+    g = JsonGrammar(tok, answer_schema(schema))
+    assert [t for t in right if not accepts(g, t)] == [] == [t for t in wrong if accepts(g, t)]
+
+
+REFUSED = [
+    (dict(const=2**53), '2\\^53'),
+    (dict(enum=[1, {'a': [2**60]}]), '2\\^53'),
+    (dict(const='x\0y'), 'U\\+0000'),
+    (dict(properties={'a\0': {}}), 'U\\+0000'),
+    (dict(properties=dict(a={}), required=['b'], additionalProperties=False), "'b' is not in"),
+    (dict(type='number', multipleOf=0.01), 'multipleOf'),
+    (dict(oneOf=[dict(type='string', minLength=2), dict(type='string', maxLength=2)]), 'oneOf'),
+    *((dict(format=form), 'format') for form in ('regex', 'iri', 'json-pointer')),
+    *(
+        ({word: False}, word)
+        for word in ('unevaluatedProperties', 'unevaluatedItems', 'propertyNames', 'contains', 'if')
+    ),
+]
+
+
+@pytest.mark.parametrize('schema, why', REFUSED)
+def test_what_cannot_be_held_is_named(schema, why):
+    with pytest.raises(UserError, match=why):
+        JsonGrammar(tok, answer_schema(schema))
+
+
+def test_what_forbids_nothing_is_read_over():
+    harmless = dict(uniqueItems=False, propertyNames=True, format='int32') | {'not': False}
+    JsonGrammar(tok, answer_schema(dict(type='integer', multipleOf=0.25) | harmless))
+
+
+WHOLE = dict(type='integer')
+TWO = dict(properties=dict(a=WHOLE, b=WHOLE))
+A = dict(type='object', properties=dict(n=WHOLE), required=['n'])
+CALLS = [  # (parameters, calls that are right, calls that are wrong)
+    (dict(required=['a']), ['{"name": "f", "a": [1]}'], ['{"name": "f"}']),
+    (TWO | dict(required=['a', 'c']), ['{"name": "f", "a": 1, "c": "x"}'], []),
+    (
+        TWO | dict(additionalProperties=False, minProperties=1),
+        ['{"name": "f", "arguments": {"a": 1}}'],
+        ['{"name": "f"}', '{"name": "f", "arguments": {}}'],
+    ),
+    (TWO | dict(const=dict(a=1)), ['{"name": "f", "arguments": {"a": 1}}'], ['{"name": "f"}']),
+    (
+        {'$ref': '#/$defs/A', '$defs': dict(A=A)},
+        ['{"name": "f", "arguments": {"n": 1}}'],
+        ['{"name": "f", "arguments": {"n": 1, "z": 1e999}}'],
+    ),
+    (
+        dict(anyOf=[A, dict(type='object', properties=dict(m=WHOLE), required=['m'])]),
+        ['{"name": "f", "arguments": {"m": 1}}'],
+        ['{"name": "f", "arguments": {"n": 1, "z": 1e999}}'],
+    ),
+    (
+        TWO | dict(oneOf=[dict(required=['a']), dict(required=['a', 'b'])]),
+        ['{"name": "f", "a": 1}'],
+        ['{"name": "f", "a": 1, "b": 1}', '{"name": "f", "b": 1}'],
+    ),
+]
+
+
+@pytest.mark.parametrize('parameters, right, wrong', CALLS)
+def test_what_a_tool_says_is_held(parameters, right, wrong):
+    g = CallGrammar(tok, dict(f=Tool('f', '', parameters)))
+    assert [t for t in right if not accepts(g, t)] == [] == [t for t in wrong if accepts(g, t)]
+
+
+def test_a_call_is_not_nested_too_deep_for_an_episode():
+    "A schema within itself has no end, but the row goes to one."
+    g = JsonGrammar(tok, answer_schema(NODE))
+    writer, text = JsonWriter(g), b''
+    for left in range(900, 0, -1):
+        allowed = writer.mask(left)
+        kids = b'"kids": [' if text.endswith(b'{') else b'{"'
+        begun = next((k for k in range(len(kids), -1, -1) if text.endswith(kids[:k])), 0)
+        wanted = [b for b in (*kids[begun:][:1], *b'{"k') if allowed[b]]
+        i = wanted[0] if wanted else int(allowed.argmax())
+        if i == g.close:
+            break
+        text += bytes([i])
+        assert writer.read(i)
+    assert 20 <= text.count(b'{') + text.count(b'[') < 32
+    check(NODE, text.decode())

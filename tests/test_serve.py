@@ -700,6 +700,52 @@ def test_any_json_is_an_ask_or_one_line(body):
         assert got.episode['messages'] and prompt_ids(got.episode, tok)
 
 
+def tool_turns(**function):
+    calls = [dict(id='a', function=dict(name='f') | function)]
+    result = dict(role='tool', tool_call_id='a', content='1')
+    return dict(messages=[*ask('x'), dict(role='assistant', tool_calls=calls), result])
+
+
+ONE = dict(type='function', function=dict(name='f'))
+WRONG_BUT_EMPTY = [
+    *(dict(tools=x) for x in ({}, '', 0, False)),
+    *(dict(tools=[ONE], tool_choice=x) for x in (0, {}, False, '')),
+    *(dict(tools=[buy('f', x)]) for x in ([], 0, '', dict(properties=[]))),
+    dict(tools=[dict(type='function', function=dict(name='f', description=[]))]),
+    dict(tools=[ONE], tool_choice=dict(type='custom', function=dict(name='f'))),
+    *(dict(mypt=x) for x in ([], 0, '')),
+    *(dict(stream_options=x) for x in ([], 0, dict(include_usage='no'), dict(include_usage=0))),
+    *(tool_turns(arguments=x) for x in (0, [], False)),
+    *(
+        dict(messages=[*ask('x'), dict(role='assistant', content='y') | x, *ask('z')])
+        for x in (dict(reasoning_content=0), dict(annotations={}), dict(tool_calls={}))
+    ),
+]
+
+
+@pytest.mark.parametrize('more', WRONG_BUT_EMPTY)
+def test_an_empty_value_of_a_wrong_type_is_not_taken_as_absent(more):
+    with pytest.raises(ApiError):
+        read_body(dict(model='m', messages=ask('x')) | more)
+
+
+def test_null_is_a_value_left_out():
+    left_out = dict.fromkeys(('tools', 'tool_choice', 'mypt', 'stream_options', 'seed'))
+    assert read_body(dict(model='m', messages=ask('x')) | left_out).wants.tools == {}
+    assert read_body(dict(model='m') | tool_turns(arguments='')).episode['messages'][1]
+
+
+def test_a_long_key_around_many_numbers_costs_little():
+    "The path of every number was built, with the key of 450 KB in it."
+    given = '{"' + 'k' * 450_000 + '":[' + '0,' * 200_000 + '0]}'
+    start = time.thread_time()
+    read_body(dict(model='m') | tool_turns(arguments=given))
+    assert time.thread_time() - start < 2
+    deep = '{"k": [0, {"x": ' + '[' * 32 + ']' * 32 + '}]}'
+    with pytest.raises(ApiError, match=r'arguments\.k\[1\]\.x\[0\]'):
+        read_body(dict(model='m') | tool_turns(arguments=deep))
+
+
 @given(
     st.lists(st.sampled_from([*TAGS, 'text', '\n', '"']), min_size=1).map(
         lambda x: ' '.join(['x', *x])
@@ -1190,6 +1236,20 @@ def test_64_clients_and_one_of_them_hostile(folder, seconds, capfd):
 TWICE = b'Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n'
 
 
+@pytest.mark.parametrize('line', [b'POST /nothing', b'GET /health'])
+def test_a_body_that_breaks_off_after_its_answer(there, line, capfd):
+    head = line + b' HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n'
+    with socket.create_connection(('127.0.0.1', there.port), 5) as s:
+        s.sendall(head)
+        assert s.recv(1 << 16).startswith(b'HTTP/1.1')
+        time.sleep(0.2)
+        with contextlib.suppress(ConnectionError):
+            s.sendall(b'ZZ\r\n')
+            while s.recv(1 << 16):  # until it is closed
+                pass
+    assert 'Traceback' not in capfd.readouterr().err
+
+
 def test_two_ways_to_read_a_request(there):
     "What another server could read as another request is refused."
     assert b'"two_lengths"' in there.raw(POST + TWICE)
@@ -1286,6 +1346,8 @@ def test_a_token(folder):
         assert place.http('POST', CHAT_PAGE, b'{}')[0] == 401 and place.http('POST', '/')[0] == 401
         assert (
             place.http(path='/')[0] == 200
+            and place.hosts['rambler']  # is loaded now, which nobody learns without the token
+            and 'rambler' not in str(place.http(path='/health'))
             and place.http(Host='my-box:8000', Authorization='Bearer a very long secret')[0] == 200
         )
 

@@ -98,12 +98,21 @@ def _check_json(value: Any, path: str, depth: int = 0) -> None:
     elif isinstance(value, dict):
         for key, item in value.items():
             _check_text(key, path)
-            _check_json(item, f'{path}.{key}', depth + 1)
+            _check_item(item, path, key, depth)
     elif isinstance(value, list):
         for i, item in enumerate(value):
-            _check_json(item, f'{path}[{i}]', depth + 1)
+            _check_item(item, path, i, depth)
     elif isinstance(value, float) and not math.isfinite(value):
         raise EpisodeError(path, f'{value} is not a JSON number; use null or a string')
+
+
+def _check_item(item: Any, path: str, key: str | int, depth: int) -> None:
+    "As `_check_json`; the path is only made for an error, because a key may be very long."
+    try:
+        _check_json(item, '', depth + 1)
+    except EpisodeError as e:
+        where = f'[{key}]' if isinstance(key, int) else f'.{key}'
+        raise EpisodeError(f'{path}{where}{e.path}', e.problem) from None
 
 # %% ../../nbs/01_episodes.ipynb #e2c413b0
 def _check_keys(obj: dict, known: Iterable[str], path: str) -> None:

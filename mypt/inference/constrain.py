@@ -8,6 +8,7 @@ __all__ = ['ANY_OBJECT', 'tight_schema', 'call_schema', 'answer_schema', 'InText
 
 # %% ../../nbs/inference/constrain.ipynb #c4aaeac1
 import json
+import math
 import numpy as np
 import re
 import torch
@@ -67,7 +68,25 @@ _CANNOT = (
     'dependentSchemas dependencies unevaluatedProperties unevaluatedItems additionalItems '
     '$dynamicRef $recursiveRef'
 ).split()
-_FORMATS = 'date time date-time duration email hostname ipv4 ipv6 uri uuid'.split()
+_HARMLESS = {'not': False, 'uniqueItems': False}  # forbids nothing
+_HARMLESS |= dict.fromkeys(('propertyNames', 'unevaluatedProperties', 'unevaluatedItems'), True)
+_FORMATS = 'duration email hostname ipv4 ipv6 uri uuid'.split()
+_NOT_HELD = (
+    'idn-email idn-hostname iri iri-reference uri-reference uri-template json-pointer '
+    'relative-json-pointer regex'
+).split()
+
+# %% ../../nbs/inference/constrain.ipynb #b4c18b27
+_YEAR = '([0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)'  # but 0000
+_LEAP = '([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)'
+_DAY = (
+    '((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)'
+    '|02-(0[1-9]|1[0-9]|2[0-8]))'
+)
+_DATE = f'({_YEAR}-{_DAY}|{_LEAP}-02-29)'
+_HOUR = '([01][0-9]|2[0-3]):[0-5][0-9]'
+_TIME = rf'{_HOUR}:[0-5][0-9](\.[0-9]{{1,6}})?(Z|[+-]{_HOUR})'
+_DATES = {'date': f'^{_DATE}$', 'time': f'^{_TIME}$', 'date-time': f'^{_DATE}T{_TIME}$'}
 
 # %% ../../nbs/inference/constrain.ipynb #b4c18b28
 _TYPE_OF = {  # the type that a keyword implies, where a schema names no type
@@ -94,12 +113,32 @@ def _types(schema: dict) -> set[str]:
         return set(given) if isinstance(given, list) else {given}
     return {_TYPE_OF[k] for k in schema if k in _TYPE_OF}
 
+# %% ../../nbs/inference/constrain.ipynb #391a7b57
+def _check_value(value: Any, path: str, depth: int = 0) -> None:
+    "Raise `UserError` at a constant that a reply cannot hold as it is."
+    if depth > 24:
+        raise UserError(f'{path}: a constant is nested deeper than 24 levels')
+    inside = [*value, *value.values()] if isinstance(value, dict) else value
+    for inner in inside if isinstance(inside, list) else ():
+        _check_value(inner, path, depth + 1)
+    if isinstance(value, (int, float)) and not abs(value) <= _LARGEST:
+        raise UserError(
+            f'{path}: {value} is beyond 2^53 - 1, where numbers are rounded; use a text'
+        )
+    if isinstance(value, str) and '\0' in value:
+        raise UserError(f'{path}: a text holds the character U+0000; remove it')
+
 # %% ../../nbs/inference/constrain.ipynb #391a7b58
 def _check_values(schema: dict, path: str) -> None:
     "Raise `UserError` at a keyword or a value that the grammar does not support."
     for k in _CANNOT:
-        if schema.get(k) not in (None, False):
+        if schema.get(k) is not None and schema[k] is not _HARMLESS.get(k):
             raise UserError(f'{path}: {k} is not supported here; leave it out')
+    if schema.get('format') in _NOT_HELD:
+        raise UserError(f'{path}: the format {schema["format"]!r} is not supported; leave it out')
+    names = schema.get('properties')
+    written = [schema.get(k) for k in ('enum', 'const', 'required')]
+    _check_value([*written, [*names] if isinstance(names, dict) else None], path)
     for k in _COUNTS:
         n = schema.get(k, 0)
         if type(n) is not int or not 0 <= n <= 1_000_000:
@@ -108,6 +147,9 @@ def _check_values(schema: dict, path: str) -> None:
         x = schema.get(k, 1)
         if type(x) not in (int, float) or not abs(x) <= _LARGEST:  # False for NaN
             raise UserError(f'{path}.{k}: must be a number from -(2^53 - 1) to 2^53 - 1')
+    if schema.get('multipleOf', 1) * 2**20 % 1:
+        problem = 'no float is an exact multiple of this; use whole numbers, or a binary fraction'
+        raise UserError(f'{path}.multipleOf: {problem} such as 0.25')
     names = schema.get('required', [])
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise UserError(f'{path}.required: must be a list of names')
@@ -116,8 +158,15 @@ def _check_values(schema: dict, path: str) -> None:
         raise UserError(f'{path}.type: must be the name of a type, or a list of names')
 
 # %% ../../nbs/inference/constrain.ipynb #209ba540
-def _bounded(out: dict) -> dict:
-    "A schema of a number, with both bounds."
+def _bounded(out: dict, whole: bool) -> dict:
+    "A schema of a number, with both bounds; of whole numbers, these are exact."
+    low = max(out.get('minimum', -_LARGEST), out.get('exclusiveMinimum', -_LARGEST))
+    high = min(out.get('maximum', _LARGEST), out.get('exclusiveMaximum', _LARGEST))
+    if not whole and high - low > 1e-6:
+        if out.pop('exclusiveMinimum', None) == low:
+            out['minimum'] = round(low + max(1e-9, abs(low) * 1e-9), 9)
+        if out.pop('exclusiveMaximum', None) == high:
+            out['maximum'] = round(high - max(1e-9, abs(high) * 1e-9), 9)
     if not out.keys() & {'minimum', 'exclusiveMinimum'}:
         out['minimum'] = -_LARGEST
     if not out.keys() & {'maximum', 'exclusiveMaximum'}:
@@ -131,11 +180,15 @@ def _with_keys(out: dict, path: str, closed: bool) -> dict:
     if 'properties' in out or 'required' in out:
         named = out.get('properties', {})
         more = {k: {'$ref': _ANY} for k in out.get('required', []) if k not in named}
+        if more and out.get('additionalProperties') is False and 'patternProperties' not in out:
+            raise UserError(f'{path}.required: {next(iter(more))[:60]!r} is not in properties')
         out['properties'] = named if is_open else named | more
         if closed and not is_open:
             out['additionalProperties'] = False
-    elif not is_open:
-        out |= dict(patternProperties={_TEXT: {'$ref': _ANY}}, additionalProperties=False)
+    any_key = out.get('additionalProperties', {'$ref': _ANY})
+    if 'patternProperties' not in out and (any_key == {'$ref': _ANY} or not out.get('properties')):
+        if any_key is not False:  # a name without NUL, for what may have any
+            out |= dict(patternProperties={_TEXT: any_key}, additionalProperties=False)
     any_name = 'patternProperties' in out or out.get('additionalProperties') is not False
     if out.get('minProperties') and any_name:  # a repeated key counts once
         raise UserError(f'{path}: minProperties is not supported where keys may have any name')
@@ -157,12 +210,48 @@ def _closed(
     if 'string' in types and not out.keys() & {'pattern', 'format'}:
         out['pattern'] = text if out.get('maxLength') != 0 else _TEXT
     if types & {'number', 'integer'}:
-        out = _bounded(out)
+        out = _bounded(out, 'number' not in types)
     if 'array' in types and 'items' not in out:
         out['items'] = {'$ref': _ANY}
     if 'object' in types:
         out = _with_keys(out, path, closed)
     return out if 'type' in out else out | {'type': sorted(types)}
+
+# %% ../../nbs/inference/constrain.ipynb #24b50243
+def _exclude(whole: Any, branches: list) -> bool:
+    "Whether no value fits two of the branches: they differ in type, or in a constant."
+    views = [_view(whole, b) for b in branches]
+    return all(_differ(a, b) for i, a in enumerate(views) for b in views[:i])
+
+
+def _view(whole: Any, schema: Any) -> dict:
+    "A schema, or what it refers to."
+    for _ in range(8):
+        if isinstance(schema, dict) and isinstance(schema.get('$ref'), str):
+            schema = _at(whole, schema['$ref'])
+    if not isinstance(schema, dict) or not isinstance(schema.get('properties', {}), dict):
+        return {}
+    _check_values(schema, 'oneOf')
+    return schema
+
+
+def _differ(a: dict, b: dict) -> bool:
+    types = [_types({'type': s.get('type', [])}) for s in (a, b)]
+    names = [{'number' if t == 'integer' else t for t in found} for found in types]
+    if all(names) and not names[0] & names[1]:
+        return True
+    keys = set(a.get('required', ())) & set(b.get('required', ()))
+    told = [(_texts(a, key), _texts(b, key)) for key in keys]
+    return any(x and y and not x & y for x, y in told)
+
+
+def _texts(schema: dict, key: str) -> set[str]:
+    "The texts that a key may have; empty where it may have others."
+    about = schema.get('properties', {}).get(key)
+    about = about if isinstance(about, dict) else {}
+    values = [about['const']] if 'const' in about else about.get('enum')
+    told = isinstance(values, list) and all(isinstance(v, str) for v in values)
+    return set(values) if told else set()
 
 # %% ../../nbs/inference/constrain.ipynb #24b50244
 class _Tightener:
@@ -170,11 +259,12 @@ class _Tightener:
 
     def __init__(
         self,
-        root: str,  # Where the schema will be placed, such as `#/$defs/0`
+        whole: Any,  # The schema
+        root: str,  # Where it will be placed, such as `#/$defs/0`
         text: str,  # The pattern of free texts
         closed: bool,  # Objects have only the keys that they name
     ):
-        self.root, self.text, self.closed = root, text, closed
+        self.whole, self.root, self.text, self.closed = whole, root, text, closed
         self.count = 0  # Schemas seen
 
     def __call__(self, schema: Any, path: str, depth: int = 0) -> Any:
@@ -194,8 +284,15 @@ class _Tightener:
                 out[k] = self._parts(schema[k], kind, f'{path}.{k}', depth + 1)
         if '$ref' in schema:
             out['$ref'] = self._reference(schema['$ref'], path)
-        if schema.get('format') in _FORMATS:
-            out['format'] = schema['format']
+        if 'oneOf' in out and 'anyOf' not in out and _exclude(self.whole, schema['oneOf']):
+            out['anyOf'] = out.pop('oneOf')
+        form = schema.get('format')
+        if form in _DATES:
+            key = 'allOf' if 'pattern' in out else 'pattern'
+            about = {'pattern': _DATES[form]}
+            out[key] = about['pattern'] if key == 'pattern' else [*out.get('allOf', ()), about]
+        elif form in _FORMATS:
+            out['format'] = form
         return _closed(out, path, self.text, self.closed)
 
     def _parts(self, value: Any, kind: type, path: str, depth: int) -> Any:
@@ -241,18 +338,29 @@ def tight_schema(
         raise UserError(f'{path}: {problem}') from None
     if size > 32_000:
         raise UserError(f'{path}: {size:,} characters; 32,000 at most')
-    return _Tightener(root, text, _names_keys_in_one_place(schema))(schema, path)
+    return _Tightener(schema, root, text, _names_keys_in_one_place(schema))(schema, path)
 
 # %% ../../nbs/inference/constrain.ipynb #c9711bd7
 def _ways(parameters: dict) -> list[list[str]] | None:  # None: it has branches of another kind
     "Which keys each way of calling a tool requires beside the others."
-    given = [parameters[k] for k in ('anyOf', 'oneOf', 'allOf', '$ref') if k in parameters]
-    choices = given[0] if given else [{'required': []}]
-    if len(given) > 1 or not isinstance(choices, list) or 'allOf' in parameters:
+    if parameters.keys() & _NESTS or {'anyOf', 'oneOf'} <= parameters.keys():
+        return None
+    choices = parameters.get('anyOf', parameters.get('oneOf', [{'required': []}]))
+    if not isinstance(choices, list):
         return None
     if not all(isinstance(c, dict) and list(c) == ['required'] for c in choices):
         return None
     return [choice['required'] for choice in choices]
+
+
+def _fits_one(parameters: dict, way: list[str], ways: list[list[str]]) -> bool:
+    "Whether no other branch of `oneOf` is fulfilled as well, by keys of this way."
+    given = {*way, *parameters.get('required', ())}
+    return 'oneOf' not in parameters or sum(given.issuperset(w) for w in ways) == 1
+
+
+# what these say needs the nested form
+_NESTS = {'allOf', '$ref', 'const', 'enum', 'minProperties', 'maxProperties', 'patternProperties'}
 
 
 def _flat(name: str, parameters: dict, way: list[str], other: set[str]) -> dict:
@@ -278,7 +386,22 @@ def _alternatives(
         call = dict(type='object', properties=properties, required=['name', 'arguments'])
         return [call | dict(additionalProperties=False)]
     somewhere = {key for way in ways for key in way}
-    return [_flat(name, parameters, way, somewhere - set(way)) for way in ways]
+    fit = [way for way in ways if _fits_one(parameters, way, ways)]
+    return [_flat(name, parameters, way, somewhere - set(way)) for way in fit]
+
+# %% ../../nbs/inference/constrain.ipynb #d1268bdb
+def _closed_keys(name: str, parameters: dict, ways: list[list[str]] | None) -> dict:
+    "Parameters of a flat call with all of their keys."
+    if ways is None:  # the branches name them
+        return parameters
+    if not any(_fits_one(parameters, way, ways) for way in ways):
+        raise UserError(f'{name}: no call fits exactly one branch of oneOf')
+    named = parameters.get('properties', {})
+    needed = [*parameters.get('required', ()), *(key for way in ways for key in way)]
+    more = {key: {} for key in needed if key not in named}
+    if more and parameters.get('additionalProperties') is False:
+        raise UserError(f'{name}.required: {next(iter(more))[:60]!r} is not in properties')
+    return {'additionalProperties': False} | parameters | {'properties': named | more}
 
 # %% ../../nbs/inference/constrain.ipynb #d1268bdc
 def call_schema(
@@ -290,9 +413,8 @@ def call_schema(
     text = _TEXT if blank else _NOT_BLANK
     for i, (name, tool) in enumerate(tools.items()):
         root = f'#/$defs/{i}'
-        about, ways = {'type': 'object'} | tool.parameters, _ways(tool.parameters)
-        if ways is not None:  # branches, if any, name no further keys
-            about = {'properties': {}, 'additionalProperties': False} | about
+        ways = _ways(tool.parameters)
+        about = _closed_keys(name, {'type': 'object'} | tool.parameters, ways)
         defs[str(i)] = tight_schema(about, name, root, text)
         out += _alternatives(name, defs[str(i)], root, ways)
     return {'anyOf': out, '$defs': defs}
@@ -342,6 +464,8 @@ def _matcher(tok: Tokenizer, schema: dict, end: str) -> Any:
         error = str(e)
     if error:
         first_line = error.splitlines()[0][:200]
+        if first_line.startswith('oneOf'):
+            first_line = 'oneOf needs branches of different types, or with a required constant each'
         raise UserError(f'this schema cannot be made a grammar: {first_line}')
     return matcher
 
@@ -351,10 +475,10 @@ _PLAIN = b'1a0 "-.:/@ABCDEFGHIJKLMNOPQRSTUVWXYZbcdefghijklmnopqrstuvwxyz23456789
 
 
 class InText:
-    "Tracks whether JSON that arrives in pieces is inside a string."
+    "Tracks whether JSON that arrives in pieces is inside a string, and how deep it is nested."
 
-    def __init__(self, now: bool = False, escaped: bool = False):
-        self.now, self.escaped = now, escaped
+    def __init__(self, now: bool = False, escaped: bool = False, depth: int = 0):
+        self.now, self.escaped, self.depth = now, escaped, depth
 
     def read(self, piece: bytes) -> None:
         "Read the next piece."
@@ -365,25 +489,33 @@ class InText:
                 self.escaped = True
             elif b == ord('"'):
                 self.now = not self.now
+            elif not self.now:
+                self.depth += (b in b'{[') - (b in b'}]')
 
     def copy(self) -> 'InText':
-        return InText(self.now, self.escaped)
+        return InText(self.now, self.escaped, self.depth)
 
 # %% ../../nbs/inference/constrain.ipynb #9f34647d
+_LETTERS = 200  # of an example, at most
+
+
 def _example(pattern: str) -> str:  # empty without one
     "A short text that holds a match of a pattern."
     try:
-        return _shortest_match(_parser.parse(pattern))[:2000]
+        found = _shortest_match(_parser.parse(pattern))
     except (re.error, KeyError, TypeError, OverflowError, RecursionError, StopIteration):
         return ''
+    return found if len(found) <= _LETTERS else ''
 
 
 _OF_CLASS = dict(CATEGORY_DIGIT='1', CATEGORY_WORD='a', CATEGORY_SPACE=' ')
 
 
-def _shortest_match(parsed: Any) -> str:
+def _shortest_match(parsed: Any) -> str:  # cut, at each level, where it is longer than an example
     out = ''
     for op, value in parsed:
+        if len(out) > _LETTERS:
+            break
         kind = str(op)
         if kind == 'LITERAL':
             out += chr(value)
@@ -392,12 +524,12 @@ def _shortest_match(parsed: Any) -> str:
         elif kind in ('ANY', 'NOT_LITERAL'):
             out += 'a' if value != ord('a') else 'b'
         elif kind in ('MAX_REPEAT', 'MIN_REPEAT'):
-            out += _shortest_match(value[2]) * min(value[0], 2000)
+            out += _shortest_match(value[2]) * min(value[0], _LETTERS + 1)
         elif kind == 'BRANCH':
             out += _shortest_match(value[1][0])
         elif kind == 'SUBPATTERN':
             out += _shortest_match(value[-1])
-    return out
+    return out[: _LETTERS + 1]
 
 # %% ../../nbs/inference/constrain.ipynb #9f3464bd
 def _of_class(items: list) -> str:
@@ -416,12 +548,42 @@ def _bytes(value: Any) -> int:
     return len(json.dumps(value, ensure_ascii=False).encode(errors='replace'))
 
 
-def _pattern_bytes(pattern: Any) -> int:
-    "A bound on the shortest text of a pattern: its length, as often as its largest count says."
+def _letter_bytes(kind: str, value: Any) -> int:
+    "A bound on the shortest letter of a place in a pattern: 1 where a letter of ASCII fits."
+    if kind == 'LITERAL':
+        return 1 if 32 <= value < 127 else 6
+    if kind != 'IN':
+        return 1
+    firsts = [v[0] if isinstance(v, tuple) else v for _, v in value]
+    return 1 if any(not isinstance(v, int) or 32 <= v < 127 for v in firsts) else 6
+
+
+def _match_bytes(parsed: Any) -> tuple[int, int]:  # (of a match, of its widest letter)
+    "The longest of every choice, and once at least what may repeat."
+    n, widest = 0, 1
+    for op, value in parsed:
+        kind, times = str(op), 1
+        if kind in ('MAX_REPEAT', 'MIN_REPEAT'):
+            times, parts = max(value[0], 1), [value[2]]
+        elif kind in ('BRANCH', 'SUBPATTERN'):
+            parts = value[1] if kind == 'BRANCH' else [value[-1]]
+        else:
+            parts, letter = [], _letter_bytes(kind, value)
+            n, widest = n + letter, max(widest, letter)
+        sizes = [_match_bytes(p) for p in parts]
+        n += times * max((size for size, _ in sizes), default=0)
+        widest = max([widest, *(letter for _, letter in sizes)])
+    return min(n, 10**6), widest
+
+
+def _pattern_bytes(pattern: Any) -> tuple[int, int]:  # (of a match, of its widest letter)
     if not isinstance(pattern, str) or pattern in (_TEXT, _NOT_BLANK):
-        return 0
-    counts = [int(n) for n in re.findall(r'\{(\d{1,6})', pattern)]
-    return len(pattern) * max([1, *counts])
+        return 0, 1
+    try:
+        return _match_bytes(_parser.parse(pattern))
+    except (re.error, TypeError, OverflowError, RecursionError):
+        counts = [int(n) for n in re.findall(r'\{(\d{1,6})', pattern)]
+        return min(6 * len(pattern) * math.prod(max(n, 1) for n in counts), 10**6), 6
 
 
 def _plain_bytes(schema: dict) -> int:
@@ -430,52 +592,92 @@ def _plain_bytes(schema: dict) -> int:
     bounds = [schema[k] for k in _BOUNDS if abs(schema.get(k, _LARGEST)) != _LARGEST]
     longest = max(map(_bytes, [*choices, *bounds]), default=0)
     form = 40 if 'format' in schema else 0
-    return longest + schema.get('minLength', 0) + _pattern_bytes(schema.get('pattern')) + form
+    return longest + _pattern_bytes(schema.get('pattern'))[0] + form
 
 # %% ../../nbs/inference/constrain.ipynb #68a3710b
+_MUCH = 10**6  # a row then takes the shortest way from its first token on
+
+
 class _Sizes:
     "Bytes that values of a schema take at their shortest, where the longest choice was made."
 
     def __init__(self, whole: dict):
         self.whole = whole
-        self.known: dict[str, int] = {}
+        self.known: dict[int, int] = {}  # by the schema's id
+        self.before: dict[int, int] = {}  # of the round before, for a schema within itself
+        self.work = 0
 
     def least(self, schema: Any) -> int:
         "Bytes of a value."
         if not isinstance(schema, dict):
             return 0
-        if '$ref' in schema:
-            return self._referred(schema['$ref'])
-        n, named = 2 + _plain_bytes(schema), schema.get('properties', {})
-        other = schema.get('additionalProperties')
-        for key in schema.get('required', ()):
-            n += _bytes(key) + 4 + self.least(named.get(key, other))
-        n += schema.get('minProperties', 0) * (8 + self.least(other))
-        n += schema.get('minItems', 0) * (2 + self.least(schema.get('items')))
-        n += sum(map(self.least, [*schema.get('prefixItems', ()), *schema.get('allOf', ())]))
-        choices = [*schema.get('anyOf', ()), *schema.get('oneOf', ())]
-        return min(n + max(map(self.least, choices), default=0), 10**6)
+        key = id(schema)
+        if key not in self.known:
+            self.known[key] = self.before.get(key, 0)
+            self.known[key] = self._value(_joined(self.whole, schema))
+        return self.known[key]
 
-    def _referred(self, ref: str) -> int:
-        if ref not in self.known:
-            self.known[ref] = 0  # a schema within itself counts once
-            self.known[ref] = self.least(_at(self.whole, ref))
-        return self.known[ref]
+    def _value(self, parts: list[dict]) -> int:
+        "Bytes of a value that all these parts describe."
+        self.work += len(parts)
+        if self.work > 50_000:
+            return _MUCH
+        n, rest = 2 + self._without_choice(parts), [_described(p) for p in parts]
+        for choices in [p.get(k, ()) for p in parts for k in ('anyOf', 'oneOf')]:
+            if any(rest):  # what stands beside the choice holds for it too
+                sizes = [self._value([*rest, *_joined(self.whole, c)]) for c in choices]
+            else:
+                sizes = [self.least(c) for c in choices]
+            n += max(sizes, default=0)
+        return min(n, _MUCH)
 
-    def step(self) -> int:
-        "What one token can add to the way to the end."
-        sizes = [6]  # such as `\\u001f`
-        for s in _schemas(self.whole):
-            optional = s.get('properties', {}).keys() - set(s.get('required', ()))
-            sizes += [_bytes(k) + 6 + self.least(s['properties'][k]) for k in optional]
-            more = [s.get('items'), s.get('additionalProperties'), *s.get('prefixItems', ())]
-            more += [*s.get('anyOf', ()), *s.get('oneOf', ())]
-            more += s.get('patternProperties', {}).values()
-            sizes += [8 + self.least(inner) for inner in more if inner]
-            sizes.append(2 + _plain_bytes(s))
-        return max(sizes)
+    def _without_choice(self, parts: list[dict]) -> int:
+        n = sum(map(_plain_bytes, parts))
+        most = {k: max(p.get(k, 0) for p in parts) for k in _COUNTS}
+        n += most['minLength'] * max(_pattern_bytes(p.get('pattern'))[1] for p in parts)
+        n += sum(self.member(parts, key) for key in _all(parts, 'required'))
+        members = [self.member(parts, key) for key in _all(parts, 'properties')]
+        n += most['minProperties'] * max([self.other(parts), *members])
+        n += most['minItems'] * (2 + sum(self.least(p.get('items')) for p in parts))
+        return n + sum(2 + self.least(item) for p in parts for item in p.get('prefixItems', ()))
+
+    def member(self, parts: list[dict], key: str) -> int:
+        "Bytes of a key of this name, with its value."
+        named = [p['properties'][key] for p in parts if key in p.get('properties', ())]
+        n = sum(map(self.least, named)) if named else self.other(parts)
+        return _bytes(key) + 4 + n
+
+    def other(self, parts: list[dict]) -> int:
+        "Bytes of a key that has no name here, with its value."
+        pairs = [(None, p.get('additionalProperties')) for p in parts]
+        pairs += [pair for p in parts for pair in p.get('patternProperties', {}).items()]
+        return 8 + sum(_pattern_bytes(name)[0] + self.least(inner) for name, inner in pairs)
 
 # %% ../../nbs/inference/constrain.ipynb #e0cfba0d
+def _all(parts: list[dict], keyword: str) -> set[str]:
+    "All names that a keyword has in a schema's parts."
+    return {name for p in parts for name in p.get(keyword, ())}
+
+
+def _described(schema: dict) -> dict:
+    "What a schema says beside its choices."
+    aside = ('type', 'anyOf', 'oneOf', 'allOf', '$ref', '$defs', 'definitions')
+    return {k: v for k, v in schema.items() if k not in aside}
+
+
+def _joined(whole: dict, schema: Any) -> list[dict]:
+    "A schema, and those that it refers to or has in `allOf`."
+    parts, ahead, seen = [], [schema], set()
+    while ahead:
+        s = ahead.pop()
+        if isinstance(s, dict) and id(s) not in seen:
+            seen.add(id(s))
+            parts.append(s)
+            ahead += [_at(whole, s['$ref'])] if '$ref' in s else []
+            ahead += s.get('allOf', ())
+    return parts or [{}]
+
+
 def _schemas(schema: Any) -> Iterator[dict]:
     "A schema and all that are part of it."
     if not isinstance(schema, dict):
@@ -499,39 +701,85 @@ def _at(whole: dict, ref: str) -> Any:  # None: no such place
             place = place.get(step) if isinstance(place, dict) else None
     return place
 
+# %% ../../nbs/inference/constrain.ipynb #e0cfba2d
+def _slack(schema: dict) -> int:
+    "A bound on what one token can add to the way to the end."
+    sizes = _Sizes(schema)
+    try:
+        for _ in range(2):
+            sizes.before, sizes.known = sizes.known, {}
+            started = [n for s in _schemas(schema) for n in _started(sizes, s)]
+    except RecursionError:
+        return _MUCH
+    return min(max([6, *started]) + 4, _MUCH)  # 6: such as `\\u001f`; 4: `[[[[` around a value
+
+
+def _started(sizes: _Sizes, schema: dict) -> list[int]:
+    "Bytes of all that a token may start in a value."
+    parts = _joined(sizes.whole, schema)
+    optional = _all(parts, 'properties') - _all(parts, 'required')
+    out = [2 + sizes.member(parts, key) for key in optional]
+    out += [2 + sizes.other(parts), 2 + _plain_bytes(schema)]
+    out.append(4 + sum(sizes.least(p.get('items')) for p in parts))
+    inner = [s for p in parts for k in ('prefixItems', 'anyOf', 'oneOf') for s in p.get(k, ())]
+    return out + [8 + sizes.least(s) for s in inner]
+
+# %% ../../nbs/inference/constrain.ipynb #f997df91
+def _examples(schema: dict) -> list[str]:
+    "Examples of the patterns in a schema, first of those that may match anywhere."
+    patterns = {s['pattern'] for s in _schemas(schema) if 'pattern' in s} - {_TEXT, _NOT_BLANK}
+    found = [_example(p) for p in sorted(patterns, key=lambda p: (p[:1] == '^', len(p), p))]
+    return [text for text in found if text][:32]
+
+
+class _Way:
+    "What a search for the end has done so far."
+
+    def __init__(self):
+        self.used: Counter[int] = Counter()  # how often each byte was written
+        self.letters = 0  # steps in the present text
+        self.tries = 50_000  # tokens of examples that it may still try
+
 # %% ../../nbs/inference/constrain.ipynb #f997df9f
 class _NextSteps:
     "The token that leads to the end, from any place."
 
     def __init__(self, tok: Tokenizer, schema: dict):
         self.bytes = {b: tok.ranks[bytes([b])] for b in range(256)}
-        patterns = {s['pattern'] for s in _schemas(schema) if 'pattern' in s} - {_TEXT, _NOT_BLANK}
-        examples = [json.dumps(_example(p), ensure_ascii=False)[1:] for p in sorted(patterns)]
-        self.examples = [self._ids(text) for text in examples if text != '"']
-
-    def _ids(self, text: str) -> list[int]:
-        return [self.bytes[b] for b in text.encode(errors='replace')]
+        examples = [json.dumps(text, ensure_ascii=False)[1:] for text in _examples(schema)]
+        self.examples = [[self.bytes[b] for b in e.encode(errors='replace')] for e in examples]
 
     def __call__(
         self,
         matcher: Any,
         allowed: np.ndarray,  # bool [V]
         in_text: bool,
-        used: Counter,  # How often each byte was written on the way; is updated
+        way: _Way,  # Is updated
     ) -> list[int]:
         for b in b'"' if in_text else _CLOSING:
             if allowed[self.bytes[b]]:
                 return [self.bytes[b]]
-        for ids in self.examples if in_text else ():
-            if matcher.validate_tokens(ids) == len(ids):
-                return ids
+        if in_text and (ids := self._fitting(matcher, way)):
+            return ids
         free = [b for b in _PLAIN if allowed[self.bytes[b]]]
         free = free or [b for b, i in self.bytes.items() if allowed[i]]
         if not free:
             return [int(allowed.argmax())]
-        b = min(free, key=used.__getitem__)  # of those used least, the first
-        used[b] += 1
+        b = min(free, key=way.used.__getitem__)  # of those used least, the first
+        way.used[b] += 1
         return [self.bytes[b]]
+
+    def _fitting(self, matcher: Any, way: _Way) -> list[int] | None:
+        "An example that ends the text here."
+        way.letters += 1
+        for ids in self.examples if way.letters <= 8 else ():
+            if way.tries <= 0:
+                return None
+            fits = matcher.validate_tokens(ids)
+            way.tries -= 1 + fits
+            if fits == len(ids):
+                return ids
+        return None
 
 # %% ../../nbs/inference/constrain.ipynb #48f4179a
 class JsonGrammar:
@@ -546,7 +794,7 @@ class JsonGrammar:
         self.tok = tok
         self.close = tok.tag_ids[end]
         self._start = _matcher(tok, schema, end)
-        self.slack = _Sizes(schema).step()
+        self.slack = _slack(schema)
         self._next = _NextSteps(tok, schema)
         self.shortest = self.shortest_end(self._start, most=8192)
         if self.shortest[-1:] != [self.close]:
@@ -570,14 +818,15 @@ class JsonGrammar:
     ) -> list[int]:  # Ids, the closing tag last, if it was found
         "A short way from here to the end."
         matcher, out = matcher.deep_copy(), []
-        text, used = text.copy() if text else InText(), Counter()
+        text, way = text.copy() if text else InText(), _Way()
         while not matcher.is_accepting():
             ids = matcher.compute_ff_tokens()  # all that is forced
             if not ids:
-                ids = self._next(matcher, self.allowed(matcher), text.now, used)
+                ids = self._next(matcher, self.allowed(matcher), text.now, way)
             if len(out) > most or not matcher.consume_tokens(ids):
                 return out
             text.read(b''.join(map(self.tok.token_bytes, ids)))
+            way.letters *= text.now
             out += ids
         return [*out, self.close]
 
@@ -599,6 +848,9 @@ class CallGrammar(JsonGrammar):
         return CallWatch(self)
 
 # %% ../../nbs/inference/constrain.ipynb #82e779f2
+_DEEPEST = 24  # levels; with those of the way to the end, a call has less than an episode may
+
+
 class JsonWriter:
     "What a row may write next, and how it ends in time."
 
@@ -620,10 +872,11 @@ class JsonWriter:
     def mask(self, left: int) -> np.ndarray:  # bool [V]; left: tokens, the closing tag's too
         "What may come next; raises `UserError` where the schema became too complex."
         g = self.grammar
-        if not self.ending and left <= self.bound + g.slack:
+        deep = self.text.depth >= _DEEPEST
+        if not self.ending and (deep or left <= self.bound + g.slack):
             ending = self._shortest_end(left)
             self.bound = len(ending)
-            if left <= self.bound + g.slack:
+            if deep or left <= self.bound + g.slack:
                 self.ending = ending
         self.bound += g.slack
         allowed = g.allowed(self.matcher)

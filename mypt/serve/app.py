@@ -358,7 +358,8 @@ def make_app(
         return responses.JSONResponse(await whole(answer, request, ends.pool))
 
     async def health():
-        return dict(status='ok', at_work=guard.at_work, loaded=list(runners.loaded))
+        loaded = {'loaded': list(runners.loaded)} if token is None else {}  # names are not public
+        return dict(status='ok', at_work=guard.at_work) | loaded
 
     get = {
         '/v1/models': ends.models,
@@ -491,6 +492,7 @@ _PIECE_SIZE = re.compile(rb'[0-9a-fA-F]+')
 # %% ../../nbs/serve/app.ipynb #dba34bd1
 def _impatient_protocol(limits: Limits, waiting: WaitingRoom) -> type:
     "uvicorn's HTTP protocol; a request's head may take `limits.patience` seconds."
+    import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Impatient(H11Protocol):
@@ -504,6 +506,12 @@ def _impatient_protocol(limits: Limits, waiting: WaitingRoom) -> type:
         def data_received(self, data):
             super().data_received(data)
             self.watch()
+
+        def send_400_response(self, msg):
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                super().send_400_response(msg)
+            else:  # the request was answered before its body broke off
+                self.transport.close()
 
         def on_response_complete(self):
             waiting.leave(self)  # from here on it waits for its next request
