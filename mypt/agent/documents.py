@@ -18,6 +18,7 @@ from typing import NamedTuple
 from mypt.agent.readers import (
     Parsed,
     Unreadable,
+    markdown_parts,
     read_docx,
     read_html,
     read_markdown,
@@ -91,7 +92,12 @@ def parse_document(
     report: FolderReport | None = None,  # Collects what was repaired
 ) -> Document:
     "A document from the bytes of its file; raises `Unreadable`."
-    title, text, note = READERS[Path(doc_id).suffix.lower()](raw)
+    try:
+        title, text, note = READERS[Path(doc_id).suffix.lower()](raw)
+    except Unreadable:
+        raise
+    except Exception as e:
+        raise Unreadable('its reader fails on it; open it and save it again') from e
     if not text.strip():
         raise Unreadable('empty')
     if note and report is not None:
@@ -123,7 +129,8 @@ def _read_file(path: Path, root: Path) -> bytes:
         raise Unreadable(f'cannot be read ({getattr(e, "strerror", None) or e})') from None
 
 # %% ../../nbs/agent/documents.ipynb #0e4b0ee4
-_OWN = re.compile(r'\.?index\.sqlite(?:\.|$)')  # an index may be in the folder itself
+# An index may be in the folder itself, whole or half written.
+_OWN = re.compile(r'index\.sqlite|\.index\.sqlite\.\w+\.tmp')
 
 
 def _find_files(root: Path, left_out: dict[str, str]) -> list[Path]:
@@ -136,16 +143,19 @@ def _find_files(root: Path, left_out: dict[str, str]) -> list[Path]:
     def blocked(e: OSError) -> None:
         left_out[shown(e.filename) + '/'] = f'folder that cannot be read ({e.strerror})'
 
-    found = []
-    for at, folders, names in os.walk(root, onerror=blocked):
+    found, todo = [], [str(root)]
+    while todo:  # one folder at a time: `os.walk` calls itself in each, up to Python 3.11
+        at, folders, names = next(os.walk(todo.pop(), onerror=blocked), ('', [], []))
         for f in folders:
+            inside = os.path.join(at, f)
             if f.startswith('.'):
-                left_out[shown(os.path.join(at, f)) + '/'] = 'hidden'
-            elif os.path.islink(os.path.join(at, f)):
-                left_out[shown(os.path.join(at, f)) + '/'] = 'a link to a folder'
-        folders[:] = [f for f in folders if not f.startswith('.')]
+                left_out[shown(inside) + '/'] = 'hidden'
+            elif os.path.islink(inside):
+                left_out[shown(inside) + '/'] = 'a link to a folder'
+            else:
+                todo.append(inside)
         for n in names:
-            if _OWN.match(n):
+            if _OWN.fullmatch(n):
                 continue
             if n.startswith('.'):
                 left_out[shown(os.path.join(at, n))] = 'hidden'
@@ -300,7 +310,6 @@ def iter_chunks(text: str, size: int, overlap: int) -> Iterator[str]:
         start = _cut_start(text, low, end) if end < len(text) else end
 
 # %% ../../nbs/agent/documents.ipynb #0f224932
-_HEADINGS = re.compile(r'^#{1,6}[ \t].*$', re.M)
 _SAID = re.compile(r'[^\W_]+')
 
 
@@ -329,7 +338,8 @@ class Passage(NamedTuple):
     @property
     def is_bare(self) -> bool:
         "Whether it says no two words beside its headings, as a repealed paragraph does."
-        return len(_SAID.findall(_HEADINGS.sub('', self.text))) < 2
+        body = ''.join(lines for lines, level, _ in markdown_parts(self.text) if not level)
+        return len(_SAID.findall(body)) < 2
 
 
 class _Section(NamedTuple):
@@ -337,31 +347,24 @@ class _Section(NamedTuple):
     above: tuple[str, ...]
     own: tuple[str, ...]
 
-
-_HEADING = re.compile(r'(#{1,6})[ \t]+(.*?)[ \t]*#*')
-_FENCE = re.compile(r'[ \t]*(?:```|~~~)')
-
 # %% ../../nbs/agent/documents.ipynb #94bacd49
 def _sections(text: str) -> Iterator[_Section]:
     "Cut a text before its headings; a heading without text belongs to the section below it."
     stack: list[tuple[int, str]] = []  # the headings above the current line, with their levels
     start = at = above = 0  # `above`: how many of them are before the section
-    fenced, has_body = False, False
-    for line in text.splitlines(keepends=True):
-        fenced ^= _FENCE.match(line) is not None
-        heading = None if fenced else _HEADING.fullmatch(line.rstrip())
-        if heading is None:
-            has_body = has_body or bool(line.strip())
+    has_body = False
+    for lines, level, name in markdown_parts(text):
+        if not level:
+            has_body = has_body or bool(lines.strip())
         else:
             names = tuple(h for _, h in stack)
             if has_body:
                 yield _Section(text[start:at], names[:above], names[above:])
-            level = len(heading[1])
             stack = [h for h in stack if h[0] < level]
             above = len(stack) if has_body else min(above, len(stack))
             start, has_body = (at, False) if has_body else (start, False)
-            stack.append((level, heading[2]))
-        at += len(line)
+            stack.append((level, name))
+        at += len(lines)
     names = tuple(h for _, h in stack)
     yield _Section(text[start:], names[:above], names[above:])
 

@@ -43,7 +43,7 @@ from mypt.agent.words import (
     words_by_group,
 )
 from ..errors import UserError
-from ..files import sync, temporary, watched
+from ..files import sync, temporary, watched, writing
 
 # %% ../../nbs/agent/index_file.ipynb #6d0715b0
 PLACE_BITS = 20  # passage number = document number << 20 | place in the document
@@ -254,6 +254,8 @@ class FileStore(IndexReader):
         shared = Counter()
         for g in letter_groups(word):
             for (words,) in self.ask('select words from gram where gram = ?', g):
+                if not isinstance(words, str):  # the column takes bytes as well
+                    raise _damaged(self.path, 'words that are no text')
                 shared.update(words.split())
         return shared
 
@@ -299,9 +301,8 @@ def write_index(
     final = folder / INDEX_FILE
     settings = dict(size=size, overlap=overlap, dense=vector_source(embed))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        fresh = not _can_update(final, settings)
-        with temporary(final) as tmp:
+        with writing(folder), temporary(final) as tmp:
+            fresh = not _can_update(final, settings)
             try:
                 changes = _fill(tmp, None if fresh else final, docs_dir, report, settings, embed)
             except _DAMAGE:

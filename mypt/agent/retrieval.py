@@ -44,7 +44,7 @@ from mypt.agent.index_file import (
     unit_vectors,
     write_index,
 )
-from .words import GroupIndex, index_words, query_words, similar
+from .words import GroupIndex, index_words, query_words
 from ..data.episodes import shown
 from ..errors import UserError, harmless
 
@@ -80,17 +80,14 @@ class InvertedIndex:
     def postings(self, word: str) -> dict[int, int]:  # passage → how often it has the word
         return self.index.get(word, {})
 
-    def sharing(self, word: str) -> Counter:  # word → groups of letters that it shares with this
-        if self.groups is None:
-            self.groups = GroupIndex(self.index)
-        return self.groups.sharing(word)
-
     def near(self, word: str) -> list[tuple[str, float]]:  # (word, weight below 1)
         "The words that stand in for a word; those of the last queries are remembered."
         if word not in self.known:
             if len(self.known) >= MOST_KNOWN:
                 self.known.clear()
-            self.known[word] = similar(word, self.sharing(word))
+            if self.groups is None:
+                self.groups = GroupIndex(self.index)
+            self.known[word] = self.groups.near(word)
         return self.known[word]
 
 # %% ../../nbs/22_retrieval.ipynb #73e8dd0e

@@ -83,7 +83,7 @@ TOOLS = {t.name: t for t in (_SEARCH, _LIST_DOCS, _GET_DOC, _SUMMARIZE)}
 # %% ../../nbs/25_tools.ipynb #b36a265d
 def _signature(tool: Tool) -> str:  # `workspace.get_doc {doc_id | title}`
     shown = [' | '.join(tool.either)] if tool.either else []
-    for k, v in tool.parameters['properties'].items():
+    for k, v in tool.parameters.get('properties', {}).items():
         if k not in tool.either:
             shown.append(f'{k}={v["default"]}' if 'default' in v else k)
     return f'{tool.name} {{{", ".join(shown)}}}'

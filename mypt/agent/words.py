@@ -111,9 +111,9 @@ MAX_NEAR = 8  # similar words searched for one word, at most
 
 
 @lru_cache(1 << 16)
-def letter_groups(word: str) -> tuple[str, ...]:  # Empty for short words and numbers
+def letter_groups(word: str) -> tuple[str, ...]:  # Empty for short words, long ones and numbers
     "The distinct groups of four letters in a word, with a space before and after it."
-    if len(word) < 4 or not word.isalpha():
+    if not 4 <= len(word) <= 60 or not word.isalpha():  # results are kept, long ones cost memory
         return ()
     word = f' {word} '
     return tuple({word[i : i + 4] for i in range(len(word) - 3)})

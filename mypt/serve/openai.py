@@ -58,6 +58,12 @@ def refuse(path: str, problem: str) -> NoReturn:
     "Raise an `ApiError` about a place in the request."
     raise ApiError(f'{path}: {problem}', param=path)
 
+# %% ../../nbs/serve/openai.ipynb #38c4d4e1
+def _value(body: dict, key: str, default: Any) -> Any:
+    "The value of a key; the default where it is missing or null."
+    value = body.get(key)
+    return default if value is None else value
+
 # %% ../../nbs/serve/openai.ipynb #c2508d97
 def _text(content: Any, path: str) -> str:
     "The text of a message: a string, or a list of text parts."
@@ -94,9 +100,11 @@ def _tool_call(call: Any, path: str) -> dict:
         refuse(
             path, 'expected {"id": …, "type": "function", "function": {"name": …, "arguments": …}}'
         )
-    given = f.get('arguments') or '{}'
+    given = _value(f, 'arguments', '{}')
     try:
-        arguments = given if isinstance(given, dict) else strict_json(given)
+        arguments = (
+            given if isinstance(given, dict) else strict_json(given if given != '' else '{}')
+        )
     except (ValueError, TypeError, RecursionError):
         refuse(f'{path}.function.arguments', 'is not JSON')
     return {'role': 'assistant_toolcall', 'name': f['name'], 'arguments': arguments}
@@ -168,8 +176,9 @@ class EpisodeBuilder:
         self.out.append(message)
 
     def _assistant(self, m: dict, path: str) -> None:
-        think = {'think': m['reasoning_content']} if m.get('reasoning_content') else {}
-        if m.get('tool_calls'):
+        thought = _value(m, 'reasoning_content', '')
+        think = {} if thought == '' else {'think': thought}
+        if _value(m, 'tool_calls', []) != []:
             self.calls |= _pending_calls(m, path, think)
         else:
             self.out.append(_answer_message(m, path, think))
@@ -185,7 +194,7 @@ class EpisodeBuilder:
 # %% ../../nbs/serve/openai.ipynb #f17750e9
 def _answer_message(m: dict, path: str, think: dict) -> dict:
     cite = {}
-    if m.get('annotations'):
+    if _value(m, 'annotations', []) != []:
         cite['cite'] = _citations(m['annotations'], f'{path}.annotations')
     text = _text(m.get('content'), f'{path}.content')
     return {'role': 'assistant', 'content': text} | think | cite
@@ -201,7 +210,7 @@ def _result_content(text: str) -> dict | str:
 # %% ../../nbs/serve/openai.ipynb #0ae278c7
 def _pending_calls(m: dict, path: str, think: dict) -> dict[str, dict]:
     "The calls of a message by their ids; the thought goes to the first of them."
-    if m.get('content'):
+    if m.get('content') not in (None, '', []):
         problem = 'a message is either text or tool calls; leave one of the two out'
         refuse(f'{path}.content', problem)
     if not isinstance(m['tool_calls'], list):
@@ -382,18 +391,18 @@ def _read_tool(tool: Any, path: str) -> ClientTool:
     if not isinstance(f, dict) or not isinstance(name, str) or not _NAME.fullmatch(name):
         problem = 'expected {"type": "function", "function": {"name": …}}'
         raise ApiError(f'{path}: {problem}, the name of letters, digits and . : / - _', param=path)
-    about = f.get('description') or 'use it'
-    schema = f.get('parameters') or {}
+    about, schema = _value(f, 'description', ''), _value(f, 'parameters', {})
     properties = _properties(schema)
     if properties is None or not isinstance(about, str):
         problem = 'parameters must be a JSON schema of an object, description a text'
         raise ApiError(f'{path}.function: {problem}', param=f'{path}.function')
     _check_schema(schema, f'{path}.function.parameters')
-    return ClientTool(name, about, schema | dict(type='object', properties=properties))
+    named = {'properties': properties} if 'properties' in schema else {}
+    return ClientTool(name, about or 'use it', schema | {'type': 'object'} | named)
 
 
 def _properties(schema: Any) -> dict[str, dict] | None:  # without defaults; None: no such schema
-    properties = (schema.get('properties') or {}) if isinstance(schema, dict) else None
+    properties = _value(schema, 'properties', {}) if isinstance(schema, dict) else None
     if not isinstance(properties, dict) or schema.get('type', 'object') != 'object':
         return None
     if not all(isinstance(v, dict) for v in properties.values()):
@@ -419,7 +428,8 @@ def _chosen(choice: Any, tools: dict[str, Tool]) -> tuple[dict[str, Tool], bool]
         return (tools if choice == 'auto' else {}), False
     if choice == 'required' and tools:
         return tools, True
-    f = choice.get('function') if isinstance(choice, dict) else None
+    is_function = isinstance(choice, dict) and choice.get('type', 'function') == 'function'
+    f = choice.get('function') if is_function else None
     name = f.get('name') if isinstance(f, dict) else None
     if not isinstance(name, str) or name not in tools:
         problem = "can be 'auto', 'none', 'required' or a function by its name; it must be in tools"
@@ -455,8 +465,8 @@ class Wants:
 # %% ../../nbs/serve/openai.ipynb #9ebde354
 def read_wants(body: dict) -> Wants:
     "What a request wants its reply to be; raises `ApiError`."
-    tools = _read_tools(body.get('tools') or [])
-    calls, must_call = _chosen(body.get('tool_choice') or 'auto', tools)
+    tools = _read_tools(_value(body, 'tools', []))
+    calls, must_call = _chosen(_value(body, 'tool_choice', 'auto'), tools)
     answer = _answer_schema(body.get('response_format'))
     return Wants(tools if calls else {}, calls, must_call, answer)
 
@@ -487,12 +497,14 @@ def read_body(body: Any) -> ChatRequest:
     _check_keys(body)
     if not isinstance(body.get('model'), str):
         raise ApiError('model is missing: name one of /v1/models', param='model')
-    more, options = body.get('mypt') or {}, body.get('stream_options') or {}
+    more, options = _value(body, 'mypt', {}), _value(body, 'stream_options', {})
     mode = more.get('mode', 'chat') if isinstance(more, dict) else None
     if not isinstance(mode, str) or mode not in MODES or set(more) - {'mode'}:
         raise ApiError(f'mypt can be {{"mode": …}}, one of {", ".join(MODES)}', param='mypt')
-    if not isinstance(options, dict):
-        raise ApiError('stream_options must be an object', param='stream_options')
+    wants_usage = _value(options, 'include_usage', False) if isinstance(options, dict) else None
+    if not isinstance(wants_usage, bool):
+        problem = 'stream_options must be an object, its include_usage true or false'
+        raise ApiError(problem, param='stream_options')
     most = _value(body, 'max_completion_tokens', _value(body, 'max_tokens', None))
     return ChatRequest(
         body['model'],
@@ -502,16 +514,11 @@ def read_body(body: Any) -> ChatRequest:
         most,
         _stops(body.get('stop')),
         bool(body.get('stream')),
-        bool(options.get('include_usage')),
+        wants_usage,
         mode,
     )
 
 # %% ../../nbs/serve/openai.ipynb #23bde5f1
-def _value(body: dict, key: str, default: Any) -> Any:
-    value = body.get(key)
-    return default if value is None else value
-
-
 def _sampling(body: dict) -> Sampling:
     return Sampling(
         temperature=float(_value(body, 'temperature', 0.0)),
