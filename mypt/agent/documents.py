@@ -332,8 +332,10 @@ class Passage(NamedTuple):
     def shown(self) -> str:
         "The text on one line; a piece from within a section has the nearest heading before it."
         text = ' '.join(self.text.split())
-        own = not self.headings or _HEADINGS.match(self.text)
-        return text if own else f'# {self.headings[-1]} {text}'
+        _, level, _ = next(iter(markdown_parts(self.text)), ('', 0, ''))
+        if level or not self.headings:
+            return text
+        return f'# {self.headings[-1]} {text}'
 
     @property
     def is_bare(self) -> bool:
