@@ -83,7 +83,7 @@ class _Flat(_Depth):
         if not m['name']:
             return ''  # a comment or a program
         name = m['name'].lower()[:100]
-        name = _OTHERWISE.get(name, name)
+        name = str(_OTHERWISE.get(name, name))
         if name in _NEEDLESS or (name in _PARTS and not self.open['table']):
             return ''
         if m['end']:

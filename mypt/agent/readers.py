@@ -160,7 +160,7 @@ _ENDS_HTML = re.compile('</(?:pre|script|style|textarea)>', re.I)
 _MOST_HEADING = 1000  # characters
 
 
-def _heading(line: str) -> tuple[int, str]:  # (level, name); (0, '') when it is none
+def _heading(line: str) -> tuple[int, str]:  # (level, name); (0, '') when it is not one
     m = _HASHES.fullmatch(line)
     if not m:
         return 0, ''
