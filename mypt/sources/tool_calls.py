@@ -148,7 +148,7 @@ def _arguments_of(call: dict, tools: dict) -> Any:
     flat = {k: v for k, v in call.items() if k != 'name'}
     return {k: v for k, v in flat.items() if k in props or k not in _BESIDE}
 
-
+# %% ../../nbs/sources/tool_calls.ipynb #e288e9ca
 def _json_calls(value: Any, tools: dict) -> list[_Call]:
     if isinstance(value, list):
         return [call for item in value for call in _json_calls(item, tools)]
@@ -160,7 +160,7 @@ def _json_calls(value: Any, tools: dict) -> list[_Call]:
     call_id = next((x[k] for x in (value, call) for k in _CALL_IDS if x.get(k)), '')
     return [_Call(call['name'], _arguments_of(call, tools), str(call_id))]
 
-
+# %% ../../nbs/sources/tool_calls.ipynb #df6235a5
 def _without_null_cells(value: Any) -> Any:
     "Calls that are objects without the nulls of a table; arguments that are null are none."
     if isinstance(value, list):
