@@ -79,7 +79,7 @@ def _before_dashes(words: Sequence[str]) -> Sequence[str]:
     "The words that may be flags: what follows a lone `--` is text."
     return words[: words.index('--')] if '--' in words else words
 
-
+# %% ../nbs/commands/cli.ipynb #2a2fa139
 class _Parser(argparse.ArgumentParser):
     "argparse, but an error is one line with the nearest flag."
 
@@ -306,7 +306,7 @@ def _drop_output():
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-
+# %% ../nbs/commands/cli.ipynb #c024e8ae
 def main(argv: list[str] | None = None) -> int:  # Exit code: 0, 1, 2 or 130
     "The command `mypt`."
     if argv is None and not sys.stderr.isatty():

@@ -53,7 +53,7 @@ def _check_plain(path: str | Path, once: bool):
         fault = 'is a pipe, and this command reads its input twice'
     raise UserError(f'{path}: {fault}; write its output to a file')
 
-
+# %% ../nbs/base/files.ipynb #ca5a60d7
 @contextmanager
 def open_input(
     path: str | Path,
@@ -138,7 +138,7 @@ def check_output(path: str | Path) -> Path:
         raise UserError(f'{path}: is {what}, which a file would replace; give another name')
     return path
 
-
+# %% ../nbs/base/files.ipynb #097f0b63
 def check_distinct(
     read: Iterable[str | Path],  # Files that a command reads
     output: str | Path,
@@ -276,7 +276,7 @@ def read_start(
         raise UserError(f'{path}: not an ordinary file; {way}')
     return raw
 
-
+# %% ../nbs/base/files.ipynb #f078b1a9
 def read_text(path: Path, way: str = RESTORE) -> str:
     "The UTF-8 text of a file, without a byte-order mark; `FileNotFoundError` is the caller's."
     raw = read_start(path, JSON_BYTES + 1, way)

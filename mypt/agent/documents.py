@@ -247,7 +247,7 @@ def _last(border: re.Pattern, text: str, low: int, high: int) -> int:
     ends = (m.end() for m in border.finditer(text, low, high + _AHEAD))
     return max((end for end in ends if end <= high), default=0)
 
-
+# %% ../../nbs/agent/documents.ipynb #6b4e33f1
 def _cut(text: str, start: int, high: int) -> int:
     "Where a passage ends: the last of the best borders in its second half, else `high`."
     low = start + (high - start) // 2 + 1
@@ -271,7 +271,7 @@ def _before_heading(text: str, start: int, end: int) -> int:
         first, at = start + at, whole.rfind('\n') + 1
     return end if whole.startswith('#', at) else first  # there is nothing but headings
 
-
+# %% ../../nbs/agent/documents.ipynb #acbc6eae
 def _cut_start(text: str, low: int, end: int) -> int:
     "Where a passage begins: the first paragraph, sentence or word that starts in [low, end]."
     if low < end:
@@ -343,7 +343,7 @@ class Passage(NamedTuple):
         body = ''.join(lines for lines, level, _ in markdown_parts(self.text) if not level)
         return len(_SAID.findall(body)) < 2
 
-
+# %% ../../nbs/agent/documents.ipynb #17794e15
 class _Section(NamedTuple):
     text: str
     above: tuple[str, ...]

@@ -159,7 +159,7 @@ def _holds_page(node: LexborNode) -> bool:
         return False
     return node.tag != 'nav' or node.css_first('p') is not None
 
-
+# %% ../../nbs/agent/html_text.ipynb #d8c37ce0
 def _is_menu(node: LexborNode) -> bool:
     "Is this navigation rather than text?"
     if node.tag not in {'nav'} | _ASIDE | _GROUPS:

@@ -88,7 +88,7 @@ def vector_source(embed: EmbedFn | None) -> int:
         return BUILT_IN
     return OWN_EMBED if embed else NO_VECTORS
 
-
+# %% ../../nbs/agent/index_file.ipynb #3dac4e9d
 def unit_vectors(embed: EmbedFn, texts: list[str]) -> np.ndarray:  # [n, d] float32 of length 1
     "The vectors of texts; raises `UserError` unless they are rows of finite numbers."
     v = np.asarray(embed(texts), dtype=np.float32)
@@ -147,7 +147,7 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, _Clock]:
     db.execute('pragma trusted_schema=off')
     return db, clock
 
-
+# %% ../../nbs/agent/index_file.ipynb #90aa6345
 def _open(path: Path) -> tuple[sqlite3.Connection, _Clock]:
     "An open index and its time limit; raises `UserError` when it is missing or damaged."
     if not path.is_file():

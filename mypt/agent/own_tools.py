@@ -107,7 +107,7 @@ def _default(where: str, value: Any) -> Any:
         raise UserError(f'{problem}; write one that has, or None') from None
     return json.loads(text)
 
-
+# %% ../../nbs/agent/own_tools.ipynb #1a1a763a
 def _argument_schema(where: str, parameter: inspect.Parameter, hint: Any, comment: str) -> dict:
     "The schema of one argument; raises `UserError` when its type has none."
     if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
@@ -219,7 +219,7 @@ def _reason(error: BaseException) -> str:
     except Exception:
         return 'its text cannot be made'
 
-
+# %% ../../nbs/agent/own_tools.ipynb #cb582324
 def run_tool(own: OwnTool, arguments: dict) -> dict | str:
     "Call a function with checked arguments; an exception becomes an error in the result."
     hints = get_type_hints(own.function)

@@ -134,7 +134,7 @@ def _split_front(text: str) -> tuple[str, str]:  # (title or '', text without fr
     has_title = title not in (None, '~', 'null') and not isinstance(title, dict | list)
     return str(title).strip() if has_title else '', text[m.end() :]
 
-
+# %% ../../nbs/agent/readers.ipynb #35739564
 def _read_settings(block: str, toml: bool) -> dict | None:  # None when it is no mapping
     try:
         if not toml:
@@ -167,7 +167,7 @@ def _heading(line: str) -> tuple[int, str]:  # (level, name); (0, '') when it is
     name = m[2].rstrip('#')
     return len(m[1]), name.rstrip() if name.endswith((' ', '\t')) else m[2]
 
-
+# %% ../../nbs/agent/readers.ipynb #8cf2d8a1
 def _end_of_code(line: str) -> re.Pattern | None:
     "What ends the block of code that a line starts; None when it starts none."
     fence = _FENCE.match(line)
@@ -329,7 +329,7 @@ def _paragraphs(rows: Iterable[list[str]]) -> Iterator[str]:
             raise Unreadable(f'a table of more than {_MOST_TABLE >> 20} MB with its names')
         yield lines
 
-
+# %% ../../nbs/agent/readers.ipynb #7dd6e0d0
 def read_table(raw: bytes, separator: str = ',') -> Parsed:
     "Read a table; each row becomes a paragraph."
     _, text, note = read_plain(raw)
@@ -371,7 +371,7 @@ def read_pdf(raw: bytes) -> Parsed:
         raise Unreadable('PDF without text; scanned pages need OCR first')
     return Parsed(title, '\n\n'.join(pages), _without_text(empty, len(pages)))
 
-
+# %% ../../nbs/agent/readers.ipynb #87167934
 def _without_text(empty: list[int], pages: int) -> str:  # A note, or ''
     if not empty:
         return ''
@@ -401,7 +401,7 @@ def _outline(properties: Any) -> str:
     level = _value(properties, 'pPr/outlineLvl')
     return f'heading {int(level) + 1}' if level in set('012345') else ''
 
-
+# %% ../../nbs/agent/readers.ipynb #f22888d2
 def _docx_styles(root: Any) -> dict[str, str]:  # id → a name that we know, or ''
     "The styles of a document; one of the author's own is what it is based on."
     styles = {s.get(f'{_W}styleId'): s for s in root.iter(f'{_W}style')}
@@ -443,7 +443,7 @@ def _docx_style(paragraph: Any, styles: dict[str, str]) -> str:  # id → name
     style = next(paragraph.iter(f'{_W}pStyle'), None)
     return _outline(paragraph) or ('' if style is None else styles.get(style.get(f'{_W}val'), ''))
 
-
+# %% ../../nbs/agent/readers.ipynb #f318aaa3
 def _docx_paragraph(paragraph: Any, styles: dict[str, str]) -> str:
     "A paragraph as Markdown."
     words, style = _docx_words(paragraph), _docx_style(paragraph, styles)
@@ -501,7 +501,7 @@ def _check_size(raw: bytes) -> None:
     if xml > MAX_XML:
         raise Unreadable(f'Word file with more than {MAX_XML >> 20} MB of text and layout')
 
-
+# %% ../../nbs/agent/readers.ipynb #3e5f3505
 def read_docx(raw: bytes) -> Parsed:
     "Read a Word document."
     try:

@@ -57,7 +57,7 @@ def _count_words(text: str) -> tuple[int, Counter]:  # (all words, how often eac
     words = index_words(text)
     return len(words), Counter(words)
 
-
+# %% ../../nbs/22_retrieval.ipynb #fa51a578
 class InvertedIndex:
     "Words and the passages that hold them, in dicts."
 

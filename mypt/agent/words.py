@@ -158,7 +158,7 @@ def same_words(
         found.append(plain)
     return [(w, SAME) for w in found]
 
-
+# %% ../../nbs/agent/words.ipynb #9f49bb70
 def nearest(
     same: list[tuple[str, float]], like: list[tuple[str, float]]
 ) -> list[tuple[str, float]]:  # (word, weight), each word once
@@ -184,7 +184,7 @@ def words_by_form(words: Iterable[str]) -> dict[str, list[str]]:
             out.setdefault(form, []).append(w)
     return out
 
-
+# %% ../../nbs/agent/words.ipynb #53ecb727
 def scan_words(
     line: str,  # Words with a space before and after each
     word: str,

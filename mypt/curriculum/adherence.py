@@ -190,6 +190,10 @@ _PHRASES |= dict(
     i_am=_both(
         'I am {}. | My name is {}.', 'Ich bin {}. | Ich heiße {}.', 'I am {}.', 'Ich bin {}.'
     ),
+)
+
+# %% ../../nbs/curriculum/adherence.ipynb #90e8e7a9
+_PHRASES |= dict(
     source=_both(
         'It says so in {}. | This is from {}. | The source is {}. | I have this from {}.',
         'Das steht in {}. | Die Quelle ist {}. | So steht es in {}. | Das habe ich aus {}.',

@@ -271,7 +271,7 @@ def measure_minutes(plan: AssistantPlan, characters: int):
     for kind, why in left_out.items():
         print(f'left out, {kind}: {why}')
 
-
+# %% ../../nbs/curriculum/assistant.ipynb #240361ac
 def read_budget(plan: AssistantPlan) -> Budget:
     "The budget of `measure_minutes`."
     kept = _kept(plan, 'budget.json', dict, _BUDGET)

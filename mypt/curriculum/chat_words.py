@@ -62,7 +62,7 @@ def is_value(f: Fact) -> bool:
     "Whether a fact is the value of a named attribute."
     return f.kind == 'value' and bool(f.attribute)
 
-
+# %% ../../nbs/curriculum/chat_words.ipynb #ac0f65cc
 _SOUGHT = dict(
     en=dict(
         value='the {a} of {s}',
@@ -94,7 +94,7 @@ _SOUGHT = dict(
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
-
+# %% ../../nbs/curriculum/chat_words.ipynb #408ecc0e
 def fact_gaps(f: Fact) -> dict[str, str]:
     "The gaps that a fact fills in a form."
     words = articles(f.lang, f.attribute)

@@ -48,7 +48,7 @@ def _balanced(text: str) -> bool:
     pairs = all(text.count(a) == text.count(b) for a, b in _PAIRS)
     return marks and pairs and not re.match(r'[^(]*\)', text)
 
-
+# %% ../../nbs/curriculum/facts.ipynb #75cf175c
 def stands_alone(sentence: str, lang: str) -> bool:
     "Whether a sentence can be understood without those before it."
     sentence = plain_text(sentence)
@@ -264,7 +264,7 @@ def _is_whole_item(text: str, below: str, lang: str) -> bool:
         return True
     return text[0].isupper() and not _HANGING.match(text) and text.split()[0] not in _LEANING['en']
 
-
+# %% ../../nbs/curriculum/facts.ipynb #247cba38
 def _steps(section: _Section) -> Iterator[_Found]:
     "Items of a numbered list, if the section has only one list."
     items = [(start, line, _ORDERED.match(line)) for start, line in section.lines]
@@ -387,7 +387,7 @@ class _Sentences:
         starts = {sentence[i : i + _START] for i in range(len(sentence))}
         return any(s in sentence for start in starts for s in self.by_start.get(start, ()))
 
-
+# %% ../../nbs/curriculum/facts.ipynb #4d51d3d0
 _START = 4  # letters; no sentence that states something is shorter
 
 

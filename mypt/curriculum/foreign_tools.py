@@ -224,7 +224,7 @@ def _timer(r: random.Random, lang: str, now: int) -> ForeignTask:
     minutes = r.randint(2, 180)
     return ForeignTask(dict(minutes=minutes), dict(ends_at=_clock(now + minutes)), {})
 
-
+# %% ../../nbs/curriculum/foreign_tools.ipynb #855044f0
 _EVENTS = dict(  # title → as *I have …* says it
     en={
         'dentist': 'a dentist appointment',

@@ -238,7 +238,7 @@ def _silent_context(r: random.Random, shelf: Shelf, f: Fact) -> str | None:
         return None
     return context_block(r.sample(pages, len(pages)))
 
-
+# %% ../../nbs/curriculum/minimal_qa.ipynb #a172cdcf
 def _unknown_topic(r: random.Random, lang: str, shelf: Shelf) -> Topic | None:
     "A question without an answer; None where the passage turns out to have one."
     if r.random() < 0.35:

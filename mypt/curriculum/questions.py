@@ -151,7 +151,7 @@ def _needs_title(rng: random.Random, f: Fact) -> bool:
     numbered = _OF_STATUTE.match(f.subject) is not None
     return numbered or rng.random() < 0.2 or len(f.subject.split()) < 4
 
-
+# %% ../../nbs/curriculum/questions.ipynb #f9e952b2
 def _fill_other(form: str, f: Fact) -> str:
     "A form of another fact; in German it may need the dative of what is counted."
     one = next((noun for noun, many in PLURAL.items() if many == f.attribute), '')

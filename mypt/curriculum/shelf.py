@@ -56,6 +56,14 @@ def as_file(page: Page) -> Page:
     return renamed_page(page, name) if cut else page
 
 # %% ../../nbs/curriculum/shelf.ipynb #8872017a
+def _ways_to_rival(rng: random.Random, fact: Fact, base: tuple[str, ...], beside: bool) -> list:
+    "Arguments of `make_document`: about the subject, and with the attribute, in any order."
+    same: dict = dict(name=fact.subject, thing=fact.thing, without=base)
+    if beside:
+        same['beside'] = (fact.attribute,)
+    return rng.sample([same, dict(attributes=(fact.attribute,))], 2)
+
+# %% ../../nbs/curriculum/shelf.ipynb #6a052446
 class InventedPages:
     "Documents that are invented when they are asked for."
 
@@ -90,11 +98,9 @@ class InventedPages:
         doc = self.stated.get(fact.doc_id)
         known = [f.attribute for f in _values_of(doc, fact.lang)] if doc else []
         base = (*known, fact.attribute)
-        same = dict(name=fact.subject, thing=fact.thing, without=base)
-        other = dict(attributes=(fact.attribute,))
-        if not self.simple and rng.random() < BESIDE:
-            same['beside'] = (fact.attribute,)
-        ways = rng.sample([same, other], 2)
+        beside = not self.simple and rng.random() < BESIDE
+        ways = _ways_to_rival(rng, fact, base, beside)
+        same, other = sorted(ways, key=lambda way: 'name' not in way)
         pages: dict[str, Page] = {}
         while len(pages) < n:
             way = ways[len(pages) % 2]
@@ -125,7 +131,7 @@ def _plain_heading(f: Fact) -> Fact:
     named = _NUMBERED.sub('', f.subject) if f.kind in BY_HEADING else f.subject
     return replace(f, subject=named.rstrip('?!: ') or f.subject)
 
-
+# %% ../../nbs/curriculum/shelf.ipynb #fd712a7d
 class FolderPages:
     "Documents of a folder, by language."
 

@@ -263,7 +263,7 @@ def _new_pages(talk: Talk) -> Scenes:
         scenes.numbers = (1,)
     return scenes
 
-
+# %% ../../nbs/curriculum/talk.ipynb #b3aee2c0
 def new_context(talk: Talk) -> bool:
     "New passages, and a question that they answer."
     if talk.scene.long:
@@ -382,7 +382,7 @@ def ask_again(talk: Talk) -> bool:
     talk.topics.append(talk.topics[-1])
     return True
 
-
+# %% ../../nbs/curriculum/talk.ipynb #1534a50a
 def thank(talk: Talk) -> bool:
     "Thanks, and a short answer to them."
     ask_plain(talk, talk.form('thanks'), talk.form('welcome'))

@@ -74,7 +74,7 @@ def _whole_pieces(text: str, size: int) -> Iterator[str]:
         elif first:
             yield piece[first.end() :]
 
-
+# %% ../../nbs/curriculum/tool_script.ipynb #05c36a97
 def _pieces(rng: random.Random, page: Page) -> list[Page]:
     "A page in pieces, each with the facts that it shows in full; those without one are dropped."
     doc, found = page
@@ -454,7 +454,7 @@ def _tells(text: str, fact: Fact) -> bool:
     said = _long_words(fact.sentence)
     return len(said & _long_words(text)) >= 0.6 * len(said)
 
-
+# %% ../../nbs/curriculum/tool_script.ipynb #b5a3a5ea
 def result_hints(result: dict, fact: Fact) -> bool:
     "Whether a tool's result says anything of what a fact says."
     texts = result_texts(result)
@@ -483,7 +483,7 @@ def known_words(script: ToolScript) -> str:
             return ' '.join([m['content'], *said])
     return ' '.join(said)
 
-
+# %% ../../nbs/curriculum/tool_script.ipynb #c7b59692
 def good_query(
     script: ToolScript,
     fact: Fact,
@@ -608,7 +608,7 @@ class SecondSearch(NamedTuple):
         thought = script.form('think.slip' if self.slip else 'think.again', q=self.query)
         return search_documents(script, self.query, thought)
 
-
+# %% ../../nbs/curriculum/tool_script.ipynb #14a1d92c
 def empty_search(script: ToolScript) -> SecondSearch | None:  # None: not this time
     "A question, a search that finds nothing, and what to search for then."
     query, asked, slip = empty_query(script), script.fact, False
@@ -625,7 +625,7 @@ def empty_search(script: ToolScript) -> SecondSearch | None:  # None: not this t
         second = good_query(script, script.fact)
     return SecondSearch(second, slip) if second and second != query else None
 
-
+# %% ../../nbs/curriculum/tool_script.ipynb #82accfae
 def answer_found(script: ToolScript, slip: bool, think: str = '') -> bool:
     "The fact's sentence and its source; after a slip, first the name that is meant."
     fact = script.fact

@@ -351,7 +351,7 @@ def tells_of_another(text: str, of: str, subject: str, lang: str) -> bool:
     others = [name for name in found if name not in subject]
     return any(o in s and subject not in s for o in others for s in sentences(text))
 
-
+# %% ../../nbs/27_toolcall.ipynb #b3150aae
 def good_summary(script: ToolScript, short: str) -> bool:
     "Whether a summary is whole sentences about the subject of its document, and several."
     said = sentences(short)
@@ -474,7 +474,7 @@ def search_then_read(script: ToolScript) -> bool:
     "Ask, search, and read the document because its hit is cut off before the answer."
     return read_choice(script, search_first(script))
 
-
+# %% ../../nbs/27_toolcall.ipynb #24dce937
 def read_in_turn(script: ToolScript, result: dict, slip: bool = False) -> bool:
     "Read the first hit on the subject, which does not say it, and then the second, which does."
     d = script.fact.doc_id
@@ -535,7 +535,7 @@ def nothing_found(script: ToolScript) -> bool:
     n = len(found_ids(result))
     return not naming_hits(script, result) and bool(n) and say_nothing_found(script, n)
 
-
+# %% ../../nbs/27_toolcall.ipynb #58b966a1
 def nothing_read(script: ToolScript) -> bool:
     "Each hit on the subject is read, and none answers."
     if not lose_document(script):

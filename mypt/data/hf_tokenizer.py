@@ -640,7 +640,7 @@ def _plain_encoder(spec: dict, control: set[str]) -> Any:  # A `tokenizers.Token
         why = value_text(str(e))
         raise UserError(f'tokenizer.json: not usable ({why}); {TAKE_ANOTHER}') from None
 
-
+# %% ../../nbs/data/hf_tokenizer.ipynb #e8e3eda7
 @contextmanager
 def _panics(kind: str) -> Iterator[None]:
     "A panic in Rust, which is no `Exception`, becomes a `UserError`."
@@ -663,7 +663,7 @@ def _written_bytes(token: str) -> bytes | None:
     found = _byte_of_char()
     return bytes(found[c] for c in token) if found.keys() >= set(token) else None
 
-
+# %% ../../nbs/data/hf_tokenizer.ipynb #af6ba412
 def _bytes_of_token(token: str, spaces: bool) -> bytes:
     "The bytes that an ordinary token of the vocabulary means."
     if not spaces:
@@ -720,9 +720,7 @@ class ForeignTokenizer(Tokenizer):
             ids += real_space + self._encode_plain(part)
         return ids
 
-    @cached_property
-    def _bytes_of(self) -> list[bytes]:
-        return _bytes_by_id(self)
+    _bytes_of = cached_property(lambda self: _bytes_by_id(self))
 
     @cached_property
     def ranks(self) -> dict[bytes, int]:
@@ -767,7 +765,7 @@ def _muted() -> Iterator[None]:
         os.close(kept)
         os.close(nowhere)
 
-
+# %% ../../nbs/data/hf_tokenizer.ipynb #8e998135
 def _check_round_trip(tok: ForeignTokenizer, path: Path) -> None:
     "Raise `UserError` when the probe does not come back, or makes a control token."
     with _muted():

@@ -174,7 +174,7 @@ def _count_faults(split: Split) -> list[str]:
     problem = f'{told[0]:,} tokens, {told[1]:,} trained; there are {tokens:,} and {trained:,}'
     return [f'{split.name}: its metadata says {problem}; {REPAIR_HINT}']
 
-
+# %% ../../nbs/data/validate.ipynb #9109e006
 def validate_dataset(
     dir: str | Path,  # A dataset folder
     full: bool = True,  # False: only what `open_dataset` checks

@@ -118,7 +118,7 @@ def _put_in_place(root: Path, target: Path):
         _restore_overwritten(target)
         raise
 
-
+# %% ../../nbs/data/writer.ipynb #424f5aec
 def _remove_leftovers(target: Path):
     "Remove what dead writers left beside `target`."
     _restore_overwritten(target)

@@ -173,7 +173,7 @@ def _bounded(out: dict, whole: bool) -> dict:
         out['maximum'] = _LARGEST
     return out
 
-
+# %% ../../nbs/inference/constrain.ipynb #b0ecc65f
 def _with_keys(out: dict, path: str, closed: bool) -> dict:
     "A schema of an object, with all of its keys."
     is_open = out.keys() & {'patternProperties', 'additionalProperties'}
@@ -244,7 +244,7 @@ def _differ(a: dict, b: dict) -> bool:
     told = [(_texts(a, key), _texts(b, key)) for key in keys]
     return any(x and y and not x & y for x, y in told)
 
-
+# %% ../../nbs/inference/constrain.ipynb #2d17ca89
 def _texts(schema: dict, key: str) -> set[str]:
     "The texts that a key may have; empty where it may have others."
     about = schema.get('properties', {}).get(key)
@@ -254,6 +254,16 @@ def _texts(schema: dict, key: str) -> set[str]:
     return set(values) if told else set()
 
 # %% ../../nbs/inference/constrain.ipynb #24b50244
+def _add_format(out: dict, form: Any) -> None:
+    "A date is held by a pattern of ours, another format by the grammar's own."
+    if form in _DATES and 'pattern' in out:
+        out['allOf'] = [*out.get('allOf', ()), {'pattern': _DATES[form]}]
+    elif form in _DATES:
+        out['pattern'] = _DATES[form]
+    elif form in _FORMATS:
+        out['format'] = form
+
+# %% ../../nbs/inference/constrain.ipynb #967fe2d4
 class _Tightener:
     "Makes one client's schema tight; its references get a new root."
 
@@ -286,13 +296,7 @@ class _Tightener:
             out['$ref'] = self._reference(schema['$ref'], path)
         if 'oneOf' in out and 'anyOf' not in out and _exclude(self.whole, schema['oneOf']):
             out['anyOf'] = out.pop('oneOf')
-        form = schema.get('format')
-        if form in _DATES:
-            key = 'allOf' if 'pattern' in out else 'pattern'
-            about = {'pattern': _DATES[form]}
-            out[key] = about['pattern'] if key == 'pattern' else [*out.get('allOf', ()), about]
-        elif form in _FORMATS:
-            out['format'] = form
+        _add_format(out, schema.get('format'))
         return _closed(out, path, self.text, self.closed)
 
     def _parts(self, value: Any, kind: type, path: str, depth: int) -> Any:
@@ -450,7 +454,7 @@ def _token_table(tok: Tokenizer, end: str) -> Any:  # end: the tag that ends the
         special_tokens={**tok.tag_ids, '<|endoftext|>': tok.endoftext},
     )
 
-
+# %% ../../nbs/inference/constrain.ipynb #135c4ec9
 def _matcher(tok: Tokenizer, schema: dict, end: str) -> Any:
     "A matcher at the beginning of the JSON; raises `UserError` on a schema it cannot follow."
     matcher_type = _llguidance().LLMatcher
@@ -507,7 +511,7 @@ def _example(pattern: str) -> str:  # empty without one
         return ''
     return found if len(found) <= _LETTERS else ''
 
-
+# %% ../../nbs/inference/constrain.ipynb #321ee751
 _OF_CLASS = dict(CATEGORY_DIGIT='1', CATEGORY_WORD='a', CATEGORY_SPACE=' ')
 
 
@@ -557,7 +561,7 @@ def _letter_bytes(kind: str, value: Any) -> int:
     firsts = [v[0] if isinstance(v, tuple) else v for _, v in value]
     return 1 if any(not isinstance(v, int) or 32 <= v < 127 for v in firsts) else 6
 
-
+# %% ../../nbs/inference/constrain.ipynb #34398514
 def _match_bytes(parsed: Any) -> tuple[int, int]:  # (of a match, of its widest letter)
     "The longest of every choice, and once at least what may repeat."
     n, widest = 0, 1
@@ -575,7 +579,7 @@ def _match_bytes(parsed: Any) -> tuple[int, int]:  # (of a match, of its widest 
         widest = max([widest, *(letter for _, letter in sizes)])
     return min(n, 10**6), widest
 
-
+# %% ../../nbs/inference/constrain.ipynb #7b93f1cb
 def _pattern_bytes(pattern: Any) -> tuple[int, int]:  # (of a match, of its widest letter)
     if not isinstance(pattern, str) or pattern in (_TEXT, _NOT_BLANK):
         return 0, 1
@@ -598,6 +602,13 @@ def _plain_bytes(schema: dict) -> int:
 _MUCH = 10**6  # a row then takes the shortest way from its first token on
 
 
+def _plain_sizes(parts: list[dict]) -> int:
+    "Bytes that parts take by their words, lengths and patterns."
+    longest = max(p.get('minLength', 0) for p in parts)
+    widest = max(_pattern_bytes(p.get('pattern'))[1] for p in parts)
+    return sum(map(_plain_bytes, parts)) + longest * widest
+
+# %% ../../nbs/inference/constrain.ipynb #8d2b3cf1
 class _Sizes:
     "Bytes that values of a schema take at their shortest, where the longest choice was made."
 
@@ -624,7 +635,7 @@ class _Sizes:
             return _MUCH
         n, rest = 2 + self._without_choice(parts), [_described(p) for p in parts]
         for choices in [p.get(k, ()) for p in parts for k in ('anyOf', 'oneOf')]:
-            if any(rest):  # what stands beside the choice holds for it too
+            if any(rest):  # what is beside the choice holds for it too
                 sizes = [self._value([*rest, *_joined(self.whole, c)]) for c in choices]
             else:
                 sizes = [self.least(c) for c in choices]
@@ -632,23 +643,20 @@ class _Sizes:
         return min(n, _MUCH)
 
     def _without_choice(self, parts: list[dict]) -> int:
-        n = sum(map(_plain_bytes, parts))
+        n = _plain_sizes(parts)
         most = {k: max(p.get(k, 0) for p in parts) for k in _COUNTS}
-        n += most['minLength'] * max(_pattern_bytes(p.get('pattern'))[1] for p in parts)
         n += sum(self.member(parts, key) for key in _all(parts, 'required'))
         members = [self.member(parts, key) for key in _all(parts, 'properties')]
         n += most['minProperties'] * max([self.other(parts), *members])
         n += most['minItems'] * (2 + sum(self.least(p.get('items')) for p in parts))
         return n + sum(2 + self.least(item) for p in parts for item in p.get('prefixItems', ()))
 
-    def member(self, parts: list[dict], key: str) -> int:
-        "Bytes of a key of this name, with its value."
+    def member(self, parts: list[dict], key: str) -> int:  # with its value
         named = [p['properties'][key] for p in parts if key in p.get('properties', ())]
         n = sum(map(self.least, named)) if named else self.other(parts)
         return _bytes(key) + 4 + n
 
-    def other(self, parts: list[dict]) -> int:
-        "Bytes of a key that has no name here, with its value."
+    def other(self, parts: list[dict]) -> int:  # a key without a name here
         pairs = [(None, p.get('additionalProperties')) for p in parts]
         pairs += [pair for p in parts for pair in p.get('patternProperties', {}).items()]
         return 8 + sum(_pattern_bytes(name)[0] + self.least(inner) for name, inner in pairs)
@@ -677,7 +685,7 @@ def _joined(whole: dict, schema: Any) -> list[dict]:
             ahead += s.get('allOf', ())
     return parts or [{}]
 
-
+# %% ../../nbs/inference/constrain.ipynb #4293911a
 def _schemas(schema: Any) -> Iterator[dict]:
     "A schema and all that are part of it."
     if not isinstance(schema, dict):

@@ -255,7 +255,7 @@ def shard_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         shapes |= {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}
     return shapes
 
-
+# %% ../../nbs/interop/import_model.ipynb #ac1cf998
 def read_weight_shards(
     folder: Path,
     names: Iterable[str],  # Of the tensors that are wanted
@@ -430,7 +430,7 @@ def _is_weight(name: Any, w: Any) -> bool:
     "Whether an entry is of a state_dict, with its numbers beside it."
     return isinstance(name, str) and isinstance(w, Tensor) and not w.is_meta and not w.is_sparse
 
-
+# %% ../../nbs/interop/import_model.ipynb #434ed3b4
 def read_pickle(path: Path) -> dict[str, Tensor]:
     "The tensors of a `model.pt`; raises `UserError` on a file that holds anything else."
     try:

@@ -151,12 +151,9 @@ class EpisodeBuilder:
         if not isinstance(m, dict):
             refuse(path, 'expected an object with role and content')
         takers = dict(
-            system=self._system,
-            developer=self._system,
-            user=self._user,
-            assistant=self._assistant,
-            tool=self._tool,
-        )
+            system=self._system, developer=self._system, user=self._user,
+            assistant=self._assistant, tool=self._tool
+        )  # fmt: skip
         role = m.get('role')
         if not isinstance(role, str) or role not in takers:
             refuse(f'{path}.role', f'unknown role {role!r}{nearest(role, takers)}')
@@ -177,7 +174,7 @@ class EpisodeBuilder:
 
     def _assistant(self, m: dict, path: str) -> None:
         thought = _value(m, 'reasoning_content', '')
-        think = {} if thought == '' else {'think': thought}
+        think = {'think': thought} if thought != '' else {}
         if _value(m, 'tool_calls', []) != []:
             self.calls |= _pending_calls(m, path, think)
         else:

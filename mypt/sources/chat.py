@@ -153,7 +153,7 @@ def _episode_of(tree: list[SourceRow], branch: Branch, tally: Tally) -> dict:  #
     names = dict.fromkeys(name for columns in kept for name in columns)
     return with_meta(ep, {name: [columns.get(name) for columns in kept] for name in names})
 
-
+# %% ../../nbs/sources/chat.ipynb #51df578e
 def _close_tree(tree: list[SourceRow], tally: Tally) -> list[dict]:  # Its episode, or nothing
     "Make the episode of a tree and account for all its messages."
     branch = best_branch(tree)

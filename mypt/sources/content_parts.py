@@ -79,7 +79,7 @@ def _parts_column(m: SourceRow) -> str:  # '' where the content is not a list of
     special = isinstance(parts, list) and (key == 'parts' or any(_kind_of(p) for p in parts))
     return key if special else ''
 
-
+# %% ../../nbs/sources/content_parts.ipynb #6778cc7b
 def spread_parts(m: SourceRow) -> list[SourceRow]:  # Itself where there is nothing to spread
     "The messages of a message whose content is a list of more than words."
     key = _parts_column(m)

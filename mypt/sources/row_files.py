@@ -77,7 +77,7 @@ def squad_rows(
                 beside = {f'question.{k}' if k in row else k: v for k, v in beside.items()}
                 yield row | beside | in_paragraph | in_article
 
-
+# %% ../../nbs/sources/row_files.ipynb #5d41cd60
 def _others(of: dict, prefix: str, known: str) -> dict:
     "What an object of a SQuAD file holds beside its known keys, for the report."
     return {f'{prefix}{k}': v for k, v in of.items() if k not in known.split()}
@@ -242,7 +242,7 @@ def table_rows(path: str | Path) -> Iterator:
         mark = max('\t' if Path(path).suffix == '.tsv' else ',;\t', key=head.count)
         yield from decoded(_cells(csv.reader(f, delimiter=mark, strict=True), path), path)
 
-
+# %% ../../nbs/sources/row_files.ipynb #d7e40cea
 def _cells(reader: Any, path: str | Path) -> Iterator:
     columns: list[str] = []
     while True:
@@ -262,7 +262,7 @@ def _cells(reader: Any, path: str | Path) -> Iterator:
         elif cells:
             yield SourceRow(dict(zip_longest(columns, cells)), reader.line_num, is_text=True)
 
-
+# %% ../../nbs/sources/row_files.ipynb #67c60ded
 def _check_quote(e: csv.Error, where: str, has_columns: bool) -> None:
     "Raise `UserError` on a quote that swallows all lines after it, and on a first line with none."
     if 'unexpected end' in str(e):
@@ -293,7 +293,7 @@ def column_names(pairs: Iterable[str]) -> dict[str, str]:  # Name in the file â†
         out[own] = name
     return out
 
-
+# %% ../../nbs/sources/row_files.ipynb #bac71099
 def renamed(rows: Iterable, names: dict[str, str]) -> Iterator:
     "Rows with renamed columns; an existing column of the new name is left for the report."
     for row in rows:

@@ -355,7 +355,7 @@ def _list_in(value: Any) -> list | None:  # None where there is none
             return None
     return value if isinstance(value, list) else None
 
-
+# %% ../../nbs/sources/rows.ipynb #892e463e
 def listed_fields(
     row: SourceRow,
     answers: list[bool],  # For each message, whether the assistant says it
@@ -378,7 +378,7 @@ def listed_fields(
             fields[i] |= told if answers[i] else {}
     return fields
 
-
+# %% ../../nbs/sources/rows.ipynb #c879caaa
 def _is_clear(name: str, value: Any) -> bool:
     "Does an entry say something about a weight, or nothing at all?"
     if name in _WEIGHTS:
@@ -452,7 +452,7 @@ def with_row_fields(
         messages = [m | {'think': thought} if thought and m is answers[0] else m for m in messages]
     return ep | {'messages': _weighted(messages, row)}
 
-
+# %% ../../nbs/sources/rows.ipynb #7beb40b1
 def _check_text_weight(row: SourceRow) -> None:
     "Reject a plain text that is not to be trained; another weight than 1 is left for the report."
     fields = loss_fields(SourceRow(row))

@@ -15,7 +15,7 @@ from .tool_calls import decoded_objects
 def _words(text: str) -> str:
     return ' '.join(text.split())
 
-
+# %% ../../nbs/sources/squad.ipynb #df7e74ac
 def _squad_episode(row: dict, language: str) -> dict:
     title = f'{row.get("title") or "passage"}.md'
     passage, found = text_of(row, 'context'), decoded_objects(row.get('answers'))

@@ -127,7 +127,7 @@ def tools_of(value: Any) -> dict[str, dict]:  # Name → {name, description, par
             tools |= _tools_in(tool)
     return tools
 
-
+# %% ../../nbs/sources/tool_schemas.ipynb #ac8171a9
 _DECLARED = ('functionDeclarations', 'function_declarations')  # Gemini's
 
 

@@ -306,7 +306,7 @@ def _read_objects(m: SourceRow, key: str, given: Any, keys: Sequence[str]) -> No
             for k in keys:
                 one.get(k)
 
-
+# %% ../../nbs/sources/tools.ipynb #4b5e0b26
 def _read_flat(call: SourceRow) -> None:
     "Account for a call without a key for its arguments: all other keys are arguments."
     if not any(k in call for k in ('arguments', 'parameters', 'args')):
@@ -347,7 +347,7 @@ def _bracket_calls(text: str, tools: dict, prompt: str, answered: bool) -> list:
     offered = all(name in tools or json.dumps(name) in prompt for name in names)
     return parse_calls(said, tools) if offered or answered else []
 
-
+# %% ../../nbs/sources/tools.ipynb #c7d59c77
 def _assistant_turn(m: SourceRow, tools: dict, prompt: str, answered: bool) -> SourceTurn:
     text, fields, calls, ids = _message_text(m, 'assistant') or '', _fields(m, 'assistant'), [], []
     given = [m.get(k) for k in _GIVEN if m.peek(k)]
@@ -386,7 +386,7 @@ def _result_turns(m: SourceRow, text: Any) -> list[SourceTurn]:
         turns.append(SourceTurn('result', value, (), ids, str(name or '')))
     return turns
 
-
+# %% ../../nbs/sources/tools.ipynb #3b11518f
 def _result_bodies(text: Any) -> list:
     "What stands between `<tool_response>` tags; the whole text where there is more than that."
     blocks = []
@@ -421,7 +421,7 @@ def _turns_of(m: SourceRow, tools: dict, prompt: str, answered: bool) -> list[So
         return [_assistant_turn(m, tools, prompt, answered)]
     return [SourceTurn(role, text or '', (), (), '', _fields(m, role))]
 
-
+# %% ../../nbs/sources/tools.ipynb #06069dac
 def _spoken_rows(row: SourceRow, messages: list, name: str) -> list[SourceRow]:
     "The messages as rows; a pair of input and output (Capybara's form) becomes two."
     out = []
@@ -497,7 +497,7 @@ def in_turn(texts: Iterable[str]) -> list[dict]:
     roles = ('user', 'assistant')
     return [{'role': roles[i % 2], 'content': text} for i, text in enumerate(texts)]
 
-
+# %% ../../nbs/sources/tools.ipynb #d0b725c2
 def _with_weights(row: SourceRow, messages: list[dict]) -> list[dict]:
     "The messages with the weights that their row lists beside them."
     if not all(isinstance(m, dict) for m in messages):
@@ -520,7 +520,7 @@ def _null_arguments(given: Any) -> bool:
             return True
     return False
 
-
+# %% ../../nbs/sources/tools.ipynb #73a06ba4
 def _result_among_words(m: SourceRow, after: SourceRow) -> bool:
     "Whether a user's message, after a call between tags, holds a result and more."
     call, text = (str(x.peek('content') or x.peek('value')) for x in (m, after))
@@ -570,7 +570,7 @@ def prompt_completion(row: SourceRow, tally: Tally) -> dict:
     asked = _as_messages(row, question, 'user') if row.get(question) or not whole else []
     return read_messages(row, said if whole else asked + said, tally, answer)
 
-
+# %% ../../nbs/sources/tools.ipynb #e620504d
 _OPENERS = ('system', 'human', 'user')
 
 
