@@ -512,6 +512,15 @@ def test_a_first_save_killed_while_it_is_moved_is_a_model(tmp_path):
     assert load_model(folder, verify=True).meta['step'] == 5 and not (folder / '.commit').exists()
 
 
+@pytest.mark.parametrize('name', ['notes.txt', 'base'])
+def test_a_save_beside_something_else_is_whole(name, tmp_path):
+    (tmp_path / 'm').mkdir()
+    (tmp_path / 'm' / name).write_text('mine')
+    folder = model_file(tmp_path)
+    assert load_model(folder, verify=True).meta['step'] == 5 and not (folder / '.commit').exists()
+    assert (folder / name).read_text() == 'mine'
+
+
 @pytest.mark.parametrize('name', ['best', 'base', 'log.jsonl'])
 def test_no_link_leads_out_of_a_model(name, tmp_path):
     folder = model_file(tmp_path)

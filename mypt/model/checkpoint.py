@@ -76,7 +76,8 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 # %% ../../nbs/13_checkpoint.ipynb #0c5c7fd0
-BEFORE_A_MODEL = frozenset({'log.jsonl', 'best', 'sharded', 'tensorboard'})  # a killed training's
+# What a training writes before its first save
+BEFORE_A_MODEL = frozenset({'log.jsonl', 'best', 'base', 'sharded', 'tensorboard'})
 
 
 def _of_others(folder: Path) -> list[str]:
@@ -100,6 +101,12 @@ def recover(folder: Path) -> None:  # Whose lock the caller holds
         if not commit.is_dir() or commit.is_symlink():
             commit.unlink(missing_ok=True)  # a link, or another program's file
         return
+    _finish(folder)
+
+
+def _finish(folder: Path) -> None:
+    "Move a committed save to its place."
+    commit = folder / '.commit'
     for f in commit.iterdir():
         _link(f, folder / f.name)
     sync(folder)
@@ -129,7 +136,7 @@ def write_all(
             problem = f'{folder}: cannot be saved ({why}); the last checkpoint is untouched'
             raise UserError(f'{problem}. Free space or choose another place') from e
         sync(folder)
-        recover(folder)
+        _finish(folder)
 
 # %% ../../nbs/13_checkpoint.ipynb #5b402f9e
 def _llama_sizes(cfg: ModelConfig) -> dict:
@@ -279,7 +286,7 @@ def folder_to_write(
     if others:
         found = ', '.join(others[:3])
         raise UserError(f'{folder}: holds {found} and no model; {way}')
-    for part in ('base', *sorted(BEFORE_A_MODEL)):
+    for part in sorted(BEFORE_A_MODEL):
         _check_own(folder / part)
     return folder
 
