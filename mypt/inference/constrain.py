@@ -88,6 +88,16 @@ _HOUR = '([01][0-9]|2[0-3]):[0-5][0-9]'
 _TIME = rf'{_HOUR}:[0-5][0-9](\.[0-9]{{1,6}})?(Z|[+-]{_HOUR})'
 _DATES = {'date': f'^{_DATE}$', 'time': f'^{_TIME}$', 'date-time': f'^{_DATE}T{_TIME}$'}
 
+
+def _add_format(out: dict, form: Any) -> None:
+    "Add a format to a schema, a date as a pattern."
+    if form in _FORMATS:
+        out['format'] = form
+    elif form in _DATES and 'pattern' in out:
+        out['allOf'] = [*out.get('allOf', ()), {'pattern': _DATES[form]}]
+    elif form in _DATES:
+        out['pattern'] = _DATES[form]
+
 # %% ../../nbs/inference/constrain.ipynb #b4c18b28
 _TYPE_OF = {  # the type that a keyword implies, where a schema names no type
     **dict.fromkeys(('properties', 'patternProperties', 'additionalProperties'), 'object'),
@@ -286,13 +296,7 @@ class _Tightener:
             out['$ref'] = self._reference(schema['$ref'], path)
         if 'oneOf' in out and 'anyOf' not in out and _exclude(self.whole, schema['oneOf']):
             out['anyOf'] = out.pop('oneOf')
-        form = schema.get('format')
-        if form in _DATES:
-            key = 'allOf' if 'pattern' in out else 'pattern'
-            about = {'pattern': _DATES[form]}
-            out[key] = about['pattern'] if key == 'pattern' else [*out.get('allOf', ()), about]
-        elif form in _FORMATS:
-            out['format'] = form
+        _add_format(out, schema.get('format'))
         return _closed(out, path, self.text, self.closed)
 
     def _parts(self, value: Any, kind: type, path: str, depth: int) -> Any:
@@ -575,7 +579,7 @@ def _match_bytes(parsed: Any) -> tuple[int, int]:  # (of a match, of its widest 
         widest = max([widest, *(letter for _, letter in sizes)])
     return min(n, 10**6), widest
 
-
+# %% ../../nbs/inference/constrain.ipynb #9bdd5599
 def _pattern_bytes(pattern: Any) -> tuple[int, int]:  # (of a match, of its widest letter)
     if not isinstance(pattern, str) or pattern in (_TEXT, _NOT_BLANK):
         return 0, 1
@@ -635,23 +639,25 @@ class _Sizes:
         n = sum(map(_plain_bytes, parts))
         most = {k: max(p.get(k, 0) for p in parts) for k in _COUNTS}
         n += most['minLength'] * max(_pattern_bytes(p.get('pattern'))[1] for p in parts)
-        n += sum(self.member(parts, key) for key in _all(parts, 'required'))
-        members = [self.member(parts, key) for key in _all(parts, 'properties')]
-        n += most['minProperties'] * max([self.other(parts), *members])
+        n += sum(_member(self, parts, key) for key in _all(parts, 'required'))
+        members = [_member(self, parts, key) for key in _all(parts, 'properties')]
+        n += most['minProperties'] * max([_other(self, parts), *members])
         n += most['minItems'] * (2 + sum(self.least(p.get('items')) for p in parts))
         return n + sum(2 + self.least(item) for p in parts for item in p.get('prefixItems', ()))
 
-    def member(self, parts: list[dict], key: str) -> int:
-        "Bytes of a key of this name, with its value."
-        named = [p['properties'][key] for p in parts if key in p.get('properties', ())]
-        n = sum(map(self.least, named)) if named else self.other(parts)
-        return _bytes(key) + 4 + n
+# %% ../../nbs/inference/constrain.ipynb #68a3710c
+def _member(sizes: _Sizes, parts: list[dict], key: str) -> int:
+    "Bytes of a key of this name, with its value."
+    named = [p['properties'][key] for p in parts if key in p.get('properties', ())]
+    n = sum(map(sizes.least, named)) if named else _other(sizes, parts)
+    return _bytes(key) + 4 + n
 
-    def other(self, parts: list[dict]) -> int:
-        "Bytes of a key that has no name here, with its value."
-        pairs = [(None, p.get('additionalProperties')) for p in parts]
-        pairs += [pair for p in parts for pair in p.get('patternProperties', {}).items()]
-        return 8 + sum(_pattern_bytes(name)[0] + self.least(inner) for name, inner in pairs)
+
+def _other(sizes: _Sizes, parts: list[dict]) -> int:
+    "Bytes of a key that has no name here, with its value."
+    pairs = [(None, p.get('additionalProperties')) for p in parts]
+    pairs += [pair for p in parts for pair in p.get('patternProperties', {}).items()]
+    return 8 + sum(_pattern_bytes(name)[0] + sizes.least(inner) for name, inner in pairs)
 
 # %% ../../nbs/inference/constrain.ipynb #e0cfba0d
 def _all(parts: list[dict], keyword: str) -> set[str]:
@@ -677,7 +683,7 @@ def _joined(whole: dict, schema: Any) -> list[dict]:
             ahead += s.get('allOf', ())
     return parts or [{}]
 
-
+# %% ../../nbs/inference/constrain.ipynb #e0cfba0e
 def _schemas(schema: Any) -> Iterator[dict]:
     "A schema and all that are part of it."
     if not isinstance(schema, dict):
@@ -718,8 +724,8 @@ def _started(sizes: _Sizes, schema: dict) -> list[int]:
     "Bytes of all that a token may start in a value."
     parts = _joined(sizes.whole, schema)
     optional = _all(parts, 'properties') - _all(parts, 'required')
-    out = [2 + sizes.member(parts, key) for key in optional]
-    out += [2 + sizes.other(parts), 2 + _plain_bytes(schema)]
+    out = [2 + _member(sizes, parts, key) for key in optional]
+    out += [2 + _other(sizes, parts), 2 + _plain_bytes(schema)]
     out.append(4 + sum(sizes.least(p.get('items')) for p in parts))
     inner = [s for p in parts for k in ('prefixItems', 'anyOf', 'oneOf') for s in p.get(k, ())]
     return out + [8 + sizes.least(s) for s in inner]
