@@ -88,6 +88,16 @@ _HOUR = '([01][0-9]|2[0-3]):[0-5][0-9]'
 _TIME = rf'{_HOUR}:[0-5][0-9](\.[0-9]{{1,6}})?(Z|[+-]{_HOUR})'
 _DATES = {'date': f'^{_DATE}$', 'time': f'^{_TIME}$', 'date-time': f'^{_DATE}T{_TIME}$'}
 
+
+def _add_format(out: dict, form: Any) -> None:
+    "Add a format to a schema, a date as a pattern."
+    if form in _FORMATS:
+        out['format'] = form
+    elif form in _DATES and 'pattern' in out:
+        out['allOf'] = [*out.get('allOf', ()), {'pattern': _DATES[form]}]
+    elif form in _DATES:
+        out['pattern'] = _DATES[form]
+
 # %% ../../nbs/inference/constrain.ipynb #b4c18b28
 _TYPE_OF = {  # the type that a keyword implies, where a schema names no type
     **dict.fromkeys(('properties', 'patternProperties', 'additionalProperties'), 'object'),
@@ -173,7 +183,7 @@ def _bounded(out: dict, whole: bool) -> dict:
         out['maximum'] = _LARGEST
     return out
 
-# %% ../../nbs/inference/constrain.ipynb #b0ecc65f
+
 def _with_keys(out: dict, path: str, closed: bool) -> dict:
     "A schema of an object, with all of its keys."
     is_open = out.keys() & {'patternProperties', 'additionalProperties'}
@@ -244,7 +254,7 @@ def _differ(a: dict, b: dict) -> bool:
     told = [(_texts(a, key), _texts(b, key)) for key in keys]
     return any(x and y and not x & y for x, y in told)
 
-# %% ../../nbs/inference/constrain.ipynb #2d17ca89
+
 def _texts(schema: dict, key: str) -> set[str]:
     "The texts that a key may have; empty where it may have others."
     about = schema.get('properties', {}).get(key)
@@ -254,16 +264,6 @@ def _texts(schema: dict, key: str) -> set[str]:
     return set(values) if told else set()
 
 # %% ../../nbs/inference/constrain.ipynb #24b50244
-def _add_format(out: dict, form: Any) -> None:
-    "A date is held by a pattern of ours, another format by the grammar's own."
-    if form in _DATES and 'pattern' in out:
-        out['allOf'] = [*out.get('allOf', ()), {'pattern': _DATES[form]}]
-    elif form in _DATES:
-        out['pattern'] = _DATES[form]
-    elif form in _FORMATS:
-        out['format'] = form
-
-# %% ../../nbs/inference/constrain.ipynb #967fe2d4
 class _Tightener:
     "Makes one client's schema tight; its references get a new root."
 
@@ -454,7 +454,7 @@ def _token_table(tok: Tokenizer, end: str) -> Any:  # end: the tag that ends the
         special_tokens={**tok.tag_ids, '<|endoftext|>': tok.endoftext},
     )
 
-# %% ../../nbs/inference/constrain.ipynb #135c4ec9
+
 def _matcher(tok: Tokenizer, schema: dict, end: str) -> Any:
     "A matcher at the beginning of the JSON; raises `UserError` on a schema it cannot follow."
     matcher_type = _llguidance().LLMatcher
@@ -511,7 +511,7 @@ def _example(pattern: str) -> str:  # empty without one
         return ''
     return found if len(found) <= _LETTERS else ''
 
-# %% ../../nbs/inference/constrain.ipynb #321ee751
+
 _OF_CLASS = dict(CATEGORY_DIGIT='1', CATEGORY_WORD='a', CATEGORY_SPACE=' ')
 
 
@@ -561,7 +561,7 @@ def _letter_bytes(kind: str, value: Any) -> int:
     firsts = [v[0] if isinstance(v, tuple) else v for _, v in value]
     return 1 if any(not isinstance(v, int) or 32 <= v < 127 for v in firsts) else 6
 
-# %% ../../nbs/inference/constrain.ipynb #34398514
+
 def _match_bytes(parsed: Any) -> tuple[int, int]:  # (of a match, of its widest letter)
     "The longest of every choice, and once at least what may repeat."
     n, widest = 0, 1
@@ -579,7 +579,7 @@ def _match_bytes(parsed: Any) -> tuple[int, int]:  # (of a match, of its widest 
         widest = max([widest, *(letter for _, letter in sizes)])
     return min(n, 10**6), widest
 
-# %% ../../nbs/inference/constrain.ipynb #7b93f1cb
+# %% ../../nbs/inference/constrain.ipynb #9bdd5599
 def _pattern_bytes(pattern: Any) -> tuple[int, int]:  # (of a match, of its widest letter)
     if not isinstance(pattern, str) or pattern in (_TEXT, _NOT_BLANK):
         return 0, 1
@@ -602,13 +602,6 @@ def _plain_bytes(schema: dict) -> int:
 _MUCH = 10**6  # a row then takes the shortest way from its first token on
 
 
-def _plain_sizes(parts: list[dict]) -> int:
-    "Bytes that parts take by their words, lengths and patterns."
-    longest = max(p.get('minLength', 0) for p in parts)
-    widest = max(_pattern_bytes(p.get('pattern'))[1] for p in parts)
-    return sum(map(_plain_bytes, parts)) + longest * widest
-
-# %% ../../nbs/inference/constrain.ipynb #8d2b3cf1
 class _Sizes:
     "Bytes that values of a schema take at their shortest, where the longest choice was made."
 
@@ -635,7 +628,7 @@ class _Sizes:
             return _MUCH
         n, rest = 2 + self._without_choice(parts), [_described(p) for p in parts]
         for choices in [p.get(k, ()) for p in parts for k in ('anyOf', 'oneOf')]:
-            if any(rest):  # what is beside the choice holds for it too
+            if any(rest):  # what stands beside the choice holds for it too
                 sizes = [self._value([*rest, *_joined(self.whole, c)]) for c in choices]
             else:
                 sizes = [self.least(c) for c in choices]
@@ -643,23 +636,28 @@ class _Sizes:
         return min(n, _MUCH)
 
     def _without_choice(self, parts: list[dict]) -> int:
-        n = _plain_sizes(parts)
+        n = sum(map(_plain_bytes, parts))
         most = {k: max(p.get(k, 0) for p in parts) for k in _COUNTS}
-        n += sum(self.member(parts, key) for key in _all(parts, 'required'))
-        members = [self.member(parts, key) for key in _all(parts, 'properties')]
-        n += most['minProperties'] * max([self.other(parts), *members])
+        n += most['minLength'] * max(_pattern_bytes(p.get('pattern'))[1] for p in parts)
+        n += sum(_member(self, parts, key) for key in _all(parts, 'required'))
+        members = [_member(self, parts, key) for key in _all(parts, 'properties')]
+        n += most['minProperties'] * max([_other(self, parts), *members])
         n += most['minItems'] * (2 + sum(self.least(p.get('items')) for p in parts))
         return n + sum(2 + self.least(item) for p in parts for item in p.get('prefixItems', ()))
 
-    def member(self, parts: list[dict], key: str) -> int:  # with its value
-        named = [p['properties'][key] for p in parts if key in p.get('properties', ())]
-        n = sum(map(self.least, named)) if named else self.other(parts)
-        return _bytes(key) + 4 + n
+# %% ../../nbs/inference/constrain.ipynb #68a3710c
+def _member(sizes: _Sizes, parts: list[dict], key: str) -> int:
+    "Bytes of a key of this name, with its value."
+    named = [p['properties'][key] for p in parts if key in p.get('properties', ())]
+    n = sum(map(sizes.least, named)) if named else _other(sizes, parts)
+    return _bytes(key) + 4 + n
 
-    def other(self, parts: list[dict]) -> int:  # a key without a name here
-        pairs = [(None, p.get('additionalProperties')) for p in parts]
-        pairs += [pair for p in parts for pair in p.get('patternProperties', {}).items()]
-        return 8 + sum(_pattern_bytes(name)[0] + self.least(inner) for name, inner in pairs)
+
+def _other(sizes: _Sizes, parts: list[dict]) -> int:
+    "Bytes of a key that has no name here, with its value."
+    pairs = [(None, p.get('additionalProperties')) for p in parts]
+    pairs += [pair for p in parts for pair in p.get('patternProperties', {}).items()]
+    return 8 + sum(_pattern_bytes(name)[0] + sizes.least(inner) for name, inner in pairs)
 
 # %% ../../nbs/inference/constrain.ipynb #e0cfba0d
 def _all(parts: list[dict], keyword: str) -> set[str]:
@@ -685,7 +683,7 @@ def _joined(whole: dict, schema: Any) -> list[dict]:
             ahead += s.get('allOf', ())
     return parts or [{}]
 
-# %% ../../nbs/inference/constrain.ipynb #4293911a
+# %% ../../nbs/inference/constrain.ipynb #e0cfba0e
 def _schemas(schema: Any) -> Iterator[dict]:
     "A schema and all that are part of it."
     if not isinstance(schema, dict):
@@ -726,8 +724,8 @@ def _started(sizes: _Sizes, schema: dict) -> list[int]:
     "Bytes of all that a token may start in a value."
     parts = _joined(sizes.whole, schema)
     optional = _all(parts, 'properties') - _all(parts, 'required')
-    out = [2 + sizes.member(parts, key) for key in optional]
-    out += [2 + sizes.other(parts), 2 + _plain_bytes(schema)]
+    out = [2 + _member(sizes, parts, key) for key in optional]
+    out += [2 + _other(sizes, parts), 2 + _plain_bytes(schema)]
     out.append(4 + sum(sizes.least(p.get('items')) for p in parts))
     inner = [s for p in parts for k in ('prefixItems', 'anyOf', 'oneOf') for s in p.get(k, ())]
     return out + [8 + sizes.least(s) for s in inner]
