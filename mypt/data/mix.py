@@ -22,6 +22,7 @@ from mypt.files import (
     MAX_LINE,
     REPORT_HINT,
     atomic_write,
+    bounded_lines,
     json_object,
     open_input,
     read_text,
@@ -79,7 +80,7 @@ def line_offsets(path: str | Path) -> tuple[np.ndarray, str]:  # (int64[n], sha2
     "Offsets of the lines that are not blank; raises `UserError` when there is none."
     offsets, at, sha = [], 0, hashlib.sha256()
     with open_input(path) as f:
-        for line in f:
+        for line in bounded_lines(f, path):
             sha.update(line)
             if line.strip(b'\xef\xbb\xbf \t\r\n'):
                 offsets.append(at)

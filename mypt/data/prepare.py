@@ -240,6 +240,13 @@ def _token_weights(parts: list[EncodedPart], of_role: np.ndarray) -> np.ndarray:
     return weights * np.concatenate(ones)
 
 # %% ../../nbs/06_prepare.ipynb #0da38efe
+def _group_numbers(names: list[str]) -> list[int] | None:  # None: all are of one group
+    "The place of each name among the sorted names."
+    # An array of strings would take the length of the longest for each
+    number = {name: i for i, name in enumerate(sorted(set(names)))}
+    return [number[name] for name in names] or None
+
+
 def _packed(
     parts: list[EncodedPart],
     weights: np.ndarray,  # float32[N], of their tokens
@@ -249,8 +256,7 @@ def _packed(
 ) -> Rows:
     "The episodes of a window in random order, packed; those of one group apart from others."
     ids, lens = _joined(parts, 'ids'), _joined(parts, 'lengths')
-    names = [g for p in parts for g in p.groups]
-    groups = np.unique(names, return_inverse=True)[1] if names else None
+    groups = _group_numbers([g for p in parts for g in p.groups])
     order, row_start = plan_rows(lens, block, seed, groups)
     starts = np.cumsum(lens) - lens
     return pack_arrays(ids, weights, starts, lens, order, row_start, block, pad_id)
