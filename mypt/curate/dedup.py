@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from .quality import normalise
 from ..data.episodes import check_episode, dump_line, parse_line
 from ..data.packing import ranges
-from ..errors import UserError, counted
+from ..errors import UserError, counted, file_name
 from ..files import MAX_LINE, atomic_write, bounded_lines, open_input, watched
 
 # %% ../../nbs/curate/dedup.ipynb #c0825990
@@ -45,7 +45,7 @@ _ANCHOR = re.compile(
     '|'.join(
         [
             r'\d+(?:[.,:]\d+)*|(?<=\s)[-+*/×÷·=<>%^](?=\s)',  # numbers, arithmetic
-            r'"[^"]+"|„[^“]+“|“[^”]+”|«[^»]+»|`[^`]+`',  # quoted text
+            r'"[^"]+"|„[^„“]+“|“[^“”]+”|«[^«»]+»|`[^`]+`',  # quoted text
             r'\b(?:not|no|never|without|nicht|kein\w*|nie|niemals|nein|ohne|yes|ja)\b',
             r"n['’]t\b",
         ]
@@ -302,7 +302,7 @@ class _LineIndex:
     sig: np.ndarray  # uint8[n,K]
 
     def where(self, i: int) -> str:
-        return f'{self.paths[self.file[i]]}:{self.line[i]}'
+        return f'{file_name(self.paths[self.file[i]])}:{self.line[i]}'
 
 # %% ../../nbs/curate/dedup.ipynb #328e5975
 def _index_lines(held: list, path: str, by: str) -> _LineIndex:

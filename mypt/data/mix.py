@@ -17,7 +17,7 @@ from .episodes import dump_line, parse_line
 from .masks import encode
 from .serialize import serialize
 from .tokenizer_state import open_tokenizer
-from ..errors import UserError, counted
+from ..errors import UserError, counted, file_name
 from mypt.files import (
     MAX_LINE,
     REPORT_HINT,
@@ -111,7 +111,7 @@ def _write_mix(sources: list[_Source], plan: np.ndarray, output: str):
         for i, j in watched(plan.tolist(), 'mix', 'row'):
             source = sources[i]
             ep = _read_episode(files[i], source.offsets[j], f'{source.path}: line {j + 1}')
-            out.write(dump_line({'mix_source': Path(source.path).stem} | ep))
+            out.write(dump_line({'mix_source': file_name(Path(source.path).stem)} | ep))
 
 # %% ../../nbs/data/mix.ipynb #1b47983d
 BY = ('rows', 'tokens', 'characters')
@@ -171,7 +171,7 @@ def _source_entry(source: _Source, taken: _Taken, total: int) -> dict:
     "What the report says about one source; shares are of what was counted."
     rows = len(taken.lines)
     entry: dict = dict(
-        file=Path(source.path).name,
+        file=file_name(Path(source.path).name),
         sha256=source.sha256,
         rows_there=len(source.offsets),
         given=source.ratio,

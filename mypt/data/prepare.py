@@ -33,7 +33,7 @@ from .masks import role_weights
 from .packing import Rows, pack_arrays, plan_rows, ranges, segment_dtype
 from .tokenizer_state import open_tokenizer
 from .writer import DatasetWriter, work_folder
-from ..errors import UserError
+from ..errors import UserError, file_name
 from ..files import ARRAY, REPORT_HINT, iter_lines, json_object, read_text, watched
 
 # %% ../../nbs/06_prepare.ipynb #072da26c
@@ -103,14 +103,16 @@ class InputFiles:
     def lines(self, lineage: list[dict]) -> Iterator[tuple[str, bytes | None]]:
         "Yield (where, raw line); appends name, hash, size and rows of each file to `lineage`."
         for path in self.paths:
-            sha, rows, size = hashlib.sha256(), 0, 0
+            sha, rows, size, name = hashlib.sha256(), 0, 0, file_name(path)
             for n, raw in iter_lines(path):
                 sha.update(raw or b'')
                 rows += 1
                 size += len(raw or b'')
-                yield f'{path}:{n}', raw
+                yield f'{name}:{n}', raw
             size, digest = path.stat().st_size or size, sha.hexdigest()  # a pipe has no size
-            entry: dict = dict(file=path.name, sha256_of_lines=digest, bytes=size, rows=rows)
+            entry: dict = dict(
+                file=file_name(path.name), sha256_of_lines=digest, bytes=size, rows=rows
+            )
             mix = path.with_name(path.name + '.mix.json')
             if mix.exists():
                 entry['mix'] = json_object(mix, read_text(mix, REPORT_HINT), REPORT_HINT)
