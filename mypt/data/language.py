@@ -29,6 +29,10 @@ _WORDS_OF_MANY = dict(
 )
 
 # %% ../../nbs/data/language.ipynb #0752abab
+# Also words of Polish, Finnish, Hungarian, Danish, French
+_SHARED = frozenset('a to i on an in er den des es um'.split())
+
+
 def _count_umlauts(text: str) -> int:
     return sum(map(text.count, 'äöüß'))
 
@@ -49,7 +53,10 @@ def guess_language(text: str) -> str:  # `en`, `de` or '' for anything else
     if hits['de']:
         hits['de'] += _count_umlauts(text)
     best = max(hits, key=hits.__getitem__)
-    rare = hits[best] <= 0.1 * len(words) or len(_WORDS_OF_MANY[best].intersection(words)) < 2
+    there = _WORDS_OF_MANY[best].intersection(words)
+    different = len(there) if there - _SHARED else 0
+    share = 0.1 if different < 5 else 0.05  # a list of names has few small words
+    rare = different < 2 or hits[best] <= share * len(words)
     tied = list(hits.values()).count(hits[best]) > 1
     return '' if best == 'other' or rare or tied else best
 
