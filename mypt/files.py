@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MAX_LINE', 'ARRAY', 'JSON_BYTES', 'JSON_DEPTH', 'RESTORE', 'REPORT_HINT', 'TYPE_NAMES', 'T', 'READ_TRIES',
            'open_input', 'iter_lines', 'too_long_error', 'bounded_lines', 'watched', 'sync', 'check_output',
-           'temporary', 'atomic_write', 'sha256_of', 'checksums', 'json_text', 'write_json', 'signed', 'signed_text',
-           'read_text', 'json_fault', 'json_value', 'json_object', 'Rule', 'value_text', 'check_json', 'stays_inside',
-           'check_names', 'beside', 'lock_folder', 'writing', 'read_version', 'newest_save', 'json_asset',
-           'text_assets']
+           'check_distinct', 'temporary', 'atomic_write', 'sha256_of', 'checksums', 'json_text', 'write_json', 'signed',
+           'signed_text', 'read_text', 'json_fault', 'json_value', 'json_object', 'Rule', 'value_text', 'check_json',
+           'stays_inside', 'check_names', 'beside', 'lock_folder', 'writing', 'read_version', 'newest_save',
+           'json_asset', 'text_assets']
 
 # %% ../nbs/base/files.ipynb #1df9fd78
 import fcntl
@@ -150,6 +150,26 @@ def check_output(path: str | Path) -> Path:
         what = 'a link' if stat.S_ISLNK(mode) else 'a device, pipe or socket'
         raise UserError(f'{path}: is {what}, which a file would replace; give another name')
     return path
+
+
+def check_distinct(
+    read: Iterable[str | Path],  # Files that a command reads
+    output: str | Path,
+    rejects: str | Path,
+) -> None:
+    "Raise `UserError` when a file that is to be written is read as well, or written twice."
+    inputs = [Path(path).resolve() for path in read]
+    for flag, path in (('--output', output), ('--rejects', rejects)):
+        place = Path(path).resolve()
+        same = [p for p in inputs if p == place or _is_same(p, place)]
+        if same:
+            raise UserError(f'{path}: is the input; give another {flag}')
+    if Path(output).resolve() == Path(rejects).resolve():
+        raise UserError(f'{rejects}: is --output as well; give another --rejects')
+
+
+def _is_same(a: Path, b: Path) -> bool:  # One file under two names
+    return a.exists() and b.exists() and a.samefile(b)
 
 # %% ../nbs/base/files.ipynb #019b32fa
 @contextmanager

@@ -188,6 +188,18 @@ def test_dedup_says_what_is_wrong(tmp_path):
     assert not (tmp_path / 'out.jsonl').exists()
 
 
+@pytest.mark.parametrize('rejects', ['in.jsonl', 'out.jsonl', 'held.jsonl', 'link.jsonl'])
+def test_dedup_writes_over_no_file_that_it_reads(tmp_path, monkeypatch, rejects):
+    monkeypatch.chdir(tmp_path)
+    for name in ('in', 'held'):
+        (tmp_path / f'{name}.jsonl').write_text('{"messages": 3}\n')
+    (tmp_path / 'link.jsonl').hardlink_to('in.jsonl')
+    with pytest.raises(UserError, match='give another --rejects'):
+        dedup('in.jsonl', 'out.jsonl', rejects=rejects, against=['held.jsonl'])
+    with pytest.raises(UserError, match='give another --output'):
+        dedup('in.jsonl', './in.jsonl')
+
+
 # ---- quality
 
 

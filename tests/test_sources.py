@@ -841,7 +841,7 @@ def test_schemas_become_json_schema():
 
 
 def test_results_are_shared_out():
-    assert share(['1\n2'], 2) == [{'result': 1}, {'result': 2}] and share(['a\nb'], 2) == ['a', 'b']
+    assert share(['1\n2'], 2) == ['1', '2'] and share(['a\nb'], 2) == ['a', 'b']
     for results, n in ((['all of it, at once'], 3), (['a', 'b'], 3), ([], 2)):
         with pytest.raises(Skip, match=f'{n} calls and {len(results)} results'):
             share(results, n)  # nothing is made up

@@ -15,13 +15,12 @@ import unicodedata
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 from .quality import normalise
 from ..data.episodes import check_episode, dump_line, parse_line
 from ..data.packing import ranges
 from ..errors import UserError, counted, file_name
-from ..files import MAX_LINE, atomic_write, bounded_lines, open_input, watched
+from ..files import MAX_LINE, atomic_write, bounded_lines, check_distinct, open_input, watched
 
 # %% ../../nbs/curate/dedup.ipynb #c0825990
 SHINGLE = 5  # Characters
@@ -426,11 +425,12 @@ def dedup(
     against: list | None = None,  # Files that must not be repeated either: episodes, or suites
 ) -> dict:  # rows, kept, exact, near
     "Remove exact and near duplicates; the first stays, every removed line goes to `rejects`."
-    _check_options(input, output, by, threshold)
+    rejects = rejects or f'{output}.rejects.jsonl'
+    _check_options(by, threshold)
+    check_distinct([input, *(against or ())], output, rejects)
     index = _index_lines(list(against or ()), input, by)
     with _TextReader(index, by) as reader:
         repeats = _find_repeats(index, reader, threshold)
-    rejects = rejects or f'{output}.rejects.jsonl'
     _write_split(index, repeats, output, rejects)
     own = [r for i, r in repeats.items() if i >= index.n_held]
     rows, gone = len(index.offset) - index.n_held, len(own)
@@ -442,10 +442,8 @@ def dedup(
     return dict(rows=rows, kept=kept, exact=exact, near=near, by=by, threshold=threshold)
 
 # %% ../../nbs/curate/dedup.ipynb #462a470e
-def _check_options(input: str, output: str, by: str, threshold: float) -> None:
+def _check_options(by: str, threshold: float) -> None:
     if by not in ('episode', 'user'):
         raise UserError(f"--by {by}: use 'episode' or 'user'")
     if not 0.3 <= threshold <= 1:
         raise UserError(f'--threshold {threshold}: give a similarity from 0.3 to 1')
-    if Path(input).resolve() == Path(output).resolve():
-        raise UserError(f'{output}: is the input; give another --output')

@@ -8,26 +8,36 @@ __all__ = ['OASST_COLUMNS', 'OPEN_TREES', 'alpaca', 'dolly', 'Branch', 'best_bra
 # %% ../../nbs/sources/chat.ipynb #a7abe1c2
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from typing import Any
 from ..data.prompts import context_block
 from mypt.sources.rows import (
     SourceRow,
     Skip,
     Tally,
-    account,
     by_row,
     counted_rows,
     finished_episode,
+    kept_columns,
     loss_fields,
     text_of,
+    with_meta,
 )
-from .tool_schemas import tool_lines
-from .tools import system_of, tools_of_row
+from .tool_calls import decoded_objects
+from .tools import in_turn, read_messages
 
 # %% ../../nbs/sources/chat.ipynb #a16565f4
-def _dialogue(*texts: str) -> list[dict]:  # Question, answer, question, answer …
-    roles = ('user', 'assistant')
-    return [{'role': roles[i % 2], 'content': text} for i, text in enumerate(texts)]
+def _history(value: Any) -> list[dict]:  # Messages, else Skip
+    "What was said before: messages, pairs, or texts in turn; in a table they are text."
+    said = decoded_objects(value)
+    if not said or (isinstance(said, str) and not said.strip()):
+        return []
+    if isinstance(said, list) and all(isinstance(m, dict) for m in said):
+        return said
+    if isinstance(said, list) and all(isinstance(p, list) and len(p) == 2 for p in said):
+        said = [text for pair in said for text in pair]
+    if not isinstance(said, list) or len(said) % 2 or not all(isinstance(t, str) for t in said):
+        raise Skip('a history that is neither pairs nor messages')
+    return in_turn(said)
 
 # %% ../../nbs/sources/chat.ipynb #8e7ac223
 @by_row
@@ -40,20 +50,14 @@ def alpaca(row: dict, tally: Tally) -> dict:
     extra = row.get('input_de') or row.get('input') or ''
     if extra.strip().lower() not in ('', '<noinput>', 'noinput', 'no input'):
         question = f'{question}\n\n{extra}'
-    earlier = chain.from_iterable(row.get('history') or ())
-    tools = tools_of_row(row, [])
-    return {
-        'system': system_of(row, [], tools),
-        'tools': tool_lines(tools),
-        'messages': _dialogue(*earlier, question, answer),
-        'id': row.get('id'),
-    }
+    said = [*_history(row.get('history')), *in_turn([question, answer])]
+    return read_messages(row, said, tally, 'history')
 
 # %% ../../nbs/sources/chat.ipynb #8efb7ae8
 @by_row
 def dolly(row: dict, tally: Tally) -> dict:
     "Instruction, context, response; an answer from a context cites it."
-    question, answer = _dialogue(text_of(row, 'instruction'), text_of(row, 'response'))
+    question, answer = in_turn([text_of(row, 'instruction'), text_of(row, 'response')])
     passage = row.get('context') or ''
     if passage.strip():
         question['context'] = context_block([('passage.md', passage)])
@@ -141,12 +145,13 @@ def _episode_of(tree: list[SourceRow], branch: Branch, tally: Tally) -> dict:  #
     language = tally.wanted(languages[0])
     if not branch.path:
         raise Skip('no answered prompt')
-    messages = _dialogue(*(tree[i]['text'] for i in branch.path))
+    messages = in_turn(tree[i]['text'] for i in branch.path)
     messages = [m | loss_fields(tree[i]) for m, i in zip(messages, branch.path, strict=True)]
     ep = {'messages': messages, 'language': language, 'id': tree[0]['message_tree_id']}
     ep = finished_episode(ep, tally)
-    kept = [account(tree[i], ep, tally) for i in branch.path]
-    return kept[0]
+    kept = [kept_columns(tree[i], tally) for i in branch.path]
+    names = dict.fromkeys(name for columns in kept for name in columns)
+    return with_meta(ep, {name: [columns.get(name) for columns in kept] for name in names})
 
 
 def _close_tree(tree: list[SourceRow], tally: Tally) -> list[dict]:  # Its episode, or nothing

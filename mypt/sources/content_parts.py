@@ -7,7 +7,7 @@ __all__ = ['joined_parts', 'spread_parts']
 
 # %% ../../nbs/sources/content_parts.ipynb #2deece78
 from typing import Any
-from .rows import SourceRow, Skip, part
+from .rows import SourceRow, Skip, loss_fields, part
 
 # %% ../../nbs/sources/content_parts.ipynb #ae8dc45c
 _TEXTS = (None, 'text', 'input_text', 'output_text')
@@ -41,7 +41,7 @@ def _kind_of(p: Any) -> str:  # '' for text and for unknown kinds
         return str(kind)
     if isinstance(p, dict) and p.get('thought') is True:
         return 'thinking'
-    return next((_NESTED[k] for k in _NESTED if isinstance(p, dict) and k in p), '')
+    return next((_NESTED[k] for k in _NESTED if isinstance(p, dict) and p.get(k) is not None), '')
 
 
 def _inside(p: SourceRow) -> SourceRow:
@@ -101,9 +101,13 @@ def spread_parts(m: SourceRow) -> list[SourceRow]:  # Itself where there is noth
             raise Skip('text after a call in one message')
         else:
             texts.append(p)
-    rest = {k: m.peek(k) for k in m if k != key}
-    rest |= {'content': joined_parts(texts, m)} if texts else {'content': None}
-    rest |= {'tool_calls': calls} if calls else {}
-    rest |= {'thinking': '\n\n'.join(thoughts)} if thoughts else {}
-    m.read |= m.keys()
-    return results + ([SourceRow(rest)] if texts or calls or thoughts or not results else [])
+    if results and not (texts or calls or thoughts):
+        m.read |= {key, 'role', 'from'}
+        loss_fields(m)  # a result is never trained, so its weights are ignored
+        return results
+    said: dict[str, Any] = {'content': joined_parts(texts, m) if texts else None}
+    said |= {'tool_calls': calls} if calls else {}
+    said |= {'thinking': '\n\n'.join(thoughts)} if thoughts else {}
+    beside = {k: m.peek(k) for k in m if k != key}
+    m.read |= {k for k in m if k == key or k not in said or m.peek(k) == said[k]}
+    return [*results, SourceRow(beside | said)]

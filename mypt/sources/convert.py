@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from ..data.episodes import shown, write_episodes
 from ..data.prompts import RAG_SYSTEM
 from ..errors import UserError, counted, file_name, nearest
-from ..files import atomic_write, open_input
+from ..files import atomic_write, check_distinct, open_input
 from .bfcl import bfcl
 
 # %% ../../nbs/sources/convert.ipynb #74e69abd
@@ -115,6 +115,12 @@ HUB = {
 def _missing_columns(form: SourceForm, columns: Iterable[str]) -> list[str]:
     return [c for c in form.columns if not set(c.split('|')) & set(columns)]
 
+
+def _fits(form: SourceForm, row: dict) -> bool:
+    "Whether a row has the columns of a form, and not a null in each of them."
+    names = {name for c in form.columns for name in c.split('|')}
+    return not _missing_columns(form, row) and any(dict.get(row, n) is not None for n in names)
+
 # %% ../../nbs/sources/convert.ipynb #a7cc8a37
 def form_name(
     row: Any,  # The first of its file
@@ -124,7 +130,7 @@ def form_name(
     "The form of that name, or the first whose columns a row has; raises `UserError` if none."
     columns = sorted(row) if isinstance(row, dict) else []
     if not name:
-        fitting = [n for n, form in SOURCE_FORMS.items() if not _missing_columns(form, columns)]
+        fitting = [n for n, form in SOURCE_FORMS.items() if columns and _fits(form, row)]
         if fitting:
             return fitting[0]
         there, known = shown(', '.join(columns), 400) or '(none)', ', '.join(SOURCE_FORMS)
@@ -364,6 +370,10 @@ def convert(
     found = episodes(dataset, tally, format, split, mirror, config, names)
     eps = _at_least_one(islice(found, max_examples or None), dataset, tally)
     rejects = rejects or f'{output}.rejects.jsonl'
+    known = HUB.get(dataset, HubSet())
+    _check_language(dataset, known.language, tally.languages)
+    places = sources_of(dataset, split, mirror, config or known.config)
+    check_distinct([place.where for place in places], output, rejects)
     with _rejects_file(rejects, tally):
         n = write_episodes(output, _refuse_unused(eps, dataset, tally) if strict else eps)
     _report(output, n, tally, rejects)

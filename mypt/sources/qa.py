@@ -24,6 +24,11 @@ class Question(NamedTuple):
     id: str = ''
 
 # %% ../../nbs/sources/qa.ipynb #c7b55806
+def _texts(value: Any) -> list:
+    "Answers, of which there may be one or none."
+    return [value] if isinstance(value, str) else list(value or ())
+
+
 def _one_line(text: str | None) -> str:
     return ' '.join((text or '').split())
 
@@ -55,7 +60,8 @@ def records(value: Any) -> list[dict]:
 # %% ../../nbs/sources/qa.ipynb #9bb36ca5
 def squad_question(row: dict, language: str = 'en') -> Question:
     "SQuAD 2 and GermanQuAD: one passage, its title, and no answers for an unanswerable question."
-    answers = row['answers']['text'] if isinstance(row['answers'], dict) else row['answers']
+    found = row['answers']
+    answers = _texts(found['text'] if isinstance(found, dict) else found)
     text, title = text_of(row, 'context'), row.get('title')
     first_line_end = text.find('\n')
     if not title and 0 < first_line_end < 100:
@@ -91,7 +97,7 @@ def musique_question(row: dict, language: str = 'en') -> Question:
     paragraphs = records(row['paragraphs'])
     answers, gold = [], []
     if row.get('answerable', True):
-        answers = [row['answer'], *(row.get('answer_aliases') or ())]
+        answers = [row['answer'], *_texts(row.get('answer_aliases'))]
     if answers:
         gold = [i for i, p in enumerate(paragraphs) if p.get('is_supporting')]
     question = row['question']
@@ -102,10 +108,10 @@ def musique_question(row: dict, language: str = 'en') -> Question:
 def marco_question(row: dict, language: str = 'en') -> Question:
     "MS MARCO 2.1: passages of a search engine; a whole sentence as the answer, where there is one."
     passages = records(row['passages'])
-    answers = [a for a in row['answers'] or () if _one_line(a) not in ('', 'No Answer Present.')]
+    answers = [a for a in _texts(row['answers']) if _one_line(a) not in ('', 'No Answer Present.')]
     gold = []
     if answers:
-        sentences = [a for a in row.get('wellFormedAnswers') or () if isinstance(a, str)]
+        sentences = [a for a in _texts(row.get('wellFormedAnswers')) if isinstance(a, str)]
         answers = [a for a in sentences if _one_line(a) not in ('', '[]')] + answers
         gold = [i for i, p in enumerate(passages) if p.get('is_selected')]
         if not gold:
@@ -140,7 +146,7 @@ def _trivia_pages(row: dict) -> list[tuple[str, str]]:
 # %% ../../nbs/sources/qa.ipynb #2da01d4d
 def trivia_question(row: dict, language: str = 'en') -> Question:
     "TriviaQA, reading comprehension: pages of an encyclopedia and of the web, cut at the answer."
-    answers = [row['answer']['value'], *(row['answer'].get('aliases') or ())]
+    answers = [row['answer']['value'], *_texts(row['answer'].get('aliases'))]
     pages = _trivia_pages(row)
     lower = [text.lower() for _, text in pages]
     gold = [i for i, text in enumerate(lower) if any(a.lower() in text for a in answers if a)]

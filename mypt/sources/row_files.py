@@ -11,6 +11,7 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 from ..data.episodes import first_twice
@@ -63,16 +64,29 @@ def squad_rows(
 ) -> Iterator[dict]:  # {title, context, question, answers: [str], is_impossible, id}
     "The questions of a SQuAD file, one row each, in the columns that the hub gives them."
     for article in data['data']:
+        in_article = _others(article, 'article.', 'title paragraphs')
         for paragraph in article['paragraphs']:
+            in_paragraph = _others(paragraph, 'paragraph.', 'context qas')
             for qa in paragraph['qas']:
-                yield dict(
+                answers = qa.get('answers') or ()
+                row = dict(
                     id=qa.get('id'),
                     title=article.get('title', 'passage'),
                     context=paragraph['context'],
                     question=qa['question'],
-                    answers=[a['text'] for a in qa.get('answers', ())],
-                    is_impossible=qa.get('is_impossible', False),
+                    answers=[a['text'] for a in answers],
+                    is_impossible=qa.get('is_impossible') or False,
                 )
+                for a in answers:
+                    row |= _others(a, 'answers[].', 'text answer_start')
+                beside = _others(qa, '', 'id question answers is_impossible')
+                beside = {f'question.{k}' if k in row else k: v for k, v in beside.items()}
+                yield row | beside | in_paragraph | in_article
+
+
+def _others(of: dict, prefix: str, known: str) -> dict:
+    "What an object of a SQuAD file holds beside its known keys, for the report."
+    return {f'{prefix}{k}': v for k, v in of.items() if k not in known.split()}
 
 # %% ../../nbs/sources/row_files.ipynb #cc0e95f8
 class RowDecoder:
@@ -81,6 +95,7 @@ class RowDecoder:
     def __init__(self):
         self.twice = ''
         self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+        self._tolerant = json.JSONDecoder(parse_int=len)  # finds where a value ends
 
     def _object(self, pairs: list[tuple]) -> dict:
         out = dict(pairs)
@@ -91,7 +106,13 @@ class RowDecoder:
     def value(self, text: str, at: int = 0) -> tuple[Any, int]:  # (value or Skip, its end)
         "The value that begins at a position; raises `ValueError` without one."
         self.twice = ''
-        value, end = self._decoder.raw_decode(text, at)
+        try:
+            value, end = self._decoder.raw_decode(text, at)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # Python reads no number of thousands of digits
+            _, end = self._tolerant.raw_decode(text, at)
+            return Skip('a number of thousands of digits'), end
         if self.twice:
             return Skip(f'a key twice in one object, {self.twice[:40]!r}'), end
         return value, end
@@ -138,16 +159,16 @@ def _json_sequence(f: TextIO, path: str | Path, listed: bool) -> Iterator:
             )
         if end < len(buffer) or at_end:
             n += 1
-            yield _numbered(row, n)
+            yield _numbered(row, n, buffer[at:end].encode() if isinstance(row, Skip) else b'')
             at = end
         else:
             part = f.read(max(_PART, len(buffer) - at))
             buffer, at, at_end = buffer[at:] + part, 0, not part
 
 # %% ../../nbs/sources/row_files.ipynb #23a9a949
-def _numbered(row: Any, n: int) -> Any:
+def _numbered(row: Any, n: int, line: bytes = b'') -> Any:
     if isinstance(row, Skip):
-        row.number = n
+        row.number, row.line = n, row.line or line
     return SourceRow(row, n) if isinstance(row, dict) else row
 
 # %% ../../nbs/sources/row_files.ipynb #69f80c82
@@ -165,7 +186,7 @@ def _json_lines(path: str | Path) -> Iterator:
             row = Skip('a line that is not JSON', n, line)
         if not isinstance(row, (dict, Skip)):
             row = Skip('not an object', n, line)
-        yield _numbered(row, n)
+        yield _numbered(row, n, line)
 
 # %% ../../nbs/sources/row_files.ipynb #c6c6bbb2
 def _one_object(path: str | Path) -> Iterator:
@@ -189,9 +210,14 @@ def _one_object(path: str | Path) -> Iterator:
     if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
         yield _numbered(data, 1)
         return
+    beside = {k: v for k, v in data.items() if k not in ('data', 'version')}
     try:
         found = squad_rows(data) if 'paragraphs' in rows[0] else rows
-        yield from (_numbered(row, n) for n, row in enumerate(found, 1))
+        for n, row in enumerate(found, 1):
+            row = _numbered(row, n)
+            if isinstance(row, SourceRow):
+                row.parts.append(('file', SourceRow(beside)))
+            yield row
     except (KeyError, TypeError, AttributeError, IndexError) as e:
         what = f'{e} is missing' if isinstance(e, KeyError) else 'a value has another type'
         fault = f'not in SQuAD form, {what}'
@@ -229,40 +255,76 @@ def table_rows(path: str | Path) -> Iterator:
     with open_text(path, newline='') as f:
         mark = max('\t' if Path(path).suffix == '.tsv' else ',;\t', key=head.count)
         lines = bounded_lines(f, path)
-        yield from decoded(_cells(csv.DictReader(lines, delimiter=mark), path), path)
+        yield from decoded(_cells(csv.reader(lines, delimiter=mark, strict=True), path), path)
 
 
-def _cells(reader: csv.DictReader, path: str | Path) -> Iterator:
-    try:
-        for row in reader:
-            if None in row:
-                yield Skip('a line with more cells than columns', reader.line_num)
-            else:
-                yield SourceRow(row, reader.line_num)
-    except csv.Error as e:
-        raise UserError(f'{path}:{reader.line_num}: not a table ({e}); save it again') from None
+def _cells(reader: Any, path: str | Path) -> Iterator:
+    columns: list[str] = []
+    while True:
+        first = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as e:
+            _check_quote(e, f'{path}:{first}', bool(columns))
+            yield Skip(f'not a line of a table ({e})', reader.line_num)
+            continue
+        if not columns:
+            columns = _named_once(cells, path)
+        elif len(cells) > len(columns):
+            yield Skip('a line with more cells than columns', reader.line_num)
+        elif cells:
+            yield SourceRow(dict(zip_longest(columns, cells)), reader.line_num, is_text=True)
+
+
+def _check_quote(e: csv.Error, where: str, has_columns: bool) -> None:
+    "Raise `UserError` on a quote that swallows all lines after it, and on a first line with none."
+    if 'unexpected end' in str(e):
+        way = 'close it, and double the quotes in a cell'
+        raise UserError(f'{where}: a quote that is not closed; {way}') from None
+    if not has_columns:
+        raise UserError(f'{where}: not a table ({e}); save it again') from None
+
+
+def _named_once(cells: list[str], path: str | Path) -> list[str]:
+    "The names of the columns; raises `UserError` when one comes twice."
+    names = [name or f'column {i}' for i, name in enumerate(cells, 1)]
+    twice = first_twice(names)
+    if twice:
+        raise UserError(f'{path}: two columns are named {twice!r}, the name twice; rename one')
+    return names
 
 # %% ../../nbs/sources/row_files.ipynb #8f33e47b
 def column_names(pairs: Iterable[str]) -> dict[str, str]:  # Name in the file → name for the form
     "The pairs of `--columns`; raises `UserError`."
-    out = {}
+    out: dict[str, str] = {}
     for pair in pairs:
         name, mark, own = pair.partition('=')
         if not (name and mark and own):
             raise UserError(f'--columns {pair!r}: write NAME=COLUMN, as in prompt=Question')
+        if own in out:
+            raise UserError(f'--columns {pair!r}: the column {own} has a new name already')
         out[own] = name
     return out
 
 
 def renamed(rows: Iterable, names: dict[str, str]) -> Iterator:
-    "Rows with renamed columns, which replace existing columns of the new name."
+    "Rows with renamed columns; an existing column of the new name is left for the report."
     for row in rows:
         if not isinstance(row, dict):
             yield row
             continue
-        kept = {k: v for k, v in row.items() if k in names or k not in names.values()}
-        number = getattr(row, 'number', 0)
-        yield SourceRow({names.get(k, k): v for k, v in kept.items()}, number)
+        own = {names[k] for k in row.keys() & names.keys()}
+        out = SourceRow({}, getattr(row, 'number', 0), getattr(row, 'is_text', False))
+        out.parts, twice = getattr(row, 'parts', []), ''
+        for k, v in row.items():
+            name = names.get(k) or (f'{k} (replaced)' if k in own else k)
+            if name not in out:
+                out[name] = v
+            elif v is not None:
+                twice = name
+        yield Skip(f'--columns: two columns become {twice}', out.number) if twice else out
 
 # %% ../../nbs/sources/row_files.ipynb #29f406f9
 ROW_FILES = ('.parquet', '.jsonl', '.json', '.csv', '.tsv')

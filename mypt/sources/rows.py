@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['Form', 'SHAPE_ERRORS', 'THOUGHTS', 'SourceRow', 'part', 'unread', 'Skip', 'language_code', 'Tally', 'counted_rows',
-           'split_thought', 'place_thought', 'finished_episode', 'account', 'wrong_shape', 'loss_fields',
-           'listed_fields', 'told_language', 'thoughts_of', 'with_row_fields', 'by_row', 'text_of', 'skip_over',
-           'between']
+           'split_thought', 'place_thought', 'finished_episode', 'kept_columns', 'with_meta', 'wrong_shape',
+           'loss_fields', 'listed_fields', 'told_language', 'thoughts_of', 'with_row_fields', 'by_row', 'text_of',
+           'skip_over', 'between']
 
 # %% ../../nbs/sources/rows.ipynb #cc4169a3
 import json
+import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -25,9 +27,10 @@ from ..data.serialize import check_order
 class SourceRow(dict):
     "An object of a data set that records which keys were read, with its place in the file."
 
-    def __init__(self, data: dict, number: int = 0):
+    def __init__(self, data: dict, number: int = 0, is_text: bool = False):
         super().__init__(data)
         self.number = number  # Line of its file, or its place in a list
+        self.is_text = is_text  # It is of a table, whose lists are text as well
         self.read = set()
         self.parts: list[tuple[str, SourceRow]] = []  # (name, an object inside)
 
@@ -37,7 +40,11 @@ class SourceRow(dict):
 
     def get(self, key, default=None) -> Any:
         self.read.add(key)
-        return super().get(key, default)
+        value = super().get(key)
+        return default if value is None else value
+
+    def __contains__(self, key) -> bool:
+        return super().get(key) is not None
 
     def peek(self, key) -> Any:  # None without one
         "A value that is looked at and not used."
@@ -170,7 +177,8 @@ def split_thought(text: str) -> tuple[str, str]:  # (thought, the text after it)
         thoughts.append(thought)
     if not thoughts and '<think>' not in text and text.count('</think>') == 1:
         before, _, after = text.partition('</think>')
-        if before.endswith('\n') or after.startswith(('\n', '\r')):
+        is_code = before.count('```') % 2 or before.count('~~~') % 2
+        if not is_code and (before.endswith('\n') or after.startswith(('\n', '\r'))):
             thoughts, rest = [before.strip('\r\n')], after.lstrip('\r\n')
     begin, end = _SOLUTION
     if thoughts and rest.startswith(begin) and rest.rstrip().endswith(end):
@@ -261,15 +269,20 @@ def finished_episode(
     return ep
 
 # %% ../../nbs/sources/rows.ipynb #f764f2a5
-def account(row: SourceRow, ep: dict, tally: Tally) -> dict:  # The episode, with what is to be kept
-    "Count the keys of a used row that were not read."
+def kept_columns(row: SourceRow, tally: Tally) -> dict:
+    "The columns of a used row that go to `_meta`; counts the others that were not read."
     left = unread(row)
     wanted = tally.keep_meta
     kept = [k for k in row if k in wanted or ('all' in wanted and k in left)]
     tally.unused.update(k for k in left if k not in kept)
+    return {k: row.peek(k) for k in kept}
+
+
+def with_meta(ep: dict, kept: dict) -> dict:  # Else Skip
+    "The episode with what is kept of its row."
     if not kept:
         return ep
-    values = json.loads(json.dumps({k: row.peek(k) for k in kept}, default=str))
+    values = json.loads(json.dumps(kept, default=str))
     try:
         return check_episode(ep | {'_meta': ep.get('_meta', {}) | values})
     except EpisodeError as e:
@@ -277,7 +290,8 @@ def account(row: SourceRow, ep: dict, tally: Tally) -> dict:  # The episode, wit
 
 # %% ../../nbs/sources/rows.ipynb #d10f8fe3
 Form = Callable[[Iterable, Tally], Iterator[dict]]
-SHAPE_ERRORS = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
+SHAPE_ERRORS = (ArithmeticError, AttributeError, IndexError, KeyError, RecursionError)
+SHAPE_ERRORS += (TypeError, ValueError)
 
 
 def wrong_shape(e: Exception) -> Skip:
@@ -304,6 +318,8 @@ def _number(value: Any) -> Any:  # Unchanged if it is not one
     "A weight, which in a table is text."
     if isinstance(value, bool):
         return int(value)
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return math.inf  # which the check of the episode refuses
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -397,11 +413,20 @@ def told_language(row: SourceRow) -> str:  # A code, '' without one
 
 # %% ../../nbs/sources/rows.ipynb #144069d0
 THOUGHTS = ('think', 'reasoning_content', 'reasoning', 'thinking')
+_SWITCHES = frozenset(
+    'on off yes no true false none null auto adaptive enabled disabled default '
+    'minimal low medium high xhigh max'.split()
+)
+
+
+def _is_thought(value: Any) -> bool:
+    "Is it text that somebody thought? `on` and `high` say how much was to be thought."
+    return isinstance(value, str) and value.strip().lower() not in _SWITCHES
 
 
 def thoughts_of(m: SourceRow) -> str:
-    "What a message or a row says was thought; a value that is not text is left for the report."
-    found = [m.get(k) for k in THOUGHTS if isinstance(m.peek(k), str)]
+    "What a message or a row says was thought; any other value is left for the report."
+    found = [m.get(k) for k in THOUGHTS if _is_thought(m.peek(k))]
     return '\n\n'.join(t for t in dict.fromkeys(found) if t.strip())
 
 # %% ../../nbs/sources/rows.ipynb #144069b0
@@ -415,8 +440,8 @@ def with_row_fields(
         ep = ep | {'language': language}
     messages = ep.get('messages')
     if not messages:
-        if ep.get('text') and 0 in loss_fields(row).values():
-            raise Skip('a text that is not to be trained')
+        if ep.get('text'):
+            _check_text_weight(row)
         return ep
     prompts = [row.get(k) for k in ('system', 'system_prompt') if _is_unread_text(row, k)]
     if prompts:
@@ -426,6 +451,15 @@ def with_row_fields(
         thought = thoughts_of(row)
         messages = [m | {'think': thought} if thought and m is answers[0] else m for m in messages]
     return ep | {'messages': _weighted(messages, row)}
+
+
+def _check_text_weight(row: SourceRow) -> None:
+    "Reject a plain text that is not to be trained; another weight than 1 is left for the report."
+    fields = loss_fields(SourceRow(row))
+    if 0 in fields.values():
+        raise Skip('a text that is not to be trained')
+    if fields.get('weight', 1) == 1:
+        loss_fields(row)
 
 
 def _is_unread_text(row: SourceRow, key: str) -> bool:
@@ -443,7 +477,7 @@ def by_row(
         for row in counted_rows(rows, tally):
             try:
                 ep = finished_episode(with_row_fields(make(row, tally), row), tally)
-                ep = account(row, ep, tally)
+                ep = with_meta(ep, kept_columns(row, tally))
             except Skip as e:
                 tally.reject(e, row)
             except SHAPE_ERRORS as e:
@@ -460,9 +494,7 @@ def text_of(
     *names: str,  # Columns; the first that has a value is taken
 ) -> str:  # Not empty, else Skip
     "A row's text, unchanged."
-    present = [n for n in names if n in row]
-    filled = [n for n in present if dict.get(row, n) is not None]
-    name = (filled or present or names[-1:])[0]
+    name = next((n for n in names if dict.get(row, n) is not None), names[-1])
     value = row.get(name)
     if value is None:
         raise Skip(f'{name} is missing')

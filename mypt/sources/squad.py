@@ -9,22 +9,27 @@ __all__ = ['squad']
 from ..data.language import guess_language
 from ..data.prompts import ABSTAIN, RAG_SYSTEM, context_block
 from .rows import Skip, SourceRow, Tally, by_row, text_of, told_language
+from .tool_calls import decoded_objects
 
 # %% ../../nbs/sources/squad.ipynb #9531985d
+def _words(text: str) -> str:
+    return ' '.join(text.split())
+
+
 def _squad_episode(row: dict, language: str) -> dict:
     title = f'{row.get("title") or "passage"}.md'
-    passage = ' '.join(text_of(row, 'context').split())
-    found = row['answers']
-    texts = found['text'] if isinstance(found, dict) else found
-    answers = [' '.join(text.split()) for text in texts]
-    impossible = row.get('is_impossible', not answers)
+    passage, found = text_of(row, 'context'), decoded_objects(row.get('answers'))
+    texts = (found.get('text') if isinstance(found, dict) else found) or []
+    answers = [texts] if isinstance(texts, str) else texts
+    told = row.get('is_impossible', not answers)
+    impossible = str(told).strip().lower() in ('true', '1')  # in a table it is text
     if impossible and language not in ABSTAIN:
         raise Skip(f'without an answer, and no wording for that in {language or "its language"}')
     if impossible:
         answer = {'role': 'assistant', 'content': ABSTAIN[language]}
     elif not answers:
         raise Skip('no answer')
-    elif answers[0] not in passage:
+    elif not answers[0].strip() or _words(answers[0]) not in _words(passage):
         raise Skip('answer not in its passage')
     else:
         answer = {'role': 'assistant', 'content': answers[0], 'cite': title}

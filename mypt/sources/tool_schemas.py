@@ -74,7 +74,7 @@ def json_schema_of(params: Any) -> dict:  # {type, properties, required}
 _BETWEEN = re.compile(r'[\s,;]+')
 
 
-def _not_a_number(name: str):
+def _not_a_number(name: str) -> Any:
     raise ValueError(f'{name} is not JSON')
 
 
@@ -124,26 +124,42 @@ def tools_of(value: Any) -> dict[str, dict]:  # Name → {name, description, par
         for tool in group if isinstance(group, list) else [group]:
             if not isinstance(tool, dict):
                 continue
-            declared = tool.get('functionDeclarations') or tool.get('function_declarations')
-            if isinstance(declared, list):  # Gemini's
-                tools |= tools_of(declared)
-            tool = tool['function'] if isinstance(tool.get('function'), dict) else tool
-            if isinstance(tool.get('name'), str):
-                tools[tool['name']] = {
-                    'name': tool['name'],
-                    'description': tool.get('description') or '',
-                    'parameters': json_schema_of(_parameters_of(tool)),
-                }
+            tools |= _tools_in(tool)
     return tools
+
+
+_DECLARED = ('functionDeclarations', 'function_declarations')  # Gemini's
+
+
+def _tools_in(tool: dict) -> dict[str, dict]:  # Else Skip
+    "The tool of an object, or those that it declares."
+    declared = next((tool[k] for k in _DECLARED if isinstance(tool.get(k), list)), None)
+    if declared is not None and len(tool) == 1:
+        return tools_of(declared)
+    inner = tool['function'] if isinstance(tool.get('function'), dict) else tool
+    name = inner.get('name')
+    if not isinstance(name, str):
+        kind = tool.get('type') or ', '.join(tool)
+        raise Skip(f'a tool without a name, {str(kind)[:60]!r}')
+    return {
+        name: {
+            'name': name,
+            'description': inner.get('description') or '',
+            'parameters': json_schema_of(_parameters_of(inner)),
+        }
+    }
 
 # %% ../../nbs/sources/tool_schemas.ipynb #5785c2aa
 _SENTENCE = re.compile(r'[^.!?\n]*[.!?\n]?\s*')
-_NOTATION = re.compile(r'</?(?:functions?|tools?|(?:function|tool)_?(?:calls?|response))>|XML')
+_NOTATION = re.compile(r'</?(?:functions?|tools?|(?:function|tool)_?(?:calls?|response))>')
 
 
 def tool_lines(tools: dict) -> str:  # '' where there are none
     "The tools as a system prompt lists them, one a line."
-    lines = [json.dumps(tool, ensure_ascii=False) for tool in tools.values()]
+    try:
+        lines = [json.dumps(t, ensure_ascii=False, allow_nan=False) for t in tools.values()]
+    except ValueError:
+        raise Skip('a tool with a number that JSON does not have') from None
     return '\n'.join(['Tools:', *lines]) if lines else ''
 
 

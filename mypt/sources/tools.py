@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['PROMPTS', 'COMPLETIONS', 'share', 'results_of_calls', 'SourceTurn', 'assemble', 'tools_of_row', 'system_of',
-           'read_messages', 'messages', 'contents', 'turns_in_order', 'prompt_completion', 'xlam', 'split_context',
-           'sharegpt', 'german_rag', 'german_tools']
+           'read_messages', 'in_turn', 'messages', 'contents', 'turns_in_order', 'prompt_completion', 'xlam',
+           'split_context', 'sharegpt', 'german_rag', 'german_tools']
 
 # %% ../../nbs/sources/tools.ipynb #7b45145c
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from ..data.prompts import context_block
 from .content_parts import joined_parts, spread_parts
@@ -26,7 +26,7 @@ from mypt.sources.rows import (
     text_of,
     thoughts_of,
 )
-from .tool_calls import call_ids, parse_calls
+from .tool_calls import call_ids, decoded_objects, parse_calls
 from mypt.sources.tool_schemas import (
     fit_schema,
     json_values,
@@ -38,10 +38,12 @@ from mypt.sources.tool_schemas import (
 
 # %% ../../nbs/sources/tools.ipynb #c5eda5a4
 def _result_of(value: Any) -> Any:  # What a tool gave: an object where it was one, else text
-    found = json_values(value.strip()) if isinstance(value, str) else [value]
-    if len(found) != 1:
-        return value
-    return found[0] if isinstance(found[0], (dict, str)) else {'result': found[0]}
+    if isinstance(value, str):
+        found = json_values(value.strip())
+        if len(found) != 1 or not isinstance(found[0], (dict, list)):
+            return value  # 3.10 may be a version
+        value = found[0]
+    return value if isinstance(value, (dict, str)) else {'result': value}
 
 
 def _parts_of(result: Any) -> tuple[list, list]:
@@ -51,17 +53,20 @@ def _parts_of(result: Any) -> tuple[list, list]:
     values = json_values(result.strip())
     if len(values) == 1 and isinstance(values[0], list):
         values = values[0]
-    return [json.dumps(v) for v in values], [x for x in result.splitlines() if x.strip()]
+    elif not all(isinstance(v, (dict, list)) for v in values):
+        values = []
+    return values, [x for x in result.splitlines() if x.strip()]
 
 # %% ../../nbs/sources/tools.ipynb #c2c4a54b
 def share(
     results: list,  # In the data
     n: int,  # Calls that they answer
+    may_split: bool = True,  # One result may be those of several calls
 ) -> list:  # One for each call, else Skip
     "Give every call its own result, as far as the data identifies them."
     if len(results) == n:
         return [_result_of(r) for r in results]
-    if len(results) == 1:
+    if len(results) == 1 and may_split:
         for parts in _parts_of(results[0]):
             if len(parts) == n:
                 return [_result_of(part) for part in parts]
@@ -104,7 +109,7 @@ def results_of_calls(
     by_name = _by_name(results, [name for name, _ in calls])
     if by_name is None and all(r.name for r in results) and not any(answers):
         raise Skip('results that name other tools than the calls')
-    return by_name or share([r.text for r in results], len(calls))
+    return by_name or share([r.text for r in results], len(calls), may_split=not any(ids))
 
 # %% ../../nbs/sources/tools.ipynb #8e9e31e9
 class SourceTurn(NamedTuple):
@@ -241,8 +246,8 @@ def tools_of_row(row: dict, messages: list[SourceRow]) -> dict:
         if not place or place in ('[]', '{}', 'null') or not str(place).strip():
             continue
         if isinstance(row, SourceRow):
-            _read_objects(row, 'tools', place, _TOOL_KEYS)
-        found = tools_of(place)
+            _read_objects(row, 'tools', decoded_objects(place), _TOOL_KEYS)
+        found = tools_of(place) or tools_of(decoded_objects(place))
         if not found:
             raise Skip('tools that are not JSON')
         tools |= found
@@ -278,7 +283,8 @@ def system_of(row: dict, messages: list[SourceRow], tools: dict) -> str:
 # %% ../../nbs/sources/tools.ipynb #855fbe52
 _CALL_TAGS = ('function_calls', 'tool_calls?', 'functioncall', 'function_call')
 _GIVEN = ('function_calls', 'tool_calls', 'function_call')
-_CALL_KEYS = ('id', 'type', 'index', 'name', 'arguments', 'parameters', 'args')
+_CALL_KEYS = ('id', 'call_id', 'tool_call_id', 'type', 'index', 'name')
+_CALL_KEYS += ('arguments', 'parameters', 'args')
 _TOOL_KEYS = ('type', 'name', 'description', 'parameters', 'input_schema', 'inputSchema')
 
 
@@ -289,6 +295,8 @@ def _read_objects(m: SourceRow, key: str, given: Any, keys: Sequence[str]) -> No
             continue
         one = part(m, f'{key}[]', value)
         inner = one.get('function')
+        if keys is _CALL_KEYS and not isinstance(inner, dict):
+            _read_flat(one)
         for declared in ('functionDeclarations', 'function_declarations'):
             _read_objects(one, declared, one.get(declared), keys)
         for k in keys:
@@ -299,15 +307,24 @@ def _read_objects(m: SourceRow, key: str, given: Any, keys: Sequence[str]) -> No
                 one.get(k)
 
 
-def _inline_calls(text: str, tools: dict) -> tuple[str, list]:
-    "The words beside the calls in a text, and the calls."
+def _read_flat(call: SourceRow) -> None:
+    "Account for a call without a key for its arguments: all other keys are arguments."
+    if not any(k in call for k in ('arguments', 'parameters', 'args')):
+        call.read |= call.keys()
+
+
+def _inline_calls(m: SourceRow, text: str, tools: dict) -> tuple[str, list, list]:
+    "The words beside the calls in a text, the calls, and their ids."
     blocks = list(between(text, _CALL_TAGS, to_end=True))
-    calls = []
+    calls, ids = [], []
     for _, _, body in blocks:
-        calls += parse_calls(body.removesuffix('<|endoftext|>'), tools)
+        body = body.removesuffix('<|endoftext|>')
+        _read_objects(m, 'tool_call', decoded_objects(body), _CALL_KEYS)
+        calls += parse_calls(body, tools)
+        ids += call_ids(body)
     if not calls:
-        return text, []
-    return _without_spans(text, blocks).strip(), calls
+        return text, [], []
+    return _without_spans(text, blocks).strip(), calls, ids
 
 
 def _without_spans(text: str, spans: list[tuple[int, int, str]]) -> str:
@@ -316,19 +333,37 @@ def _without_spans(text: str, spans: list[tuple[int, int, str]]) -> str:
     return ''.join(text[end:start] for end, start in zip(ends, starts, strict=True))
 
 # %% ../../nbs/sources/tools.ipynb #69a902fd
-def _assistant_turn(m: SourceRow, tools: dict, answered: bool) -> SourceTurn:
+def _bracket_calls(text: str, tools: dict, prompt: str, answered: bool) -> list:
+    "The calls of `[name(argument=value), …]`, where their tools are offered; else nothing."
+    said = text.strip()
+    if not (said.startswith('[') and said.endswith(')]')):
+        return []
+    try:
+        names = [name for name, _ in parse_calls(said)]
+    except Skip:
+        if answered:
+            raise
+        return []
+    offered = all(name in tools or json.dumps(name) in prompt for name in names)
+    return parse_calls(said, tools) if offered or answered else []
+
+
+def _assistant_turn(m: SourceRow, tools: dict, prompt: str, answered: bool) -> SourceTurn:
     text, fields, calls, ids = _message_text(m, 'assistant') or '', _fields(m, 'assistant'), [], []
     given = [m.get(k) for k in _GIVEN if m.peek(k)]
     if len(given) > 1:
         raise Skip('calls in two places')
     if given:
         key = next(k for k in _GIVEN if m.peek(k))
-        _read_objects(m, key, given[0], _CALL_KEYS)
+        _read_objects(m, key, decoded_objects(given[0]), _CALL_KEYS)
         calls, ids = parse_calls(given[0], tools), call_ids(given[0])
-    elif 'arguments' in m:
+    elif 'arguments' in m or m.peek('role') == 'assistant_toolcall':
         calls = [fit_schema(str(m.get('name')), m.get('arguments'), tools)]
     elif text and (tools or answered or text.rstrip().endswith('</function_calls>')):
-        text, calls = _inline_calls(text, tools)
+        text, calls, ids = _inline_calls(m, text, tools)
+    if not calls:
+        calls = _bracket_calls(text, tools, prompt, answered)
+        text = '' if calls else text
     if not text.strip() and not calls:
         raise Skip('an empty answer')
     return SourceTurn('assistant', text, calls, ids if len(ids) == len(calls) else (), '', fields)
@@ -339,19 +374,31 @@ def _result_turns(m: SourceRow, text: Any) -> list[SourceTurn]:
     if text is None:
         raise Skip('a tool result without content')
     loss_fields(m)  # a result is never trained, so its weights are ignored
-    answers = [str(m.get('tool_call_id'))] if m.get('tool_call_id') else []
-    bodies = [text]
-    if isinstance(text, str):
-        bodies = [body.strip() for _, _, body in between(text, ('tool_response',))] or [text]
     turns = []
-    for body in bodies:
-        name, value = m.get('name') or '', body
+    for body in _result_bodies(text):
+        name, call_id, value = m.get('name'), m.get('tool_call_id'), body
         found = json_values(body.strip()) if isinstance(body, str) else [body]
         envelope = found[0] if len(found) == 1 and isinstance(found[0], dict) else {}
-        if {'name', 'content'} <= envelope.keys() <= {'name', 'content', 'tool_call_id'}:
-            name, value = name or str(envelope['name']), envelope['content']
-        turns.append(SourceTurn('result', value, (), answers, name))
+        if {'content'} < envelope.keys() <= {'name', 'content', 'tool_call_id'}:
+            name, value = name or envelope.get('name'), envelope['content']
+            call_id = envelope.get('tool_call_id') or call_id
+        ids = [str(call_id)] if call_id else []
+        turns.append(SourceTurn('result', value, (), ids, str(name or '')))
     return turns
+
+
+def _result_bodies(text: Any) -> list:
+    "What stands between `<tool_response>` tags; the whole text where there is more than that."
+    blocks = []
+    if isinstance(text, str):
+        blocks = [body.strip('\r\n') for _, _, body in between(text, ('tool_response',))]
+    if not blocks:
+        return [text]
+    if not _without_blocks(text, ('tool_response',)).strip():
+        return blocks
+    if len(blocks) > 1:
+        raise Skip('words beside several tool results')
+    return [text]
 
 
 def _is_only_results(text: Any) -> bool:
@@ -361,15 +408,17 @@ def _is_only_results(text: Any) -> bool:
     return not _without_blocks(text, ('tool_response',)).strip()
 
 # %% ../../nbs/sources/tools.ipynb #f1a77aa9
-def _turns_of(m: SourceRow, tools: dict, answered: bool) -> list[SourceTurn]:
+def _turns_of(m: SourceRow, tools: dict, prompt: str, answered: bool) -> list[SourceTurn]:
     role = _role_of(m)
     text = _message_text(m, role)
     if role == 'result' or (role == 'user' and _is_only_results(text)):
         return _result_turns(m, text)
     if role == 'calls':
-        return [SourceTurn('assistant', '', parse_calls(text, tools), (), '', _fields(m, role))]
+        _read_objects(m, 'tool_call', decoded_objects(text), _CALL_KEYS)
+        calls, ids = parse_calls(text, tools), call_ids(text)
+        return [SourceTurn('assistant', '', calls, ids, '', _fields(m, role))]
     if role == 'assistant':
-        return [_assistant_turn(m, tools, answered)]
+        return [_assistant_turn(m, tools, prompt, answered)]
     return [SourceTurn(role, text or '', (), (), '', _fields(m, role))]
 
 
@@ -394,28 +443,32 @@ def _spoken_rows(row: SourceRow, messages: list, name: str) -> list[SourceRow]:
 # %% ../../nbs/sources/tools.ipynb #b1a1acf9
 def read_messages(
     row: dict,
-    messages: list[dict] | str | None,  # With roles and text under any of the known names
+    messages: list | str | None,  # With roles and text under any of the known names, or texts
     tally: Tally,
     name: str = 'messages',  # Of the column
 ) -> dict:  # An episode
     "An episode from messages with roles, in the form of OpenAI, Dolci or ShareGPT."
-    if isinstance(messages, str):  # JSON, as in a table
-        found = json_values(messages.strip())
-        messages = found[0] if len(found) == 1 and isinstance(found[0], list) else None
-    if not messages:
+    said = decoded_objects(messages)  # in a table they are text
+    if not said:
         raise Skip('no messages')
+    if not isinstance(said, list):
+        raise Skip(f'{name} is not a list in JSON or Python')
+    messages = in_turn(said) if all(isinstance(m, str) for m in said) else said
     row = row if isinstance(row, SourceRow) else SourceRow(row)
     _check_wish(row)
     rows = _spoken_rows(row, _with_weights(row, messages), name)
     tools = tools_of_row(row, rows)
     system = system_of(row, rows, tools)
+    if tools and system != system_of(row, rows, {}):
+        tally.notes["the prompt's own list of tools or notation of calls replaced"] += 1
     spoken = [m for m in rows if _role_of(m) != 'system']
     turns = []
     for i, m in enumerate(spoken):
         after = spoken[i + 1] if i + 1 < len(spoken) else None
         if after is not None and _result_among_words(m, after):
             raise Skip('a tool result among words of the user')
-        turns += _turns_of(m, tools, after is not None and _answers_a_call(after))
+        answered = after is not None and _answers_a_call(after)
+        turns += _turns_of(m, tools, system, answered)
     if any(_null_arguments(m.peek(k)) for m in rows for k in _GIVEN):
         tally.notes['null arguments of a table left out'] += 1
     ep = {'system': system, 'tools': tool_lines(tools), 'messages': assemble(turns)}
@@ -428,11 +481,21 @@ _WISHES = ('label', 'kto_tag')  # KTO's: true is a wanted answer, false an unwan
 
 def _check_wish(row: SourceRow) -> None:
     "Reject an answer that its row marks as unwanted."
+    words = {'true': True, 'false': False}
+    if 'completion' in row:  # elsewhere a number is a class
+        words |= {'1': True, '1.0': True, '0': False, '0.0': False}
     for k in _WISHES:
-        if str(row.peek(k)).lower() == 'false':
+        wanted = words.get(str(row.peek(k)).strip().lower())
+        if wanted is False:
             raise Skip(f'an answer that is marked as unwanted ({k})')
-        if row.peek(k) is True:
+        if wanted:
             row.get(k)
+
+
+def in_turn(texts: Iterable[str]) -> list[dict]:
+    "Messages of texts alone: question, answer, question, answer …"
+    roles = ('user', 'assistant')
+    return [{'role': roles[i % 2], 'content': text} for i, text in enumerate(texts)]
 
 
 def _with_weights(row: SourceRow, messages: list[dict]) -> list[dict]:
@@ -479,9 +542,9 @@ def messages(row: dict, tally: Tally) -> dict:
 def contents(row: dict, tally: Tally) -> dict:
     "Gemini's form: a column of contents, whose messages have parts, and an instruction."
     key = next((k for k in ('systemInstruction', 'system_instruction') if row.get(k)), '')
-    said = row['contents']
+    said, head = decoded_objects(row['contents']), decoded_objects(row.get(key))
     if key and isinstance(said, list):
-        head = row[key] if isinstance(row[key], dict) else {'content': row[key]}
+        head = head if isinstance(head, dict) else {'content': row[key]}
         said = [head | {'role': 'system'}, *said]
     return read_messages(row, said, tally, 'contents')
 
@@ -489,11 +552,7 @@ def contents(row: dict, tally: Tally) -> dict:
 @by_row
 def turns_in_order(row: dict, tally: Tally) -> dict:
     "A column `data` with what was said, beginning with the user."
-    roles = ('user', 'assistant')
-    said = row['data']
-    if isinstance(said, list) and all(isinstance(text, str) for text in said):
-        said = [{'role': roles[i % 2], 'content': text} for i, text in enumerate(said)]
-    return read_messages(row, said, tally, 'data')
+    return read_messages(row, row['data'], tally, 'data')
 
 # %% ../../nbs/sources/tools.ipynb #d12b511f
 PROMPTS = ('prompt', 'question', 'query', 'instruction', 'input')
@@ -501,7 +560,7 @@ COMPLETIONS = ('completion', 'response', 'answer', 'output', 'chosen')
 
 
 @by_row
-def prompt_completion(row: dict, tally: Tally) -> dict:
+def prompt_completion(row: SourceRow, tally: Tally) -> dict:
     "A prompt and its completion, response or chosen answer."
     answer = next((k for k in COMPLETIONS if k in row), COMPLETIONS[0])
     question = next((k for k in PROMPTS if k in row), PROMPTS[0])
@@ -515,20 +574,35 @@ def prompt_completion(row: dict, tally: Tally) -> dict:
 _OPENERS = ('system', 'human', 'user')
 
 
-def _as_messages(row: dict, column: str, role: str) -> list:
+def _as_messages(row: SourceRow, column: str, role: str) -> list:
     "A column that is a list of messages, a message, or the text of one or of a dialogue."
-    if isinstance(row.get(column), dict):
-        return [row[column]]
-    if isinstance(row.get(column), list):
-        return row[column]
+    value = row.get(column)
+    found = decoded_objects(value) if row.is_text else value
+    if isinstance(found, list) and all(isinstance(m, dict) and 'role' in m for m in found):
+        value = found
+    if isinstance(value, dict):
+        return [value]
+    if isinstance(value, list) and all(isinstance(m, dict) for m in value):
+        return value
     text = text_of(row, column)
+    if role == 'user' and _is_open(text):
+        return _human_dialogue(text)[:-1]
     if role == 'assistant' and _HUMAN.match(text) and not any(row.get(k) for k in PROMPTS):
         return _human_dialogue(text)
+    if role == 'assistant' and any(_is_open(row.peek(k)) for k in PROMPTS):
+        text = text.removeprefix(' ')  # between the speaker and what is said
     return [{'role': role, 'content': text}]
 
 # %% ../../nbs/sources/tools.ipynb #a7e52a7f
 _HUMAN = re.compile(r'\n\nHuman:')
 _SPEAKERS = re.compile(r'\n\n(Human|Assistant): ?')
+
+
+def _is_open(text: Any) -> bool:
+    "Whether it is a dialogue in HH's notation whose last answer is to be given."
+    if not isinstance(text, str) or not _HUMAN.match(text):
+        return False
+    return text.rstrip().endswith('\n\nAssistant:')
 
 
 def _human_dialogue(text: str) -> list[dict]:
@@ -540,9 +614,10 @@ def _human_dialogue(text: str) -> list[dict]:
 
 # %% ../../nbs/sources/tools.ipynb #7781b4bf
 @by_row
-def xlam(row: dict, tally: Tally) -> dict:
+def xlam(row: SourceRow, tally: Tally) -> dict:
     "A query, tools, and the calls that answer it."
     tools = tools_of_row(row, [])
+    _read_objects(row, 'answers', decoded_objects(row['answers']), _CALL_KEYS)
     calls = parse_calls(row['answers'], tools)
     turns = [SourceTurn('user', text_of(row, 'query')), SourceTurn('assistant', '', calls)]
     system = system_of(row, [], tools)
@@ -573,7 +648,7 @@ def split_context(
         if head is asked:
             words.append(body)
         elif body:
-            passages.append(' '.join(body.split()))
+            passages.append(body)
     question = ' '.join(filter(None, words))
     return (question, passages) if question and passages else (text, [])
 
@@ -620,6 +695,7 @@ _SPEAKER_LINE = re.compile(
     re.M,
 )
 _END = '<|endoftext|>'
+_BLANK_LINES = re.compile(r'\A(?:[ \t]*\r?\n)+|\A[ \t]+')  # a first line's indent is text
 
 # %% ../../nbs/sources/tools.ipynb #e118f1ba
 def _speaker_parts(chat: str) -> list[tuple[str, str]]:  # (role, text)
@@ -642,7 +718,7 @@ def _dialogue_turns(chat: str, tools: dict) -> list[SourceTurn]:
         asked_next = i + 1 < len(parts) and parts[i + 1][0] == 'user'
         if role == 'assistant' and asked_next and _END in chat and _END not in text:
             raise Skip('an answer that ends at a line like a speaker')
-        text = text.replace(_END, '').strip()
+        text = _BLANK_LINES.sub('', text.replace(_END, '')).rstrip()
         thought, tag, call = text.partition('<functioncall>')
         if role == 'assistant' and tag:
             calls = parse_calls(call.removesuffix('</functioncall>'), tools)
