@@ -142,7 +142,7 @@ def _spans_between(text: str, start: str, end: str) -> Iterator[tuple[int, int]]
             yield at, stop + len(end)
         at = text.find(start, stop + len(end) if near or start != end else stop)
 
-
+# %% ../../nbs/curate/placeholders.ipynb #671e61fe
 def _special_spans(text: str) -> list[tuple[int, int]]:
     "Pieces that are found by their ends, the longest first where they begin together."
     found = {*_tick_spans(text), *_element_spans(text), *_json_spans(text)}
