@@ -257,7 +257,7 @@ def table_rows(path: str | Path) -> Iterator:
         lines = bounded_lines(f, path)
         yield from decoded(_cells(csv.reader(lines, delimiter=mark, strict=True), path), path)
 
-
+# %% ../../nbs/sources/row_files.ipynb #e27a1030
 def _cells(reader: Any, path: str | Path) -> Iterator:
     columns: list[str] = []
     while True:
