@@ -18,16 +18,16 @@ from typing import NamedTuple
 # %% ../../nbs/curate/placeholders.ipynb #91570a01
 SHIELDS = dict(
     template=r'\{%(?:[^%{]|%(?!\})|\{(?!%)){0,500}%\}|<%(?:[^%<]|%(?!>)|<(?!%)){0,500}%>'
-    r'|\{#[^{}]{0,500}#\}',
+    r'|\{#[^{}]{0,500}#\}|%[A-Za-z_]\w{0,40}%',
     tag=r'</?[A-Za-z!][^<>]{0,200}>',  # <myPT_user>, HTML, <your name>
     address=r"""(?:https?://|www\.)(?:\([^\s()<>]*\)|[^\s()<>])+(?<![.,;:!?'"\]*])"""
     r'|(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.-]*\w',
     citation=r'\[\d+(?:\s*[,–-]\s*\d+)*\]',
-    formula=r'\\\((?:[^\\]|\\(?![()])){1,1000}\\\)|\\\[(?:[^\\]|\\(?![\[\]])){1,1000}\\\]'
-    r'|\$\$[^$]{1,1000}\$\$|\$(?=[^\s$])[^$\n]{0,200}(?<=[^\s$])\$(?!\d)'
-    r'|\\begin\{(?P<env>\w+\*?)\}.{0,2000}?\\end\{(?P=env)\}|\\[A-Za-z]+(?:\{[^{}]{0,200}\})*',
-    printf=r'%(?:\d+\$)?[-+#0]*\d*(?:\.\d+)?(?:hh?|ll?)?[sdiufxXeEgGc]\b',  # %s, %5.2f, %1$s
-    placeholder=r'\{\{[^{}]*\}\}|\$?\{[\w.:!]*\}|\$[A-Za-z_]\w*|%\(\w+\)[sdif]'
+    formula=r'\$(?=[^\s$])[^$\n]{0,200}(?<=[^\s$])\$(?!\d)'
+    r'|\\[A-Za-z]+(?:\{[^{}]{0,200}\})*',
+    # %s, %5.2f, %1$s
+    printf=r'%(?:\d{1,3}\$)?[-+#0]{0,4}\d{0,4}(?:\.\d{1,4})?(?:hh?|ll?)?[sdiufxXeEgGc]\b',
+    placeholder=r'\{\{[^{}]*\}\}|\$?\{[^{}\n]{0,80}\}|\$[A-Za-z_]\w*|%\(\w+\)[sdif]'
     r'|\[[A-Z][A-Z0-9_ ]+\]',
     file=r'\([\w./ -]+\.(?:md|txt|pdf|html?)\)|(?<![\w./-])[\w./-]*\w'
     r'\.(?:md|txt|pdf|html?|csv|jsonl?|ya?ml|toml|ini|py|sh|js|ts|sql|xml)\b',
@@ -71,21 +71,26 @@ def _tick_spans(text: str) -> Iterator[tuple[int, int]]:
         k += 1
 
 # %% ../../nbs/curate/placeholders.ipynb #a84ece1b
-_ELEMENT = re.compile(r'<(pre|code)\b[^<>]{0,500}>')
-_JSON_START = re.compile(r'\{\s{0,20}"|\[\s{0,20}["{]')
-_LIKE_JSON = re.compile(r'\{\s{0,20}"[^"{}\n]{0,100}"\s{0,20}:[^{}]{0,500}\}')
+_ELEMENT = re.compile(
+    r'<(pre|code|script|style|kbd|samp)\b[^<>]{0,500}>|\\begin\{(\w{1,30}\*?)\}', re.I
+)
+_MAX_BETWEEN = 20_000  # characters; without its end a mark is only text
+_VALUE = r'(?:-?\d[\d.eE+-]{0,30}|true|false|null|True|False|None)'
+_JSON_START = re.compile(rf"""\{{\s{{0,20}}["']|\[\s{{0,20}}(?:["'{{[]|{_VALUE}\s{{0,20}},)""")
+_BRACKET = re.compile(r'[][{}]')
 MAX_JSON = 4000  # characters of one value in prose
 
 
 def _element_spans(text: str) -> Iterator[tuple[int, int]]:
     at, open_ended = 0, set()
     while m := _ELEMENT.search(text, at):
-        close = f'</{m[1]}>'
-        end = -1 if close in open_ended else text.find(close, m.end())
+        close = f'</{m[1]}>' if m[1] else f'\\end{{{m[2]}}}'
+        most = len(text) if m[1] else m.end() + _MAX_BETWEEN
+        end = -1 if close in open_ended else text.find(close, m.end(), most)
         at = m.end() if end < 0 else end + len(close)
         if end >= 0:
             yield m.start(), at
-        else:
+        elif m[1]:
             open_ended.add(close)
 
 # %% ../../nbs/curate/placeholders.ipynb #a84ecebb
@@ -93,7 +98,19 @@ def _json_length(text: str) -> int:
     return json.JSONDecoder().raw_decode(text)[1]
 
 
+def _closing_brackets(text: str) -> dict[int, int]:
+    "Where the bracket closes that opens at a position; braces and square ones by themselves."
+    closes, opened = {}, {'}': [], ']': []}
+    for m in _BRACKET.finditer(text):
+        if m[0] in '{[':
+            opened['}' if m[0] == '{' else ']'].append(m.start())
+        elif opened[m[0]]:
+            closes[opened[m[0]].pop()] = m.start()
+    return closes
+
+
 def _json_spans(text: str) -> Iterator[tuple[int, int]]:
+    closes = _closing_brackets(text)
     at, budget = 0, 20 * len(text) + 100_000  # characters that failed attempts may read
     while m := _JSON_START.search(text, at):
         at = m.start()
@@ -102,16 +119,35 @@ def _json_spans(text: str) -> Iterator[tuple[int, int]]:
         except (ValueError, RecursionError):
             length, budget = 0, budget - MAX_JSON
         if not length:
-            like = _LIKE_JSON.match(text, at)
-            length = like.end() - at if like else 0
+            length = closes.get(at, -1) + 1 - at  # Python, or JSON with something left out
+            length = length if 0 < length <= MAX_JSON else 0
         if length:
             yield at, at + length
         at += length or 1
 
 # %% ../../nbs/curate/placeholders.ipynb #48af6819
+_PAIRS = (('\\(', '\\)'), ('\\[', '\\]'), ('$$', '$$'), ('<?', '?>'))  # formulas, PHP and XML
+
+
+def _spans_between(text: str, start: str, end: str) -> Iterator[tuple[int, int]]:
+    "From each start to the next end; none goes over an empty line, or over another start."
+    at = text.find(start)
+    while at >= 0:
+        stop = text.find(end, at + len(start))
+        if stop < 0:
+            return
+        at = max(at, text.rfind(start, at + len(start), stop))
+        near = stop - at < _MAX_BETWEEN and (start == '<?' or '\n\n' not in text[at:stop])
+        if near:
+            yield at, stop + len(end)
+        at = text.find(start, stop + len(end) if near or start != end else stop)
+
+# %% ../../nbs/curate/placeholders.ipynb #671e61fe
 def _special_spans(text: str) -> list[tuple[int, int]]:
     "Pieces that are found by their ends, the longest first where they begin together."
     found = {*_tick_spans(text), *_element_spans(text), *_json_spans(text)}
+    for start, end in _PAIRS:
+        found |= {*_spans_between(text, start, end)}
     return sorted(found, key=lambda span: (span[0], -span[1]))
 
 
@@ -282,21 +318,31 @@ def _fenced_spans(text: str) -> Iterator[tuple[int, int]]:
         yield m.start(), at
 
 # %% ../../nbs/curate/placeholders.ipynb #b6fcadba
+def _indent(line: str) -> int:
+    "Blanks at the beginning of a line; a tab goes to the next multiple of four."
+    return len(line[: len(line) - len(line.lstrip())].expandtabs(4))
+
+
 def _indented_spans(text: str) -> Iterator[tuple[int, int]]:
     "Code blocks by indentation."
     first, last, at = -1, 0, 0
-    may_begin, listed = True, False
+    may_begin, column = True, 0  # where the text of a list item begins
     for line in text.split('\n'):
+        item = _LIST_ITEM.match(line)
+        deep = _indent(line) >= column + 4 and not (column and item and first < 0)
         if not line.strip():
             may_begin = True
-        elif line.startswith(('    ', '\t')) and (first >= 0 or (may_begin and not listed)):
+        elif deep and (first >= 0 or may_begin):
             first = at if first < 0 else first
             last = at + len(line)
         else:
             if first >= 0:
                 yield first, last
             first = -1
-            listed = bool(_LIST_ITEM.match(line)) or (listed and line[0].isspace())
+            if item:
+                column = len(item[0].expandtabs(4))
+            elif not line[0].isspace():
+                column = 0
             may_begin = line.rstrip().endswith(':')
         at += len(line) + 1
     if first >= 0:

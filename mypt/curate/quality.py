@@ -26,7 +26,7 @@ from ..data.masks import encode_batch, message_weights, role_weights
 from ..data.prepare import find_inputs
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_state import open_tokenizer
-from ..errors import UserError, counted
+from ..errors import UserError, counted, one_line
 from ..files import atomic_write, json_text
 
 # %% ../../nbs/curate/quality.ipynb #ce036e35
@@ -45,7 +45,7 @@ _PARTICULARS = [
     (re.compile(pattern, re.S), mask)
     for pattern, mask in (
         (r'```.*?```|`[^`]+`', ' ‹code› '),
-        (r'"[^"]+"|„[^“]+“|“[^”]+”|«[^»]+»', ' ‹quote› '),
+        (r'"[^"]+"|„[^„“]+“|“[^“”]+”|«[^«»]+»', ' ‹quote› '),  # stops where another opens
         (r':\s+\S.*', ': ‹text›'),
         (r'\d+(?:[.,:]\d+)*', '‹number›'),
         (r'(?<=[\w,›] )(?!I\b)[A-ZÄÖÜ][\w-]*', '‹name›'),
@@ -77,8 +77,10 @@ class Report:
     data: dict = field(default_factory=dict)  # JSON-ready
 
     def __str__(self):
-        table = _text_table([self.columns, *([str(cell) for cell in row] for row in self.rows)])
-        return '\n'.join(line.rstrip() for line in (self.title, *table, *self.notes))
+        rows = [[one_line(str(cell)) for cell in row] for row in self.rows]
+        table = _text_table([self.columns, *rows])
+        notes = [one_line(note) for note in self.notes]  # they quote the data
+        return '\n'.join(line.rstrip() for line in (self.title, *table, *notes))
 
     def __repr__(self):
         return f'Report({self.title})'
@@ -301,13 +303,15 @@ _ANSWERS = {
 }
 
 # %% ../../nbs/curate/quality.ipynb #151498e5
-_STEPS = re.compile(r'^\s*(?:1[.)]|Step 1|Schritt 1)', re.M)
+_STEPS = re.compile(r'^[ \t]*(?:1[.)]|Step 1|Schritt 1)', re.M)
 _ASKS_HOW = re.compile(
     r'\b(?:how (?:do|can|to|should|would)\b(?! you (?:describe|explain|define|see))|steps?\b|'
-    r'walk me through|way to \w+|(?:want|trying|have) to .*\bhow\b|what do i (?:have to do|type)|'
+    r'walk me through|way to \w+|(?:want|trying|have) to .{0,300}?\bhow\b|'
+    r'what do i (?:have to do|type)|'
     r'help me to|wie (?:kann|mache?|muss|richte|lese|installiere|soll|lässt sich|geht|gehe) (?!es)|'
-    r'wie macht man|wie ich .*\bkann\b|was (?:muss|tippe) ich (?!über)|anleitung|'
-    r'schritt für schritt|hilf mir .*\bich will|einfachen weg|soll .*aber nicht, wie)\b',
+    r'wie macht man|wie ich .{0,300}?\bkann\b|was (?:muss|tippe) ich (?!über)|anleitung|'
+    r'schritt für schritt|hilf mir .{0,300}?\bich will|einfachen weg|'
+    r'soll .{0,300}?aber nicht, wie)\b',
     re.I | re.S,
 )
 

@@ -22,13 +22,22 @@ _WORDS_OF_MANY = dict(
     ),
     other=frozenset(
         'la le les et est une des que qui dans quelle el los las y es una en por con de het een '
-        'van dat niet il di che è não um em o och på det är og til å'.split()
+        'van dat niet il di che è não um em o och på det är og til å er den hvad hva ikke jeg '
+        'af av som za się jest nie je ve ja se ei że si az egy és hogy nem un ki mi bir ve bu şi '
+        'nu'.split()
     ),
 )
 
 # %% ../../nbs/data/language.ipynb #0752abab
+# Also words of Polish, Finnish, Hungarian, Danish, French
+_SHARED = frozenset('a to i on an in er den des es um'.split())
+
+
 def _count_umlauts(text: str) -> int:
     return sum(map(text.count, 'äöüß'))
+
+
+_FOREIGN = re.compile(r'[^\W\d_a-zäöüß]')
 
 
 def _count_words(words: list[str], known: frozenset[str]) -> int:
@@ -40,10 +49,14 @@ def guess_language(text: str) -> str:  # `en`, `de` or '' for anything else
     text = text[:4000].lower()
     words = re.findall(r'\w+', text)
     hits = {lang: _count_words(words, small) for lang, small in _WORDS_OF_MANY.items()}
+    hits['other'] += len(_FOREIGN.findall(text))
     if hits['de']:
         hits['de'] += _count_umlauts(text)
     best = max(hits, key=hits.__getitem__)
-    rare = hits[best] <= 0.08 * len(words)
+    there = _WORDS_OF_MANY[best].intersection(words)
+    different = len(there) if there - _SHARED else 0
+    share = 0.1 if different < 5 else 0.05  # a list of names has few small words
+    rare = different < 2 or hits[best] <= share * len(words)
     tied = list(hits.values()).count(hits[best]) > 1
     return '' if best == 'other' or rare or tied else best
 

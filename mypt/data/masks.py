@@ -45,7 +45,7 @@ class EncodedBatch(NamedTuple):
 
     ids: np.ndarray  # uint32[N]
     roles: np.ndarray  # uint8[N], index into `ROLES`: who wrote the token
-    msgs: np.ndarray  # int16[N], message number in its episode, -1 for the system prompt
+    msgs: np.ndarray  # int32[N], message number in its episode, -1 for the system prompt
     lengths: np.ndarray  # int64[n], tokens per episode
 
 # %% ../../nbs/03_masks.ipynb #d823fe76
@@ -73,7 +73,7 @@ def encode_batch(
     return EncodedBatch(
         np.array(ids, np.uint32),
         np.repeat(np.array(roles, np.uint8), counts),
-        np.repeat(np.array(msgs, np.int16), counts),
+        np.repeat(np.array(msgs, np.int32), counts),
         np.array(lengths, np.int64),
     )
 
@@ -83,18 +83,16 @@ def message_weights(
     batch: EncodedBatch,  # What `encode_batch` made of them
 ) -> np.ndarray | None:  # float32[N], the factor of each token; None when all are 1
     "The weights that messages carry themselves, laid out over their tokens."
-    places = []
-    for k, ep in enumerate(episodes):
-        for i, m in enumerate(ep.get('messages', ())):
-            if 'weight' in m:
-                places.append((k, i, m['weight']))
-    if not places:
-        return None
-    factors = np.ones(len(batch.ids), np.float32)
-    ends = np.cumsum(batch.lengths)
-    for k, i, weight in places:
-        tokens = slice(ends[k] - batch.lengths[k], ends[k])
-        factors[tokens][batch.msgs[tokens] == i] = weight
+    factors, end = None, 0
+    for ep, length in zip(episodes, batch.lengths, strict=True):
+        start, end = end, end + length
+        messages = ep.get('messages', ())
+        if not any('weight' in m for m in messages):
+            continue
+        if factors is None:
+            factors = np.ones(len(batch.ids), np.float32)
+        own = np.array([m.get('weight', 1) for m in messages] + [1], np.float32)
+        factors[start:end] = own[batch.msgs[start:end]]  # -1, the system prompt, is the last
     return factors
 
 # %% ../../nbs/03_masks.ipynb #6db2bf32
@@ -136,7 +134,7 @@ class Encoded:
 
     ids: np.ndarray  # uint32[n], token ids
     roles: np.ndarray  # uint8[n], index into `ROLES`: who wrote the token
-    msgs: np.ndarray  # int16[n], message number, -1 for the system prompt
+    msgs: np.ndarray  # int32[n], message number, -1 for the system prompt
     weights: np.ndarray  # float32[n], weight of the token as a target of the loss
     tok: Tokenizer
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from ..data.episodes import shown, write_episodes
 from ..data.prompts import RAG_SYSTEM
-from ..errors import UserError, counted, nearest
+from ..errors import UserError, counted, file_name, nearest
 from ..files import atomic_write, check_distinct, open_input
 from .bfcl import bfcl
 
@@ -260,7 +260,7 @@ def episodes(
         except UserError:
             if len(places) == 1:
                 raise
-            _pass_over(rows, Path(place.where).name, tally)
+            _pass_over(rows, file_name(Path(place.where).name), tally)
             continue
         yield from form(rows, tally)
 
@@ -361,7 +361,8 @@ def convert(
     rejects: str | None = None,  # File of rejected rows; else OUTPUT.rejects.jsonl
 ) -> int:  # Episodes written
     "Turn another data set into episodes; prints the pass rate and why rows were left out."
-    tally = Tally(dataset if dataset in HUB else Path(dataset).stem, _asked_languages(languages))
+    name = dataset if dataset in HUB else file_name(Path(dataset).stem)
+    tally = Tally(name, _asked_languages(languages))
     tally.system_prompt = '' if no_system_prompt else system_prompt or None
     tally.keep_meta, tally.trim = tuple(keep_meta or ()), trim_last_user
     tally.min_turns = min_turns
