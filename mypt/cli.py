@@ -8,6 +8,7 @@ __all__ = ['for_shell', 'shown_default', 'parser_for', 'overview', 'find_verb', 
 # %% ../nbs/commands/cli.ipynb #4a23d596
 import argparse
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -311,6 +312,9 @@ def main(argv: list[str] | None = None) -> int:  # Exit code: 0, 1, 2 or 130
     "The command `mypt`."
     if argv is None and not sys.stderr.isatty():
         os.environ.setdefault('TQDM_DISABLE', '1')  # no bars in a log file
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')  # a terminal may not know every letter
     try:
         code = call(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()  # here, where a closed pipe can be caught

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAX_LINE', 'ARRAY', 'JSON_BYTES', 'JSON_DEPTH', 'PART_DEPTH', 'RESTORE', 'REPORT_HINT', 'TYPE_NAMES', 'T',
-           'READ_TRIES', 'open_input', 'iter_lines', 'too_long_error', 'watched', 'sync', 'check_output',
-           'check_distinct', 'temporary', 'atomic_write', 'sha256_of', 'checksums', 'json_text', 'write_json', 'signed',
-           'signed_text', 'read_start', 'read_text', 'check_ordinary', 'file_version', 'json_fault', 'json_value',
-           'json_object', 'Rule', 'value_text', 'check_json', 'stays_inside', 'check_names', 'beside', 'lock_folder',
-           'writing', 'read_version', 'newest_save', 'json_asset', 'text_assets']
+           'READ_TRIES', 'open_input', 'iter_lines', 'too_long_error', 'bounded_lines', 'watched', 'sync',
+           'check_output', 'check_distinct', 'temporary', 'atomic_write', 'sha256_of', 'checksums', 'json_text',
+           'write_json', 'signed', 'signed_text', 'read_start', 'read_text', 'check_ordinary', 'file_version',
+           'json_fault', 'json_value', 'json_object', 'Rule', 'value_text', 'check_json', 'stays_inside', 'check_names',
+           'beside', 'lock_folder', 'writing', 'read_version', 'newest_save', 'json_asset', 'text_assets']
 
 # %% ../nbs/base/files.ipynb #1df9fd78
 import fcntl
@@ -94,11 +94,24 @@ def iter_lines(
 
 # %% ../nbs/base/files.ipynb #8cafdec2
 def too_long_error(where: str) -> UserError:
-    "What to say about a line for which `iter_lines` gave None."
+    "What to say about a line of more than `MAX_LINE` bytes."
     size = MAX_LINE >> 20
     return UserError(
         f'{where}: longer than {size} MiB; an episode must fit a context window, split it'
     )
+
+
+def bounded_lines(
+    f: IO,  # Open for bytes or text
+    path: str | Path,  # Its name in the error
+) -> Iterator:  # Lines with their ends
+    "All lines of a file; a `UserError` at one over `MAX_LINE`, before all of it is in memory."
+    n, line = 1, f.readline(MAX_LINE + 1)
+    while line:
+        if len(line) > MAX_LINE:
+            raise too_long_error(f'{path}:{n}')
+        yield line
+        n, line = n + 1, f.readline(MAX_LINE + 1)
 
 # %% ../nbs/base/files.ipynb #36905f05
 # tqdm's own lock is shared by forked processes, and one that is killed while it holds the lock

@@ -27,7 +27,7 @@ from mypt.curriculum.synthetic import held_out
 from mypt.curriculum.values import (
     Fact,
     long_forms,
-    plain_text,
+    without_markup,
     split_sentences,
     unwrap_lines,
     value_facts,
@@ -498,7 +498,7 @@ def test_an_item_that_is_cut_is_not_a_fact():
     ],
 )
 def test_plain_text_has_no_markup(marked, plain):
-    assert plain_text(marked) == (marked if plain is None else plain)
+    assert without_markup(marked) == (marked if plain is None else plain)
 
 
 @pytest.mark.parametrize('lang', LANGUAGES)

@@ -36,7 +36,7 @@ from .readers import Unreadable
 from mypt.agent.words import (
     index_words,
     letter_groups,
-    nearest,
+    with_spellings,
     same_words,
     similar,
     words_by_form,
@@ -255,7 +255,7 @@ class FileStore(IndexReader):
         for g in letter_groups(word):
             for (words,) in self.ask('select words from gram where gram = ?', g):
                 if not isinstance(words, str):  # the column takes bytes as well
-                    raise _damaged(self.path, 'words that are no text')
+                    raise _damaged(self.path, 'words that are not text')
                 shared.update(words.split())
         return shared
 
@@ -269,7 +269,7 @@ class FileStore(IndexReader):
     def near(self, word: str) -> list[tuple[str, float]]:  # (word, weight below 1)
         "Words that are searched in place of a word: other spellings of it, and similar ones."
         same = same_words(word, self.stored, self.holds)
-        return nearest(same, similar(word, self.sharing(word)))
+        return with_spellings(same, similar(word, self.sharing(word)))
 
     def passage(self, p: int) -> tuple[str, str, Passage]:  # (doc_id, title, passage)
         what = 'doc_id, title, p.text, headings'

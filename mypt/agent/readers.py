@@ -20,9 +20,6 @@ from typing import Any, NamedTuple
 from zipfile import BadZipFile, ZipFile
 from .html_text import MAX_SPAN, MAX_TAGS, html_text, plain_line, row_text
 
-if sys.version_info >= (3, 11):
-    import tomllib
-
 # %% ../../nbs/agent/readers.ipynb #7c6848f5
 class Parsed(NamedTuple):
     "A file's title and text, as a reader returns them."
@@ -140,6 +137,8 @@ def _read_settings(block: str, toml: bool) -> dict | None:  # None when it is no
         if not toml:
             found = yaml.load(block[:20_000], yaml.BaseLoader)
         elif sys.version_info >= (3, 11):
+            import tomllib  # not in Python 3.10
+
             found = tomllib.loads(block[:20_000], parse_float=str)
         else:
             return None

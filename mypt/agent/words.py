@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_WORDS', 'STOP_WORDS', 'FILLERS', 'SMALL_WORDS', 'MIN_LIKE', 'MAX_NEAR', 'SAME', 'MAX_SAME', 'MANY', 'index_words',
-           'query_words', 'letter_groups', 'similar', 'other_forms', 'same_words', 'nearest', 'words_by_group',
+           'query_words', 'letter_groups', 'similar', 'other_forms', 'same_words', 'with_spellings', 'words_by_group',
            'words_by_form', 'scan_words', 'GroupIndex']
 
 # %% ../../nbs/agent/words.ipynb #8e81973e
@@ -159,7 +159,7 @@ def same_words(
     return [(w, SAME) for w in found]
 
 # %% ../../nbs/agent/words.ipynb #9f49bb70
-def nearest(
+def with_spellings(
     same: list[tuple[str, float]], like: list[tuple[str, float]]
 ) -> list[tuple[str, float]]:  # (word, weight), each word once
     "Other spellings of a word, and the words that are like it."
@@ -223,4 +223,4 @@ class GroupIndex:
     def near(self, word: str) -> list[tuple[str, float]]:  # (word, weight below 1)
         "The words that stand in for a word."
         same = same_words(word, lambda form: self.forms.get(form, []), self.words.__contains__)
-        return nearest(same, similar(word, self.sharing(word)))
+        return with_spellings(same, similar(word, self.sharing(word)))

@@ -298,7 +298,7 @@ def _one_sentence(s: RuleScene) -> RulePlay | None:
 
 
 def _two_sentences(s: RuleScene) -> RulePlay | None:
-    "The answer, and where it is from: a second fact would answer what nobody asked."
+    "The answer, and where it is from: a second fact would answer what was not asked."
     text = f'{with_full_stop(s.sentence)} {s.pick("source").format(s.cite)}'
     return RulePlay(text, dict(sentences=2)) if n_sentences(text) == 2 else None
 

@@ -18,7 +18,7 @@ from mypt.curriculum.values import (
     MONTHS,
     Fact,
     join_lines,
-    plain_text,
+    without_markup,
     split_sentences,
     states_value,
     unwrap_lines,
@@ -51,7 +51,7 @@ def _balanced(text: str) -> bool:
 # %% ../../nbs/curriculum/facts.ipynb #75cf175c
 def stands_alone(sentence: str, lang: str) -> bool:
     "Whether a sentence can be understood without those before it."
-    sentence = plain_text(sentence)
+    sentence = without_markup(sentence)
     first = re.match(r'[„"“(]*(\w+)', sentence)
     if not 30 <= len(sentence) <= 300 or not first or not _STOP.search(sentence):
         return False
@@ -250,7 +250,7 @@ _EXPLAINED = re.compile(
 _LABEL = re.compile(_WORDS['labels'])  # *Example:* and the like
 _TAIL = re.compile(r'(?:[,;]|,? (?:und|oder|sowie|and|or))$')
 _UNFINISHED = re.compile(rf'(?:^|[ ,(])(?:{"|".join(_WORDS["unfinished"])})[.,]?$', re.I)
-_HANGING = re.compile(rf'(?:{"|".join(_WORDS["hanging"])})\b[^,]*$')  # goes on from the line above
+_HANGING = re.compile(rf'(?:{"|".join(_WORDS["hanging"])})\b[^,]*$')  # continues the line above
 _NESTED = re.compile(r'[a-z]{1,2}\) |[-*+] |[ivx]+[.)] ')
 
 
@@ -276,7 +276,7 @@ def _steps(section: _Section) -> Iterator[_Found]:
     for start, line, m in numbered:
         _, text = next(split_sentences(line[m.end() :]), (0, ''))
         cut = not line.endswith(text)  # more sentences follow
-        text = plain_text(_TAIL.sub('', text))
+        text = without_markup(_TAIL.sub('', text))
         if _is_whole_item(text, '' if cut else below.get(start, ''), section.lang):
             yield _Found(start + m.end(), 'step', section.heading, text, m[1])
 
@@ -337,13 +337,13 @@ def _rows(section: _Section) -> Iterator[tuple[int, list[str], list[str]]]:  # (
 
 def _table_rows(section: _Section) -> Iterator[_Found]:
     for start, names, cells in _rows(section):
-        key = plain_text(cells[0])
+        key = without_markup(cells[0])
         if len(cells) != len(names) or not 2 <= len(key) <= 60 or '[' in key or '`' in key:
             continue
         text, name = max(zip(cells[1:], names[1:], strict=True), key=lambda pair: len(pair[0]))
-        text = plain_text(text)
+        text = without_markup(text)
         if 25 <= len(text) <= 300 and name and not _FRAGMENT.search(text) and _balanced(text):
-            yield _Found(start, 'table', key, text, plain_text(name))
+            yield _Found(start, 'table', key, text, without_markup(name))
 
 # %% ../../nbs/curriculum/facts.ipynb #d33d3e2d
 _WITH_HEADING: tuple[Callable[[_Section], Iterator[_Found]], ...] = (
@@ -366,7 +366,7 @@ def _all_found(text: str, lang: str) -> Iterator[_Found]:
         if headings[section.heading] == 1 and _is_subject(section.heading):
             readers += _WITH_HEADING
         for x in chain.from_iterable(read(section) for read in readers):
-            yield replace(x, subject=plain_text(x.subject), sentence=plain_text(x.sentence))
+            yield replace(x, subject=without_markup(x.subject), sentence=without_markup(x.sentence))
 
 # %% ../../nbs/curriculum/facts.ipynb #4fa99bd2
 class _Sentences:
@@ -400,7 +400,7 @@ def facts(
     if lang not in _LEANING:
         return []
     joined, out = join_lines(doc.text), value_facts(doc, lang)
-    text = plain_text(joined)
+    text = without_markup(joined)
     every = sorted(_all_found(joined, lang))
     asked = Counter((x.kind, x.subject, x.attribute) for x in every)
     taken = _Sentences(f.sentence for f in out)

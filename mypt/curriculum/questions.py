@@ -18,7 +18,7 @@ from mypt.curriculum.attributes import (
     thing_gender,
     with_noun,
 )
-from .chat_words import in_register
+from .chat_words import with_address
 from .facts import Fact
 from mypt.curriculum.grammar import (
     PLURAL,
@@ -78,7 +78,7 @@ def _dressed(
     "A question in a register."
     by_name = register == 'noun' and _is_person(f)
     form = rng.choice(_FORMS[f.lang]['noun_person' if by_name else register])
-    form = in_register(form, formal)
+    form = with_address(form, formal)
     places = dict(q=direct, Q=_small(direct), w=indirect, s=f.subject, a=f.attribute, t=f.title)
     the, accusative, _ = articles(f.lang, f.attribute)
     places |= dict(the=the, acc=accusative)
@@ -132,7 +132,7 @@ def _other_question(rng: random.Random, f: Fact, unseen: bool, formal: bool, who
         fitting = [*fitting, *2 * forms.get(f'{f.kind}_whole', [])]
     if f.subject.lower() in f.title.lower():  # what does *Tally* say about *Tally*?
         fitting = [form for form in fitting if '{t}' not in form] or fitting
-    form = in_register(rng.choice(fitting), formal)
+    form = with_address(rng.choice(fitting), formal)
     asked = _fill_other(form, f)
     if '{t}' in form or not _needs_title(rng, f):
         return asked
@@ -162,11 +162,11 @@ def _fill_other(form: str, f: Fact) -> str:
 def _simple_question(rng: random.Random, f: Fact) -> str:
     "One of a few plain phrasings."
     if f.kind != 'value':
-        return _fill_other(in_register(rng.choice(_FORMS[f.lang][f.kind][:3]), False), f)
+        return _fill_other(with_address(rng.choice(_FORMS[f.lang][f.kind][:3]), False), f)
     entry, subject = TABLE[f.lang][f.attribute], Subject(*[f.subject] * 3)
     if rng.random() < 0.4:
         forms = _FORMS[f.lang]['simple_person' if _is_person(f) else 'simple']
-        return fill_phrasing(in_register(rng.choice(forms), False), f)
+        return fill_phrasing(with_address(rng.choice(forms), False), f)
     return fill_subject(rng.choice(entry.ask[:2]), subject)
 
 
@@ -209,7 +209,7 @@ def _value_follow_up(rng: random.Random, f: Fact, unseen: bool, formal: bool) ->
     if f.lang == 'de':
         short['dat'] = determiner('der', TABLE['de'][f.attribute].gender, 'dative')
     forms = _FORMS[f.lang]['follow_unseen' if unseen else 'follow']
-    forms = [in_register(form, formal) for form in forms]
+    forms = [with_address(form, formal) for form in forms]
     if not gender:
         forms = [form for form in forms if '{pos' not in form.lower()]
         return _capital(rng.choice(forms).format(**short))
@@ -219,7 +219,7 @@ def _value_follow_up(rng: random.Random, f: Fact, unseen: bool, formal: bool) ->
         asked = fill_subject(rng.choice(asks), who)
         if f.lang == 'de':
             asked = _with_pronoun(asked, f.thing)
-        form = in_register(rng.choice(_FORMS[f.lang]['follow_ask']), formal)
+        form = with_address(rng.choice(_FORMS[f.lang]['follow_ask']), formal)
         return form.format(q=asked, Q=_small(asked))
     possessive = _possessive(f, gender)
     return _capital(rng.choice(forms).format(**short, pos=possessive, Pos=_capital(possessive)))

@@ -78,8 +78,8 @@ class InventedPages:
 
     def document(self, rng: random.Random, lang: str, **about) -> Document:
         "One document, unread."
-        about = {'facts': self.facts, **about}
-        doc = make_document(rng, lang, held=self.held, simple=self.simple, **about)
+        about = dict(facts=self.facts, held=self.held, simple=self.simple) | about
+        doc = make_document(rng, lang, **about)
         if len(self.stated) >= REMEMBERED:
             self.stated.pop(next(iter(self.stated)))
         self.stated[doc.doc_id] = doc
@@ -89,8 +89,8 @@ class InventedPages:
         "`n` different documents."
         pages: dict[str, Page] = {}
         while len(pages) < n:
-            doc, found = self.invent(rng, lang, words=words)
-            pages[doc.doc_id] = doc, found
+            page = self.invent(rng, lang, words=words)
+            pages[page[0].doc_id] = page
         return list(pages.values())
 
     def rivals(self, rng: random.Random, fact: Fact, n: int, words: int = 0) -> list[Page]:
@@ -98,23 +98,21 @@ class InventedPages:
         doc = self.stated.get(fact.doc_id)
         known = [f.attribute for f in _values_of(doc, fact.lang)] if doc else []
         base = (*known, fact.attribute)
-        beside = not self.simple and rng.random() < BESIDE
-        ways = _ways_to_rival(rng, fact, base, beside)
+        ways = _ways_to_rival(rng, fact, base, not self.simple and rng.random() < BESIDE)
         same, other = sorted(ways, key=lambda way: 'name' not in way)
         pages: dict[str, Page] = {}
         while len(pages) < n:
             way = ways[len(pages) % 2]
             doc, found = self.invent(rng, fact.lang, words=words, **way)
+            said = [f.attribute for f in found if f.subject == fact.subject]
             if doc.doc_id == fact.doc_id or states(doc.text, fact):
                 continue
-            said = [f.attribute for f in found if f.subject == fact.subject]
             if way is same and not said:  # all was said of it
                 ways = [other, other] if same['without'] == base else ways
                 same['without'] = base
                 continue
             pages[doc.doc_id] = doc, found
-            if way is same:
-                same['without'] = (*same['without'], *said)
+            same['without'] += tuple(said) if way is same else ()
         return list(pages.values())
 
 # %% ../../nbs/curriculum/shelf.ipynb #ee62a09b

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial, wraps
 from itertools import accumulate
 from typing import Any
-from ..agent.tools import TOOLS, is_whole, sentences
+from ..agent.tools import TOOLS, is_whole_sentence, sentences
 from .attributes import WORLD
 from .facts import Fact, unwrap_lines
 from .format_lock import make_echo, make_format_lock
@@ -52,7 +52,7 @@ from mypt.curriculum.tool_script import (
     found_ids,
     good_query,
     may_state,
-    names_subject,
+    names_what_is_asked,
     on_hand,
     result_hints,
     result_shows,
@@ -270,7 +270,7 @@ def first_sentence(text: str) -> str:  # '' where it cannot be quoted
     "The first sentence of a document, word for word."
     found = sentences(text)
     first = found[0] if found else ''
-    fits = 10 < len(first) < 300 and ends_well(first) and is_whole(first)
+    fits = 10 < len(first) < 300 and ends_well(first) and is_whole_sentence(first)
     return first if fits and first in unwrap_lines(text) else ''
 
 # %% ../../nbs/27_toolcall.ipynb #6abc611c
@@ -355,7 +355,7 @@ def tells_of_another(text: str, of: str, subject: str, lang: str) -> bool:
 def good_summary(script: ToolScript, short: str) -> bool:
     "Whether a summary is whole sentences about the subject of its document, and several."
     said = sentences(short)
-    whole = said and all(ends_well(s) and is_whole(s) for s in said) and ends_well(short)
+    whole = said and all(ends_well(s) and is_whole_sentence(s) for s in said) and ends_well(short)
     facts = {f.sentence for _, found in script.pages for f in found}
     of, subject = script.doc.text, script.fact.subject
     return whole and short not in facts and not tells_of_another(short, of, subject, script.lang)
@@ -447,7 +447,7 @@ def naming_hits(script: ToolScript, result: dict) -> list[str]:
     "The hits that name what is asked for, the best first: those are read."
     said = [m['content'] for m in script.messages if m['role'] == 'user']
     asked = said[-1] if script.shelf.read and said else ''
-    return [h['doc_id'] for h in result['documents'] if names_subject(h, script.fact, asked)]
+    return [h['doc_id'] for h in result['documents'] if names_what_is_asked(h, script.fact, asked)]
 
 
 def reads_first(script: ToolScript, result: dict) -> bool:

@@ -741,7 +741,7 @@ def _bytes_by_id(tok: ForeignTokenizer) -> list[bytes]:
 def _foreign_ranks(tok: ForeignTokenizer) -> dict[bytes, int]:
     "Byte string → id of every ordinary token."
     tokens = [token for token in tok.vocab if token not in tok.control]
-    if not tok.spaces:  # what no text is encoded to: the decoder gives it out as it stands
+    if not tok.spaces:  # what no text is encoded to: the decoder gives it out as it is
         tokens = [token for token in tokens if _written_bytes(token) is not None]
     bytes_first = sorted(tokens, key=lambda token: not _BYTE_TOKEN.fullmatch(token))
     return {_bytes_of_token(token, tok.spaces): tok.vocab[token] for token in bytes_first}

@@ -17,12 +17,13 @@ from .episodes import dump_line, parse_line
 from .masks import encode
 from .serialize import serialize
 from .tokenizer_state import open_tokenizer
-from ..errors import UserError, counted
+from ..errors import UserError, counted, file_name
 from mypt.files import (
     MAX_LINE,
     PART_DEPTH,
     REPORT_HINT,
     atomic_write,
+    bounded_lines,
     json_object,
     open_input,
     read_text,
@@ -80,7 +81,7 @@ def line_offsets(path: str | Path) -> tuple[np.ndarray, str]:  # (int64[n], sha2
     "Offsets of the lines that are not blank; raises `UserError` when there is none."
     offsets, at, sha = [], 0, hashlib.sha256()
     with open_input(path) as f:
-        for line in f:
+        for line in bounded_lines(f, path):
             sha.update(line)
             if line.strip(b'\xef\xbb\xbf \t\r\n'):
                 offsets.append(at)
@@ -111,7 +112,7 @@ def _write_mix(sources: list[_Source], plan: np.ndarray, output: str):
         for i, j in watched(plan.tolist(), 'mix', 'row'):
             source = sources[i]
             ep = _read_episode(files[i], source.offsets[j], f'{source.path}: line {j + 1}')
-            out.write(dump_line({'mix_source': Path(source.path).stem} | ep))
+            out.write(dump_line({'mix_source': file_name(Path(source.path).stem)} | ep))
 
 # %% ../../nbs/data/mix.ipynb #1b47983d
 BY = ('rows', 'tokens', 'characters')
@@ -171,7 +172,7 @@ def _source_entry(source: _Source, taken: _Taken, total: int) -> dict:
     "What the report says about one source; shares are of what was counted."
     rows = len(taken.lines)
     entry: dict = dict(
-        file=Path(source.path).name,
+        file=file_name(Path(source.path).name),
         sha256=source.sha256,
         rows_there=len(source.offsets),
         given=source.ratio,

@@ -33,7 +33,7 @@ from .masks import role_weights
 from .packing import Rows, pack_arrays, plan_rows, ranges, segment_dtype
 from .tokenizer_state import open_tokenizer
 from .writer import DatasetWriter, work_folder
-from ..errors import UserError
+from ..errors import UserError, file_name
 from ..files import ARRAY, PART_DEPTH, REPORT_HINT, iter_lines, json_object, read_text, watched
 
 # %% ../../nbs/06_prepare.ipynb #072da26c
@@ -103,14 +103,16 @@ class InputFiles:
     def lines(self, lineage: list[dict]) -> Iterator[tuple[str, bytes | None]]:
         "Yield (where, raw line); appends name, hash, size and rows of each file to `lineage`."
         for path in self.paths:
-            sha, rows, size = hashlib.sha256(), 0, 0
+            sha, rows, size, name = hashlib.sha256(), 0, 0, file_name(path)
             for n, raw in iter_lines(path):
                 sha.update(raw or b'')
                 rows += 1
                 size += len(raw or b'')
-                yield f'{path}:{n}', raw
+                yield f'{name}:{n}', raw
             size, digest = path.stat().st_size or size, sha.hexdigest()  # a pipe has no size
-            entry: dict = dict(file=path.name, sha256_of_lines=digest, bytes=size, rows=rows)
+            entry: dict = dict(
+                file=file_name(path.name), sha256_of_lines=digest, bytes=size, rows=rows
+            )
             mix = path.with_name(path.name + '.mix.json')
             if mix.exists():
                 report = read_text(mix, REPORT_HINT)
@@ -241,6 +243,13 @@ def _token_weights(parts: list[EncodedPart], of_role: np.ndarray) -> np.ndarray:
     return weights * np.concatenate(ones)
 
 # %% ../../nbs/06_prepare.ipynb #0da38efe
+def _group_numbers(names: list[str]) -> list[int] | None:  # None: all are of one group
+    "The place of each name among the sorted names."
+    # An array of strings would take the length of the longest for each
+    number = {name: i for i, name in enumerate(sorted(set(names)))}
+    return [number[name] for name in names] or None
+
+
 def _packed(
     parts: list[EncodedPart],
     weights: np.ndarray,  # float32[N], of their tokens
@@ -250,8 +259,7 @@ def _packed(
 ) -> Rows:
     "The episodes of a window in random order, packed; those of one group apart from others."
     ids, lens = _joined(parts, 'ids'), _joined(parts, 'lengths')
-    names = [g for p in parts for g in p.groups]
-    groups = np.unique(names, return_inverse=True)[1] if names else None
+    groups = _group_numbers([g for p in parts for g in p.groups])
     order, row_start = plan_rows(lens, block, seed, groups)
     starts = np.cumsum(lens) - lens
     return pack_arrays(ids, weights, starts, lens, order, row_start, block, pad_id)

@@ -628,7 +628,7 @@ class _Sizes:
             return _MUCH
         n, rest = 2 + self._without_choice(parts), [_described(p) for p in parts]
         for choices in [p.get(k, ()) for p in parts for k in ('anyOf', 'oneOf')]:
-            if any(rest):  # what stands beside the choice holds for it too
+            if any(rest):  # what is beside the choice holds for it too
                 sizes = [self._value([*rest, *_joined(self.whole, c)]) for c in choices]
             else:
                 sizes = [self.least(c) for c in choices]

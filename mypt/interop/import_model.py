@@ -445,7 +445,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             f'{path}: holds more than tensors, and opening it could run code; refused. '
             'Save its state_dict() alone'
         ) from None
-    except Exception as e:  # torch's reader of pickles raises whatever the bytes make it do
+    except Exception as e:  # torch's reader of pickles can raise any exception
         why = (str(e).splitlines() or [type(e).__name__])[0]
         raise UserError(f'{path}: damaged ({why}); restore it from a copy') from None
     for k in ('model_state_dict', 'state_dict', 'model'):
@@ -610,7 +610,7 @@ def import_old(
     return build_model(cfg, weights, tok, keep, f'{folder}/model.pt', is_zero), tok
 
 # %% ../../nbs/interop/import_model.ipynb #b4677a5e
-_CARD_BYTES = 2**16  # the licence stands in the first lines
+_CARD_BYTES = 2**16  # the licence is in the first lines
 
 
 def _license(folder: Path) -> str | None:
