@@ -52,7 +52,7 @@ def test_different_episodes_stay(name, threshold, tmp_path):
 
 
 def test_long_texts_are_compared_in_pieces(monkeypatch):
-    monkeypatch.setattr('mypt.curate.dedup.PIECE', 10_000)
+    monkeypatch.setattr('mypt.curate.dedup.BATCH_TEXT', 10_000)
     monkeypatch.setattr('mypt.curate.dedup.LONG', 20_000)
     words = [f'word{i}' for i in range(20_000)]
     a, b = ' '.join(words), ' '.join([*words[:-1000], 'other'])
