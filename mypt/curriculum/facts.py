@@ -362,9 +362,8 @@ def _all_found(text: str, lang: str) -> Iterator[_Found]:
     sections = _sections(text, lang)
     headings = Counter(section.heading for section in sections)
     for section in sections:
-        readers = list(_ANYWHERE)
-        if headings[section.heading] == 1 and _is_subject(section.heading):
-            readers += _WITH_HEADING
+        named = headings[section.heading] == 1 and _is_subject(section.heading)
+        readers = (*_ANYWHERE, *_WITH_HEADING) if named else _ANYWHERE
         for x in chain.from_iterable(read(section) for read in readers):
             yield replace(x, subject=without_markup(x.subject), sentence=without_markup(x.sentence))
 

@@ -78,8 +78,8 @@ class InventedPages:
 
     def document(self, rng: random.Random, lang: str, **about) -> Document:
         "One document, unread."
-        about = dict(facts=self.facts, held=self.held, simple=self.simple) | about
-        doc = make_document(rng, lang, **about)
+        about = {'facts': self.facts, **about}
+        doc = make_document(rng, lang, held=self.held, simple=self.simple, **about)
         if len(self.stated) >= REMEMBERED:
             self.stated.pop(next(iter(self.stated)))
         self.stated[doc.doc_id] = doc

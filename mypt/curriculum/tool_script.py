@@ -223,14 +223,18 @@ class ScriptDocuments:
         doc, found = self.rng.choice([page for page in fresh if page[1]] or pages)
         return doc, self.rng.choice(found)
 
-# %% ../../nbs/curriculum/tool_script.ipynb #789949f2
-class FocusedDocuments(ScriptDocuments):
-    "The documents of an episode, and the one that is asked about."
-
     def set_pages(self, pages: list[Page]) -> None:
         "Put documents into the workspace."
         self.pages = pages
         self.workspace = Workspace.of([d for d, _ in pages], snippet=self.snippet)
+
+    def refocus(self, without: str = '') -> bool:
+        "Ask for another fact; `FocusedDocuments` says which."
+        raise NotImplementedError
+
+# %% ../../nbs/curriculum/tool_script.ipynb #789949f2
+class FocusedDocuments(ScriptDocuments):
+    "The documents of an episode, and the one that is asked about."
 
     def refocus(self, without: str = '') -> bool:  # False where nothing else can be asked
         "Ask for another fact, of any document here but one, that no other document states."

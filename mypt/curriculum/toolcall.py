@@ -355,7 +355,9 @@ def tells_of_another(text: str, of: str, subject: str, lang: str) -> bool:
 def good_summary(script: ToolScript, short: str) -> bool:
     "Whether a summary is whole sentences about the subject of its document, and several."
     said = sentences(short)
-    whole = said and all(ends_well(s) and is_whole_sentence(s) for s in said) and ends_well(short)
+    whole = (
+        bool(said) and all(ends_well(s) and is_whole_sentence(s) for s in said) and ends_well(short)
+    )
     facts = {f.sentence for _, found in script.pages for f in found}
     of, subject = script.doc.text, script.fact.subject
     return whole and short not in facts and not tells_of_another(short, of, subject, script.lang)

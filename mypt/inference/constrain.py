@@ -260,8 +260,9 @@ def _texts(schema: dict, key: str) -> set[str]:
     about = schema.get('properties', {}).get(key)
     about = about if isinstance(about, dict) else {}
     values = [about['const']] if 'const' in about else about.get('enum')
-    told = isinstance(values, list) and all(isinstance(v, str) for v in values)
-    return set(values) if told else set()
+    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+        return set()
+    return set(values)
 
 # %% ../../nbs/inference/constrain.ipynb #24b50244
 class _Tightener:

@@ -425,8 +425,8 @@ def _chosen(choice: Any, tools: dict[str, Tool]) -> tuple[dict[str, Tool], bool]
         return (tools if choice == 'auto' else {}), False
     if choice == 'required' and tools:
         return tools, True
-    is_function = isinstance(choice, dict) and choice.get('type', 'function') == 'function'
-    f = choice.get('function') if is_function else None
+    given = choice if isinstance(choice, dict) else {}
+    f = given.get('function') if given.get('type', 'function') == 'function' else None
     name = f.get('name') if isinstance(f, dict) else None
     if not isinstance(name, str) or name not in tools:
         problem = "can be 'auto', 'none', 'required' or a function by its name; it must be in tools"
