@@ -112,7 +112,8 @@ def test_a_folder_of_documents(kind, tmp_path):
             if isinstance(m.get('cite'), str):
                 cited += 1
                 assert (tmp_path / m['cite']).exists()
-                known = [a['sentence'] for a in e['_meta'].get('abouts', ()) if a]
+                abouts = (*e['_meta'].get('abouts', ()), e['_meta'].get('about'))
+                known = [a['sentence'] for a in abouts if a]
                 said = [s for s in (m['content'], *known) if s in m['content']]
                 assert any(s[:-1] in shown for s in said)
                 assert m['cite'] in shown

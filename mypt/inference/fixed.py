@@ -22,11 +22,9 @@ class FixedDecode:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.uses = 0
         self.out: Tensor | None = None
-        c, B, device = model.cfg, cache.k.shape[1], cache.k.device
+        B, device = cache.k.shape[1], cache.k.device
         self.ids, self.at = torch.zeros(2, B, 1, dtype=torch.long, device=device)
-        self.tables = None  # those that a recorded graph reads stay where they are
-        if c.pos_encoding == 'rope' and device.type == 'cuda':
-            self.tables = rope_tables(*c.rope_key(c.block_size), str(device))
+        self.tables: tuple[Tensor, ...] | None = None  # those that a recorded graph reads
 
     def run(self) -> Tensor:  # [B, C]
         "One pass over the fixed buffers."
@@ -51,7 +49,9 @@ class FixedDecode:
 
     def record(self) -> None:
         "Warm up on a side stream, as torch's notes ask; every run writes the same keys."
-        side = torch.cuda.Stream()
+        c, side = self.model.cfg, torch.cuda.Stream()
+        if c.pos_encoding == 'rope':  # kept, because the graph reads them where they are now
+            self.tables = rope_tables(*c.rope_key(c.block_size), str(self.ids.device))
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):
