@@ -677,7 +677,7 @@ def test_words_of_bytes_in_an_index(tmp_path):
         db.execute('update gram set words = cast(words as blob)')
         db.commit()
     index = Index.open(tmp_path / 'i')
-    with pytest.raises(UserError, match=r'words that are no text.*mypt rag-index'):
+    with pytest.raises(UserError, match=r'words that are not text.*mypt rag-index'):
         index.search('passwordx')
 
 

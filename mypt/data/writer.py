@@ -180,7 +180,8 @@ class _HiddenFolder:
         with _locked_parent(self.target):
             self._check_target()  # another writer may have been quicker
             if self.target.exists():
-                self.target.rename(old)
+                holds = any(self.target.iterdir())
+                self.target.rename(old) if holds else self.target.rmdir()
             _put_in_place(self.root, self.target)
             sync(self.target.parent)
             _remove_old(self.target)
