@@ -22,6 +22,8 @@ from mypt.errors import UserError, file_name
 from mypt.files import MAX_LINE
 from mypt.sources import row_files
 from mypt.sources.convert import convert
+from mypt.sources.rows import split_thought
+from mypt.sources.tool_calls import _INVOKE, _PARAMETER
 
 
 def chat(q, a='Yes.', **more):
@@ -183,3 +185,15 @@ def test_names_that_are_not_utf8(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(raw, 'latin-1'))
     assert main(['mix', '--inputs', f'{name}:1', '--output', 'n.jsonl']) == 0
     assert b'\\u2192 n.jsonl' in raw.getvalue()
+
+
+def test_thoughts_and_tags_take_linear_time():
+    start = time.process_time()
+    assert split_thought('<think></think>' * 100_000 + 'It is me.') == ('', 'It is me.')
+    assert split_thought('<think>a</think>\n<think>b</think>\n c') == ('a\n\nb', ' c')
+    for text in ('<function=f' + ' ' * 200_000 + '<x', '<invoke name="f"' + ' ' * 200_000 + '<x'):
+        assert _INVOKE.search(text) is None
+    assert _PARAMETER.search('<parameter=' + 'a' * 200_000 + '</parameter>') is None
+    assert _INVOKE.search('<invoke name="f" >')[1] == 'f'
+    assert _PARAMETER.search('<parameter name="a" type="x">')[1] == 'a'
+    assert time.process_time() - start < 8

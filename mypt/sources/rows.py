@@ -154,27 +154,39 @@ _THOUGHTS_END = {
 _SOLUTION = '<|begin_of_solution|>', '<|end_of_solution|>'  # around the answer after such a thought
 
 
-def _first_thought(text: str) -> tuple[str | None, str]:  # (None without one, the rest)
-    head = text.lstrip()
-    tag = next((t for t in _THOUGHTS_END if head.startswith(t)), None)
+_BLANKS, _LINE_ENDS = re.compile(r'\s*'), re.compile(r'[\r\n]*')
+
+
+def _past(run: re.Pattern, text: str, at: int) -> int:
+    "Where a run of such characters that begins here ends."
+    m = run.match(text, at)
+    return m.end() if m else at
+
+
+def _first_thought(text: str, at: int) -> tuple[str | None, int]:  # (None without one, its end)
+    start = _past(_BLANKS, text, at)
+    tag = next((t for t in _THOUGHTS_END if text.startswith(t, start)), None)
     if tag is None:
-        return None, text
-    thought, end, rest = head.removeprefix(tag).partition(_THOUGHTS_END[tag])
-    if not end and tag in ('<thinking>', '<thought>', '<reasoning>'):
-        return None, text  # words about a tag
-    if not end:
+        return None, at
+    start += len(tag)
+    end = text.find(_THOUGHTS_END[tag], start)
+    if end < 0 and tag in ('<thinking>', '<thought>', '<reasoning>'):
+        return None, at  # words about a tag
+    if end < 0:
         raise Skip('a thought that does not end')
-    return thought.strip('\r\n'), rest.lstrip('\r\n')
+    rest = _past(_LINE_ENDS, text, end + len(_THOUGHTS_END[tag]))
+    return text[start:end].strip('\r\n'), rest
 
 # %% ../../nbs/sources/rows.ipynb #151da220
 def split_thought(text: str) -> tuple[str, str]:  # (thought, the text after it)
     "Split the thoughts at its head from an answer; `Skip` when one does not end."
-    thoughts, rest = [], text
+    thoughts, at = [], 0
     while True:
-        thought, rest = _first_thought(rest)
+        thought, at = _first_thought(text, at)
         if thought is None:
             break
         thoughts.append(thought)
+    rest = text[at:]
     if not thoughts and '<think>' not in text and text.count('</think>') == 1:
         before, _, after = text.partition('</think>')
         is_code = before.count('```') % 2 or before.count('~~~') % 2

@@ -175,10 +175,10 @@ def _without_null_cells(value: Any) -> Any:
     return out
 
 # %% ../../nbs/sources/tool_calls.ipynb #720fda64
-_INVOKE = re.compile(r'<(?:invoke|function|tool)(?:\s+name\s*=\s*["\']|=)([^"\'<>]+)["\']?\s*>')
+_INVOKE = re.compile(r'<(?:invoke|function|tool)(?:\s+name\s*=\s*["\']|=)([^"\'<>]+)(?:["\']\s*)?>')
 _INVOKE_END = re.compile('</(?:invoke|function|tool)>')
 _PARAMETER = re.compile(
-    r'<(?:parameter|arg|argument)(?:\s+name\s*=\s*["\']|=)([^"\'<>]+)["\']?[^<>]*>'
+    r'<(?:parameter|arg|argument)(?:\s+name\s*=\s*["\']|=)([^"\'<>]+)(?:["\'][^<>]*)?>'
 )
 _PARAMETER_END = re.compile('</(?:parameter|arg|argument)>')
 _OPEN, _CLOSE = re.compile(r'<([\w.-]+)>'), re.compile(r'</([\w.-]+)>')
