@@ -7,8 +7,9 @@ __all__ = ['MAX_LINE', 'ARRAY', 'JSON_BYTES', 'JSON_DEPTH', 'PART_DEPTH', 'RESTO
            'READ_TRIES', 'open_input', 'iter_lines', 'too_long_error', 'bounded_lines', 'watched', 'sync',
            'check_output', 'check_distinct', 'temporary', 'atomic_write', 'sha256_of', 'checksums', 'json_text',
            'write_json', 'signed', 'signed_text', 'read_start', 'read_text', 'check_ordinary', 'file_version',
-           'json_fault', 'json_value', 'json_object', 'Rule', 'value_text', 'check_json', 'stays_inside', 'check_names',
-           'beside', 'lock_folder', 'writing', 'read_version', 'newest_save', 'json_asset', 'text_assets']
+           'json_fault', 'json_value', 'json_of', 'json_object', 'Rule', 'value_text', 'check_json', 'stays_inside',
+           'check_names', 'beside', 'lock_folder', 'writing', 'read_version', 'newest_save', 'json_asset',
+           'text_assets']
 
 # %% ../nbs/base/files.ipynb #1df9fd78
 import fcntl
@@ -361,6 +362,24 @@ def json_value(
     return value
 
 # %% ../nbs/base/files.ipynb #e97f20be
+def json_of(
+    kind: type,  # list or dict
+    path: str | Path,  # Named in errors
+    text: str,
+    way: str = RESTORE,  # What to do about a fault
+    most: int = JSON_DEPTH,  # Lists and objects in each other
+) -> Any:
+    "The JSON list or object of a file's text; raises `UserError` when it is not one."
+    try:
+        value = json_value(text, most=most)
+    except ValueError as e:
+        raise UserError(f'{path}: damaged ({e}); {way}') from None
+    if not isinstance(value, kind):
+        wanted = 'object' if kind is dict else 'list'
+        raise UserError(f'{path}: damaged (not a JSON {wanted}); {way}')
+    return value
+
+
 def json_object(
     path: str | Path,  # Named in errors
     text: str,
@@ -368,13 +387,7 @@ def json_object(
     most: int = JSON_DEPTH,  # Lists and objects in each other
 ) -> dict:
     "The JSON object of a file's text; raises `UserError` when it is not one."
-    try:
-        value = json_value(text, most=most)
-    except ValueError as e:
-        raise UserError(f'{path}: damaged ({e}); {way}') from None
-    if not isinstance(value, dict):
-        raise UserError(f'{path}: damaged (not a JSON object); {way}')
-    return value
+    return json_of(dict, path, text, way, most)
 
 # %% ../nbs/base/files.ipynb #7a463f07
 TYPE_NAMES = {

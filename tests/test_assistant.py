@@ -410,7 +410,7 @@ HALF = '{"half":'
     [
         ('budget', HALF, read_budget, r'budget\.json: damaged .*; delete budget\.json there'),
         ('budget', json.dumps(BUDGET | dict(row='x')), read_budget, "row is 'x', it must be"),
-        ('budget', '[]', lambda p: p.characters(), 'not an object'),
+        ('budget', '[]', lambda p: p.characters(), 'not a JSON object'),
         (
             'budget',
             json.dumps(BUDGET | dict(episodes=dict(odd=3))),

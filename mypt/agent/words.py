@@ -167,22 +167,22 @@ def with_spellings(
     return same + [(w, weight) for w, weight in like if w not in known]
 
 # %% ../../nbs/agent/words.ipynb #11a01c3d
+def _table(words: Iterable[str], keys: Callable) -> dict[str, list[str]]:
+    out: dict[str, list[str]] = {}
+    for w in words:
+        for key in keys(w):
+            out.setdefault(key, []).append(w)
+    return out
+
+
 def words_by_group(words: Iterable[str]) -> dict[str, list[str]]:
     "A table: group of letters → the words that contain it."
-    out = {}
-    for w in words:
-        for g in letter_groups(w):
-            out.setdefault(g, []).append(w)
-    return out
+    return _table(words, letter_groups)
 
 
 def words_by_form(words: Iterable[str]) -> dict[str, list[str]]:
     "A table: another form of a word → the words that have it."
-    out = {}
-    for w in words:
-        for form in other_forms(w):
-            out.setdefault(form, []).append(w)
-    return out
+    return _table(words, other_forms)
 
 # %% ../../nbs/agent/words.ipynb #53ecb727
 def scan_words(

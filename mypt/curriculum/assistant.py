@@ -65,10 +65,10 @@ from ..data.prepare import prepare
 from ..errors import UserError, counted
 from ..eval.exam import ExamReply, ask_exam, grade_all, read_exam
 from mypt.files import (
-    TYPE_NAMES,
     Rule,
     atomic_write,
     check_json,
+    json_of,
     json_value,
     read_text,
     sha256_of,
@@ -139,15 +139,9 @@ def _kept(plan: AssistantPlan, name: str, kind: type, rules: Any) -> Any:
     "A JSON file that a stage wrote, a list or object; raises `UserError` when it is damaged."
     path, way = plan.file(name), _way(name)
     try:
-        value = json_value(read_text(path, way))
+        value = json_of(kind, path, read_text(path, way), way)
     except FileNotFoundError:
         raise UserError(f'{path}: missing; {way}') from None
-    except UserError:
-        raise
-    except ValueError as e:
-        raise UserError(f'{path}: damaged ({e}); {way}') from None
-    if not isinstance(value, kind):
-        raise UserError(f'{path}: damaged (not {TYPE_NAMES[kind]}); {way}')
     check_json(path, value, rules, way)
     return value
 

@@ -191,8 +191,6 @@ class ScriptDocuments:
         lang: str,
         shelf: Shelf,
         style: ScriptStyle,
-        pool: list[Page] | None = None,  # see `gather_pages`
-        space: tuple[list[Page], Workspace] | None = None,  # documents of an earlier script
         spent: frozenset[str] | set[str] = frozenset(),  # sentences that were asked for before
     ):
         self.rng, self.lang, self.shelf, self.style = rng, lang, shelf, style
@@ -202,6 +200,33 @@ class ScriptDocuments:
         self.used: set[str] = set()  # wordings around requests that this conversation has had
         self.messages: list[dict] = []
         self.turns: list[dict] = []  # `_meta` of every answer
+
+    def draw_fact(self, pages: list[Page]) -> tuple[Document, Fact]:
+        "A document and one of its facts, one that was not asked for where there is any."
+        fresh = [(d, [f for f in found if f.sentence not in self.spent]) for d, found in pages]
+        doc, found = self.rng.choice([page for page in fresh if page[1]] or pages)
+        return doc, self.rng.choice(found)
+
+    def set_pages(self, pages: list[Page]) -> None:
+        "Put documents into the workspace."
+        self.pages = pages
+        self.workspace = Workspace.of([d for d, _ in pages], snippet=self.snippet)
+
+# %% ../../nbs/curriculum/tool_script.ipynb #789949f2
+class FocusedDocuments(ScriptDocuments):
+    "The documents of an episode, and the one that is asked about."
+
+    def __init__(
+        self,
+        rng: random.Random,
+        lang: str,
+        shelf: Shelf,
+        style: ScriptStyle,
+        pool: list[Page] | None = None,  # see `gather_pages`
+        space: tuple[list[Page], Workspace] | None = None,  # documents of an earlier script
+        spent: frozenset[str] | set[str] = frozenset(),  # sentences that were asked for before
+    ):
+        super().__init__(rng, lang, shelf, style, spent)
         if space is None:
             self.gather(pool)
         else:
@@ -216,25 +241,6 @@ class ScriptDocuments:
         self.doc, self.fact = self.draw_fact([target])
         n = self.rng.choice(self.style.docs)
         self.set_pages(gather_pages(self.rng, self.shelf, target, self.fact, n, pool))
-
-    def draw_fact(self, pages: list[Page]) -> tuple[Document, Fact]:
-        "A document and one of its facts, one that was not asked for where there is any."
-        fresh = [(d, [f for f in found if f.sentence not in self.spent]) for d, found in pages]
-        doc, found = self.rng.choice([page for page in fresh if page[1]] or pages)
-        return doc, self.rng.choice(found)
-
-    def set_pages(self, pages: list[Page]) -> None:
-        "Put documents into the workspace."
-        self.pages = pages
-        self.workspace = Workspace.of([d for d, _ in pages], snippet=self.snippet)
-
-    def refocus(self, without: str = '') -> bool:
-        "Ask for another fact; `FocusedDocuments` says which."
-        raise NotImplementedError
-
-# %% ../../nbs/curriculum/tool_script.ipynb #789949f2
-class FocusedDocuments(ScriptDocuments):
-    "The documents of an episode, and the one that is asked about."
 
     def refocus(self, without: str = '') -> bool:  # False where nothing else can be asked
         "Ask for another fact, of any document here but one, that no other document states."
