@@ -6,6 +6,7 @@ import pytest
 from mypt.data.episodes import read_episodes
 from mypt.errors import UserError
 from mypt.sources.convert import convert
+from talks import talk
 
 
 @pytest.fixture
@@ -24,16 +25,6 @@ def conv(tmp_path, capsys):
         return read_episodes(out), capsys.readouterr().out, [json.loads(x) for x in lines]
 
     return run
-
-
-def talk(*messages, **row):
-    "A row of messages: user and assistant in turn, unless they are objects."
-    roles = ('user', 'assistant')
-    said = [
-        m if isinstance(m, dict) else dict(role=roles[i % 2], content=m)
-        for i, m in enumerate(messages)
-    ]
-    return dict(messages=said) | row
 
 
 def calls(*pairs):

@@ -8,6 +8,7 @@ import pytest
 from mypt.data.episodes import read_episodes
 from mypt.errors import UserError
 from mypt.sources.convert import convert
+from talks import talk
 
 
 @pytest.fixture
@@ -33,16 +34,6 @@ def table(*lines) -> str:
 
 def said(ep) -> list:
     return [m['content'] for m in ep['messages']]
-
-
-def talk(*messages, **row):
-    "A row of messages: user and assistant in turn, unless they are objects."
-    roles = ('user', 'assistant')
-    out = [
-        m if isinstance(m, dict) else dict(role=roles[i % 2], content=m)
-        for i, m in enumerate(messages)
-    ]
-    return dict(messages=out) | row
 
 
 def call(i, city, **more):
