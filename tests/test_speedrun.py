@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mypt.cli import main
 from mypt.curriculum.legs import BASE_LEGS, CASES_ASKED, base_legs, frozen_names, with_numbers
-from mypt.curriculum.speedrun import LEGS, Course, ask_yardsticks, leg_sets, small_phase
+from mypt.curriculum.speedrun import LEGS, Course, ask_yardsticks, from_base, leg_facts
+from mypt.curriculum.speedrun import leg_sets, run_leg, small_phase
 from mypt.data.masks import encode
 from mypt.data.mix import REPLAY
 from mypt.data.tokenizer import get_tokenizer
@@ -108,6 +109,18 @@ def test_a_base_goes_through_all_legs(fewer, capsys, monkeypatch, tmp_path):
     assert again.count('was done before') == 6 and '→' not in again.split('== phase 2')[0]
     same = json.loads((tmp_path / 'speedrun-small/speedrun.json').read_text())
     assert [leg['minutes'] for leg in same['legs']] == [leg['minutes'] for leg in facts['legs']]
+
+
+@pytest.mark.slow
+def test_smollm2_passes_its_first_gate(smollm2, tmp_path, capsys):
+    "The first leg as it is shipped, on the real base: about eight minutes on two idle cores."
+    _, base = smollm2
+    course = from_base(Course(tmp_path, quiet=True), str(base))
+    result = run_leg(course, course.legs[0], course.base)
+    assert result.gate.passed, str(result.gate)
+    facts = leg_facts(result)
+    assert facts['tokens_read'] > 70_000 and facts['val_loss'] < 1
+    assert {row['name'] for row in facts['gate']} >= {'closes, English', 'echo'}
 
 
 def test_adapters_from_leg_to_leg_and_a_run_that_was_killed(fewer, monkeypatch, tmp_path):
