@@ -35,7 +35,7 @@ def as_lines(eps: list[dict]) -> list[str]:
 
 @pytest.fixture(scope='module')
 def made():
-    return {k: make(k, 1500, seed=42) for k in TALKS}
+    return {k: make(k, 800, seed=42) for k in TALKS}
 
 
 @pytest.mark.parametrize('kind', TALKS)
@@ -44,9 +44,9 @@ def test_legal_distinct_repeatable(kind, made):
     for e in eps:  # the number in a gold episode's context becomes metadata
         assert check_episode(e) == e or 'context' in e
     assert len(set(as_lines(eps))) == len(eps)
-    first = as_lines(make(kind, 200, seed=42))
-    assert first == as_lines(make(kind, 200, seed=42))
-    assert first != as_lines(make(kind, 200, seed=43))
+    first = as_lines(make(kind, 100, seed=42))
+    assert first == as_lines(make(kind, 100, seed=42))
+    assert first != as_lines(make(kind, 100, seed=43))
 
 
 @pytest.mark.parametrize('kind', TALKS)
@@ -61,7 +61,7 @@ def test_languages_are_as_asked(kind, made):
 
 @pytest.mark.parametrize('kind', TALKS)
 def test_no_prompt_of_any_suite(kind, made):
-    assert leaks(made[kind] + make(kind, 800, seed=7), SUITES) == []
+    assert leaks(made[kind] + make(kind, 400, seed=7), SUITES) == []
 
 
 def test_the_leak_check_finds_something():
@@ -77,7 +77,7 @@ def test_no_two_first_questions(kind, made):
 def test_turns(made):
     turns = [sum(m['role'] == 'user' for m in e['messages']) for e in made['multiturn']]
     assert set(turns) == {2, 3, 4}
-    assert min(map(turns.count, (2, 3, 4))) > 300
+    assert min(map(turns.count, (2, 3, 4))) > 160  # a fifth of them
 
 
 def write_documents(folder: Path):
