@@ -143,6 +143,16 @@ def test_bad_lines_fail_prepare_and_leave_nothing(kind, tmp_path, capsys):
     assert code == 1 and '2 fine, 1 to mend' in out
 
 
+@pytest.mark.parametrize('indent', [None, 1])
+def test_a_list_is_told_once_and_named_with_a_way_out(indent, tmp_path, capsys):
+    "Its brackets are no repeated lines."
+    f = tmp_path / 'x.jsonl'
+    f.write_text(json.dumps([LINE, LINE, LINE], indent=indent))
+    code, out, _ = run(capsys, 'check', f)
+    assert code == 1 and out.count('\n') == 2 and '0 fine, 1 to mend\n' in out
+    assert 'mypt convert' in out and 'repeat' not in out
+
+
 @pytest.mark.parametrize('kind', BAD)
 def test_skip_sets_bad_lines_aside_and_the_books_balance(kind, tmp_path, capsys):
     f = tmp_path / 'x.jsonl'

@@ -50,6 +50,30 @@ TOOL = dict(type='function', function=dict(name='f', parameters=dict(type='objec
 CITY = dict(name='f', parameters=dict(type='object', properties=dict(city=dict(type='string'))))
 
 
+# --- conversations without a key
+
+
+SHARE = [{'from': 'human', 'value': PAIR[0]}, {'from': 'gpt', 'value': PAIR[1]}]
+
+
+@pytest.mark.parametrize('messages', [ASKED['messages'], SHARE])
+def test_a_conversation_is_a_list_of_messages(conv, messages):
+    "One on each line, one in a whole file, several in a list."
+    other = json.loads(json.dumps(messages).replace('me', 'Mia'))
+    for rows in ([messages, other], json.dumps([messages, other], indent=1)):
+        eps, out = conv(rows)
+        assert [said(ep) for ep in eps] == [PAIR, [PAIR[0], 'It is Mia.']]
+        assert '100.0% of 2 rows' in out
+    for text in (json.dumps(messages, indent=2), '\ufeff' + json.dumps(messages)):
+        assert [said(ep) for ep in conv(text, 'in.json')[0]] == [PAIR]
+
+
+def test_a_bad_line_among_lists_of_messages(conv):
+    lines = [json.dumps(SHARE), '[1, 2]', json.dumps(SHARE)]
+    eps, out = conv('\n'.join(lines))
+    assert [said(ep) for ep in eps] == [PAIR, PAIR] and 'of 3 rows' in out
+
+
 # --- nulls
 
 

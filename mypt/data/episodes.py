@@ -276,8 +276,10 @@ def _split_system(obj: dict) -> tuple[Any, list]:  # (system prompt or None, the
     if 'messages' not in obj:
         raise EpisodeError('messages', 'missing')
     msgs, system = obj['messages'], obj.get('system')
-    if not isinstance(msgs, list) or not msgs:
-        raise EpisodeError('messages', f'expected a non-empty list, found {_kind(msgs)}')
+    if msgs == []:
+        raise EpisodeError('messages', 'is empty; write a user and an assistant message')
+    if not isinstance(msgs, list):
+        raise EpisodeError('messages', f'expected a list of messages, found {_kind(msgs)}')
     first = msgs[0]
     if not isinstance(first, dict) or first.get('role') != 'system':
         return system, msgs
@@ -315,6 +317,8 @@ def _check_replay(obj: dict) -> dict:
             '_replay', 'must be true where the episode is plain text; chat needs messages'
         )
     _check_keys(obj, REPLAY_FIELDS, '')
+    if 'text' not in obj:
+        raise EpisodeError('text', 'missing; a replay episode is plain text')
     ep = {'_replay': True, 'text': _check_text(obj.get('text'), 'text', non_empty=True)}
     meta = _check_meta(obj, ep)
     return ep | {'_meta': meta} if meta else ep
@@ -368,6 +372,9 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict:  # For `object_pairs_hook
     return out
 
 # %% ../../nbs/01_episodes.ipynb #f2a74db4
+_LIST_ON_A_LINE = 'a list, not one object with messages; mypt convert makes episodes of it'
+
+
 def _not_json(text: str, e: ValueError) -> str:
     "What is wrong with a line that does not parse."
     if text.lstrip()[:1] == '[':
@@ -395,6 +402,8 @@ def parse_line(raw: bytes, where: str = 'line 1') -> dict:
         raise UserError(f'{where}: nested too deep; flatten it') from None
     except ValueError as e:
         raise UserError(f'{where}: {_not_json(text, e)}') from None
+    if isinstance(obj, list):
+        raise UserError(f'{where}: {_LIST_ON_A_LINE}')
     try:
         return check_episode(obj)
     except EpisodeError as e:

@@ -33,7 +33,7 @@ from .masks import role_weights
 from .packing import Rows, pack_arrays, plan_rows, ranges, segment_dtype
 from .tokenizer_state import open_tokenizer
 from .writer import DatasetWriter, work_folder
-from ..errors import UserError, file_name
+from ..errors import UserError, counted, file_name
 from ..files import ARRAY, PART_DEPTH, REPORT_HINT, iter_lines, json_object, read_text, watched
 
 # %% ../../nbs/06_prepare.ipynb #072da26c
@@ -477,7 +477,7 @@ def _window(writer: DatasetWriter, split: str, settings: EncodeSettings) -> Epis
 
 
 def _nothing_loaded(source: InputFiles, accounts: _Accounts) -> UserError:
-    counts = f'{accounts.n_read} lines read, {len(accounts.rejects)} rejected'
+    counts = f'{counted(accounts.n_read, "line")} read, {len(accounts.rejects):,} rejected'
     return UserError(f'{source.name}: No episodes loaded: {counts}')
 
 # %% ../../nbs/06_prepare.ipynb #50ec6405
@@ -630,8 +630,10 @@ def check(
         rejects = sorted(part.rejects, key=lambda r: place[r.where])
         bad += [f'{r.where}: {r.reason}' for r in rejects]
         n_good += len(part.lengths)
-        new = {hash(raw) for _, raw in lines} - seen
-        n_repeated += len(lines) - len(new)
+        rejected = {r.where for r in rejects}
+        fine = [hash(raw) for where, raw in lines if where not in rejected]
+        new = set(fine) - seen
+        n_repeated += len(fine) - len(new)
         seen |= new
     if not n_good and not bad:
         raise UserError(f'{input}: no episodes in it')

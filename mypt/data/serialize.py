@@ -75,7 +75,7 @@ def check_order(
                 f'{m["name"]!r} answers a call of {previous["name"]!r}; the names must be the same',
             )
         previous = m
-    last = f'messages[{len(msgs) - 1}]'
+    last = f'messages[{len(msgs) - 1}]' if msgs else 'messages'
     speaks = previous['role'] in _SPEAKS
     if prompt and (speaks or not msgs):
         raise EpisodeError(last, 'a prompt ends with a user message or a tool result')

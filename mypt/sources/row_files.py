@@ -165,8 +165,19 @@ def _json_sequence(f: TextIO, path: str | Path, listed: bool) -> Iterator:
             part = f.read(max(_PART, len(buffer) - at))
             buffer, at, at_end = buffer[at:] + part, 0, not part
 
+# %% ../../nbs/sources/row_files.ipynb #6f0a17d2
+def _as_row(value: Any) -> Any:
+    "A list of messages is a conversation; any other value is itself."
+    if not isinstance(value, list) or not value or not all(isinstance(m, dict) for m in value):
+        return value
+    for name, speaker in (('messages', 'role'), ('conversations', 'from')):
+        if all(isinstance(m.get(speaker), str) for m in value):
+            return {name: value}
+    return value
+
 # %% ../../nbs/sources/row_files.ipynb #23a9a949
-def _numbered(row: Any, n: int, line: bytes = b'') -> Any:
+def _numbered(value: Any, n: int, line: bytes = b'') -> Any:
+    row = _as_row(value)
     if isinstance(row, Skip):
         row.number, row.line = n, row.line or line
     return SourceRow(row, n) if isinstance(row, dict) else row
@@ -184,7 +195,7 @@ def _json_lines(path: str | Path) -> Iterator:
             row = Skip('a line that is not UTF-8', n, line)
         except (ValueError, RecursionError):
             row = Skip('a line that is not JSON', n, line)
-        if not isinstance(row, (dict, Skip)):
+        if not isinstance(_as_row(row), (dict, Skip)):
             row = Skip('not an object', n, line)
         yield _numbered(row, n, line)
 
@@ -224,6 +235,37 @@ def _one_object(path: str | Path) -> Iterator:
         way = 'give SQuAD, a list, or one object a line'
         raise UserError(f'{path}: {fault}; {way}') from None
 
+# %% ../../nbs/sources/row_files.ipynb #6f0a17d5
+def _is_talk(text: str) -> bool:
+    "Whether a text is one list of messages."
+    try:
+        return isinstance(_as_row(RowDecoder().whole(text)), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _begins_with_message(head: str) -> bool:
+    "Whether the first element of a list is a message."
+    try:
+        first, _ = RowDecoder().value(head, skip_over(_GAP, head, 1))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(_as_row([first]), dict)
+
+# %% ../../nbs/sources/row_files.ipynb #6f0a17d6
+def _listed_rows(path: str | Path, head: str) -> Iterator:
+    "Rows of a file that begins with a list; `head`: its first characters."
+    if _begins_with_message(head) and Path(path).stat().st_size <= MAX_WHOLE:
+        text = whole_text(path).strip('\ufeff \n\r\t')
+        if _is_talk(text.split('\n', 1)[0]):
+            yield from _json_lines(path)
+            return
+        if _is_talk(text):
+            yield _numbered(RowDecoder().whole(text), 1)
+            return
+    with open_text(path) as f:
+        yield from decoded(_json_sequence(f, path, True), path)
+
 # %% ../../nbs/sources/row_files.ipynb #2a54d768
 _DATA = re.compile(r'\{\s*("version"[^{[]*)?"data"\s*:\s*\[')
 _INDENTED = re.compile(r'\{[ \t]*\r?\n')
@@ -239,8 +281,7 @@ def json_rows(
     first_line = head.split('\n', 1)[0].rstrip()
     over_lines = Path(path).suffix == '.json' and not first_line.endswith('}')
     if head.startswith('['):
-        with open_text(path) as f:
-            yield from decoded(_json_sequence(f, path, True), path)
+        yield from _listed_rows(path, head)
     elif _DATA.match(head) or _INDENTED.match(head) or over_lines:
         yield from _one_object(path)
     else:
