@@ -258,8 +258,11 @@ def cut_text(text: str, length: int) -> str:  # At most `length` characters, end
     "Shorten a text at a word."
     if len(text) <= length:
         return text
-    short = text[: length + 1].rsplit(None, 1)[0].rstrip()
-    return short if len(short) <= length else text[:length]
+    cut = text[:length]
+    if text[length].isspace() or cut[-1:].isspace():
+        return cut.rstrip()
+    words = cut.rsplit(None, 1)  # the last one may be a part of a word
+    return words[0].rstrip() if len(words) == 2 else cut
 
 # %% ../../nbs/25_tools.ipynb #0f852578
 def _sentence_weights(found: list[str]) -> list[float]:

@@ -534,7 +534,7 @@ def yardstick_table(runs: dict[str, dict]) -> str:  # `base`, `phase 1` … → 
             for m in measures:
                 shown = f'{m["rate"]:.0%} of {m["n"]}'
                 lines.setdefault((name, m['name']), {})[run] = shown
-    line = '{:<28}{:<20}' + '{:>13}' * len(runs)
+    line = '{:<28}{:<20}' + '{:>15}' * len(runs)
     head = line.format('yardstick', '', *runs)
     rows = [line.format(*key, *(row.get(run, '') for run in runs)) for key, row in lines.items()]
     return '\n'.join([head, *rows])
