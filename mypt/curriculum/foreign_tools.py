@@ -443,6 +443,8 @@ def _foreign_messages(r: random.Random, lang: str, kind: str, names: Mapping) ->
     second = r.choice((first, *more))
     later = now + r.randint(1, 3) if kind == 'two_turns' else now
     b = _new_order(r, lang, second, names[second], later)
+    while b.calls[0] == a.calls[0]:  # another order, not the same one again
+        b = _new_order(r, lang, second, names[second], later)
     if kind == 'two_turns':
         return _turn(a.ask, *a.calls, say=a.say) + _turn(b.ask, *b.calls, say=b.say)
     ask = a.ask + r.choice(_AND[lang]) + b.ask

@@ -22,14 +22,15 @@ from mypt.curriculum.reading import (
     ShownPassage,
     answering_sentence,
     asked_attributes,
-    block_passages,
     content_words,
     holds,
+    message_passages,
     result_passages,
     sentences_about,
     sentences_of,
     split_items,
     telling_sentence,
+    tells_whose,
     unsupported,
     without_files,
     wording_of,
@@ -53,6 +54,25 @@ from mypt.curriculum.recompute import (
     quoted_texts,
 )
 from .grammar import wrong_forms
+from mypt.curriculum.meaning_calls import (
+    calls_of,
+    no_call_twice,
+    one_clock,
+    queries_known,
+    told_times,
+    unread_hits,
+)
+from mypt.curriculum.meaning_form import (
+    asked_kinds,
+    broken_piece,
+    check_exact,
+    cut_inside,
+    forms_of_address,
+    is_of_kind,
+    markup_in,
+    orders_repetition,
+)
+from .meaning_values import one_value
 from .shelf import parts
 from ..data.episodes import iter_episodes, shown
 from ..data.language import guess_language
@@ -105,20 +125,6 @@ class GivenAnswer:
         return [p.text for p in self.passages if p.doc_id == doc_id and p.text]
 
 # %% ../../nbs/curriculum/meaning.ipynb #c86a6181
-def _new_passages(message: dict) -> list[ShownPassage]:
-    if message['role'] == 'toolresult':
-        result = message['content']
-        return result_passages(result) if isinstance(result, dict) else []
-    if message['role'] == 'assistant_context':
-        return list(block_passages(message['content']))
-    found = list(block_passages(message.get('context', '')))
-    own = message['content'] if message['role'] == 'user' else ''
-    if 'Text:' in own and '\n\n' in own:  # a text inside the question
-        text = own.rpartition('\n\n')[0]
-        found.append(ShownPassage('', text.partition('Text: ')[2] or text))
-    return found
-
-
 def _about(meta: dict, i: int, last: bool) -> dict | None:
     "What the i-th answer is about, where the episode says it."
     each = meta.get('abouts')
@@ -136,7 +142,7 @@ def turns_of(episode: dict) -> list[GivenAnswer]:
     n_answers = sum(m['role'] == 'assistant' for m in messages)
     turns, passages, block, calls, questions = [], [], [], [], []
     for m in messages:
-        new = _new_passages(m)
+        new = message_passages(m)
         passages = passages + new
         if m['role'] in ('user', 'assistant_context') and new:
             block = new
@@ -292,6 +298,33 @@ def _same_attribute(t: GivenAnswer) -> Iterator[Verdict]:
         others = {name for s in near for name in asked_attributes(s)}
         yield Verdict('answers what is asked', '' if named or not others else asked.pop())
 
+# %% ../../nbs/curriculum/meaning.ipynb #7c50a002
+def _saying(piece: ShownPassage, sentence: str, value: str) -> str:
+    "The sentence of a piece that states a value; '' where it has none."
+    if sentence and holds(piece.text, sentence):
+        return sentence
+    return next((s for s in sentences_of(piece.text) if value and holds(s, value)), '')
+
+
+def _stated_by(t: GivenAnswer) -> list[tuple[set[str], str]]:
+    "The documents that are cited, and the value that they show: one by one in a conflict."
+    if t.is_last and t.meta.get('category') == 'conflict':
+        return [({doc_id}, value) for doc_id, value in _cited_values(t)]
+    return [({c['text'] for c in t.cites}, (t.about or {}).get('value') or '')]
+
+
+def _tells_whose(t: GivenAnswer) -> Iterator[Verdict]:
+    about = t.about or {}
+    subject, sentence = about.get('subject'), about.get('sentence') or ''
+    if not subject or not t.cites or abstains(t):
+        return
+    for cited, value in _stated_by(t):
+        pieces = [p for p in t.passages if p.text and p.doc_id in cited]
+        said = [(p, _saying(p, sentence, value)) for p in pieces]
+        told = [tells_whose(p, subject, s) for p, s in said if s]
+        if told:
+            yield Verdict('the cited piece tells whose it is', '' if any(told) else subject)
+
 # %% ../../nbs/curriculum/meaning.ipynb #890f5ed3
 def _subject_and_attribute(t: GivenAnswer) -> tuple[str, str]:
     "What is asked, from the episode's note or from the question's words; '' where unknown."
@@ -323,6 +356,13 @@ def _answering_text(t: GivenAnswer) -> str | None:
 def _rightly_abstains(t: GivenAnswer) -> Iterator[Verdict]:
     if abstains(t):
         yield Verdict('no passage answers what is abstained from', _answering_text(t) or '')
+
+# %% ../../nbs/curriculum/meaning.ipynb #7c50a005
+def _reads_hits(t: GivenAnswer) -> Iterator[Verdict]:
+    subject, _ = _subject_and_attribute(t)
+    if subject and t.calls and abstains(t):
+        unread = unread_hits(t.calls, t.passages, subject)
+        yield Verdict('a hit on the subject is read', ', '.join(unread))
 
 # %% ../../nbs/curriculum/meaning.ipynb #240b9559
 def _said_of(part: str, texts: list[str], question: str) -> str:
@@ -395,7 +435,7 @@ def _thinks_of_shown(episode: dict) -> Iterator[Verdict]:
     for m in episode.get('messages', ()):
         if m['role'] == 'user':
             asked += m['content']
-        new = _new_passages(m)
+        new = message_passages(m)
         names |= {name for p in new for name in (p.doc_id, p.title) if name}
         asked += ''.join(p.text for p in new)
         n = max([n, *(p.number for p in new)])
@@ -448,21 +488,11 @@ def _known_now(desk: _Desk, call: dict) -> dict | None:
         return None
     return Workspace.of([doc]).call(call['name'], call['arguments'])
 
-
-def _calls_of(episode: dict) -> Iterator[tuple[dict, dict]]:  # (call, result)
-    call = None
-    for m in episode.get('messages', ()):
-        if m['role'] == 'assistant_toolcall':
-            call = m
-        elif m['role'] == 'toolresult':
-            yield call or {}, m
-            call = None
-
 # %% ../../nbs/curriculum/meaning.ipynb #d6277035
 def _results_stand(episode: dict, desk: _Desk, skip: Counter) -> Iterator[Verdict]:
     "Every result has its call, and is what the tool returns now."
     workspace = None
-    for call, result in _calls_of(episode):
+    for call, result in calls_of(episode):
         same = call.get('name') == result['name']
         yield Verdict('a result has its call', '' if same else f'a call of {result["name"]}')
         told = result['content']
@@ -485,7 +515,7 @@ def _reads_known(episode: dict) -> Iterator[Verdict]:
     for m in episode.get('messages', ()):
         if m['role'] == 'user':
             asked += f'\n{m["content"]}'
-        names |= {name for p in _new_passages(m) for name in (p.doc_id, p.title) if name}
+        names |= {name for p in message_passages(m) for name in (p.doc_id, p.title) if name}
         untrained = m.get('weight') == 0 or m.get('train') is False  # a mistake that is shown
         if m['role'] == 'assistant_toolcall' and isinstance(m['arguments'], dict) and not untrained:
             for key in ('doc_id', 'title'):
@@ -751,12 +781,115 @@ def _whole(t: GivenAnswer) -> Iterator[Verdict]:
     if t.passages and len(t.answer.split()) > 4 and not t.meta.get('want') and not summary:
         yield Verdict('a sentence is whole', t.answer[-60:] if cut_off(t.answer) else '')
 
+# %% ../../nbs/curriculum/meaning.ipynb #7c50a008
+def _ends_whole(t: GivenAnswer) -> Iterator[Verdict]:
+    value = (t.about or {}).get('value')
+    if t.passages and t.answer != value and not t.meta.get('want') and not t.meta.get('operator'):
+        rest = cut_inside(t.answer, (p.text for p in t.passages))
+        yield Verdict('an answer ends with its sentence', rest)
 
+
+def _summarized_text(t: GivenAnswer) -> str | None:  # '' where it is not known
+    "The text that an answer is a summary of; None where it is no summary."
+    given = [c['arguments'].get('text') for c, r in t.calls if r.get('summary') == t.answer]
+    named = [p for p in t.passages if p.text == t.answer and p.doc_id]
+    of = [p.doc_id for p in named if not (p.whole or p.title or p.number)]
+    if not given and not of:
+        return None
+    known = t.meta.get('documents')
+    texts = {p.doc_id: p.text for p in t.passages if p.whole}
+    texts |= known if isinstance(known, dict) else {}
+    return next(filter(None, (*given, *(texts.get(doc_id) for doc_id in of))), '')
+
+
+def _whole_summary(t: GivenAnswer) -> Iterator[Verdict]:
+    source = _summarized_text(t)
+    if source is not None:
+        yield Verdict('a summary has whole sentences', broken_piece(t.answer, source))
+
+# %% ../../nbs/curriculum/meaning.ipynb #7c50a00b
+def _from_documents(t: GivenAnswer) -> bool:
+    "Whether an answer is text from passages, and not a payload or JSON."
+    kind, as_json = t.meta.get('category'), 'json' in (t.meta.get('want') or {})
+    payload = t.meta.get('operator') or kind in (*_PAYLOADS, 'adherence')
+    return bool(t.passages or t.calls) and not payload and not as_json
+
+
+def _no_markup(t: GivenAnswer) -> Iterator[Verdict]:
+    if _from_documents(t):
+        yield Verdict('an answer has no markup', markup_in(t.answer))
+
+
+def _right_kind(t: GivenAnswer) -> Iterator[Verdict]:
+    about = t.about or {}
+    known = about.get('kind') in ('value', 'number', 'date') and 'want' not in t.meta
+    apart = t.meta.get('category') in ('conflict', 'adherence')
+    if not known or apart or len(t.cites) > 1 or abstains(t):
+        return  # of two questions, each has a source of its own
+    kinds = asked_kinds(t.question.replace(about.get('subject') or ' ', ' '))
+    if len(kinds) == 1:
+        kind, value = kinds.pop(), about.get('value') or t.answer
+        wrong = '' if is_of_kind(value, kind) else kind
+        yield Verdict('the answer is of the kind that is asked for', wrong)
+
+
+def _exact(t: GivenAnswer) -> Iterator[Verdict]:
+    kind, plain = t.meta.get('category'), not (t.about or t.cites or t.meta.get('operator'))
+    if plain and 'want' not in t.meta and kind not in ('anti_echo', 'adherence'):
+        if kind in (*_PAYLOADS, 'say') or orders_repetition(t.question):
+            yield check_exact(t.question, t.answer, kind == 'say')
+
+# %% ../../nbs/curriculum/meaning.ipynb #7c50a00e
+def _tells_time(t: GivenAnswer) -> Iterator[Verdict]:
+    if any(not str(call['name']).startswith('workspace.') for call, _ in t.calls):
+        yield from told_times(t.calls, t.question, t.answer)
+
+# %% ../../nbs/curriculum/meaning.ipynb #7c50a010
+def _one_address(turns: list[GivenAnswer]) -> Iterator[Verdict]:
+    "Whether the assistant's own words, without those of texts and of the user, keep to one form."
+    forms = set()
+    for t in turns:
+        if not holds(t.question, t.answer) and not t.meta.get('operator'):
+            forms |= forms_of_address(_own_words(t.answer, t))
+    if forms:
+        yield Verdict('one form of address', ' and '.join(sorted(forms)) if len(forms) > 1 else '')
+
+
+def _one_value(episode: dict, turns: list[GivenAnswer]) -> Iterator[Verdict]:
+    meta = episode.get('_meta') or {}
+    if not turns or meta.get('operator') or meta.get('category') in ('conflict', *_PAYLOADS):
+        return
+    abouts = [t.about for t in turns if t.about]
+    if any(about.get('kind') != 'value' for about in abouts):
+        return  # a real document, in which a word may look like an invented name
+    said = ' '.join(m['content'] for m in episode['messages'] if m['role'] == 'user')
+    asked = [about.get('subject') or '' for about in abouts]
+    brought = [ShownPassage('', text[1:-1]) for text in _SAID.findall(said)]
+    yield from one_value([*turns[-1].passages, *brought], asked)
+
+
+def _noted_attributes(t: GivenAnswer) -> list[str]:
+    "The attributes that an answer is about, also those of a second question."
+    more = t.meta.get('also') or () if t.is_last else ()
+    return [about['attribute'] for about in (t.about, *more) if about and about.get('attribute')]
+
+
+def _of_episode(episode: dict, turns: list[GivenAnswer]) -> Iterator[Verdict]:
+    yield from no_call_twice(episode)
+    yield from queries_known(episode, [_noted_attributes(t) for t in turns])
+    yield from one_clock(episode)
+    yield from _one_value(episode, turns)
+    if episode.get('language') == 'de':
+        yield from _one_address(turns)
+
+# %% ../../nbs/curriculum/meaning.ipynb #7c50a014
 _OF_TURNS: tuple[Callable[[GivenAnswer], Iterator[Verdict]], ...] = (
     _rightly_abstains,
     _cites_shown,
+    _reads_hits,
     _supported,
     _same_attribute,
+    _tells_whose,
     _conflict,
     _no_other_value,
     _list_complete,
@@ -765,8 +898,16 @@ _OF_TURNS: tuple[Callable[[GivenAnswer], Iterator[Verdict]], ...] = (
     _structured,
     _asks_for_a_thing,
     _whole,
+    _ends_whole,
+    _whole_summary,
+    _no_markup,
+    _right_kind,
+    _exact,
+    _tells_time,
 )
 _OF_FORM = ('cites what was shown', 'asks for a thing', 'a sentence is whole')
+_OF_FORM += ('an answer ends with its sentence', 'a summary has whole sentences')
+_OF_FORM += ('an answer has no markup', 'repeated to the character', 'times are of one clock')
 
 # %% ../../nbs/curriculum/meaning.ipynb #ab684d04
 class WrongLabel(NamedTuple):
@@ -852,7 +993,7 @@ class _Reviewer:
         for verdict in chain(results, _thinks_of_shown(episode), _reads_known(episode)):
             self._note(line, verdict, said)
         if ours:
-            for verdict in _one_language(episode, turns):
+            for verdict in chain(_one_language(episode, turns), _of_episode(episode, turns)):
                 self._note(line, verdict, turns[-1].answer if turns else '')
         lang = episode.get('language')
         for t in turns:

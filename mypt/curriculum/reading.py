@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['WORDINGS', 'FILE_NAME', 'plain_words', 'holds', 'sentences_of', 'ShownPassage', 'block_passages', 'result_passages',
-           'wording_of', 'asked_attributes', 'split_items', 'sentences_about', 'answering_sentence', 'content_words',
-           'telling_sentence', 'without_files', 'unsupported']
+           'message_passages', 'wording_of', 'asked_attributes', 'worded_attributes', 'means_attribute', 'split_items',
+           'sentences_about', 'answering_sentence', 'tells_whose', 'invented_names', 'refers_back', 'stated_attribute',
+           'content_words', 'is_question_word', 'telling_sentence', 'without_files', 'unsupported']
 
 # %% ../../nbs/curriculum/reading.ipynb #249fea1a
 import re
@@ -92,6 +93,7 @@ class ShownPassage(NamedTuple):
     text: str
     title: str = ''
     number: int = 0  # in its block of passages, from 1; 0: without one
+    whole: bool = False  # all of a document, as it was opened
 
 
 _PASSAGE = re.compile(r'^\[(\d+)\] \((.*?)\) ', re.M)
@@ -114,9 +116,25 @@ def result_passages(result: dict) -> list[ShownPassage]:
     for d in [*result.get('documents', ()), result]:
         if isinstance(d, dict) and 'doc_id' in d:
             text = d.get('text') or d.get('summary') or ''
-            found.append(ShownPassage(d['doc_id'], text, d.get('title', '')))
+            whole = d is result and bool(d.get('text'))
+            found.append(ShownPassage(d['doc_id'], text, d.get('title', ''), whole=whole))
     similar = result.get('similar') or ()
     return found + [ShownPassage(name, '') for name in similar if isinstance(name, str)]
+
+# %% ../../nbs/curriculum/reading.ipynb #7c40a001
+def message_passages(message: dict) -> list[ShownPassage]:
+    "What a message of an episode shows."
+    if message['role'] == 'toolresult':
+        result = message['content']
+        return result_passages(result) if isinstance(result, dict) else []
+    if message['role'] == 'assistant_context':
+        return list(block_passages(message['content']))
+    found = list(block_passages(message.get('context', '')))
+    own = message['content'] if message['role'] == 'user' else ''
+    if 'Text:' in own and '\n\n' in own:  # a text inside the question
+        text = own.rpartition('\n\n')[0]
+        found.append(ShownPassage('', text.partition('Text: ')[2] or text))
+    return found
 
 # %% ../../nbs/curriculum/reading.ipynb #0a121816
 def _pattern(words: list[str]) -> re.Pattern:
@@ -142,6 +160,19 @@ def asked_attributes(question: str) -> set[str]:
     words = question.casefold()
     nouns = {_KEYS.get(n, n) for n in (*_KEYS, *WORDINGS) if holds(words, n)}
     return nouns & named or named
+
+
+def worded_attributes(text: str) -> set[str]:
+    "All attributes of which a text has a wording: it may ask for two."
+    return {name for name, wording in WORDINGS.items() if wording.search(text)}
+
+
+def means_attribute(word: str, attribute: str) -> bool:
+    "Whether a word of a search means an attribute: *metres* for the height, or a part of its name."
+    key = _KEYS.get(attribute.casefold(), attribute.casefold())
+    row = _TABLE.get(key, {})
+    named = f'{key} {row.get("de", "")}'
+    return word.startswith(tuple(row.get('search', ()))) or holds(named, word)
 
 # %% ../../nbs/curriculum/reading.ipynb #0d1fe38c
 _BACK = re.compile(
@@ -274,7 +305,7 @@ def _says_is_one(text: str, name: str, noun: str) -> bool:
         at = text.find(name, at + 1)
     return False
 
-# %% ../../nbs/curriculum/reading.ipynb #d6a35a01
+# %% ../../nbs/curriculum/reading.ipynb #7c40a008
 _PERSONAL = re.compile(
     r'\b(?:it|its|he|his|she|her|they|their|er|es|sie|ihr\w*|sein\w*|ihn)\b', re.I
 )
@@ -292,6 +323,10 @@ def _of_another(sentence: str, subject: str) -> bool:
     return False
 
 
+def _refers(sentence: str, subject: str) -> bool:
+    return _BACK.search(sentence) is not None and not _of_another(sentence, subject)
+
+# %% ../../nbs/curriculum/reading.ipynb #d6a35a01
 def sentences_about(passage: ShownPassage, subject: str, names: Iterable[str] = ()) -> list[str]:
     "The sentences of a passage that a reader takes to be about a subject; `names` are other ones."
     others = [n for n in names if not holds(n, subject) and not holds(subject, n)]
@@ -313,7 +348,7 @@ def sentences_about(passage: ShownPassage, subject: str, names: Iterable[str] = 
             out.append(prose)
         elif any(holds(prose, n) for n in others):
             last = False
-        elif last and _BACK.search(_KNOWN.sub('', prose)) and not _of_another(prose, subject):
+        elif last and _refers(_KNOWN.sub('', prose), subject):
             out.append(prose)
     return out
 
@@ -372,6 +407,41 @@ def answering_sentence(
             return sentence
     return None
 
+# %% ../../nbs/curriculum/reading.ipynb #7c40a003
+def tells_whose(passage: ShownPassage, subject: str, sentence: str) -> bool:
+    "Whether a passage alone names the subject of one of its sentences, in it or before it."
+    words, said = plain_words(passage.text), plain_words(sentence)
+    before = words[: words.rfind(said) + len(said)]
+    return holds(passage.title, subject) or holds(before, subject)
+
+# %% ../../nbs/curriculum/reading.ipynb #7c40a006
+_VAGUE = frozenset(['number'])  # which one?
+_COMMON = frozenset(_INVENTED.findall(str(_WORLD)))  # real words: *Notes*, *Meter*, *Latin*
+
+
+def invented_names(text: str) -> list[str]:
+    "The words of a text that look like invented names and are no real ones."
+    found = (name for name in _INVENTED.findall(text) if name not in _COMMON)
+    return [name for name in found if not _is_real(name)]
+
+
+def refers_back(text: str) -> bool:
+    "Whether a text has a pronoun or such words as *the mill*, which stand for a name before it."
+    return (_PERSONAL.search(text) or _THE_THING.search(text)) is not None
+
+
+def stated_attribute(
+    sentence: str,
+    names: Iterable[str],  # in the sentence
+) -> str:  # '' where there is none, or more than one
+    "The one attribute that a sentence states or asks for."
+    for name in names:
+        sentence = sentence.replace(name, 'Xx')
+    worded = {n for n in worded_attributes(sentence) if not _is_other(n, sentence)} - _VAGUE
+    nouns = {_KEYS.get(n, n) for n in (*_KEYS, *WORDINGS) if holds(sentence, n)}
+    found = nouns & worded or worded
+    return found.pop() if len(found) == 1 else ''
+
 # %% ../../nbs/curriculum/reading.ipynb #e6afa6b1
 _ASKING = frozenset(
     """what which who whom whose when where why how much many does say says said tell quote name
@@ -388,6 +458,11 @@ def content_words(text: str) -> list[str]:  # The first six letters of each
     "The words of a question that carry its meaning, each once."
     words = (w for w in plain_words(text).split() if w not in SMALL_WORDS and w not in _ASKING)
     return list(dict.fromkeys(w[:6] for w in words if len(w) > 2 or w.isdigit()))
+
+
+def is_question_word(word: str) -> bool:
+    "Whether a word, in small letters, asks for something and names nothing."
+    return word in _ASKING
 
 # %% ../../nbs/curriculum/reading.ipynb #a31be9b0
 def _defines(text: str, subject: str) -> bool:

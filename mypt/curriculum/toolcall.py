@@ -358,6 +358,7 @@ def good_summary(script: ToolScript, short: str) -> bool:
     whole = (
         bool(said) and all(ends_well(s) and is_whole_sentence(s) for s in said) and ends_well(short)
     )
+    whole = whole and '**' not in short  # markup of the document, which is no part of an answer
     facts = {f.sentence for _, found in script.pages for f in found}
     of, subject = script.doc.text, script.fact.subject
     return whole and short not in facts and not tells_of_another(short, of, subject, script.lang)
