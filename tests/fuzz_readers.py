@@ -131,7 +131,8 @@ def make_model(home: Path):
     gpt = GPT(ModelConfig(n_layer=1, n_embd=32, n_head=2, n_kv_head=1, block_size=128))
     tok, folder = get_tokenizer('byte'), home / 'model' / 'checkpoints' / 'm'
     state = dict(step=1, tokens=9, supervised=3, skipped=0, best=1.0, precision='fp32')
-    save_checkpoint(folder, gpt, tok, state, {'x/m': torch.ones(3)}, dict(layout='compact'))
+    tensors = {'model.norm.weight/exp_avg': torch.ones(32)}
+    save_checkpoint(folder, gpt, tok, state, tensors, dict(layout='compact'))
     export(folder, home / 'm.gguf')
     shutil.copytree(folder, home / 'hf')
     for name in ('mypt.json', 'tokenizer_state.json'):

@@ -3,12 +3,17 @@
 import json
 import random
 import time
+from itertools import pairwise
 import jsonschema
 import pytest
-from mypt.data.tokenizer import get_tokenizer
-from mypt.inference.constrain import ANY_OBJECT, CallGrammar, JsonGrammar, JsonWriter, answer_schema
+from mypt.agent.agent import read_reply
 from mypt.agent.tools import Tool
+from mypt.data.episodes import MAX_DEPTH
+from mypt.data.tokenizer import get_tokenizer
 from mypt.errors import UserError
+from mypt.inference.constrain import ANY_OBJECT, CallGrammar, JsonGrammar, JsonWriter, answer_schema
+from mypt.serve.openai import ApiError, read_body
+from mypt.serve.runner import reply_grammar
 
 tok = get_tokenizer('byte')
 NODE = {
@@ -271,6 +276,147 @@ CALLS = [  # (parameters, calls that are right, calls that are wrong)
 def test_what_a_tool_says_is_held(parameters, right, wrong):
     g = CallGrammar(tok, dict(f=Tool('f', '', parameters)))
     assert [t for t in right if not accepts(g, t)] == [] == [t for t in wrong if accepts(g, t)]
+
+
+# ---------------------------------------------------------------- schemas within themselves
+
+N, TEXT = {'$ref': '#/$defs/n'}, {'type': 'string', 'maxLength': 2}
+MAYBE = {'anyOf': [N, {'type': 'null'}]}
+
+
+def node(**properties) -> dict:
+    return dict(type='object', properties=properties, required=[*properties])
+
+
+def within(n: dict, whole: dict = N, **others) -> dict:
+    "A schema that holds itself as `n`."
+    return whole | {'$defs': dict(n=n, **others)}
+
+
+def either(*schemas) -> dict:
+    return {'anyOf': [*schemas]}
+
+
+def kind(name: str) -> dict:
+    return {'const': name}
+
+
+FILE, LIST = {'$ref': '#/$defs/file'}, {'type': 'array', 'items': N}
+WITHIN = dict(
+    chain=within(node(next=MAYBE)),
+    tree=within(node(left=MAYBE, right=MAYBE)),
+    three=within(node(a=MAYBE, b=MAYBE, c=MAYBE)),
+    sums=within(either(node(op=kind('add'), a=N, b=N), node(op=kind('number'), x=WHOLE))),
+    told_last=within(either(node(a=N, b=N, op=kind('add')), node(x=WHOLE, op=kind('number')))),
+    files=within(
+        either(node(name=TEXT, inside=LIST | dict(minItems=1)), FILE), file=node(size=WHOLE)
+    ),
+    lists=within(either(LIST | dict(minItems=2), TEXT)),
+    forest=within(node(left=MAYBE, right=MAYBE), LIST | dict(minItems=3)),
+    spare=within(dict(type='object', properties=dict(a=N, b=N, x=WHOLE), required=['x'])),
+    prefix=within(either(node(k=kind('a'), a=N, b=N), node(k=kind('ab'), x=WHOLE))),
+    root=node(kids=dict(type='array', items={'$ref': '#'}), x=WHOLE),
+)
+
+
+def levels(text: str) -> int:
+    "Levels of brackets in a JSON text."
+
+    def inside(value):
+        values = value.values() if isinstance(value, dict) else value
+        return 1 + max(map(inside, values), default=0) if isinstance(value, (dict, list)) else 0
+
+    return inside(json.loads(text))
+
+
+def deep_walk(grammar, limit, rng, rate=0.8):
+    "As `walk`, with a bracket in this share of the places where one may come."
+    writer, ids = JsonWriter(grammar), []
+    opens = {i for token, i in grammar.tok.ranks.items() if b'{' in token or b'[' in token}
+    for left in range(limit, 0, -1):
+        allowed = writer.mask(left).nonzero()[0].tolist()
+        brackets = [i for i in allowed if i in opens]
+        ids.append(rng.choice(brackets if brackets and rng.random() < rate else allowed))
+        if ids[-1] == grammar.close:
+            return ids[:-1]
+        assert writer.read(ids[-1])
+    raise AssertionError(f'did not end: {grammar.tok.decode(ids)}')
+
+
+@pytest.mark.parametrize('kind', ['byte', 'gpt2:512'])
+@pytest.mark.parametrize('name', WITHIN)
+def test_a_schema_within_itself_is_held_and_ends(name, kind):
+    "A tree was refused as one without a short text, since each way to the end opened a node more."
+    rng, tok = random.Random(name), get_tokenizer(kind)
+    g = JsonGrammar(tok, answer_schema(WITHIN[name]))
+    check(WITHIN[name], tok.decode(g.shortest[:-1]))
+    for more in (0, 7, 40, 150, 400, 1500):
+        for walks in (walk, deep_walk):
+            text = tok.decode(walks(g, len(g.shortest) + more, rng))
+            check(WITHIN[name], text)
+            assert levels(text) <= MAX_DEPTH
+
+
+def chain(n: int) -> dict | None:
+    return dict(next=chain(n - 1)) if n else None
+
+
+def call_of(args: dict) -> str:
+    return json.dumps(dict(name='f') | args)
+
+
+def message_of(call: str):
+    tags = tok.tag_ids
+    ids = [tags['<myPT_toolcall>'], *call.encode(), tags['</myPT_toolcall>']]
+    return read_reply([*ids, tags['</myPT_assistant>']], tok)
+
+
+def test_the_grammar_allows_no_call_that_a_message_cannot_hold():
+    "A call of 40 levels was lost after it was written."
+    whole = dict(type='object', properties=dict(first=N), required=['first'])
+    parameters = within(node(next=MAYBE), whole)
+    g = CallGrammar(tok, dict(f=Tool('f', '', parameters)))
+    for n in (1, MAX_DEPTH - 1, MAX_DEPTH, 40):
+        call = call_of(dict(first=chain(n)))
+        assert accepts(g, call) == (n < MAX_DEPTH)
+        assert not accepts(g, call) or message_of(call)[0] is not None
+    for seed in range(6):
+        text = tok.decode(deep_walk(g, 1500, random.Random(seed), rate=1))
+        message, problem = message_of(text)
+        assert message is not None and not problem and 28 < levels(text) <= MAX_DEPTH
+
+
+def deep(n: int, schema: dict) -> dict:
+    return node(a=deep(n - 1, schema)) if n else schema
+
+
+FAR = within(deep(20, dict(type='integer')), deep(20, N))
+ENDLESS = [
+    (within(node(next=N)), r'the schema: a value always holds another of its kind'),
+    (within(node(a=node(next=LIST | dict(minItems=1)))), 'never ends; let one be left out'),
+    (node(x=WHOLE) | dict(properties=dict(x=WHOLE, y=within(node(z=N), {})['$defs']['n'])), 'ends'),
+    (FAR, 'a value has 40 levels at least, 31 are possible; flatten it'),
+    (deep(18, dict(const=[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]])), 'has 34 levels at least'),
+]
+
+
+@pytest.mark.parametrize('schema, why', ENDLESS)
+def test_what_has_no_near_end_is_one_line_before_a_row_begins(schema, why):
+    schema = schema | {'$defs': dict(n=node(z=N)) | schema.get('$defs', {})}
+    wanted = dict(type='json_schema', json_schema=dict(name='x', schema=schema))
+    body = dict(model='m', messages=[dict(role='user', content='x')], response_format=wanted)
+    with pytest.raises(ApiError, match=why) as e:
+        reply_grammar(tok, read_body(body).wants)
+    assert e.value.status == 400 and '\n' not in str(e.value)
+
+
+def test_many_references_are_measured_soon():
+    "Each reads the next, the last one first."
+    names = [f'd{i}' for i in range(600)]
+    defs = {b: {'anyOf': [{'$ref': f'#/$defs/{a}'}]} for a, b in pairwise(names)}
+    start = time.thread_time()
+    JsonGrammar(tok, answer_schema({'$ref': '#/$defs/d599', '$defs': defs | dict(d0=WHOLE)}))
+    assert time.thread_time() - start < 5
 
 
 def test_a_call_is_not_nested_too_deep_for_an_episode():

@@ -396,7 +396,9 @@ for f in (lambda: save(M, 2), lambda: prepare(S, D, tokenization='byte', workers
 def small_model(folder, step=1):
     torch.manual_seed(step)
     model, tok = GPT(ModelConfig(n_layer=1, n_embd=32, n_head=2)), get_tokenizer('byte')
-    save_checkpoint(folder, model, tok, dict(step=step), {'x/m': torch.ones(10)})
+    save_checkpoint(
+        folder, model, tok, dict(step=step), {'model.norm.weight/exp_avg': torch.ones(32)}
+    )
     return model, tok
 
 

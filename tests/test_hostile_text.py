@@ -5,20 +5,42 @@ import json
 import os
 import sys
 import time
+from types import SimpleNamespace
 import numpy as np
 import pytest
+from mypt.agent.conversation import passage_names
+from mypt.agent.documents import chunks, passages
+from mypt.agent.html_text import html_text
+from mypt.agent.readers import (
+    _W,
+    _docx_words,
+    markdown_parts,
+    read_html,
+    read_markdown,
+    read_plain,
+    read_table,
+)
+from mypt.agent.tools import is_whole_sentence, sentences, summarize
+from mypt.agent.words import index_words
 from mypt.cli import main
 from mypt.curate.augment import hide, rewrites
 from mypt.curate.dedup import dedup, episode_text, minhash, similarity
 from mypt.curate.placeholders import Unit, shields, split
 from mypt.curate.quality import balance, diversity_of, template
-from mypt.data.episodes import read_episodes, write_episodes
-from mypt.data.language import guess_language
+from mypt.curriculum.facts import _sections
+from mypt.curriculum.reading import without_files
+from mypt.curriculum.values import without_markup
+from mypt.data.episodes import check_episode, read_episodes, write_episodes
+from mypt.data.language import guess_language, language_of
 from mypt.data.masks import encode
 from mypt.data.mix import mix
 from mypt.data.prepare import _group_numbers, check, prepare
 from mypt.data.tokenizer import get_tokenizer
 from mypt.errors import UserError, file_name
+from mypt.eval.instructions import LIMITS, key_facts, n_sentences, n_words
+from mypt.eval.metrics import gives_up, squash
+from mypt.eval.same_answer import answer_words
+from mypt.eval.squad import normalise_answer
 from mypt.files import MAX_LINE
 from mypt.sources import row_files
 from mypt.sources.convert import convert
@@ -114,6 +136,118 @@ def test_linear_time(what):
     start = time.process_time()
     SLOW[what]()
     assert time.process_time() - start < 15
+
+
+def docx_words(text: str) -> str:
+    "The words of a Word paragraph of one run."
+    return _docx_words(SimpleNamespace(iter=lambda: [SimpleNamespace(tag=f'{_W}t', text=text)]))
+
+
+def front(line: str) -> bytes:
+    "Front matter that YAML does not read, with a line."
+    return f'---\na: b: c\n{line}\n---\ntext'.encode()
+
+
+def named(context: str) -> dict:
+    return check_episode(chat('Which?', context=context))
+
+
+LINEAR = {  # what reads a text, and a hostile text of n pieces
+    'a setting and blanks': (read_markdown, lambda n: front('a' + ' ' * min(n, 90_000) + '!')),
+    'a title and blanks': (read_markdown, lambda n: front('title' + ' ' * min(n, 90_000) + '!')),
+    'front matter without an end': (read_markdown, lambda n: b'---\n' + b'--- x\n' * n),
+    'blanks behind charset': (read_html, lambda n: b'<meta charset=' + b' ' * n),
+    'many charsets': (read_html, lambda n: b'charset = ' * n),
+    'parts of a data address': (read_plain, lambda n: b'data:a/b' + b';c' * n),
+    'data addresses': (read_plain, lambda n: b'data:a/b;' * n),
+    'blanks in Word': (docx_words, lambda n: 'a' + ' ' * n + 'b'),
+    'empty lines in Word': (docx_words, lambda n: 'a' + ' \n' * n + 'b'),
+    'one line of fences': (lambda t: [*markdown_parts(t)], lambda n: '`' * n + 'x`'),
+    'fences': (lambda t: [*markdown_parts(t)], lambda n: '```\n~~~\n' * n),
+    'an open fence': (lambda t: [*markdown_parts(t)], lambda n: '```\n' + ' ' * n + '`\n' * n),
+    'hashes': (lambda t: [*markdown_parts(t)], lambda n: '# ' + '#' * n + 'x'),
+    'open comments of Markdown': (lambda t: [*markdown_parts(t)], lambda n: '<!-- \n' * n),
+    'columns': (read_table, lambda n: b'a;' * n),
+    'comments of HTML': (html_text, lambda n: '<!--' * n),
+    'tags without an end': (html_text, lambda n: '<a ' * n),
+    'equals signs': (html_text, lambda n: '<a b= ' + '= ' * n + '>'),
+    'open quotes in a tag': (html_text, lambda n: '<a ' + 'b="' * n),
+    'open titles': (html_text, lambda n: '<title' * n),
+    'blanks in HTML': (html_text, lambda n: '<p>a' + ' ' * n + '<b>b'),
+    'a style of blanks': (html_text, lambda n: f'<p style="display{" " * n}: x">a'),
+    'sentences that go on': (sentences, lambda n: 'a. ' * n),
+    'marks behind a full stop': (sentences, lambda n: 'It is.' + '“' * n + 'x'),
+    'open fences and sentences': (sentences, lambda n: '```\n~~~\n' * n),
+    'quotes and items': (sentences, lambda n: '> - 1) ' * n),
+    'blank lines': (sentences, lambda n: 'A. ' + '\n ' * n + 'B.'),
+    'a whole sentence': (is_whole_sentence, lambda n: 'It is' + '.*' * n + 'x'),
+    'a summary': (summarize, lambda n: 'Wort, ' * n),
+    'names of passages': (passage_names, lambda n: '[1] (' + ')' * n + '\n[1] (' * n),
+    'passages of blanks': (chunks, lambda n: 'a' + ' ' * n + 'b'),
+    'passages of full stops': (chunks, lambda n: '. ' * n),
+    'passages of headings': (passages, lambda n: '# \n' * n),
+    'marks on a letter': (index_words, lambda n: 'ä' + '\u0301' * n),
+    'letters and marks': (index_words, lambda n: 'ก\u0e31' * n + '!'),
+    'a named episode': (named, lambda n: 'episode_id: x' + ', a: b' * n + '!'),
+    'blanks around a name': (
+        named,
+        lambda n: '\n' * n + 'episode_id:' + ' ' * n + 'x' + '\n' * n + '!',
+    ),
+    'a language': (language_of, lambda n: 'the ä ' * n),
+    'words without letters': (n_words, lambda n: '!' * n),
+    'ends of sentences': (n_sentences, lambda n: 'a.' + '”' * n + 'x.' * n),
+    'a list of numbers': (lambda t: LIMITS['numbered'](t, 3), lambda n: '1' * n + '. a'),
+    'key facts': (key_facts, lambda n: 'KEY_FACTS:\n' + '- a\n' * n + 'SUMMARY:'),
+    'words to find': (lambda t: LIMITS['names'](t, 'ab'), lambda n: 'abab' * n),
+    'no word that ends': (gives_up, lambda n: 'kein' * n),
+    'words of a refusal': (gives_up, lambda n: 'steht kommt no do not ich weiß ' * n),
+    'a squashed text': (squash, lambda n: ' .' * n),
+    'parts of a number': (answer_words, lambda n: '1.' * n + 'a'),
+    'an answer': (normalise_answer, lambda n: 'the a ' * n),
+    'bold without an end': (without_markup, lambda n: '**a ' * n),
+    'strong blanks': (without_markup, lambda n: '__' + 'a ' * n),
+    'stars and backticks': (without_markup, lambda n: '*a `b _c ' * n),
+    'a heading of hashes': (lambda t: _sections(t, 'en'), lambda n: '# a' + ' #' * n + 'x'),
+    'a name without an ending': (without_files, lambda n: 'a' * n + ' .md'),
+}
+
+
+def seconds(read, text) -> float:
+    "Of this thread: other work on the machine does not count."
+    start = time.thread_time()
+    read(text)
+    return time.thread_time() - start
+
+
+@pytest.mark.parametrize('what', LINEAR)
+def test_four_times_the_text_takes_four_times_as_long(what):
+    "Sixteen times would be quadratic; what takes no time at all is not measured."
+    read, text = LINEAR[what]
+    n = 20_000
+    read(text(100))  # what is made once is made
+    once = min(seconds(read, text(n)) for _ in range(2))
+    assert seconds(read, text(4 * n)) < 9 * once + 0.2
+
+
+def test_long_numbers_of_a_list_are_no_error():
+    assert not LIMITS['numbered']('1' * 5000 + '. a', 1)
+    assert LIMITS['numbered']('1. a\n2. b', 2)
+
+
+def test_the_same_words_as_before():
+    "What was made linear reads as it did."
+    texts = ('a  b!\n?! 1 - _', '', ' ... ', 'x')
+    assert [n_words(t) for t in texts] == [4, 0, 0, 1]
+    assert docx_words(' a \n\n\t b c \n') == 'a\nb c'
+    assert gives_up('Kein Dokument nennt das.') and gives_up('Keines der Dokumente sagt es nicht.')
+    assert [s.heading for s in _sections('# A #B # \n## C', 'en')] == ['', 'A #B', 'C']
+    assert without_files('Read a/b-1.md#3 and c.d.txt, not x.mdx.') == 'Read   and  , not x.mdx.'
+    assert without_markup('**a b** __c d__ __e__') == 'a b c d __e__'
+    settings = ('a = 1', '"a" = 1', 'a\t = 1', 'a b: 1', "'a':", '- x', '[t]', '  x')
+    for line in settings:
+        assert read_markdown(front(line)).text == 'text', line
+    for line in ('a', 'a b!', '"a', 'a:b', '"a" : 1'):
+        assert read_markdown(front(line)).text != 'text', line
 
 
 SHIELDED = {

@@ -28,7 +28,7 @@ from mypt.data.serialize import load_call, serialize, to_ids
 from mypt.data.tokenizer import INIT_WORDS, TAGS, get_tokenizer
 from mypt.data.tokenizer_state import load_tokenizer, open_tokenizer, save_tokenizer
 from mypt.errors import UserError
-from mypt.inference.constrain import CallGrammar, InText
+from mypt.inference.constrain import CallGrammar
 from mypt.interop.export import export, find_reports, model_card, plain_template, push
 from mypt.interop.import_model import OLD_TAGS, import_model
 from mypt.model.checkpoint import load_model, save_checkpoint
@@ -251,12 +251,11 @@ def test_constrained_calls_are_legal_in_their_vocabulary_too(tmp_path, kind):
     tok, rng = open_tokenizer(f'hf:{tmp_path}'), random.Random(0)
     g = CallGrammar(tok, TOOLS)
     for _ in range(20):
-        m, ids, place = g.start(), [], InText()
+        m, ids = g.start(), []
         while not m.is_accepting() and len(ids) < 40:
-            ids.append(rng.choice(g.allowed(m).nonzero()[0].tolist()))
+            ids.append(rng.choice(m.allowed().nonzero()[0].tolist()))
             m.consume_tokens(ids[-1:])
-            place.read(tok.token_bytes(ids[-1]))
-        text = tok.decode(ids + g.shortest_end(m, place)[:-1])
+        text = tok.decode(ids + g.shortest_end(m)[:-1])
         assert check_call(*load_call(text)) is None, text
 
 

@@ -1,9 +1,12 @@
 "Adapters: the same model merged and apart, resumed bit for bit, and read by PEFT."
 
 import json
+import shutil
+from importlib import import_module
 import pytest
 import torch
 from test_bases import FAMILIES, base, ids_of
+from test_strangers import put_tensor
 from mypt.cli import main
 from mypt.curriculum.format_lock import make_echo
 from mypt.data.episodes import write_episodes
@@ -133,6 +136,17 @@ def test_another_rank_and_a_lost_base_are_told(trained, tmp_path):
 
 
 @torch.no_grad()
+def test_adapters_of_another_model_are_refused_before_the_base_is_read(
+    trained, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(trained / 'a', tmp_path / 'a')
+    put_tensor(folder / 'adapter_model.safetensors', 'junk', 2**20)
+    checkpoint = import_module(load_model.__module__)
+    monkeypatch.setattr(checkpoint, 'read_tensors', lambda *_: pytest.fail('was read'))
+    with pytest.raises(UserError, match=r"'junk' is 1048576, its config says unknown"):
+        load_model(folder, merge=False)
+
+
 def test_peft_reads_it(trained):
     peft = pytest.importorskip('peft')
     from transformers import AutoModelForCausalLM

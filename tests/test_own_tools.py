@@ -1,6 +1,10 @@
 "A client's own tools: schemas, calls that cannot raise, mypt agent, data, and the row of a gate."
 
 import asyncio
+import contextvars
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from typing import Any, Literal
 
@@ -9,7 +13,7 @@ import torch
 
 from mypt.agent.agent import run_agents
 from mypt.agent.documents import Document
-from mypt.agent.own_tools import Toolbox, load_tools, tool, tool_result, with_own_tools
+from mypt.agent.own_tools import MOST_LEFT, Toolbox, load_tools, tool, tool_result, with_own_tools
 from mypt.agent.rag_chat import DocumentChat, agent
 from mypt.agent.tools import Workspace
 from mypt.curriculum.meaning import check_meaning
@@ -313,6 +317,106 @@ def test_a_scripted_model_calls_an_own_tool_and_a_document(shop):
         dict(error="price failed: KeyError: 'moon'"),
     ]
     assert run.steps[2].result['total'] == 1
+
+
+# ---------------------------------------------------------------- a tool that never returns
+
+LATE = {'error': 'stuck did not answer within 0.2 seconds'}
+
+
+@pytest.fixture
+def stuck():
+    "A tool that answers when the test is over."
+    over = threading.Event()
+
+    @tool(seconds=0.2)
+    def stuck() -> str:
+        "Wait for something that never comes"
+        over.wait(60)
+        return 'late'
+
+    yield stuck
+    over.set()
+    while any(t.name == 'tool stuck' for t in threading.enumerate()):
+        time.sleep(0.01)
+
+
+def left() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == 'tool stuck']
+
+
+def test_a_tool_that_never_answers_is_given_up(stuck):
+    start = time.monotonic()
+    assert Toolbox(dict(stuck=stuck)).call('stuck', {}) == LATE
+    assert time.monotonic() - start < 5
+    assert [t.daemon for t in left()] == [True]  # it does not keep the program from ending
+
+
+def test_in_the_threads_of_a_server_too(stuck):
+    box = Toolbox(dict(stuck=stuck))
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: box.call('stuck', {}), range(4)))
+    assert results == [LATE] * 4
+
+
+def test_the_agent_goes_on_without_the_result(stuck):
+    tok = get_tokenizer('byte')
+    replies = [reply_ids(tok, ('stuck', {})), reply_ids(tok, answer='It cannot be reached.')]
+    history = dict(messages=[dict(role='user', content='Is it there?')])
+    box = Toolbox(dict(stuck=stuck))
+    (run,) = run_agents(lambda hs: [replies.pop(0)], tok, [box], [history])
+    assert run.steps[0].result == LATE and run.answer == 'It cannot be reached.'
+
+
+def test_calls_that_were_given_up_do_not_pile_up(stuck):
+    box = Toolbox(dict(stuck=stuck, paint=paint))
+    for _ in range(MOST_LEFT):
+        assert box.call('stuck', {}) == LATE
+    refused = {'error': f'paint was not called: {MOST_LEFT} earlier calls have not ended'}
+    assert box.call('paint', dict(colours=['red'])) == refused and len(left()) == MOST_LEFT
+
+
+def test_a_tool_without_a_limit_runs_in_the_callers_thread():
+    who = contextvars.ContextVar('who', default='nobody')
+
+    def where() -> dict:
+        "Where it runs"
+        return dict(here=threading.current_thread() is threading.main_thread(), who=who.get())
+
+    who.set('me')  # a limit changes the thread, not what the caller has set
+    for seconds, here in ((None, True), (9, False)):
+        box = Toolbox(dict(where=tool(seconds=seconds)(where)))
+        assert box.call('where', {}) == dict(here=here, who='me')
+
+
+@pytest.mark.parametrize('seconds', [0, -1, float('nan'), float('inf'), 1e30, '60'])
+def test_seconds_are_a_time_to_wait(seconds):
+    with pytest.raises(UserError, match='give a number above 0, or None'):
+        tool(seconds=seconds)(paint.function)
+
+
+def test_whatever_a_result_raises_is_a_result():
+    class Odd:
+        def __str__(self):
+            raise RuntimeError('no text')
+
+    @tool
+    def odd() -> Any:
+        "Give something odd"
+        return [Odd()]
+
+    assert Toolbox(dict(odd=odd)).call('odd', {}) == {'error': 'odd failed: RuntimeError: no text'}
+
+
+def test_no_data_from_a_tool_that_never_answers(tmp_path):
+    path = tmp_path / 'slow_tools.py'
+    path.write_text(
+        'import threading\nfrom mypt.agent.own_tools import tool\n'
+        '@tool(example=True, seconds=0.1)\n'
+        'def stuck(article: str) -> str:\n    "Wait"\n    threading.Event().wait(2)\n'
+    )
+    with pytest.raises(UserError, match=r'stuck did not answer within 0.1 seconds; give calls='):
+        list(make_own_tools(5, 'en', 1, str(path), dict(own_tool=1.0)))
 
 
 @pytest.fixture

@@ -294,6 +294,26 @@ def test_every_pin_can_be_met(root):
     assert unmet == []
 
 
+_FETCHES = re.compile(r'\b(?:curl|wget|npm pack)\b')
+
+
+def test_what_a_workflow_fetches_is_compared_with_a_hash(root):
+    "Quarto was fetched by an action that takes whatever the release holds."
+    fetched = []
+    for path in (root / '.github/workflows').glob('*.yml'):
+        for job in yaml.safe_load(path.read_text())['jobs'].values():
+            for step in job['steps']:
+                assert 'quarto-actions' not in step.get('uses', '')
+                if _FETCHES.search(step.get('run', '')):
+                    fetched.append((step['env'], step['run']))
+    assert len(fetched) == 2
+    for env, script in fetched:
+        kind, digest = next((k, env[k]) for k in env if k.startswith('SHA'))
+        assert re.fullmatch(r'[0-9a-f]{64}|[0-9a-f]{128}', digest)
+        check = f'{kind.lower()}sum --check'
+        assert re.search(rf'{_FETCHES.pattern}.*\n.*\${kind}  .*{check}\n.*\btar xzf', script)
+
+
 def test_workflows_run_what_was_read_and_may_write_nothing(root):
     "Actions by commit; a job that may write runs one action of the host and no command."
     for path in (root / '.github/workflows').glob('*.yml'):

@@ -16,7 +16,7 @@ from mypt.data.tokenizer import TAGS, get_tokenizer
 from mypt.errors import UserError
 from mypt.sources.chat import OPEN_TREES
 from mypt.sources.convert import HUB, SOURCE_FORMS, convert, form_for
-from mypt.sources.qa import QA_SETS, trivia_question
+from mypt.sources.qa import QA, QA_SETS, squad_question, trivia_question
 from mypt.sources.questions import dataset_questions
 from mypt.sources.row_files import json_rows
 from mypt.sources.rows import Skip, Tally
@@ -734,6 +734,69 @@ def test_tags_in_the_data_stay_text():
         ]
     )
     assert roles(run([talk])[0][0]) == ['user', 'assistant']
+
+
+PASSAGE = ' Two lines:\r\n\n\tfor x in y:\n\t\tf(x)  # twice \u00a0\n'
+WHOLE = {  # as a passage, and as the answer where it is a text of its own
+    'hotpot': dict(
+        question=PASSAGE,
+        answer=PASSAGE,
+        supporting_facts={'title': ['A\nB'], 'sent_id': [0]},
+        context={'title': ['A\nB', 'C'], 'sentences': [[PASSAGE, PASSAGE], ['No.']]},
+    ),
+    'musique': dict(
+        question=PASSAGE,
+        answer=PASSAGE,
+        paragraphs=[dict(title='A\nB', paragraph_text=PASSAGE, is_supporting=True)],
+    ),
+    'marco': dict(
+        query=PASSAGE,
+        answers=[PASSAGE],
+        passages={'is_selected': [1], 'passage_text': [PASSAGE], 'url': ['http://a.example']},
+    ),
+    'trivia': dict(
+        question=PASSAGE,
+        answer=dict(value='x in\ny:', aliases=[]),
+        entity_pages={'title': ['A\nB'], 'wiki_context': [PASSAGE]},
+        search_results={'title': [], 'search_context': []},
+    ),
+}
+
+
+@pytest.mark.parametrize('form', WHOLE)
+def test_passages_questions_and_answers_come_through_whole(form):
+    "They were pressed to one line each."
+    row = WHOLE[form]
+    q = QA[form](row, 'en')
+    text = PASSAGE * 2 if form == 'hotpot' else PASSAGE
+    assert q.question == PASSAGE and q.passages[0][1] == text and q.gold == (0,)
+    assert q.answers == (('x in\ny:',) if form == 'trivia' else (PASSAGE,))
+    assert '\n' not in q.passages[0][0]  # a name, by which it is cited
+    (ep,), reasons = run([row], form)
+    user, answer = ep['messages']
+    assert f') {text}' in user['context'] and user['content'] == PASSAGE and not reasons
+    assert answer['content'] == q.answers[0] and answer['cite'] in user['context']
+
+
+def test_an_answer_is_found_over_a_line_break():
+    page = 'word\n' * 3000 + 'The Guns of\n  Navarone is\ta film. ' + 'word  ' * 3000
+    row = WHOLE['trivia'] | dict(answer=dict(value='guns of navarone', aliases=['', ' ']))
+    q = trivia_question(row | dict(entity_pages={'title': ['G'], 'wiki_context': [page]}))
+    text = q.passages[0][1]
+    assert q.answers == ('guns of navarone',) and len(text) <= 6000
+    assert text in page and 'Guns of\n  Navarone is\ta film. word  word' in text
+
+
+def test_a_title_line_is_taken_off_and_the_rest_stays():
+    context = 'Der_Fuchs\n\n  == Leben ==\nDer Fuchs lebt\nim Wald. '
+    row = dict(context=context, question='Wo?', answers={'text': ['lebt im Wald']})
+    q = squad_question(row, 'de')
+    assert q.passages == (('Der Fuchs', '  == Leben ==\nDer Fuchs lebt\nim Wald. '),)
+
+
+def test_the_first_indent_of_a_passage_stays():
+    text = 'Frage: Was tut es?\nKontext:\n\n    for x in y:\n        f(x)\n\n'
+    assert split_context(text) == ('Was tut es?', ['    for x in y:\n        f(x)'])
 
 
 def test_trivia_is_cut_around_the_answer():

@@ -36,7 +36,7 @@ from mypt.data.tokenizer import get_tokenizer
 from mypt.data.tokenizer_state import load_tokenizer, save_tokenizer
 from mypt.data.validate import validate_dataset
 from mypt.errors import UserError
-from mypt.files import JSON_BYTES, json_text, lock_folder, read_text, signed
+from mypt.files import JSON_BYTES, checksums, json_text, lock_folder, read_text, sha256_of, signed
 from mypt.interop.export import export
 from mypt.interop.gguf_file import gguf_weights, read_gguf
 from mypt.interop.import_model import import_model, llama_shape
@@ -44,6 +44,7 @@ from mypt.model.checkpoint import folder_to_write, load_model, load_state, recov
 from mypt.model.config import ModelConfig, TrainConfig, load_config, make_config
 from mypt.model.gpt import GPT
 from mypt.model.rope import SHORT_TABLE, rope_tables
+from mypt.train.distributed import open_shards, read_training_shards
 from mypt.train.optim import load_optimizer_tensors, make_optimizers, optimizer_tensors
 
 NUMBERS = [0, -1, 1, 3, 10**9, -(10**9), 2**63, 10**400, 0.5, 1e400, float('nan'), -1e308]
@@ -695,16 +696,113 @@ def test_one_writer_of_an_index(tmp_path):
 # ---------------------------------------------------------------- imports
 
 
-def put_tensor(file: Path, name: str, n: int):
-    "A further tensor of `n` numbers, as a hole in the file."
+def put_tensor(file: Path, name: str, n: int, kind: str = 'F32'):
+    "A further tensor of `n` numbers of four bytes, as a hole in the file."
     raw = file.read_bytes()
     size = int.from_bytes(raw[:8], 'little')
     head, data = json.loads(raw[8 : 8 + size]), raw[8 + size :]
-    head[name] = dict(dtype='BF16', shape=[n], data_offsets=[len(data), len(data) + 2 * n])
+    head[name] = dict(dtype=kind, shape=[n], data_offsets=[len(data), len(data) + 4 * n])
     text = json.dumps(head).encode()
     with open(file, 'wb') as f:
         f.write(len(text).to_bytes(8, 'little') + text + data)
-        f.truncate(f.tell() + 2 * n)
+        f.truncate(f.tell() + 4 * n)
+
+
+def trained_model(folder: Path) -> Path:
+    "A model with the state of its optimizer."
+    torch.manual_seed(0)
+    gpt = GPT(ModelConfig(n_layer=1, n_embd=32, n_head=2))
+    opts = make_optimizers(gpt, TrainConfig())
+    gpt(torch.zeros(1, 3, dtype=torch.long)).sum().backward()
+    for o in opts:
+        o.step()
+    state = dict(step=5, tokens=9, supervised=3, skipped=0, best=1.0, precision='fp32')
+    tensors = optimizer_tensors(gpt, opts)
+    return save_checkpoint(folder / 'm', gpt, get_tokenizer('byte'), state, tensors)
+
+
+def sign_again(folder: Path):
+    "Note the files as they are now."
+
+    def change(meta):
+        sums = checksums(folder / name for name in meta['files_sha256'])
+        meta.update(files_sha256=sums, weights_sha256=sha256_of(folder / 'model.safetensors'))
+
+    resigned(folder / 'mypt.json', change)
+
+
+NORM = 'model.norm.weight'
+FALSE_STATES = [  # a further tensor of an optimizer
+    ('junk', 2**20, 'F32', "state for 'junk', which this model does not train"),
+    (f'{NORM}/momentum_buffer', 2**20, 'F32', r'is \(1048576,\) of F32, the weight is \(32,\)'),
+    (f'{NORM}/momentum_buffer', 32, 'I32', r'is \(32,\) of I32, the weight is'),
+    (f'{NORM}/spare', 32, 'F32', 'is none of step, exp_avg, exp_avg_sq, momentum_buffer'),
+]
+
+
+def not_read(*_):
+    pytest.fail('was read')
+
+
+@pytest.mark.parametrize('name, n, kind, said', FALSE_STATES)
+def test_an_optimizer_of_another_model_is_refused_before_it_is_read(
+    name, n, kind, said, tmp_path, monkeypatch
+):
+    "All of it was read before a word was said."
+    folder = trained_model(tmp_path)
+    assert len(load_state(folder).tensors) > 9
+    put_tensor(folder / 'optimizer.safetensors', name, n, kind)
+    monkeypatch.setattr(module_of(load_state.__module__), 'read_tensors', not_read)
+    with pytest.raises(UserError, match=said) as e:
+        load_state(folder)
+    assert 'optimizer.safetensors: ' in str(e.value) and str(e.value).isprintable()
+
+
+@pytest.mark.parametrize('name, n, kind, said', FALSE_STATES)
+def test_shards_of_another_model_are_refused_before_they_are_read(name, n, kind, said, tmp_path):
+    folder = trained_model(tmp_path)
+    model = open_shards(folder, alone=True).model
+    tensors = read_training_shards(model, folder, alone=True)
+    assert torch.equal(model.head, load_model(folder).model.head)
+    assert tensors.keys() == load_state(folder).tensors.keys()
+    put_tensor(folder / 'optimizer.safetensors', name, n, kind)
+    sign_again(folder)
+    with pytest.raises(UserError, match=said):
+        open_shards(folder, alone=True)
+
+
+def test_shards_of_other_weights_are_refused(tmp_path):
+    folder = trained_model(tmp_path)
+    resigned(folder / 'mypt.json', lambda meta: meta['model'].update(tie_weights=False))
+    with pytest.raises(UserError, match=r'lm_head.weight is missing|files hold'):
+        open_shards(folder, alone=True)
+
+
+def test_a_weight_in_two_files_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    "The shape of the last one was compared, and both were read."
+    folder = make_index(tmp_path)
+    shutil.copy(folder / 'model.safetensors', folder / 'a.safetensors')
+    table = dict(weight_map=dict(a='a.safetensors', b='model.safetensors'))
+    (folder / 'model.safetensors.index.json').write_text(json.dumps(table))
+    monkeypatch.setattr(module_of(import_model.__module__), 'read_weight_shards', not_read)
+    with pytest.raises(UserError, match=r'is in another file too; fetch it again'):
+        import_model(str(folder), str(tmp_path / 'x'))
+
+
+def test_a_gguf_file_is_compared_before_it_is_read(tmp_path, monkeypatch):
+    gguf = pytest.importorskip('gguf')
+    model_file(tmp_path)
+    export(str(tmp_path / 'm'), str(tmp_path / 'm.gguf'))
+    gguf_with(tmp_path / 'm.gguf', tmp_path / 'norm.gguf', {}, {'output_norm.weight': np.zeros(7)})
+    monkeypatch.setattr(gguf.quants, 'dequantize', not_read)
+    found = read_gguf(tmp_path / 'norm.gguf')
+    with pytest.raises(UserError, match=r'is \(7,\), its config says \(32,\)'):
+        gguf_weights(found, llama_shape(found.config))
+    long = {'rope_freqs.weight': np.zeros(2**14, np.float32)}
+    gguf_with(tmp_path / 'm.gguf', tmp_path / 'rope.gguf', {}, long)
+    monkeypatch.setattr(module_of(read_gguf.__module__), '_llama3_scaling', not_read)
+    with pytest.raises(UserError, match="rope_freqs are not Llama 3's"):
+        import_model(str(tmp_path / 'rope.gguf'), str(tmp_path / 'x'))
 
 
 def test_an_unknown_tensor_is_refused_before_it_is_read(tmp_path, monkeypatch):
@@ -777,6 +875,7 @@ OLD_LIES = dict(
     qkv=lambda: old_model(**{'blocks.0.sa.qkv.weight': torch.zeros(11, 8)}),
     meta=lambda: {k: w.to('meta') for k, w in old_model().items()},
     sparse=lambda: old_model(**{'ln_f.weight': torch.zeros(8).to_sparse()}),
+    vast=lambda: old_model(**{'ln_f.weight': torch.zeros(1).half().expand(2**40)}),
     stack=lambda: b'\x80\x02.',
 )
 

@@ -403,10 +403,8 @@ def check_settings(root: Path) -> list[str]:
         problems.append('nbs/404.md is missing')
     workflow = root / '.github/workflows/deploy.yml'
     text = workflow.read_text(encoding='utf-8') if workflow.is_file() else ''
-    if not re.search(
-        r"quarto-actions/setup@[0-9a-f]{40}.*\n\s+with: \{version: '\d+\.\d+\.\d+'\}", text
-    ):
-        problems.append('.github/workflows/deploy.yml: Quarto has no fixed version')
+    if not re.search(r"QUARTO: '\d+\.\d+\.\d+'\n\s+SHA256: [0-9a-f]{64}\n", text):
+        problems.append('.github/workflows/deploy.yml: Quarto has no fixed version and hash')
     return problems
 
 
