@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from difflib import get_close_matches
 
 import numpy as np
 import pytest
@@ -109,10 +110,46 @@ def test_an_answer_stands_in_a_result_and_an_abstention_in_none(kind, made):
         elif isinstance(last.get('cite'), str):
             said = about['sentence'] if about else last['content']
             assert json.dumps(said, ensure_ascii=False)[1:-1] in shown
-            assert last['content'].endswith(said)
-            meant += last['content'] != said
+            if about and about['value'] and said.endswith(f': {about["value"]}'):
+                assert last['content'].endswith(f' {about["value"]}.')  # the item of a list
+            else:
+                assert last['content'].endswith(said)
+                meant += last['content'] != said
     assert meant > 5
     assert abstained > 15
+
+
+@pytest.mark.parametrize('kind', MAKERS)
+def test_an_empty_search_without_the_name_is_not_learned(kind, made):
+    untrained = 0
+    for e in made[kind]:
+        if e['_meta'].get('variant') not in ('search_again', 'search_again_read', 'four_calls'):
+            continue
+        subject = e['_meta']['about']['subject']
+        for call, result in calls_of(e):
+            if call['name'] == 'workspace.search' and not result.get('documents', True):
+                meant = get_close_matches(call['arguments']['query'], subject.split(), 1, 0.6)
+                assert meant or call.get('weight') == 0, call
+                untrained += not meant
+    assert untrained > 3
+
+
+@pytest.mark.parametrize('kind', MAKERS)
+def test_a_document_that_is_said_to_mention_a_name_mentions_it(kind, products):
+    told = 0
+    shares = dict(no_results=1.0) if kind == 'toolcall' else dict(SEARCH_GETDOC_ANSWER=1.0)
+    for e in MAKERS[kind](120, 'en', docs_dir=str(products), long=0, shares=shares):
+        found = {}
+        for call, result in calls_of(e):
+            if call['name'] == 'workspace.search':
+                found = {d['doc_id']: f'{d["title"]} {d["text"]}' for d in result['documents']}
+                continue
+            d, said = call['arguments'].get('doc_id'), call.get('think', '')
+            name = re.search(r'mentions "?(.+?)"?\. Perhaps|^"?(.+?)"? comes up in', said)
+            if name and d in found:
+                assert (name[1] or name[2]).casefold() in unwrap_lines(found[d]).casefold(), said
+                told += 1
+    assert told > 3
 
 
 def test_ten_errors_each_with_a_way_out(made):
