@@ -182,7 +182,7 @@ def test_the_sentences_of_a_summary_end_with_a_stop(tmp_path):
         if e['_meta']['category'] == 'summary':
             last = e['messages'][-1]
             places = [c['at'] for c in last['cite'] if isinstance(c, dict)]
-            assert all(last['content'][: at].rstrip('"”)')[-1] in '.!?' for at in places), last
+            assert all(last['content'][:at].rstrip('"”)')[-1] in '.!?' for at in places), last
             made += 1
     assert made > 10
 

@@ -9,6 +9,7 @@ __all__ = ['FOREIGN_TOOLS', 'FOREIGN_SHARES', 'FOREIGN_SYSTEMS', 'ForeignTask', 
 import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
+from .attributes import WORLD
 from .synthetic import distinct, first_question, invent, phrasings
 from ..sources.tool_schemas import tool_prompt
 
@@ -23,7 +24,7 @@ money: How much is {amount} {source} in {target}? | Convert {amount} {source} to
 | I have {amount} {source}. What do I get in {target}?
 | What are {amount} {source} worth in {target}, please?
 timer: Set a timer for {minutes} minutes. | Wake me in {minutes} minutes. | timer {minutes} min
-| I put a cake in the oven. Remind me in {minutes} minutes.
+| I have to leave soon. Remind me in {minutes} minutes.
 | Please tell me when {minutes} minutes are over.
 event: Put "{title}" into my calendar on {date} at {time}. | Add "{title}" on {date}, {time}.
 | New entry: {title}, {date}, {time}.
@@ -31,9 +32,9 @@ event: Put "{title}" into my calendar on {date} at {time}. | Add "{title}" on {d
 | I have {a_title} on {date} at {time}. Can you write it down?
 length: How many {target} are {value} {source}? | {value} {source} in {target}
 | Convert {value} {source} into {target}.
-| My desk is {value} {source} long. What is that in {target}?
+| I measured {value} {source}. What is that in {target}?
 | Express {value} {source} in {target}, please.
-order: Where is my order {number}? | Status of {number}? | Has order {number} been sent?
+order: Where is my order {number}? | Status of {number}? | What has become of order {number}?
 | When does {number} arrive?
 | I ordered something last week, the number is {number}. Where is it?
 """)
@@ -41,7 +42,7 @@ order: Where is my order {number}? | Status of {number}? | Has order {number} be
 # %% ../../nbs/curriculum/foreign_tools.ipynb #dd73b774
 _ASKS_EN |= phrasings("""
 train: When is the next train from {origin} to {city}? | Next train {origin} to {city}
-| How do I get from {origin} to {city} by train?
+| When does a train leave {origin} for {city}?
 | I am in {origin} and must go to {city}. When is the next train?
 | Which platform does the train from {origin} to {city} leave from?
 contact: What is the number of {person}? | I want to call {person}. | phone number {person}
@@ -157,7 +158,7 @@ _SKIES = dict(
     en=dict(sunny='sunny', cloudy='cloudy', rain='rainy', snow='snowy'),
     de=dict(sunny='sonnig', cloudy='bewölkt', rain='regnerisch', snow='verschneit'),
 )
-_PLACE = ('Bern', 'Graz', 'Lyon', 'Oslo', 'Turin', 'Leeds', 'Kiel', 'Porto', 'Gent', 'Linz')
+_PLACE = ('Bern', 'Graz', 'Lyon', 'Oslo', 'Turin', 'Leeds', 'Kiel', 'Porto', 'Brno', 'Linz')
 
 
 def _town(r: random.Random) -> str:
@@ -187,8 +188,9 @@ _METRES = dict(m=1.0, cm=0.01, mm=0.001, km=1000.0)
 
 
 def _said(number: float, lang: str) -> str:
-    "A number as a language writes it."
-    return f'{number:g}'.replace('.', ',' if lang == 'de' else '.')
+    "An amount of money as a language writes it."
+    said = f'{number:.2f}'.removesuffix('.00')
+    return said.replace('.', ',' if lang == 'de' else '.')
 
 # %% ../../nbs/curriculum/foreign_tools.ipynb #f0ae58b1
 def _money(r: random.Random, lang: str, now: int) -> ForeignTask:
@@ -216,7 +218,8 @@ def _clock(minutes: int) -> str:
 
 def _date(r: random.Random, lang: str) -> tuple[str, str]:  # (for the tool, for the user)
     day, month = r.randint(1, 28), r.randint(1, 12)
-    said = f'{day}.{month}.2026' if lang == 'de' else f'{day}/{month}/2026'
+    name = WORLD['values']['en']['month'][month - 1]  # 5/10 is another day to others
+    said = f'{day}.{month}.2026' if lang == 'de' else f'{day} {name} 2026'
     return f'2026-{month:02d}-{day:02d}', said
 
 
@@ -396,6 +399,7 @@ def _schema(name: str, tool: ForeignTool) -> dict:
 
 # %% ../../nbs/curriculum/foreign_tools.ipynb #7dc8e4d5
 FOREIGN_SHARES = dict(one_call=0.55, two_calls=0.15, two_turns=0.10, no_fitting_tool=0.20)
+_WITHOUT_TOOL = ('sum', 'length')  # what a model can work out by itself
 _AND = dict(en=(' And: ', ' Then: ', ' Also: '), de=(' Und: ', ' Dann: ', ' Außerdem: '))
 FOREIGN_SYSTEMS = dict(
     en=('You are MyPT. Use the tools where they help.', 'You are MyPT, an assistant with tools.'),
@@ -414,12 +418,20 @@ class _Order(NamedTuple):
     say: str
 
 
-def _new_order(r: random.Random, lang: str, kind: str, name: str, now: int) -> _Order:
+def _new_order(
+    r: random.Random,
+    lang: str,
+    kind: str,
+    name: str,
+    now: int,
+    full: bool = False,  # the answer says what it is about
+) -> _Order:
     task = FOREIGN_TOOLS[kind].task(r, lang, now)
     words = task.arguments | task.result | task.words
     call = dict(role='assistant_toolcall', name=name, arguments=task.arguments)
     result = dict(role='toolresult', name=name, content=task.result)
-    ask, say = (r.choice(forms[lang][kind]).format(**words) for forms in (_ASKS, _SAYS))
+    says = _SAYS[lang][kind][: 1 if full else None]
+    ask, say = (r.choice(forms).format(**words) for forms in (_ASKS[lang][kind], says))
     return _Order(ask[0].upper() + ask[1:], [call, result], say[0].upper() + say[1:])
 
 # %% ../../nbs/curriculum/foreign_tools.ipynb #09628e54
@@ -434,15 +446,16 @@ def _foreign_messages(r: random.Random, lang: str, kind: str, names: Mapping) ->
     first, *more = r.sample(list(names), len(names))
     now = r.randrange(6 * 60, 23 * 60)  # one clock for all orders
     if kind == 'no_fitting_tool':
-        absent = r.choice([k for k in FOREIGN_TOOLS if k not in names])
+        absent = r.choice([k for k in FOREIGN_TOOLS if k not in (*names, *_WITHOUT_TOOL)])
         order = _new_order(r, lang, absent, '', now)
         return _turn(order.ask, say=r.choice(_SAYS[lang]['none']))
-    a = _new_order(r, lang, first, names[first], now)
+    two = kind == 'two_calls'
+    a = _new_order(r, lang, first, names[first], now, two)
     if kind == 'one_call':
         return _turn(a.ask, *a.calls, say=a.say)
-    second = r.choice((first, *more))
+    second = r.choice(more) if two and more else r.choice((first, *more))
     later = now + r.randint(1, 3) if kind == 'two_turns' else now
-    b = _new_order(r, lang, second, names[second], later)
+    b = _new_order(r, lang, second, names[second], later, two)
     if kind == 'two_turns':
         return _turn(a.ask, *a.calls, say=a.say) + _turn(b.ask, *b.calls, say=b.say)
     ask = a.ask + r.choice(_AND[lang]) + b.ask

@@ -498,9 +498,12 @@ def read_other_first(script: ToolScript) -> bool:
 
 def look_thought(script: ToolScript, result: dict, d: str) -> str:
     "Why a document is read that may have the answer."
-    best = d == found_ids(result)[0]
-    slot = 'think.cut_maybe' if best and script.chance(0.6) else 'think.on_subject'
-    return script.form(slot, d=d, s=script.titled(script.fact.subject))
+    hits = {hit['doc_id']: hit for hit in result['documents']}
+    named, best = names_what_is_asked(hits[d], script.fact), d == found_ids(result)[0]
+    slot = 'think.on_subject' if named else 'think.named_title'
+    if best and script.chance(0.6):
+        slot = 'think.cut_maybe'
+    return script.form(slot, d=d, s=script.titled(script.fact.subject), t=hits[d]['title'])
 
 # %% ../../nbs/27_toolcall.ipynb #b64ba6f3
 def lose_document(script: ToolScript, named: bool = True) -> bool:

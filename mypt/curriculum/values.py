@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MONTHS', 'Fact', 'join_lines', 'without_markup', 'unwrap_lines', 'split_sentences', 'long_forms', 'main_name',
-           'value_facts', 'states_value']
+           'value_facts', 'as_sentence', 'states_value']
 
 # %% ../../nbs/curriculum/values.ipynb #5c38a009
 import re
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 from ..agent.documents import Document
-from .attributes import GROUPS, TABLE, WORLD, Attribute
+from .attributes import GROUPS, TABLE, WORLD, Attribute, statement
 
 # %% ../../nbs/curriculum/values.ipynb #b5a40c0c
 @dataclass(frozen=True)
@@ -380,6 +380,13 @@ def value_facts(doc: Document, lang: str) -> list[Fact]:
             seen.add((hit.subject, hit.attribute))
             out.append(Fact(doc.doc_id, doc.title, lang, *hit[1:], things[hit.subject]))
     return out
+
+# %% ../../nbs/curriculum/values.ipynb #3f0a61d7
+def as_sentence(f: Fact) -> str:
+    "A fact as its document says it; an item of a list as a sentence with its subject."
+    if f.kind == 'value' and f.sentence.endswith(f': {f.value}'):
+        return statement(f.lang, f.subject, f.attribute, f.value)
+    return f.sentence
 
 # %% ../../nbs/curriculum/values.ipynb #491b717b
 @lru_cache(None)
