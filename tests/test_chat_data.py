@@ -164,6 +164,29 @@ def test_labels_are_true(kind, made):
     assert done['cited'] > 600 and done['several'] > 60 and done['abstained'] > 60
 
 
+def test_the_item_of_a_list_is_answered_in_a_sentence(made):
+    seen = 0
+    for e in made['rag_chat'] + made['multiturn']:
+        for m, about, _ in answered(e):
+            if about and about['value'] and about['sentence'].endswith(f': {about["value"]}'):
+                assert m['content'] != about['sentence']
+                seen += 1
+    assert seen > 10
+
+
+def test_the_sentences_of_a_summary_end_with_a_stop(tmp_path):
+    made = 0
+    for e in make_multiturn(
+        60, 'en', docs_dir=write_products(tmp_path), seed=8, kinds=('summary', 'followup')
+    ):
+        if e['_meta']['category'] == 'summary':
+            last = e['messages'][-1]
+            places = [c['at'] for c in last['cite'] if isinstance(c, dict)]
+            assert all(last['content'][:at].rstrip('"”)')[-1] in '.!?' for at in places), last
+            made += 1
+    assert made > 10
+
+
 def test_a_wrong_label_is_found(made):
     for e in made['rag_chat']:
         if e['_meta']['category'] == 'answer':

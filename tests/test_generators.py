@@ -9,10 +9,13 @@ from itertools import accumulate, islice
 import pytest
 
 from mypt.agent.words import STOP_WORDS
+from mypt.curriculum.adherence import make_adherence
+from mypt.curriculum.foreign_tools import make_foreign_tools
 from mypt.curriculum.format_lock import asks, format_lock_suites, make_echo, make_format_lock
 from mypt.curriculum.grammar import wrong_forms
 from mypt.curriculum.operators import OPERATORS, SIGNS, make_operators, operator_suites
 from mypt.curriculum.reading import content_words
+from mypt.curriculum.scene import counted_in_words
 from mypt.curriculum.synthetic import Shortage, held_out, payload_words
 from mypt.data.episodes import check_episode
 from mypt.data.masks import encode
@@ -336,6 +339,43 @@ def test_a_word_is_said_as_it_was_given(lang):
         assert f' {e["messages"][1]["content"]}' in re.sub(
             '["„:]', ' ', e['messages'][0]['content']
         )
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+def test_nothing_goes_before_a_greeting(lang):
+    for e in make_format_lock(300, lang, only=('status',)):
+        asked, template = e['messages'][0]['content'], e['_meta']['template']
+        if not template.endswith('?'):
+            assert asked.startswith(template.partition('{')[0]), asked
+
+
+def test_a_capital_has_one_country():
+    "Georgia is a state of the USA, too, with another capital."
+    for lang in ('en', 'de'):
+        countries, cities = zip(*json_asset('facts.json')[lang]['capitals'], strict=True)
+        assert len(set(cities)) == len(cities)
+        assert 'Georgia' not in countries
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+def test_orders_for_foreign_tools_can_be_understood(lang):
+    for e in make_foreign_tools(300, lang):
+        said = ' '.join(m['content'] for m in e['messages'] if m['role'] in ('user', 'assistant'))
+        calls = [m for m in e['messages'] if m['role'] == 'assistant_toolcall']
+        assert not re.search(r'\d/\d', said)  # 5/10 is two days
+        if e['_meta']['category'] == 'two_calls':
+            assert len({m['name'] for m in calls}) == 2
+        if e['_meta']['category'] == 'no_fitting_tool':  # no sum, which needs no tool
+            assert not re.search(r'\d [-+*] \d|metre|[Mm]eter', e['messages'][0]['content'])
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+def test_a_number_is_written_where_no_digits_are_allowed(lang):
+    eps = list(make_adherence(60, lang, rules=('no_digits',)))
+    words = set(counted_in_words(lang))
+    said = [set(e['messages'][1]['content'].lower().split()) for e in eps]
+    assert sum(bool(words & there) for there in said) > 0.6 * len(eps)
+    assert not any('.".' in e['system'] for e in eps)
 
 
 @pytest.mark.parametrize('lang', ['en', 'de'])

@@ -1,8 +1,10 @@
 "Promises of the episodes with tools: true labels, shares, ways out of errors, lengths, variety."
 
 import json
+import random
 import re
 from collections import Counter
+from difflib import get_close_matches
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ from mypt.agent.documents import Document
 from mypt.agent.tools import Workspace, check_call, sentences
 from mypt.curriculum.agentic import PATTERN_SHARES, make_agentic
 from mypt.curriculum.facts import unwrap_lines
+from mypt.curriculum.shelf import Shelf
 from mypt.curriculum.small_talk import talk_forms
-from mypt.curriculum.toolcall import TOOL_SHARES, make_toolcall
+from mypt.curriculum.tool_script import ScriptStyle, ToolScript
+from mypt.curriculum.toolcall import TOOL_SHARES, look_thought, make_toolcall
 from mypt.data.masks import encode
 from mypt.data.tokenizer import get_tokenizer
 
@@ -109,10 +113,40 @@ def test_an_answer_stands_in_a_result_and_an_abstention_in_none(kind, made):
         elif isinstance(last.get('cite'), str):
             said = about['sentence'] if about else last['content']
             assert json.dumps(said, ensure_ascii=False)[1:-1] in shown
-            assert last['content'].endswith(said)
-            meant += last['content'] != said
+            if about and about['value'] and said.endswith(f': {about["value"]}'):
+                assert last['content'].endswith(f' {about["value"]}.')  # the item of a list
+            else:
+                assert last['content'].endswith(said)
+                meant += last['content'] != said
     assert meant > 5
     assert abstained > 15
+
+
+@pytest.mark.parametrize('kind', MAKERS)
+def test_an_empty_search_without_the_name_is_not_learned(kind, made):
+    untrained = 0
+    for e in made[kind]:
+        if e['_meta'].get('variant') not in ('search_again', 'search_again_read', 'four_calls'):
+            continue
+        subject = e['_meta']['about']['subject']
+        for call, result in calls_of(e):
+            if call['name'] == 'workspace.search' and not result.get('documents', True):
+                meant = get_close_matches(call['arguments']['query'], subject.split(), 1, 0.6)
+                assert meant or call.get('weight') == 0, call
+                untrained += not meant
+    assert untrained > 3
+
+
+def test_a_document_is_said_to_mention_a_name_only_where_it_does():
+    "A hit is also read because the question has its title."
+    script = ToolScript(random.Random(1), 'en', Shelf(), ScriptStyle(think=1))
+    name = script.fact.subject
+    texts = dict(first='It is dry.', care='Wash it.', named=f'{name} is small.')
+    hits = [dict(doc_id=f'{t}.md', title=t, text=text) for t, text in texts.items()]
+    said = {h['doc_id']: '' for h in hits}
+    for d in 30 * list(said):
+        said[d] += look_thought(script, dict(documents=hits), d)
+    assert {d for d, thoughts in said.items() if name in thoughts} == {'named.md'}
 
 
 def test_ten_errors_each_with_a_way_out(made):

@@ -26,6 +26,7 @@ from mypt.curriculum.shelf import Shelf, passage
 from mypt.curriculum.synthetic import held_out
 from mypt.curriculum.values import (
     Fact,
+    as_sentence,
     long_forms,
     without_markup,
     split_sentences,
@@ -459,10 +460,59 @@ def test_facts_of_marked_text_are_whole_and_plain():
     shown = unwrap_lines(text)
     assert all(f.sentence in shown for f in found)
     assert {(f.kind, f.subject, f.sentence) for f in found} == {
-        ('section', 'Cookies', 'A cookie in Secure mode is sent over TLS only, see rule #7.'),
+        ('section', 'Cookies', 'Rule: A cookie in Secure mode is sent over TLS only, see rule #7.'),
         ('item', 'HttpOnly', 'HttpOnly protects the cookie from scripts on the page.'),
         ('step', 'Steps', 'Delete the token on the server side.'),
     }
+
+
+def test_a_range_is_no_number_and_praise_no_definition():
+    text = """# Sessions
+
+## Lifetime
+
+A session ends after between 4 and 8 hours without a request.
+
+## Waiting
+
+The server waits for 15-60 minutes after a failed login.
+
+## Pauses
+
+The client waits for 30 seconds before it asks again.
+
+## Errors
+
+Failed logins are a normal occurrence in every larger application.
+
+Even more egregious is the use of a password in the address of a page.
+"""
+    found = facts(Document('sessions.md', 'Sessions', text), 'en')
+    assert {f.subject for f in found if f.kind in ('number', 'definition')} == {'Pauses'}
+
+
+@pytest.mark.parametrize('lang', LANGUAGES)
+def test_a_list_stands_below_a_paragraph_about_its_thing(lang):
+    "The items do not say whose values they are."
+    name, rng, lists = 'Zorvik', random.Random(3), 0
+    near = [re.split(r'\{\w+\}', form) for form in WORLD['near'][lang]]
+    for _ in range(400):
+        text = make_document(rng, lang, 5, name=name, words=rng.choice((0, 200))).text
+        blocks = text.split('\n\n')
+        for before, _, below in zip(blocks, blocks[1:], blocks[2:], strict=False):
+            if below.startswith('- '):
+                lists += 1
+                first = before.partition('. ')[0] + '.'
+                assert name in before
+                assert not any(all(piece in first for piece in form) for form in near), before
+    assert lists > 20
+
+
+def test_an_item_of_a_list_is_said_as_a_sentence():
+    doc = Document('velm.md', 'Velm', '# Velm\n\nVelm is a mill.\n\n- Owner: Mira Kardun\n')
+    (item,) = value_facts(doc, 'en')
+    assert item.sentence == 'Owner: Mira Kardun'
+    assert as_sentence(item) == 'The owner of Velm is Mira Kardun.'
 
 
 def test_an_item_that_is_cut_is_not_a_fact():

@@ -8,8 +8,9 @@ __all__ = ['TRAINED_RULES', 'Wordings', 'read_rules', 'Common', 'CommonList', 'r
 
 # %% ../../nbs/curriculum/adherence.ipynb #6bbb87ce
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from random import Random
 from types import MappingProxyType
@@ -18,8 +19,10 @@ from .facts import Fact, facts, states
 from .invented import make_document
 from .questions import question, with_full_stop
 from .recipe import suite_case
+from .scene import counted_in_words
 from .shelf import passage
 from .synthetic import distinct, payload_words
+from .values import as_sentence
 from ..data.prompts import context_block
 from ..eval.instructions import follows, n_sentences, n_words
 from ..files import text_assets
@@ -124,7 +127,8 @@ def _invented_scene(rng: Random, lang: str, held: bool, simple: bool = False) ->
     shown += [(d.doc_id, passage(d, None)) for d in docs[1:]]
     block = context_block(rng.sample(shown, len(shown)))
     user = dict(role='user', content=question(rng, fact, simple=simple), context=block)
-    return RuleScene(rng, lang, held, user, fact.value, fact.sentence, fact.doc_id, fact=fact)
+    said = as_sentence(fact)
+    return RuleScene(rng, lang, held, user, fact.value, said, fact.doc_id, fact=fact)
 
 # %% ../../nbs/curriculum/adherence.ipynb #2edd1087
 def _both(en: str, de: str, held_en: str, held_de: str) -> dict[str, tuple[list, list]]:
@@ -302,6 +306,21 @@ def _two_sentences(s: RuleScene) -> RulePlay | None:
     text = f'{with_full_stop(s.sentence)} {s.pick("source").format(s.cite)}'
     return RulePlay(text, dict(sentences=2)) if n_sentences(text) == 2 else None
 
+# %% ../../nbs/curriculum/adherence.ipynb #5d1c90b2
+_WHOLE_NUMBER = re.compile(r'(?<![\w.,:-])\d+(?![\w:-]|[.,]\d)')
+
+
+def _in_words(text: str, lang: str) -> str:
+    "A text with its numbers from two to twelve in words."
+    words = {str(n): word for n, word in enumerate(counted_in_words(lang), 2)}
+    return _WHOLE_NUMBER.sub(lambda m: words.get(m[0], m[0]), text)
+
+
+def _counts(s: RuleScene) -> bool:
+    "Whether an answer has such a number."
+    said = _in_words(s.sentence, s.lang).lower().split()
+    return not set(counted_in_words(s.lang)).isdisjoint(said)
+
 # %% ../../nbs/curriculum/adherence.ipynb #1e7609b4
 def _upper(s: RuleScene) -> RulePlay | None:
     return None if 'ß' in s.sentence else RulePlay(s.sentence.upper(), dict(upper=True))
@@ -316,8 +335,13 @@ def _no_stop(s: RuleScene) -> RulePlay:
 
 
 def _no_digits(s: RuleScene) -> RulePlay | None:
-    if any(c.isdigit() for c in s.sentence):
+    "The sentence, a number up to twelve in it as a word."
+    spelled = [_in_words(text, s.lang) for text in (s.sentence, s.short)]
+    if any(c.isdigit() for c in spelled[0]):
         return None
+    if spelled[0] != s.sentence:
+        s.fact = s.fact and replace(s.fact, value='')  # it is written otherwise
+    s.sentence, s.short = spelled[0][:1].upper() + spelled[0][1:], spelled[1]
     return RulePlay(s.sentence, dict(no_digits=True))
 
 
@@ -411,7 +435,7 @@ _PLAYS: dict[str, tuple[str, Callable[[RuleScene], RulePlay | None]]] = dict(  #
     json=('any', _json),
     topic=('common', _topic),
     persona=('common', _persona),
-    no_digits=('any', _no_digits),
+    no_digits=('numbered', _no_digits),
     quoted=('any', _quoted),
     ask_back=('any', _ask_back),
     label=('any', _label),
@@ -449,14 +473,30 @@ _WHO = dict(
 
 
 def _scene_for(needs: str, rng: Random, lang: str, held: bool, simple: bool) -> RuleScene | None:
+    if needs == 'numbered':
+        return _numbered_scene(rng, lang, held, simple)
     if needs == 'document' or (needs == 'any' and rng.random() < 0.6):
         return _invented_scene(rng, lang, held, simple)
     return _common_scene(rng, lang, held, lists=needs == 'list')
 
 
+def _numbered_scene(rng: Random, lang: str, held: bool, simple: bool) -> RuleScene | None:
+    "A scene with a number in its answer, if one comes soon."
+    scene = None
+    for _ in range(20):
+        scene = _scene_for('any', rng, lang, held, simple) or scene
+        if scene and _counts(scene):
+            break
+    return scene
+
+
+_TWO_STOPS = re.compile(r'([.!?])"\.')  # of a phrase in quotation marks, and of the rule
+
+
 def _wording(rng: Random, lang: str, rule: str, held: bool, slots: Mapping) -> str:
     forms = read_rules()[lang][rule]
-    return rng.choice(forms.held if held else forms.trained).format(**slots)
+    said = rng.choice(forms.held if held else forms.trained).format(**slots)
+    return _TWO_STOPS.sub(r'\1"', said)
 
 # %% ../../nbs/curriculum/adherence.ipynb #c8e1b9b5
 def _episode(s: RuleScene, rule: str, edge: str | None, simple: bool) -> dict | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 from .facts import Fact
 from .recipe import Phase, Source
-from .questions import question
+from .questions import question, with_full_stop
 from .shelf import Shelf
 from .synthetic import first_question
 from mypt.curriculum.tool_script import (
@@ -37,6 +37,7 @@ from mypt.curriculum.tool_script import (
     result_shows,
     search_documents,
 )
+from .values import as_sentence
 
 # %% ../../nbs/28_agentic.ipynb #881ed1b2
 from mypt.curriculum.toolcall import (
@@ -103,10 +104,11 @@ def _two_questions(script: ToolScript) -> tuple[Fact, str, str] | None:
 # %% ../../nbs/28_agentic.ipynb #54701606
 def _answer_both(script: ToolScript, other: Fact) -> bool:
     fact = script.fact
-    both = f'{fact.sentence} {other.sentence}'
+    first = with_full_stop(as_sentence(fact))
+    both = f'{first} {as_sentence(other)}'
     a, b = fact.doc_id, other.doc_id
     think = script.form('think.both_say', d=a, o=b) if a != b else script.form('think.says', d=a)
-    cites = [dict(text=fact.doc_id, at=len(fact.sentence)), other.doc_id]
+    cites = [dict(text=fact.doc_id, at=len(first)), other.doc_id]
     return script.answer(both, cites, think, fact, also=[fact_meta(other)])
 
 # %% ../../nbs/28_agentic.ipynb #08c3a00b

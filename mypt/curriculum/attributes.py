@@ -218,10 +218,14 @@ def pronoun(lang: str, gender: str) -> Subject:
     return Subject(*forms[gender], possessives[gender])
 
 # %% ../../nbs/curriculum/attributes.ipynb #3ca87f37
+_NOUN_FIRST = ('vehicle', 'animal', 'book', 'person')  # *the ship Velm*, and *the Velm mill*
+
+
 def with_noun(lang: str, thing: str, name: str) -> Subject:
-    "A name behind its noun: *the mill Velm*, „der Mühle Velm“."
+    "A name with its noun: *the Velm mill*, „der Mühle Velm“."
     if lang == 'en':
-        return Subject(*[f'the {thing} {name}'] * 3)
+        parts = (thing, name) if GROUPS['en'].get(thing) in _NOUN_FIRST else (name, thing)
+        return Subject(*[f'the {" ".join(parts)}'] * 3)
     nominative, accusative, dative, genitive = (
         f'{determiner("der", GENDER[thing], c)} {noun_form(thing, c)} {name}' for c in CASES
     )

@@ -72,9 +72,9 @@ _SOUGHT = dict(
         step='number {a} under {q}',
         number='the number of {a} under {q}',
         date='the {a} under {q}',
-        table='the entry {a} for {q}',
+        table='the entry "{a}" for {q}',
         penalty='the punishment for this',
-        item='a statement about {q}',
+        item='the entry on {q}',
     ),
     de=dict(
         value='{the} {a} von {s}',

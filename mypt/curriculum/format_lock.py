@@ -215,12 +215,15 @@ def _mistype(rng: Random, form: str) -> str:
 
 # %% ../../nbs/20_format_lock.ipynb #8165f7f4
 _BEFORE_KINDS = dict(say='before_order', status='before_status')
+_OWN_STORY = re.compile(r'(?:I|My|Ich|Mein\w*) ')  # *My child asks …*
 
 
 def in_register(rng: Random, lang: str, q: ShortQuestion, register: str, kind: str = '') -> str:
     "A question as a person would ask it."
-    if register == 'plain':
-        return q.text
+    if register == 'plain' or (kind == 'status' and not q.text.endswith('?')):
+        return q.text  # nothing goes before a greeting
+    if register == 'story' and _OWN_STORY.match(q.template):
+        register = 'closer'
     if kind in _BEFORE_KINDS and register != 'typo':
         return f'{rng.choice(asks(lang)[_BEFORE_KINDS[kind]])} {q.text}'
     if register == 'keyword':

@@ -225,8 +225,9 @@ def _write(t: _Thing, stated: Stated, words: int, near: list[str], beside: tuple
     if words:
         fillers = min(60, max(1, words // (3 * _WORDS_A_SENTENCE) - len(stated)))
     blocks = _main_paragraphs(t, stated, fillers)
-    if listed:
-        blocks.append(_heading(t, 'list') + '\n\n' + _items(t, listed))
+    if listed:  # below a paragraph that names the thing: an item does not say whose it is
+        i = max(i for i, block in enumerate(blocks) if t.name in block)
+        blocks[i] = '\n\n'.join((blocks[i], _heading(t, 'list'), _items(t, listed)))
     if beside or (near and (words or t.rng.random() < 0.35)):
         neighbour = _neighbour(t, list(beside) or near, 2)
         blocks.insert(t.rng.randint(1, len(blocks)), ' '.join(neighbour))
@@ -242,7 +243,7 @@ def _with_headings(t: _Thing, blocks: list[str]) -> str:
     "Blocks one below the other; long texts have a heading here and there."
     out, since = [blocks[0]], len(blocks[0].split())
     for block in blocks[1:]:
-        if since > 60 and not block.startswith('#') and t.rng.random() < 0.6:
+        if since > 60 and t.rng.random() < 0.6:
             out.append(_heading(t, 'any'))
             since = 0
         out.append(block)

@@ -44,7 +44,7 @@ def fill_phrasing(form: str, f: Fact) -> str:
 
 def with_full_stop(text: str) -> str:
     "A text that another sentence may follow: key words get a full stop."
-    return text if text.endswith(('.', '?', '!')) else f'{text}.'
+    return text if text.rstrip('"”“)').endswith(('.', '?', '!')) else f'{text}.'
 
 
 def _capital(text: str) -> str:

@@ -35,6 +35,7 @@ from mypt.curriculum.scene import (
 )
 from .shelf import Shelf
 from .synthetic import Quota, all_turns, distinct, payload_words
+from .values import as_sentence
 from ..data.mix import REPLAY
 from ..data.prompts import CHAT_SYSTEM, systems_in
 from ..eval.gates import OOD_FLOOR, Requirement, keeps_earlier
@@ -56,9 +57,10 @@ def fact_answer(s: Scene, fact: Fact) -> str:
     if is_value(fact) and way > (0.6 if fact.subject in fact.sentence else 0.3):
         said = statement(s.lang, fact.subject, fact.attribute, fact.value)
         return s.form('value_sentence', x=said, v=fact.value, d=fact.doc_id)
-    if way > 0.85:
-        return s.form('quoted', x=fact.sentence, d=fact.doc_id)
-    return fact.sentence
+    said = as_sentence(fact)
+    if way > 0.85 and said == fact.sentence:
+        return s.form('quoted', x=said, d=fact.doc_id)
+    return said
 
 # %% ../../nbs/23_rag_chat.ipynb #eb8337aa
 def cited_answer(s: Scene, fact: Fact, think: str | None = None) -> dict:

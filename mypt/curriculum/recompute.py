@@ -260,11 +260,12 @@ def _by_number(question: str, answer: str) -> Verdict | None:
 # %% ../../nbs/curriculum/recompute.ipynb #c21d29bg
 _CALENDAR = '|'.join(str(name) for names in (*_DAYS, *_MONTHS) for name in names)
 _PLACE = re.compile(rf'\bnach (?!(?i:{_CALENDAR})\b)[A-ZÄÖÜ]\w+')  # *nach Turin*
+_DATE = re.compile(rf'\d{{1,2}}\.? (?i:{_CALENDAR}) \d{{4}}')  # says nothing of its month
 
 
 def check_calendar(question: str, answer: str) -> Verdict | None:
     "The day or month before or after another, by its number, or its days."
-    question, found = _PLACE.sub(' ', question), []
+    question, found = _DATE.sub(' ', _PLACE.sub(' ', question)), []
     for names in [list(map(str, names)) for names in (*_DAYS, *_MONTHS)]:
         named, step = _named(question, names), _direction(question)
         if len(named) == 2:

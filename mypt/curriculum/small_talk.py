@@ -17,6 +17,7 @@ from .facts import Fact
 from .questions import question
 from .shelf import Shelf, as_file
 from .synthetic import phrasings
+from .values import as_sentence
 from ..files import json_asset, text_assets
 
 # %% ../../nbs/curriculum/small_talk.ipynb #72a46ddf
@@ -179,7 +180,7 @@ def _given_text(t: Talker) -> Chat | None:
         return None
     slot = t.rng.choice(('text.q', 'text.q', 'text.only'))
     asked = t.say(slot, x=text, q=question(t.rng, fact))
-    return Chat(_turn(asked, fact.sentence), 'none.text', fact)
+    return Chat(_turn(asked, as_sentence(fact)), 'none.text', fact)
 
 # %% ../../nbs/curriculum/small_talk.ipynb #524f4e49
 REQUESTS = dict(search=0.4, list_docs=0.2, get_doc=0.2, summarize=0.2)  # how often each is drawn

@@ -16,7 +16,7 @@ from functools import partial
 from .attributes import statement
 from .chat_words import chat_form, fact_gaps, is_value, rival_gaps, with_citations
 from .facts import Fact
-from .questions import follow_up
+from .questions import follow_up, with_full_stop
 from .rag_chat import about, abstention, cited_answer, doubt, thought
 from .scene import FORMAL, Scene, Scenes, answered_scene, contradicts, silent_scene
 from .synthetic import held_out, payload
@@ -179,7 +179,8 @@ def clarify(talk: Talk) -> bool:
         return False
     ask_plain(talk, vague, talk.form(f'which_{way}', **gaps), context=talk.scene.block())
     if not talk.simple and talk.rng.random() < talk.think:
-        talk.messages[-1]['think'] = talk.form('think_vague', **gaps)
+        quoted = gaps if is_value(f) else gaps | dict(s=gaps['q'], t=gaps['p'])
+        talk.messages[-1]['think'] = talk.form('think_vague', **quoted)
     chosen = talk.rng.choice((f, g))
     ask_fact(talk, talk.form(f'choose_{way}', **fact_gaps(chosen)), chosen)
     return True
@@ -347,7 +348,8 @@ def sum_up(talk: Talk) -> bool:
     told = list(dict.fromkeys(talk.told))[-3:]
     if len(told) < 2:
         return False
-    lines = [f'{_alone(f)}{{{i}}}' for i, f in enumerate(told, 1) if '{' not in f.sentence]
+    said = [with_full_stop(_alone(f)) for f in told]
+    lines = [f'{text}{{{i}}}' for i, text in enumerate(said, 1) if '{' not in text]
     if len(lines) < len(told):
         return False
     form = chat_form(talk.rng, 'summed', talk.lang, talk.simple, talk.formal)

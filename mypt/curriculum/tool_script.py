@@ -26,6 +26,7 @@ from .facts import Fact, states, unwrap_lines
 from .questions import BY_HEADING, question, search_query
 from .shelf import PIECE_MARK, Page, Shelf, as_file, renamed_page
 from .small_talk import REQUESTS, Talker, document_request, plain_request, talk_forms
+from .values import as_sentence
 
 # %% ../../nbs/curriculum/tool_script.ipynb #e0aa8a1b
 _HEADING_OR_FENCE = re.compile(r'^[ \t]*```|^#{1,6} +\S.*$', re.M)
@@ -436,7 +437,7 @@ class ToolScript(ScriptVoice):
     def answer_fact(self, think: str = '') -> bool:
         "Answer with the fact's sentence and its source."
         says = think or self.form('think.says', d=self.fact.doc_id)
-        return self.answer(self.fact.sentence, self.fact.doc_id, says, self.fact)
+        return self.answer(as_sentence(self.fact), self.fact.doc_id, says, self.fact)
 
 # %% ../../nbs/curriculum/tool_script.ipynb #01385fa1
 def result_texts(result: dict) -> list[str]:
@@ -627,7 +628,8 @@ def empty_search(script: ToolScript) -> SecondSearch | None:  # None: not this t
             return None
         (asked, query), slip = misspelt, True
     script.ask(question(script.rng, asked))
-    script.call('search', script.form('think.search', q=query), query=query)
+    think = script.form('think.search', q=query)
+    script.call('search', think, wrong=not slip, query=query)  # without the name: a mistake
     if slip:
         second = query_without(script, script.fact) or rest_of_heading(script.fact)
     else:
@@ -641,7 +643,7 @@ def answer_found(script: ToolScript, slip: bool, think: str = '') -> bool:
     if not slip:
         return script.answer_fact(think)
     meant = script.titled(fact.subject)
-    text = script.form('answer.meant', s=meant, x=fact.sentence)
+    text = script.form('answer.meant', s=meant, x=as_sentence(fact))
     think = script.form('think.meant', d=fact.doc_id, s=meant)
     return script.answer(text, fact.doc_id, think, fact)
 
