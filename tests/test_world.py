@@ -527,6 +527,28 @@ def test_values_fit_the_thing(lang):
     assert stated > 60
 
 
+def test_a_german_password_is_a_noun():
+    rng = random.Random(5)
+    for held in (False, True):
+        words = {attribute_value(rng, 'de', 'word', held) for _ in range(200)}
+        assert len(words) > 20 and all(w[0].isupper() for w in words)
+
+
+@pytest.mark.parametrize('lang', LANGUAGES)
+def test_a_list_follows_what_is_said_of_its_thing(lang):
+    near = [form.partition('{')[0] or form.partition('} ')[2] for form in WORLD['near'][lang]]
+    near = [text.partition('{')[0] for text in near]
+    lists = 0
+    for seed in range(400):
+        blocks = make_document(random.Random(seed), lang).text.split('\n\n')
+        for before, heading, block in zip(blocks, blocks[1:], blocks[2:], strict=False):
+            if block.startswith('- '):
+                lists += 1
+                assert heading.startswith('## ')
+                assert not [text for text in near if text in before], before
+    assert lists > 20
+
+
 def test_no_opening_is_twice_in_a_document():
     for lang in LANGUAGES:
         forms = [s.split('{x}')[0] for where in ('leads', 'subs') for s in WORLD[where][lang]]

@@ -12,6 +12,7 @@ __all__ = ['ERRORS', 'PATTERNS', 'PATTERN_SHARES', 'SIMPLE_PATTERNS', 'PHASE6', 
 # %% ../../nbs/28_agentic.ipynb #881ed162
 from collections.abc import Iterator
 from functools import partial
+from .chat_words import answer_sentence
 from .facts import Fact
 from .recipe import Phase, Source
 from .questions import question
@@ -103,11 +104,11 @@ def _two_questions(script: ToolScript) -> tuple[Fact, str, str] | None:
 # %% ../../nbs/28_agentic.ipynb #54701606
 def _answer_both(script: ToolScript, other: Fact) -> bool:
     fact = script.fact
-    both = f'{fact.sentence} {other.sentence}'
+    first, second = answer_sentence(fact), answer_sentence(other)
     a, b = fact.doc_id, other.doc_id
     think = script.form('think.both_say', d=a, o=b) if a != b else script.form('think.says', d=a)
-    cites = [dict(text=fact.doc_id, at=len(fact.sentence)), other.doc_id]
-    return script.answer(both, cites, think, fact, also=[fact_meta(other)])
+    cites = [dict(text=fact.doc_id, at=len(first)), other.doc_id]
+    return script.answer(f'{first} {second}', cites, think, fact, also=[fact_meta(other)])
 
 # %% ../../nbs/28_agentic.ipynb #08c3a00b
 def search_both(script: ToolScript) -> bool:

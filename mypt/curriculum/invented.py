@@ -225,8 +225,8 @@ def _write(t: _Thing, stated: Stated, words: int, near: list[str], beside: tuple
     if words:
         fillers = min(60, max(1, words // (3 * _WORDS_A_SENTENCE) - len(stated)))
     blocks = _main_paragraphs(t, stated, fillers)
-    if listed:
-        blocks.append(_heading(t, 'list') + '\n\n' + _items(t, listed))
+    if listed:  # below a block about the thing: nothing about another comes between
+        blocks[-1] += f'\n\n{_heading(t, "list")}\n\n{_items(t, listed)}'
     if beside or (near and (words or t.rng.random() < 0.35)):
         neighbour = _neighbour(t, list(beside) or near, 2)
         blocks.insert(t.rng.randint(1, len(blocks)), ' '.join(neighbour))

@@ -15,7 +15,14 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from .attributes import statement
-from .chat_words import chat_form, fact_gaps, is_value, rival_gaps, with_citations
+from mypt.curriculum.chat_words import (
+    answer_sentence,
+    chat_form,
+    fact_gaps,
+    is_value,
+    rival_gaps,
+    with_citations,
+)
 from .facts import Fact
 from .invented import other_value
 from .questions import BY_HEADING, with_full_stop
@@ -58,7 +65,7 @@ def fact_answer(s: Scene, fact: Fact) -> str:
         return s.form('value_sentence', x=said, v=fact.value, d=fact.doc_id)
     if way > 0.85:
         return s.form('quoted', x=fact.sentence, d=fact.doc_id)
-    return fact.sentence
+    return answer_sentence(fact)
 
 # %% ../../nbs/23_rag_chat.ipynb #eb8337aa
 def cited_answer(s: Scene, fact: Fact, think: str | None = None) -> dict:
