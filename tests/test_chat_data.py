@@ -204,6 +204,29 @@ def test_a_wrong_label_is_found(made):
             break
 
 
+def test_nobody_greets_twice(made):
+    greets = re.compile(r'\b(?:hey|hi|hello|hallo|guten morgen|good morning)[,!]', re.I)
+    later = [
+        [m['content'] for m in e['messages'] if m['role'] == 'user'] for e in made['multiturn']
+    ]
+    assert not [text for said in later for text in said[1:] if greets.search(text)]
+
+
+@pytest.mark.parametrize('lang', ['en', 'de'])
+def test_what_is_summed_up_is_cited_behind_whole_sentences(lang):
+    if not REAL[lang].is_dir():
+        pytest.skip(f'{REAL[lang]} is not there')
+    summed = 0
+    for e in make_multiturn(200, lang, docs_dir=str(REAL[lang]), seed=7):
+        for m in e['messages']:
+            if isinstance(m.get('cite'), list):
+                summed += 1
+                for place in m['cite']:
+                    at = place['at'] if isinstance(place, dict) else len(m['content'])
+                    assert re.search(r'[.!?]["“”»)]*$', m['content'][:at]), m
+    assert summed > 5
+
+
 @pytest.mark.parametrize('lang', ['en', 'de'])
 @pytest.mark.parametrize('kind', MAKERS)
 def test_labels_of_real_documents_are_true(kind, lang):

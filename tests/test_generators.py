@@ -286,6 +286,38 @@ def test_facts_are_right_and_half_of_the_claims_are_true(lang):
     assert abs(answers[yes] / 3000 - 0.5) < 0.05
 
 
+def test_please_is_said_once_and_du_does_not_meet_sie():
+    formal = 0
+    for e in make_format_lock(10_000, 'de'):
+        text = re.sub('„.*?“', '', e['messages'][0]['content'])
+        assert len(re.findall(r'\bbitte\b', text, re.I)) < 2, text
+        if re.search(r'\b(?:Sagen|Wissen|Nennen) Sie\b', text):
+            formal += 1
+            assert not re.search(r'\b(?:[Dd](?:u|ich|ir)|Fass|Antworte|Kannst|Hast)\b', text), text
+    assert formal > 50
+
+
+def test_what_foreign_tools_return_is_said_to_the_last_digit():
+    money = 0
+    for e in make_foreign_tools(2000, shares=dict(one_call=1.0)):
+        call, result, answer = e['messages'][1:4]
+        if set(call['arguments']) == {'amount', 'from', 'to'}:
+            money += 1
+            said = re.findall(r'\d+(?:[.,]\d+)?', answer['content'])
+            assert result['content']['result'] in [float(x.replace(',', '.')) for x in said], answer
+    assert money > 100
+
+
+def test_two_orders_are_two_sentences_and_a_sum_is_never_refused():
+    for e in make_foreign_tools(600, shares=dict(two_calls=0.5, no_fitting_tool=0.5)):
+        asked, answer = e['messages'][0]['content'], e['messages'][-1]['content']
+        if e['_meta']['category'] == 'two_calls':
+            assert re.search(r'[.?!] (?:And|Then|Also|Und|Dann|Außerdem): ', asked), asked
+            assert not answer.startswith(('At ', 'Um ', 'That is', 'Das sind', 'It is at')), answer
+        else:
+            assert not re.search(r'\d [-+*] \d|metres|Meter', asked), asked
+
+
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_operators_say_what_their_question_asks(split):
     "Computed from the question and the payload: which signs are named, and what stands between."

@@ -244,6 +244,17 @@ def test_adherence_keeps_its_rules(made):
     assert not [e for e in made['adherence'] if any(f in e['system'] for f in plain)]
 
 
+def test_a_name_that_is_shown_does_not_tell_whether_the_context_answers():
+    shown = {False: 0, True: 0}  # by abstention
+    asked = {False: 0, True: 0}
+    for e in make_adherence(400, seed=3, rules=('unknown',), pairs=0):
+        unknown = 'is' in e['_meta']['limits']
+        asked[unknown] += 1
+        shown[unknown] += e['_meta']['about']['subject'] in e['messages'][0]['context']
+    assert shown[False] == asked[False] > 80
+    assert 0.35 < shown[True] / asked[True] < 0.65
+
+
 @pytest.mark.parametrize(
     'limits, good, bad',
     [

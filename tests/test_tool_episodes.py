@@ -5,6 +5,7 @@ import random
 import re
 from collections import Counter
 from difflib import get_close_matches
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from mypt.agent.tools import Workspace, check_call, sentences
 from mypt.curriculum.agentic import PATTERN_SHARES, make_agentic
 from mypt.curriculum.facts import unwrap_lines
 from mypt.curriculum.shelf import Shelf
+from mypt.curriculum.chat_words import answer_sentence
+from mypt.curriculum.facts import Fact
 from mypt.curriculum.small_talk import talk_forms
 from mypt.curriculum.tool_script import ScriptStyle, ToolScript
 from mypt.curriculum.toolcall import TOOL_SHARES, look_thought, make_toolcall
@@ -21,6 +24,7 @@ from mypt.data.masks import encode
 from mypt.data.tokenizer import get_tokenizer
 
 MAKERS = dict(toolcall=make_toolcall, agentic=make_agentic)
+LAWS = Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'law_de'
 PRODUCTS = dict(
     lamp='The lamp Lumo gives 800 lumens. Lumo costs 49 euros. It was designed by Ida Brandt.',
     kettle='The kettle Aqua holds 1.7 litres. Aqua costs 35 euros. It boils water in 3 minutes.',
@@ -113,11 +117,11 @@ def test_an_answer_stands_in_a_result_and_an_abstention_in_none(kind, made):
         elif isinstance(last.get('cite'), str):
             said = about['sentence'] if about else last['content']
             assert json.dumps(said, ensure_ascii=False)[1:-1] in shown
-            if about and about['value'] and said.endswith(f': {about["value"]}'):
-                assert last['content'].endswith(f' {about["value"]}.')  # the item of a list
-            else:
-                assert last['content'].endswith(said)
-                meant += last['content'] != said
+            if about:
+                said = answer_sentence(Fact(title='', lang=e['language'], **about))
+                assert about['value'] in said
+            assert last['content'].endswith(said)
+            meant += last['content'] != said
     assert meant > 5
     assert abstained > 15
 
@@ -147,6 +151,85 @@ def test_a_document_is_said_to_mention_a_name_only_where_it_does():
     for d in 30 * list(said):
         said[d] += look_thought(script, dict(documents=hits), d)
     assert {d for d, thoughts in said.items() if name in thoughts} == {'named.md'}
+
+
+def test_an_answer_is_a_sentence_and_not_hearsay(kind, made):
+    hearsay = ('Die wenigsten wissen', 'Wie alle hier wissen', 'As everyone here knows')
+    for e in made[kind]:
+        about, last = e['_meta'].get('about'), e['messages'][-1]
+        if about and about['kind'] == 'value' and last.get('cite'):
+            assert last['content'].endswith('.'), last
+            assert not last['content'].startswith(hearsay), last
+
+
+@pytest.mark.parametrize('kind', MAKERS)
+def test_nobody_greets_in_the_middle(kind, made):
+    for e in made[kind]:
+        later = [m['content'] for m in e['messages'] if m['role'] == 'user'][1:]
+        assert not [text for text in later if re.search(r'\b[Hh]ey, ', text)]
+
+
+@pytest.mark.parametrize('kind', MAKERS)
+def test_a_first_search_that_is_trained_has_the_name(kind, made):
+    "One without it finds nothing; it is read, not learned."
+    empty = 0
+    for e in made[kind]:
+        for m, call, result in zip(
+            e['messages'], e['messages'][1:], e['messages'][2:], strict=False
+        ):
+            found = result['content'].get('documents') if result['role'] == 'toolresult' else None
+            if m['role'] != 'user' or found != [] or call.get('weight') == 0:
+                continue
+            names = set(re.findall(r'\b[A-Z]\w{3,}', m['content']))
+            assert names & set(re.findall(r'\w+', call['arguments']['query'])), (m, call)
+            empty += 1
+    assert empty > 5
+
+
+@pytest.mark.parametrize('kind', MAKERS)
+def test_a_question_back_is_for_a_word_that_no_other_title_has(kind, made):
+    for e in made[kind]:
+        meta = e['_meta']
+        if 'choices' in meta:
+            titles = {i: title_of(i, text) for i, text in meta['documents'].items()}
+            meant = [set(re.findall(r'\w+', titles[i])) for i in meta['choices']]
+            others = [t.casefold() for i, t in titles.items() if i not in meta['choices']]
+            shared = [w for w in set.intersection(*meant) if len(w) > 3]
+            assert any(not [t for t in others if w.casefold() in t] for w in shared), titles
+
+
+def test_summaries_of_laws_begin_as_the_law_does():
+    if not LAWS.is_dir():
+        pytest.skip(f'{LAWS} is not there')
+    summaries = 0
+    for e in make_toolcall(150, 'de', docs_dir=str(LAWS), seed=4, long=0):
+        documents = e['_meta'].get('documents') or {}
+        for m, after in zip(e['messages'], e['messages'][1:], strict=False):
+            if m['role'] == 'toolresult' and after['role'] == 'assistant':
+                short, text = m['content'].get('summary'), documents.get(m['content'].get('doc_id'))
+                if short and text:
+                    summaries += 1
+                    assert sentences(short)[0] == sentences(text)[0]
+    assert summaries > 3
+
+
+_NAMED = re.compile(  # thoughts before a document is read: what it names
+    r'(\S+\.md) (?:nennt|erwähnt|mentions) ([^.]+)\. (?:Zur|Vielleicht|Perhaps)'
+    r'|([^.]+) comes up in (\S+\.md),'
+)
+
+
+def test_a_thought_names_what_is_in_the_document(made):
+    named = 0
+    for e in made['toolcall'] + made['agentic']:
+        for m in e['messages']:
+            said = _NAMED.match(m.get('think', ''))
+            if said and 'documents' in e['_meta']:
+                named += 1
+                doc_id, subject = (said[1], said[2]) if said[1] else (said[4], said[3])
+                text = unwrap_lines(e['_meta']['documents'][doc_id]).casefold()
+                assert subject.strip('"„“').casefold() in text, m
+    assert named > 5
 
 
 def test_ten_errors_each_with_a_way_out(made):

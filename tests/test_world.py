@@ -20,13 +20,13 @@ from mypt.curriculum.grammar import (
     with_article,
     wrong_forms,
 )
+from mypt.curriculum.chat_words import answer_sentence
 from mypt.curriculum.invented import make_document, make_documents, other_value
 from mypt.curriculum.questions import follow_up, question, search_query, with_typo
 from mypt.curriculum.shelf import Shelf, passage
 from mypt.curriculum.synthetic import held_out
 from mypt.curriculum.values import (
     Fact,
-    as_sentence,
     long_forms,
     without_markup,
     split_sentences,
@@ -512,7 +512,7 @@ def test_an_item_of_a_list_is_said_as_a_sentence():
     doc = Document('velm.md', 'Velm', '# Velm\n\nVelm is a mill.\n\n- Owner: Mira Kardun\n')
     (item,) = value_facts(doc, 'en')
     assert item.sentence == 'Owner: Mira Kardun'
-    assert as_sentence(item) == 'The owner of Velm is Mira Kardun.'
+    assert answer_sentence(item) == 'The owner of Velm is Mira Kardun.'
 
 
 def test_an_item_that_is_cut_is_not_a_fact():
@@ -575,6 +575,28 @@ def test_values_fit_the_thing(lang):
                 assert low <= int(f.value.split()[0]) <= high
                 stated += 1
     assert stated > 60
+
+
+def test_a_german_password_is_a_noun():
+    rng = random.Random(5)
+    for held in (False, True):
+        words = {attribute_value(rng, 'de', 'word', held) for _ in range(200)}
+        assert len(words) > 20 and all(w[0].isupper() for w in words)
+
+
+@pytest.mark.parametrize('lang', LANGUAGES)
+def test_a_list_follows_what_is_said_of_its_thing(lang):
+    near = [form.partition('{')[0] or form.partition('} ')[2] for form in WORLD['near'][lang]]
+    near = [text.partition('{')[0] for text in near]
+    lists = 0
+    for seed in range(400):
+        blocks = make_document(random.Random(seed), lang).text.split('\n\n')
+        for before, heading, block in zip(blocks, blocks[1:], blocks[2:], strict=False):
+            if block.startswith('- '):
+                lists += 1
+                assert heading.startswith('## ')
+                assert not [text for text in near if text in before], before
+    assert lists > 20
 
 
 def test_no_opening_is_twice_in_a_document():

@@ -15,6 +15,7 @@ from functools import lru_cache, partial
 from random import Random
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from .chat_words import answer_sentence
 from .facts import Fact, facts, states
 from .invented import make_document
 from .questions import question, with_full_stop
@@ -22,7 +23,6 @@ from .recipe import suite_case
 from .scene import counted_in_words
 from .shelf import passage
 from .synthetic import distinct, payload_words
-from .values import as_sentence
 from ..data.prompts import context_block
 from ..eval.instructions import follows, n_sentences, n_words
 from ..files import text_assets
@@ -119,7 +119,7 @@ def _common_scene(rng: Random, lang: str, held: bool, lists: bool = False) -> Ru
 def _invented_scene(rng: Random, lang: str, held: bool, simple: bool = False) -> RuleScene | None:
     "A question about one of three invented documents."
     docs = [make_document(rng, lang, 3, held, simple) for _ in range(3)]
-    found = [f for f in facts(docs[0]) if f.kind == 'value']
+    found = [f for f in facts(docs[0]) if f.kind == 'value' and answer_sentence(f) == f.sentence]
     if not found or len({d.doc_id for d in docs}) < 3:
         return None
     fact = rng.choice(found)
@@ -127,7 +127,7 @@ def _invented_scene(rng: Random, lang: str, held: bool, simple: bool = False) ->
     shown += [(d.doc_id, passage(d, None)) for d in docs[1:]]
     block = context_block(rng.sample(shown, len(shown)))
     user = dict(role='user', content=question(rng, fact, simple=simple), context=block)
-    said = as_sentence(fact)
+    said = answer_sentence(fact)
     return RuleScene(rng, lang, held, user, fact.value, said, fact.doc_id, fact=fact)
 
 # %% ../../nbs/curriculum/adherence.ipynb #2edd1087
@@ -181,7 +181,7 @@ _PHRASES |= dict(
     ),
     ask_back=_both(
         'Do you want to know more? | Is there anything else? | Can I help you with anything else?',
-        'Möchtest du mehr wissen? | Gibt es noch etwas? | Kann ich dir noch weiterhelfen?',
+        'Möchtest du mehr wissen? | Brauchst du noch etwas? | Kann ich dir noch weiterhelfen?',
         'Was that all?',
         'War das alles?',
     ),
@@ -406,17 +406,31 @@ def _secret(s: RuleScene) -> RulePlay:
     return RulePlay(s.pick('refuse'), limits, dict(secret=word), None)
 
 
+def _unstated(s: RuleScene) -> Fact | None:
+    "Something else about the thing that is asked about: its name alone tells nothing."
+    assert s.fact
+    about: dict = dict(name=s.fact.subject, thing=s.fact.thing, without=(s.fact.attribute,))
+    found = facts(make_document(s.rng, s.lang, 1, s.held, **about))
+    return next((f for f in found if f.kind == 'value' and f.subject == s.fact.subject), None)
+
+
+def _fact_of_another(s: RuleScene) -> Fact | None:
+    "Something about a thing that is not shown."
+    scene = _invented_scene(s.rng, s.lang, s.held)
+    return scene and scene.fact
+
+
 def _unknown(s: RuleScene) -> RulePlay | None:
     "What the context says, or the phrase where it does not."
     phrase = s.pick('unknown')
     slots = dict(phrase=phrase)
     if s.rng.random() < 0.4:
         return RulePlay(s.sentence, dict(avoids=phrase), slots)
-    other = _invented_scene(s.rng, s.lang, s.held)
-    if other is None or other.fact is None or states(s.user['context'], other.fact):
+    other = _unstated(s) if s.rng.random() < 0.5 else _fact_of_another(s)
+    if other is None or states(s.user['context'], other):
         return None
-    s.user = s.user | dict(content=other.user['content'])
-    s.cite, s.fact = None, other.fact
+    s.user = s.user | dict(content=question(s.rng, other))
+    s.cite, s.fact = None, other
     return RulePlay(phrase, {'is': phrase}, slots, None)
 
 # %% ../../nbs/curriculum/adherence.ipynb #9efbaac1

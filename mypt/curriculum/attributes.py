@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 from .grammar import CASES, GENDER, determiner, melt, noun_form
-from .synthetic import held_out, invent, payload
+from .synthetic import held_out, invent, payload, payload_words
 from ..files import json_asset
 
 # %% ../../nbs/curriculum/attributes.ipynb #fa86065c
@@ -151,6 +151,8 @@ def attribute_value(
         return rng.choice(WORLD['materials'][lang][thing])
     if kind in _LISTS:
         return rng.choice(WORLD['values'][lang][kind])
+    if kind == 'word' and lang == 'de':  # a noun: *das Passwort neu* reads as a new password
+        return rng.choice([w for w in payload_words(lang, held) if w[0].isupper()])
     if kind in ('word', 'number', 'code'):
         return payload(rng, lang, (kind,), held)[1]
     if kind == 'year':

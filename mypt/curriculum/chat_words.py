@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SIMPLE_FORMS', 'CHAT_FORMS', 'chat_form', 'with_address', 'quoted', 'listed_attributes', 'is_value', 'fact_gaps',
-           'rival_gaps', 'with_citations']
+           'rival_gaps', 'has_end', 'answer_sentence', 'without_greeting', 'with_citations']
 
 # %% ../../nbs/curriculum/chat_words.ipynb #fb3ffd58
 import random
 import re
-from .attributes import articles
+from .attributes import articles, statement
 from .facts import Fact
 from ..files import json_asset
 
@@ -111,6 +111,35 @@ def rival_gaps(found: list[Fact]) -> dict[str, str]:
     f = found[0]
     gaps = dict(t=f.subject, p=quoted(f.lang, f.subject), e=f.doc_id)
     return gaps | dict(bs=listed_attributes(found))
+
+# %% ../../nbs/curriculum/chat_words.ipynb #5b1e70b4
+_ENDS = re.compile(r'[.!?]["“”»)]*$')
+_ASIDE = re.compile(
+    'Die wenigsten wissen|Wie alle hier wissen'
+    '|Most people do not know|As everyone here knows|As few people remember'
+)
+
+
+def has_end(text: str) -> bool:
+    "Whether a text ends as a sentence does."
+    return _ENDS.search(text) is not None
+
+
+def answer_sentence(f: Fact) -> str:
+    "A fact's sentence, or a plain one where the document's is not for repeating."
+    if is_value(f) and (not has_end(f.sentence) or _ASIDE.match(f.sentence)):
+        return statement(f.lang, f.subject, f.attribute, f.value)
+    return f.sentence
+
+# %% ../../nbs/curriculum/chat_words.ipynb #5b1e70ea
+_GREETING = re.compile(
+    r'(?:^|(?<=[.:] ))(?:hey|hi|hallo|hello|guten morgen|good morning)[,!] (\w)', re.I
+)
+
+
+def without_greeting(text: str) -> str:
+    "A question without the greeting in it."
+    return _GREETING.sub(lambda m: m[1].upper(), text)
 
 # %% ../../nbs/curriculum/chat_words.ipynb #4e3d0f00
 _MARK = re.compile(r'\{([1-9])\}')

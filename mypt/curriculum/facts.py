@@ -172,11 +172,13 @@ def _definitions(section: _Section) -> Iterator[_Found]:
 
 
 def _opening(section: _Section) -> Iterator[_Found]:
-    "The first sentence below a heading, where no list or table comes before it."
+    "The first sentence below a heading and its label, where no list or table comes before it."
+    label = _RUN_IN.match(section.lines[0][1]) if section.lines else None
+    before = label[0] if label else ''
     ends = section.lines[0][0] + len(section.lines[0][1]) if section.lines else 0
     for start, sentence in section.sentences():
         if start < ends and stands_alone(sentence, section.lang):
-            yield _Found(start, 'section', section.heading, sentence)
+            yield _Found(start, 'section', section.heading, before + sentence)
         return
 
 # %% ../../nbs/curriculum/facts.ipynb #6cab0ea1
@@ -219,13 +221,20 @@ def _unit_patterns(lang: str) -> dict[str, re.Pattern]:
     }
 
 # %% ../../nbs/curriculum/facts.ipynb #802582c1
+_RANGE = re.compile(  # *4 to 8* hours: which number is meant?
+    rf'\b(?:{"|".join(_WORDS["numbers"].values())}) ?(?:[-–—]|to|or|and|bis|und|oder) ?$'
+)
+
+
 def _only(section: _Section, pattern: re.Pattern) -> tuple[int, str] | None:
-    "The one sentence of a section that has a pattern; None where there are more."
+    "The one sentence of a section that has a pattern; None where there are more, or a range."
     if sum(len(pattern.findall(line)) for _, line in section.lines) != 1:
         return None
     for start, sentence in section.sentences(lists=True):
-        if pattern.search(sentence):
-            return (start, sentence) if stands_alone(sentence, section.lang) else None
+        m = pattern.search(sentence)
+        if m:
+            clear = not _RANGE.search(sentence[: m.start()])
+            return (start, sentence) if clear and stands_alone(sentence, section.lang) else None
     return None
 
 
@@ -250,7 +259,7 @@ _EXPLAINED = re.compile(
 _LABEL = re.compile(_WORDS['labels'])  # *Example:* and the like
 _TAIL = re.compile(r'(?:[,;]|,? (?:und|oder|sowie|and|or))$')
 _UNFINISHED = re.compile(rf'(?:^|[ ,(])(?:{"|".join(_WORDS["unfinished"])})[.,]?$', re.I)
-_HANGING = re.compile(rf'(?:{"|".join(_WORDS["hanging"])})\b[^,]*$')  # continues the line above
+_HANGING = re.compile(rf'\b(?:{"|".join(_WORDS["hanging"])})\b[^,]*$')  # continues the line above
 _NESTED = re.compile(r'[a-z]{1,2}\) |[-*+] |[ivx]+[.)] ')
 
 

@@ -9,6 +9,8 @@ __all__ = ['FOREIGN_TOOLS', 'FOREIGN_SHARES', 'FOREIGN_SYSTEMS', 'ForeignTask', 
 import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
+from .attributes import WORLD
+from .questions import with_full_stop
 from .synthetic import distinct, first_question, invent, phrasings
 from ..sources.tool_schemas import tool_prompt
 
@@ -23,7 +25,7 @@ money: How much is {amount} {source} in {target}? | Convert {amount} {source} to
 | I have {amount} {source}. What do I get in {target}?
 | What are {amount} {source} worth in {target}, please?
 timer: Set a timer for {minutes} minutes. | Wake me in {minutes} minutes. | timer {minutes} min
-| I put a cake in the oven. Remind me in {minutes} minutes.
+| I have to leave soon. Remind me in {minutes} minutes.
 | Please tell me when {minutes} minutes are over.
 event: Put "{title}" into my calendar on {date} at {time}. | Add "{title}" on {date}, {time}.
 | New entry: {title}, {date}, {time}.
@@ -31,9 +33,9 @@ event: Put "{title}" into my calendar on {date} at {time}. | Add "{title}" on {d
 | I have {a_title} on {date} at {time}. Can you write it down?
 length: How many {target} are {value} {source}? | {value} {source} in {target}
 | Convert {value} {source} into {target}.
-| My desk is {value} {source} long. What is that in {target}?
+| I measured {value} {source}. What is that in {target}?
 | Express {value} {source} in {target}, please.
-order: Where is my order {number}? | Status of {number}? | Has order {number} been sent?
+order: Where is my order {number}? | Status of {number}? | What has become of order {number}?
 | When does {number} arrive?
 | I ordered something last week, the number is {number}. Where is it?
 """)
@@ -41,7 +43,7 @@ order: Where is my order {number}? | Status of {number}? | Has order {number} be
 # %% ../../nbs/curriculum/foreign_tools.ipynb #dd73b774
 _ASKS_EN |= phrasings("""
 train: When is the next train from {origin} to {city}? | Next train {origin} to {city}
-| How do I get from {origin} to {city} by train?
+| When does a train leave {origin} for {city}?
 | I am in {origin} and must go to {city}. When is the next train?
 | Which platform does the train from {origin} to {city} leave from?
 contact: What is the number of {person}? | I want to call {person}. | phone number {person}
@@ -76,10 +78,10 @@ none: None of my tools can do that. | I have no tool for that.
 
 # %% ../../nbs/curriculum/foreign_tools.ipynb #56a325ac
 _ASKS_DE = phrasings("""
-weather: Wie ist das Wetter {day} in {city}? | Brauche ich {day} in {city} einen Schirm?
+weather: Wie ist das Wetter {day} in {city}? | Ich will {day} nach {city}. Wie wird das Wetter?
 | Wie warm ist es {day} in {city}?
 | Wetter {city} {day} | Schau bitte nach dem Wetter in {city}, ich meine {day}.
-| Ist es {day} schön in {city}?
+| Wie wird das Wetter {day} in {city}? Ich weiß nicht, ob ich einen Schirm brauche.
 money: Wie viel sind {amount} {source} in {target}? | Rechne {amount} {source} in {target} um.
 | {amount} {source} in {target}
 | Ich habe {amount} {source}. Was bekomme ich dafür in {target}?
@@ -95,17 +97,18 @@ event: Trag „{title}“ am {date} um {time} in den Kalender ein.
 | Kalender: {title} am {date}, {time}
 length: Wie viel sind {value} {source} in {targets}? | {value} {source} in {targets}
 | Rechne {value} {source} in {target} um.
-| Mein Tisch ist {value} {source} lang. Was ist das in {targets}?
+| Die Strecke ist {value} {source} lang. Was ist das in {targets}?
 | Gib {value} {source} bitte in {targets} an.
-order: Wo ist meine Bestellung {number}? | Stand von {number}?
+order: Wo ist meine Bestellung {number}? | Stand der Bestellung {number}?
 | Ist die Bestellung {number} schon unterwegs?
-| Wann kommt {number} an?
+| Wann kommt die Bestellung {number} an?
 | Ich habe letzte Woche etwas bestellt, die Nummer ist {number}. Wo bleibt es?
 """)
 
 # %% ../../nbs/curriculum/foreign_tools.ipynb #e05c057e
 _ASKS_DE |= phrasings("""
-train: Wann fährt der nächste Zug von {origin} nach {city}? | Nächster Zug {origin} nach {city}
+train: Wann fährt der nächste Zug von {origin} nach {city}?
+| Nächster Zug von {origin} nach {city}
 | Wie komme ich mit dem Zug von {origin} nach {city}?
 | Ich bin in {origin} und muss nach {city}. Wann geht ein Zug?
 | Von welchem Gleis fährt der Zug von {origin} nach {city}?
@@ -115,8 +118,9 @@ contact: Welche Nummer hat {person}? | Ich möchte {person} anrufen. | Telefonnu
 sum: Was ist {expression}? | Berechne {expression}. | {expression} = ?
 | Rechne bitte {expression} aus. | Wie viel ist {expression}?
 light: Schalte das Licht {room} {state}. | Licht {room} {state}, bitte.
-| Bitte das Licht {room} {state}.
-| Ich bin {room}. Kannst du das Licht {state}machen? | Mach das Licht {room} {state}.
+| Bitte mach das Licht {room} {state}.
+| Ich bin {room}. Kannst du das Licht {state}machen?
+| Würdest du bitte das Licht {room} {state}machen?
 """)
 
 # %% ../../nbs/curriculum/foreign_tools.ipynb #c2e7216a
@@ -124,12 +128,13 @@ _SAYS_DE = phrasings("""
 weather: In {city} ist es {day} {sky} bei {temperature} Grad.
 | {city}, {day}: {temperature} Grad und {sky}.
 money: {amount} {source} sind {result} {target}. | Das sind {result} {target}.
-timer: Der Timer läuft bis {ends_at}. | Erledigt. Er klingelt um {ends_at}, in {minutes} Minuten.
+timer: Der Timer läuft bis {ends_at}.
+| Erledigt. Der Timer klingelt um {ends_at}, in {minutes} Minuten.
 event: „{title}“ steht im Kalender: {date}, {time}.
 | Ich habe „{title}“ am {date} um {time} eingetragen.
 length: {value} {source} sind {result} {target}. | Das sind {result} {target}.
 order: Die Bestellung {number} ist {status} und kommt am {arrives} an.
-| Sie ist {status}; rechne am {arrives} damit.
+| Deine Bestellung ist {status}; rechne am {arrives} damit.
 train: Der nächste Zug von {origin} nach {city} fährt um {departs} von Gleis {platform}.
 | Um {departs}, Gleis {platform}.
 contact: Die Nummer von {person} ist {phone}. | {person} erreichst du unter {phone}.
@@ -157,7 +162,7 @@ _SKIES = dict(
     en=dict(sunny='sunny', cloudy='cloudy', rain='rainy', snow='snowy'),
     de=dict(sunny='sonnig', cloudy='bewölkt', rain='regnerisch', snow='verschneit'),
 )
-_PLACE = ('Bern', 'Graz', 'Lyon', 'Oslo', 'Turin', 'Leeds', 'Kiel', 'Porto', 'Gent', 'Linz')
+_PLACE = ('Bern', 'Graz', 'Lyon', 'Oslo', 'Turin', 'Leeds', 'Kiel', 'Porto', 'Brno', 'Linz')
 
 
 def _town(r: random.Random) -> str:
@@ -187,8 +192,14 @@ _METRES = dict(m=1.0, cm=0.01, mm=0.001, km=1000.0)
 
 
 def _said(number: float, lang: str) -> str:
-    "A number as a language writes it."
-    return f'{number:g}'.replace('.', ',' if lang == 'de' else '.')
+    "A number as a language writes it, with all its digits."
+    text = f'{number:f}'.rstrip('0').rstrip('.')
+    return text.replace('.', ',' if lang == 'de' else '.')
+
+
+def _price(amount: float, lang: str) -> str:
+    "An amount of money: two digits behind the point, or none."
+    return f'{amount:.2f}'.removesuffix('.00').replace('.', ',' if lang == 'de' else '.')
 
 # %% ../../nbs/curriculum/foreign_tools.ipynb #f0ae58b1
 def _money(r: random.Random, lang: str, now: int) -> ForeignTask:
@@ -196,7 +207,7 @@ def _money(r: random.Random, lang: str, now: int) -> ForeignTask:
     amount = r.randrange(5, 900, 5)
     result = round(amount / _RATES[source] * _RATES[target], 2)
     names = _MONEY[lang]
-    words = dict(source=names[source], target=names[target], result=_said(result, lang))
+    words = dict(source=names[source], target=names[target], result=_price(result, lang))
     return ForeignTask({'amount': amount, 'from': source, 'to': target}, dict(result=result), words)
 
 
@@ -205,8 +216,8 @@ def _length(r: random.Random, lang: str, now: int) -> ForeignTask:
     value = r.randrange(2, 900)
     result = float(f'{value * _METRES[source] / _METRES[target]:.6g}')
     names, plurals = _LENGTHS[lang], _IN_LENGTHS[lang]
-    said = f'{result:f}'.rstrip('0').rstrip('.').replace('.', ',' if lang == 'de' else '.')
-    words = dict(source=names[source], target=names[target], targets=plurals[target], result=said)
+    words = dict(source=names[source], target=names[target], targets=plurals[target])
+    words['result'] = _said(result, lang)
     return ForeignTask({'value': value, 'from': source, 'to': target}, dict(result=result), words)
 
 # %% ../../nbs/curriculum/foreign_tools.ipynb #d02705e1
@@ -216,7 +227,8 @@ def _clock(minutes: int) -> str:
 
 def _date(r: random.Random, lang: str) -> tuple[str, str]:  # (for the tool, for the user)
     day, month = r.randint(1, 28), r.randint(1, 12)
-    said = f'{day}.{month}.2026' if lang == 'de' else f'{day}/{month}/2026'
+    name = WORLD['values']['en']['month'][month - 1]  # 5/10 is another day to others
+    said = f'{day}.{month}.2026' if lang == 'de' else f'{day} {name} 2026'
     return f'2026-{month:02d}-{day:02d}', said
 
 
@@ -396,6 +408,7 @@ def _schema(name: str, tool: ForeignTool) -> dict:
 
 # %% ../../nbs/curriculum/foreign_tools.ipynb #7dc8e4d5
 FOREIGN_SHARES = dict(one_call=0.55, two_calls=0.15, two_turns=0.10, no_fitting_tool=0.20)
+_WITHOUT_TOOL = ('sum', 'length')  # what a model can work out by itself
 _AND = dict(en=(' And: ', ' Then: ', ' Also: '), de=(' Und: ', ' Dann: ', ' Außerdem: '))
 FOREIGN_SYSTEMS = dict(
     en=('You are MyPT. Use the tools where they help.', 'You are MyPT, an assistant with tools.'),
@@ -414,12 +427,21 @@ class _Order(NamedTuple):
     say: str
 
 
-def _new_order(r: random.Random, lang: str, kind: str, name: str, now: int) -> _Order:
+def _new_order(
+    r: random.Random,
+    lang: str,
+    kind: str,
+    name: str,
+    now: int,
+    whole: bool = False,  # the answer says what it is about
+) -> _Order:
+    "An order for a tool of this kind and name."
     task = FOREIGN_TOOLS[kind].task(r, lang, now)
     words = task.arguments | task.result | task.words
     call = dict(role='assistant_toolcall', name=name, arguments=task.arguments)
     result = dict(role='toolresult', name=name, content=task.result)
-    ask, say = (r.choice(forms[lang][kind]).format(**words) for forms in (_ASKS, _SAYS))
+    says = _SAYS[lang][kind][:1] if whole else _SAYS[lang][kind]
+    ask, say = (r.choice(forms).format(**words) for forms in (_ASKS[lang][kind], says))
     return _Order(ask[0].upper() + ask[1:], [call, result], say[0].upper() + say[1:])
 
 # %% ../../nbs/curriculum/foreign_tools.ipynb #09628e54
@@ -434,20 +456,21 @@ def _foreign_messages(r: random.Random, lang: str, kind: str, names: Mapping) ->
     first, *more = r.sample(list(names), len(names))
     now = r.randrange(6 * 60, 23 * 60)  # one clock for all orders
     if kind == 'no_fitting_tool':
-        absent = r.choice([k for k in FOREIGN_TOOLS if k not in names])
+        absent = r.choice([k for k in FOREIGN_TOOLS if k not in (*names, *_WITHOUT_TOOL)])
         order = _new_order(r, lang, absent, '', now)
         return _turn(order.ask, say=r.choice(_SAYS[lang]['none']))
-    a = _new_order(r, lang, first, names[first], now)
+    two = kind == 'two_calls'
+    a = _new_order(r, lang, first, names[first], now, two)
     if kind == 'one_call':
         return _turn(a.ask, *a.calls, say=a.say)
-    second = r.choice((first, *more))
+    second = r.choice(more) if two and more else r.choice((first, *more))
     later = now + r.randint(1, 3) if kind == 'two_turns' else now
-    b = _new_order(r, lang, second, names[second], later)
+    b = _new_order(r, lang, second, names[second], later, two)
     while b.calls[0] == a.calls[0]:  # another order, not the same one again
-        b = _new_order(r, lang, second, names[second], later)
+        b = _new_order(r, lang, second, names[second], later, two)
     if kind == 'two_turns':
         return _turn(a.ask, *a.calls, say=a.say) + _turn(b.ask, *b.calls, say=b.say)
-    ask = a.ask + r.choice(_AND[lang]) + b.ask
+    ask = with_full_stop(a.ask) + r.choice(_AND[lang]) + b.ask
     return _turn(ask, *a.calls, *b.calls, say=f'{a.say} {b.say}')
 
 # %% ../../nbs/curriculum/foreign_tools.ipynb #62b16167

@@ -216,6 +216,20 @@ def _mistype(rng: Random, form: str) -> str:
 # %% ../../nbs/20_format_lock.ipynb #8165f7f4
 _BEFORE_KINDS = dict(say='before_order', status='before_status')
 _OWN_STORY = re.compile(r'(?:I|My|Ich|Mein\w*) ')  # *My child asks …*
+_PLEASE = re.compile(r'\b(?:please|pls|bitte)\b', re.I)
+_FAMILIAR = re.compile(
+    r'\b(?:[Dd](?:u|ich|ir)|Sag|Fass|Antworte|Entschuldige|Kannst|Hast|Versuch)\b'
+)
+
+
+def _added(rng: Random, lang: str, slot: str, text: str) -> str:
+    "A sentence to go with a question: no second *please*, no *du* beside *Sie*."
+    forms = asks(lang)[slot]
+    if _PLEASE.search(text):
+        forms = tuple(f for f in forms if not _PLEASE.search(f))
+    if re.search(r'\bSie\b', text):
+        forms = tuple(f for f in forms if not _FAMILIAR.search(f))
+    return rng.choice(forms)
 
 
 def in_register(rng: Random, lang: str, q: ShortQuestion, register: str, kind: str = '') -> str:
@@ -225,15 +239,15 @@ def in_register(rng: Random, lang: str, q: ShortQuestion, register: str, kind: s
     if register == 'story' and _OWN_STORY.match(q.template):
         register = 'closer'
     if kind in _BEFORE_KINDS and register != 'typo':
-        return f'{rng.choice(asks(lang)[_BEFORE_KINDS[kind]])} {q.text}'
+        return f'{_added(rng, lang, _BEFORE_KINDS[kind], q.text)} {q.text}'
     if register == 'keyword':
         text = _lower_first(q.text).rstrip('?.!')
-        return f'{text} {rng.choice(asks(lang)["keyword"])}' if rng.random() < 0.4 else text
+        return f'{text} {_added(rng, lang, "keyword", text)}' if rng.random() < 0.4 else text
     if register == 'typo':
         return q._replace(template=_mistype(rng, q.template)).text
     if register == 'closer':
-        return f'{q.text} {rng.choice(asks(lang)["closer"])}'
-    return f'{rng.choice(asks(lang)[register])} {q.text}'
+        return f'{q.text} {_added(rng, lang, "closer", q.text)}'
+    return f'{_added(rng, lang, register, q.text)} {q.text}'
 
 # %% ../../nbs/20_format_lock.ipynb #83176977
 def _episode(category, template, payload, question, answer) -> dict:

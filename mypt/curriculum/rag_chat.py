@@ -15,7 +15,14 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from .attributes import statement
-from .chat_words import chat_form, fact_gaps, is_value, rival_gaps, with_citations
+from mypt.curriculum.chat_words import (
+    answer_sentence,
+    chat_form,
+    fact_gaps,
+    is_value,
+    rival_gaps,
+    with_citations,
+)
 from .facts import Fact
 from .invented import other_value
 from .questions import BY_HEADING, with_full_stop
@@ -35,7 +42,6 @@ from mypt.curriculum.scene import (
 )
 from .shelf import Shelf
 from .synthetic import Quota, all_turns, distinct, payload_words
-from .values import as_sentence
 from ..data.mix import REPLAY
 from ..data.prompts import CHAT_SYSTEM, systems_in
 from ..eval.gates import OOD_FLOOR, Requirement, keeps_earlier
@@ -57,7 +63,7 @@ def fact_answer(s: Scene, fact: Fact) -> str:
     if is_value(fact) and way > (0.6 if fact.subject in fact.sentence else 0.3):
         said = statement(s.lang, fact.subject, fact.attribute, fact.value)
         return s.form('value_sentence', x=said, v=fact.value, d=fact.doc_id)
-    said = as_sentence(fact)
+    said = answer_sentence(fact)
     if way > 0.85 and said == fact.sentence:
         return s.form('quoted', x=said, d=fact.doc_id)
     return said

@@ -11,13 +11,14 @@ import random
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 from ..agent.tools import sentences
+from .chat_words import answer_sentence, has_end, without_greeting
 from .facts import Fact
 from .questions import question
 from .shelf import Shelf, as_file
 from .synthetic import phrasings
-from .values import as_sentence
 from ..files import json_asset, text_assets
 
 # %% ../../nbs/curriculum/small_talk.ipynb #72a46ddf
@@ -165,6 +166,13 @@ def _last(t: Talker) -> Chat:
 _MARKS = dict(section='', paragraph='({a}) ', number='', date='', step='{a}. ')  # by a heading
 
 
+def _copied(said: list[str]) -> str:
+    "Sentences in one text; an item of a list, which has no end, on a line of its own."
+    whole = [has_end(s) for s in said]
+    marks = [' ' if all(both) else '\n' for both in pairwise(whole)]
+    return ''.join(s + mark for s, mark in zip(said, [*marks, ''], strict=True))
+
+
 def _given_text(t: Talker) -> Chat | None:
     ((doc, found),) = t.shelf.sample(t.rng, t.lang, 1)
     fact = t.rng.choice(found)
@@ -173,14 +181,14 @@ def _given_text(t: Talker) -> Chat | None:
     if not places:
         return None
     before = 0 if fact.kind in _MARKS else t.rng.randint(0, 3)
-    text = ' '.join(said[max(0, places[0] - before) : places[0] + 1 + t.rng.randint(0, 3)])
+    text = _copied(said[max(0, places[0] - before) : places[0] + 1 + t.rng.randint(0, 3)])
     if fact.kind in _MARKS:  # what it is asked by has to be shown
         text = f'{fact.subject}: {_MARKS[fact.kind].format(a=fact.attribute)}{text}'
     if '](' in text or len(text) > 600:
         return None
     slot = t.rng.choice(('text.q', 'text.q', 'text.only'))
-    asked = t.say(slot, x=text, q=question(t.rng, fact))
-    return Chat(_turn(asked, as_sentence(fact)), 'none.text', fact)
+    asked = t.say(slot, x=text, q=without_greeting(question(t.rng, fact)))
+    return Chat(_turn(asked, answer_sentence(fact)), 'none.text', fact)
 
 # %% ../../nbs/curriculum/small_talk.ipynb #524f4e49
 REQUESTS = dict(search=0.4, list_docs=0.2, get_doc=0.2, summarize=0.2)  # how often each is drawn

@@ -14,7 +14,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from .attributes import statement
-from .chat_words import chat_form, fact_gaps, is_value, rival_gaps, with_citations
+from mypt.curriculum.chat_words import (
+    answer_sentence,
+    chat_form,
+    fact_gaps,
+    has_end,
+    is_value,
+    quoted,
+    rival_gaps,
+    with_citations,
+    without_greeting,
+)
 from .facts import Fact
 from .questions import follow_up, with_full_stop
 from .rag_chat import about, abstention, cited_answer, doubt, thought
@@ -64,6 +74,7 @@ class Talk:
 
     def add(self, text: str, reply: dict, fact: Fact | None, topic: str, **user):
         "A turn: what the user says and what is answered."
+        text = without_greeting(text) if self.messages else text
         self.messages += [{'role': 'user', 'content': text, **user}, reply]
         self.abouts.append(about(fact) if fact else None)
         self.topics.append(topic)
@@ -130,7 +141,7 @@ def unnamed(
 ) -> str | None:  # None: no wording for this fact is on that side
     "A question that names nothing, drawn until it is on the side of `held_out` that is asked for."
     for _ in range(tries):
-        text = draw()
+        text = without_greeting(draw())
         if held_out(text) == talk.scenes.shelf.held:
             return text
     return None
@@ -337,10 +348,11 @@ def ask_missing(talk: Talk) -> bool:
 
 # %% ../../nbs/curriculum/talk.ipynb #2ed0b808
 def _alone(f: Fact) -> str:
-    "A fact as a sentence that can be understood alone."
+    "A fact as a sentence that can be understood alone, and that another may follow."
     if is_value(f) and f.subject not in f.sentence:
         return statement(f.lang, f.subject, f.attribute, f.value)
-    return f.sentence
+    said = answer_sentence(f)
+    return said if has_end(said) else f'{quoted(f.lang, said)}.'
 
 
 def sum_up(talk: Talk) -> bool:

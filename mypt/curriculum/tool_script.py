@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 from ..agent.documents import Document, chunks
 from ..agent.tools import Workspace, sentences
 from ..agent.words import index_words
+from .chat_words import answer_sentence, without_greeting
 from .facts import Fact, states, unwrap_lines
 from .questions import BY_HEADING, question, search_query
 from .shelf import PIECE_MARK, Page, Shelf, as_file, renamed_page
 from .small_talk import REQUESTS, Talker, document_request, plain_request, talk_forms
-from .values import as_sentence
 
 # %% ../../nbs/curriculum/tool_script.ipynb #e0aa8a1b
 _HEADING_OR_FENCE = re.compile(r'^[ \t]*```|^#{1,6} +\S.*$', re.M)
@@ -365,6 +365,7 @@ class ScriptVoice(FramedScript):
     def ask(self, text: str, tool: str = 'search', names: bool = True) -> None:
         "A user's message for a tool; one of a single sentence now and then with words around it."
         text = self.familiar(text)
+        text = without_greeting(text) if self.messages else text
         if _TWO_PARTS.search(text):
             pass  # it has words around it
         elif tool != ALREADY_KNOWN and self.chance(FRAMED):
@@ -435,9 +436,9 @@ class ToolScript(ScriptVoice):
         return True
 
     def answer_fact(self, think: str = '') -> bool:
-        "Answer with the fact's sentence and its source."
+        "Answer with the fact, in the document's words where they fit, and its source."
         says = think or self.form('think.says', d=self.fact.doc_id)
-        return self.answer(as_sentence(self.fact), self.fact.doc_id, says, self.fact)
+        return self.answer(answer_sentence(self.fact), self.fact.doc_id, says, self.fact)
 
 # %% ../../nbs/curriculum/tool_script.ipynb #01385fa1
 def result_texts(result: dict) -> list[str]:
@@ -616,7 +617,9 @@ class SecondSearch(NamedTuple):
     def run(self, script: ToolScript) -> dict:
         "Search again."
         thought = script.form('think.slip' if self.slip else 'think.again', q=self.query)
-        return search_documents(script, self.query, thought)
+        result = search_documents(script, self.query, thought)
+        script.explain(thought)
+        return result
 
 # %% ../../nbs/curriculum/tool_script.ipynb #14a1d92c
 def empty_search(script: ToolScript) -> SecondSearch | None:  # None: not this time
@@ -638,12 +641,12 @@ def empty_search(script: ToolScript) -> SecondSearch | None:  # None: not this t
 
 # %% ../../nbs/curriculum/tool_script.ipynb #82accfae
 def answer_found(script: ToolScript, slip: bool, think: str = '') -> bool:
-    "The fact's sentence and its source; after a slip, first the name that is meant."
+    "The fact and its source; after a slip, first the name that is meant."
     fact = script.fact
     if not slip:
         return script.answer_fact(think)
     meant = script.titled(fact.subject)
-    text = script.form('answer.meant', s=meant, x=as_sentence(fact))
+    text = script.form('answer.meant', s=meant, x=answer_sentence(fact))
     think = script.form('think.meant', d=fact.doc_id, s=meant)
     return script.answer(text, fact.doc_id, think, fact)
 

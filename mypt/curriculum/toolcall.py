@@ -30,7 +30,8 @@ from itertools import accumulate
 from typing import Any
 from ..agent.tools import TOOLS, is_whole_sentence, sentences
 from .attributes import WORLD
-from .facts import Fact, unwrap_lines
+from .chat_words import without_greeting
+from .facts import Fact, stands_alone, unwrap_lines
 from .format_lock import make_echo, make_format_lock
 from .questions import follow_up, question
 from .recipe import Phase, Source, stated_answer, suite_case
@@ -151,7 +152,8 @@ def ask_known(script: ToolScript, result: dict) -> bool:
         return False
     asks = follow_up if fact.thing and fact.subject == script.fact.subject else question
     script.fact = fact
-    script.messages.append({'role': 'user', 'content': asks(script.rng, fact)})
+    asked = without_greeting(asks(script.rng, fact))
+    script.messages.append({'role': 'user', 'content': asked})
     slot = 'none.shown' if 'documents' in result else 'none.known'
     return script.answer_fact(script.form(slot, d=fact.doc_id))
 
@@ -233,7 +235,7 @@ def list_exists(script: ToolScript) -> bool:
 
 # %% ../../nbs/27_toolcall.ipynb #8ab47618
 def shared_words(script: ToolScript) -> dict[str, list[str]]:  # word → documents
-    "Words that the titles of two or three documents share."
+    "Words that the titles of two or three documents share, and no other title has in a word."
     subjects = ' '.join(f.subject for _, found in script.pages for f in found)
     by_word: dict[str, list[str]] = {}
     for doc, _ in sorted(script.pages):
@@ -241,7 +243,9 @@ def shared_words(script: ToolScript) -> dict[str, list[str]]:  # word → docume
             if len(word) > 3 and word[0].isupper() and (script.shelf.read or word in subjects):
                 by_word.setdefault(word, []).append(doc.doc_id)
     most = min(3, len(script.pages) - 1)
-    return {w: ids for w, ids in by_word.items() if 1 < len(ids) <= most}
+    titles = [doc.title.casefold() for doc, _ in script.pages]
+    fit = {w: sum(w.casefold() in t for t in titles) for w in by_word}  # *Gesetz* in *Strafgesetz*
+    return {w: ids for w, ids in by_word.items() if 1 < len(ids) == fit[w] <= most}
 
 # %% ../../nbs/27_toolcall.ipynb #8ab476b8
 def ask_which(script: ToolScript) -> bool:
@@ -354,7 +358,10 @@ def tells_of_another(text: str, of: str, subject: str, lang: str) -> bool:
 # %% ../../nbs/27_toolcall.ipynb #b3150aae
 def good_summary(script: ToolScript, short: str) -> bool:
     "Whether a summary is whole sentences about the subject of its document, and several."
-    said = sentences(short)
+    said, every = sentences(short), sentences(script.doc.text)
+    first = ''.join(said[:1])
+    if script.shelf.read and (said[:1] != every[:1] or not stands_alone(first, script.lang)):
+        return False  # it begins with *the same applies* to something that is left out
     whole = (
         bool(said) and all(ends_well(s) and is_whole_sentence(s) for s in said) and ends_well(short)
     )
@@ -499,9 +506,12 @@ def read_other_first(script: ToolScript) -> bool:
 
 def look_thought(script: ToolScript, result: dict, d: str) -> str:
     "Why a document is read that may have the answer."
-    best = d == found_ids(result)[0]
-    slot = 'think.cut_maybe' if best and script.chance(0.6) else 'think.on_subject'
-    return script.form(slot, d=d, s=script.titled(script.fact.subject))
+    hits = {hit['doc_id']: hit for hit in result['documents']}
+    named, best = names_what_is_asked(hits[d], script.fact), d == found_ids(result)[0]
+    slot = 'think.on_subject' if named else 'think.named_title'
+    if best and script.chance(0.6):
+        slot = 'think.cut_maybe'
+    return script.form(slot, d=d, s=script.titled(script.fact.subject), t=hits[d]['title'])
 
 # %% ../../nbs/27_toolcall.ipynb #b64ba6f3
 def lose_document(script: ToolScript, named: bool = True) -> bool:
