@@ -153,6 +153,7 @@ def test_a_document_is_said_to_mention_a_name_only_where_it_does():
     assert {d for d, thoughts in said.items() if name in thoughts} == {'named.md'}
 
 
+@pytest.mark.parametrize('kind', MAKERS)
 def test_an_answer_is_a_sentence_and_not_hearsay(kind, made):
     hearsay = ('Die wenigsten wissen', 'Wie alle hier wissen', 'As everyone here knows')
     for e in made[kind]:
