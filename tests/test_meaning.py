@@ -765,7 +765,8 @@ def calls(ep, *names: str) -> list[int]:
 def give_up_unread(ep):
     "The last document is not opened before the model says that it found nothing."
     read = calls(ep, 'workspace.get_doc')
-    if not read or not abstains(turns_of(ep)[-1]):
+    asked = max(i for i, m in enumerate(ep['messages']) if m['role'] == 'user')
+    if not read or read[-1] < asked or not abstains(turns_of(ep)[-1]):
         return None
     del ep['messages'][read[-1] : read[-1] + 2]
     return ep

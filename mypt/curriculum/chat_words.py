@@ -133,7 +133,7 @@ def answer_sentence(f: Fact) -> str:
 
 # %% ../../nbs/curriculum/chat_words.ipynb #5b1e70ea
 _GREETING = re.compile(
-    r'(?:^|(?<=[.:] ))(?:hey|hi|hallo|hello|guten morgen|good morning)[,!] (\w)', re.I
+    r'(?:^|(?<=[.:"“”] ))(?:hey|hi|hallo|hello|guten morgen|good morning)[,!] (\w)', re.I
 )
 
 

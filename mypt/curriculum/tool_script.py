@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['FOLDER_PIECES', 'POOL', 'ALREADY_KNOWN', 'FRAMED', 'ASIDES', 'GREETS', 'MOST_HITS', 'LATER', 'last_heading', 'shows',
-           'own_pages', 'on_hand', 'may_state', 'gather_pages', 'ScriptStyle', 'fact_meta', 'ScriptDocuments',
-           'FocusedDocuments', 'ScriptBase', 'ends_well', 'FramedScript', 'ScriptVoice', 'ToolScript', 'result_texts',
-           'result_shows', 'result_hints', 'found_ids', 'known_words', 'good_query', 'search_documents',
-           'names_what_is_asked', 'choice_thought', 'misspell', 'finds_nothing', 'alone_alike', 'misspelt_fact',
-           'query_without', 'rest_of_heading', 'empty_query', 'SecondSearch', 'empty_search', 'answer_found',
-           'plain_question', 'names_document']
+           'own_pages', 'on_hand', 'may_state', 'contradicts_pages', 'gather_pages', 'ScriptStyle', 'fact_meta',
+           'ScriptDocuments', 'FocusedDocuments', 'ScriptBase', 'ends_well', 'FramedScript', 'ScriptVoice',
+           'ToolScript', 'result_texts', 'result_shows', 'result_hints', 'found_ids', 'known_words', 'good_query',
+           'search_documents', 'names_what_is_asked', 'choice_thought', 'misspell', 'finds_nothing', 'alone_alike',
+           'misspelt_fact', 'query_without', 'rest_of_heading', 'empty_query', 'SecondSearch', 'empty_search',
+           'answer_found', 'plain_question', 'names_document']
 
 # %% ../../nbs/curriculum/tool_script.ipynb #d4cf2028
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
@@ -136,6 +136,13 @@ def may_state(text: str, fact: Fact) -> bool:
     return len(said & _long_words(text)) >= 0.5 * len(said) and states(text, fact)
 
 # %% ../../nbs/curriculum/tool_script.ipynb #2b2041bf
+def contradicts_pages(page: Page, others: Iterable[Page]) -> bool:
+    "Whether a document gives another value than one of the others."
+    said = {(f.subject, f.attribute): f.value for _, found in others for f in found}
+    valued = (f for f in page[1] if f.kind == 'value')
+    return any(said.get((f.subject, f.attribute), f.value) != f.value for f in valued)
+
+
 def gather_pages(
     rng: random.Random,
     shelf: Shelf,
@@ -144,16 +151,20 @@ def gather_pages(
     n: int,
     pool: list[Page] | None = None,  # documents of earlier episodes, to fill up with
 ) -> list[Page]:
-    "The target, rivals of its fact, and other documents, in any order; only the target states it."
+    "The target, rivals of its fact and others, in any order: one states it, none contradict."
     rivals = shelf.rivals(rng, fact, min(n - 1, rng.randint(2, 4))) if n > 1 else []
-    pages = {page[0].doc_id: page for page in map(as_file, rivals)}
+    pages: dict[str, Page] = {}
+    for page in map(as_file, rivals):
+        if not contradicts_pages(page, [target, *pages.values()]):
+            pages[page[0].doc_id] = page
     more = on_hand(shelf, fact.lang, max(0, n - 1 - len(pages)))
     if pool is not None and len(pool) >= POOL:
         fill = rng.sample(pool, more)
     else:
         fill = shelf.sample(rng, fact.lang, more)
     for page in map(as_file, fill):
-        if not may_state(page[0].text, fact):
+        new = not may_state(page[0].text, fact)
+        if new and not contradicts_pages(page, [target, *pages.values()]):
             pages.setdefault(page[0].doc_id, page)
     pages.pop(target[0].doc_id, None)
     out = [target, *pages.values()]
