@@ -15,7 +15,7 @@ from mypt.agent.tools import Workspace, check_call, sentences
 from mypt.curriculum.agentic import PATTERN_SHARES, make_agentic
 from mypt.curriculum.facts import unwrap_lines
 from mypt.curriculum.shelf import Shelf
-from mypt.curriculum.chat_words import answer_sentence
+from mypt.curriculum.chat_words import fact_sentence
 from mypt.curriculum.facts import Fact
 from mypt.curriculum.small_talk import talk_forms
 from mypt.curriculum.tool_script import ScriptStyle, ToolScript
@@ -118,7 +118,7 @@ def test_an_answer_stands_in_a_result_and_an_abstention_in_none(kind, made):
             said = about['sentence'] if about else last['content']
             assert json.dumps(said, ensure_ascii=False)[1:-1] in shown
             if about:
-                said = answer_sentence(Fact(title='', lang=e['language'], **about))
+                said = fact_sentence(Fact(title='', lang=e['language'], **about))
                 assert about['value'] in said
             assert last['content'].endswith(said)
             meant += last['content'] != said

@@ -20,7 +20,7 @@ from mypt.curriculum.grammar import (
     with_article,
     wrong_forms,
 )
-from mypt.curriculum.chat_words import answer_sentence
+from mypt.curriculum.chat_words import fact_sentence
 from mypt.curriculum.invented import make_document, make_documents, other_value
 from mypt.curriculum.questions import follow_up, question, search_query, with_typo
 from mypt.curriculum.shelf import Shelf, passage
@@ -512,7 +512,7 @@ def test_an_item_of_a_list_is_said_as_a_sentence():
     doc = Document('velm.md', 'Velm', '# Velm\n\nVelm is a mill.\n\n- Owner: Mira Kardun\n')
     (item,) = value_facts(doc, 'en')
     assert item.sentence == 'Owner: Mira Kardun'
-    assert answer_sentence(item) == 'The owner of Velm is Mira Kardun.'
+    assert fact_sentence(item) == 'The owner of Velm is Mira Kardun.'
 
 
 def test_an_item_that_is_cut_is_not_a_fact():

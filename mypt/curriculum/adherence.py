@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 from random import Random
 from types import MappingProxyType
 from typing import Any, NamedTuple
-from .chat_words import answer_sentence
+from .chat_words import fact_sentence
 from .facts import Fact, facts, states
 from .invented import make_document
 from .questions import question, with_full_stop
@@ -119,7 +119,7 @@ def _common_scene(rng: Random, lang: str, held: bool, lists: bool = False) -> Ru
 def _invented_scene(rng: Random, lang: str, held: bool, simple: bool = False) -> RuleScene | None:
     "A question about one of three invented documents."
     docs = [make_document(rng, lang, 3, held, simple) for _ in range(3)]
-    found = [f for f in facts(docs[0]) if f.kind == 'value' and answer_sentence(f) == f.sentence]
+    found = [f for f in facts(docs[0]) if f.kind == 'value' and fact_sentence(f) == f.sentence]
     if not found or len({d.doc_id for d in docs}) < 3:
         return None
     fact = rng.choice(found)
@@ -127,7 +127,7 @@ def _invented_scene(rng: Random, lang: str, held: bool, simple: bool = False) ->
     shown += [(d.doc_id, passage(d, None)) for d in docs[1:]]
     block = context_block(rng.sample(shown, len(shown)))
     user = dict(role='user', content=question(rng, fact, simple=simple), context=block)
-    said = answer_sentence(fact)
+    said = fact_sentence(fact)
     return RuleScene(rng, lang, held, user, fact.value, said, fact.doc_id, fact=fact)
 
 # %% ../../nbs/curriculum/adherence.ipynb #2edd1087

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIMPLE_FORMS', 'CHAT_FORMS', 'chat_form', 'with_address', 'quoted', 'listed_attributes', 'is_value', 'fact_gaps',
-           'rival_gaps', 'has_end', 'answer_sentence', 'without_greeting', 'with_citations']
+           'rival_gaps', 'has_end', 'fact_sentence', 'without_greeting', 'with_citations']
 
 # %% ../../nbs/curriculum/chat_words.ipynb #fb3ffd58
 import random
@@ -125,7 +125,7 @@ def has_end(text: str) -> bool:
     return _ENDS.search(text) is not None
 
 
-def answer_sentence(f: Fact) -> str:
+def fact_sentence(f: Fact) -> str:
     "A fact's sentence, or a plain one where the document's is not for repeating."
     if is_value(f) and (not has_end(f.sentence) or _ASIDE.match(f.sentence)):
         return statement(f.lang, f.subject, f.attribute, f.value)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from .attributes import statement
 from mypt.curriculum.chat_words import (
-    answer_sentence,
+    fact_sentence,
     chat_form,
     fact_gaps,
     is_value,
@@ -63,7 +63,7 @@ def fact_answer(s: Scene, fact: Fact) -> str:
     if is_value(fact) and way > (0.6 if fact.subject in fact.sentence else 0.3):
         said = statement(s.lang, fact.subject, fact.attribute, fact.value)
         return s.form('value_sentence', x=said, v=fact.value, d=fact.doc_id)
-    said = answer_sentence(fact)
+    said = fact_sentence(fact)
     if way > 0.85 and said == fact.sentence:
         return s.form('quoted', x=said, d=fact.doc_id)
     return said

@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 from ..agent.tools import sentences
-from .chat_words import answer_sentence, has_end, without_greeting
+from .chat_words import fact_sentence, has_end, without_greeting
 from .facts import Fact
 from .questions import question
 from .shelf import Shelf, as_file
@@ -188,7 +188,7 @@ def _given_text(t: Talker) -> Chat | None:
         return None
     slot = t.rng.choice(('text.q', 'text.q', 'text.only'))
     asked = t.say(slot, x=text, q=without_greeting(question(t.rng, fact)))
-    return Chat(_turn(asked, answer_sentence(fact)), 'none.text', fact)
+    return Chat(_turn(asked, fact_sentence(fact)), 'none.text', fact)
 
 # %% ../../nbs/curriculum/small_talk.ipynb #524f4e49
 REQUESTS = dict(search=0.4, list_docs=0.2, get_doc=0.2, summarize=0.2)  # how often each is drawn

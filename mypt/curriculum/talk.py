@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from .attributes import statement
 from mypt.curriculum.chat_words import (
-    answer_sentence,
+    fact_sentence,
     chat_form,
     fact_gaps,
     has_end,
@@ -351,7 +351,7 @@ def _alone(f: Fact) -> str:
     "A fact as a sentence that can be understood alone, and that another may follow."
     if is_value(f) and f.subject not in f.sentence:
         return statement(f.lang, f.subject, f.attribute, f.value)
-    said = answer_sentence(f)
+    said = fact_sentence(f)
     return said if has_end(said) else f'{quoted(f.lang, said)}.'
 
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from ..agent.documents import Document, chunks
 from ..agent.tools import Workspace, sentences
 from ..agent.words import index_words
-from .chat_words import answer_sentence, without_greeting
+from .chat_words import fact_sentence, without_greeting
 from .facts import Fact, states, unwrap_lines
 from .questions import BY_HEADING, question, search_query
 from .shelf import PIECE_MARK, Page, Shelf, as_file, renamed_page
@@ -449,7 +449,7 @@ class ToolScript(ScriptVoice):
     def answer_fact(self, think: str = '') -> bool:
         "Answer with the fact, in the document's words where they fit, and its source."
         says = think or self.form('think.says', d=self.fact.doc_id)
-        return self.answer(answer_sentence(self.fact), self.fact.doc_id, says, self.fact)
+        return self.answer(fact_sentence(self.fact), self.fact.doc_id, says, self.fact)
 
 # %% ../../nbs/curriculum/tool_script.ipynb #01385fa1
 def result_texts(result: dict) -> list[str]:
@@ -657,7 +657,7 @@ def answer_found(script: ToolScript, slip: bool, think: str = '') -> bool:
     if not slip:
         return script.answer_fact(think)
     meant = script.titled(fact.subject)
-    text = script.form('answer.meant', s=meant, x=answer_sentence(fact))
+    text = script.form('answer.meant', s=meant, x=fact_sentence(fact))
     think = script.form('think.meant', d=fact.doc_id, s=meant)
     return script.answer(text, fact.doc_id, think, fact)
 

@@ -84,7 +84,7 @@ _WAY = 'give a file in the format of SQuAD: data, paragraphs, context, qas'
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f'{value!r:.60} is no text')
+        raise TypeError(f'{value!r:.60} is not a text')
     return value
 
 

@@ -964,7 +964,7 @@ _MOST_TOLD = 2000  # keys and constants
 
 
 def _told_places(levels: _Levels) -> Iterator[tuple[str, tuple[int, bool]]]:
-    "Each key and constant, with the levels of what it stands in, and whether that may be left out."
+    "Each key and constant, with the levels of its parent, and whether that may be left out."
     for key, parts in levels.parts.items():
         required = _all(parts, 'required')
         yield from ((text, (0, False)) for text in _constants(parts))
