@@ -113,8 +113,8 @@ def table(notebooks: list[Notebook]) -> list[str]:
     numbered = {nb.name.removesuffix('.ipynb') for nb in notebooks if nb.number is not None}
     chapters = [p for p in pages if p.name in numbered]
     rest = [p for p in pages if p.name not in numbered]
-    head = f'{"notebook":<34} {"p50 / p90 / max":>14} {"lesson":>6} {"text":>5} {"words":>8} {"pictures":>8}'
-    lines = [f'{head} {"naive":>6} {"oracle":>6} {"exerc.":>6}']
+    head = f'{"notebook":<34} {"p50 / p90 / max":>14} {"lesson":>6} {"text":>5} {"words":>8}'
+    lines = [f'{head} {"pictures":>8} {"naive":>6} {"oracle":>6} {"exerc.":>6}']
     lines += [row(p.name, [p]) for p in pages]
     for name, group in (('chapters', chapters), ('other pages', rest), ('all', pages)):
         lines.append(row(f'{len(group)} {name}', group))
