@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from itertools import pairwise
 import jsonschema
 import pytest
 from mypt.agent.agent import read_reply
@@ -307,7 +308,9 @@ WITHIN = dict(
     three=within(node(a=MAYBE, b=MAYBE, c=MAYBE)),
     sums=within(either(node(op=kind('add'), a=N, b=N), node(op=kind('number'), x=WHOLE))),
     told_last=within(either(node(a=N, b=N, op=kind('add')), node(x=WHOLE, op=kind('number')))),
-    files=within(either(node(name=TEXT, inside=LIST | dict(minItems=1)), FILE), file=node(size=WHOLE)),
+    files=within(
+        either(node(name=TEXT, inside=LIST | dict(minItems=1)), FILE), file=node(size=WHOLE)
+    ),
     lists=within(either(LIST | dict(minItems=2), TEXT)),
     forest=within(node(left=MAYBE, right=MAYBE), LIST | dict(minItems=3)),
     spare=within(dict(type='object', properties=dict(a=N, b=N, x=WHOLE), required=['x'])),
@@ -410,7 +413,7 @@ def test_what_has_no_near_end_is_one_line_before_a_row_begins(schema, why):
 def test_many_references_are_measured_soon():
     "Each reads the next, the last one first."
     names = [f'd{i}' for i in range(600)]
-    defs = {name: {'anyOf': [{'$ref': f'#/$defs/{after}'}]} for name, after in zip(names[1:], names)}
+    defs = {b: {'anyOf': [{'$ref': f'#/$defs/{a}'}]} for a, b in pairwise(names)}
     start = time.thread_time()
     JsonGrammar(tok, answer_schema({'$ref': '#/$defs/d599', '$defs': defs | dict(d0=WHOLE)}))
     assert time.thread_time() - start < 5

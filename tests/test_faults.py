@@ -243,7 +243,7 @@ def value(folder) -> int:  # The number that all of it is; 0 when nothing is the
         return 0
     state, tensors = load_state(folder)
     values = {float(w.flatten()[0]) for w in model.state_dict().values()} | {
-        float(tensors['x/m'][0]),
+        float(tensors['model.norm.weight/exp_avg'][0]),
         state['step'],
         meta['step'],
     }
@@ -396,7 +396,9 @@ for f in (lambda: save(M, 2), lambda: prepare(S, D, tokenization='byte', workers
 def small_model(folder, step=1):
     torch.manual_seed(step)
     model, tok = GPT(ModelConfig(n_layer=1, n_embd=32, n_head=2)), get_tokenizer('byte')
-    save_checkpoint(folder, model, tok, dict(step=step), {'model.norm.weight/exp_avg': torch.ones(32)})
+    save_checkpoint(
+        folder, model, tok, dict(step=step), {'model.norm.weight/exp_avg': torch.ones(32)}
+    )
     return model, tok
 
 

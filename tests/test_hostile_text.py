@@ -189,7 +189,10 @@ LINEAR = {  # what reads a text, and a hostile text of n pieces
     'marks on a letter': (index_words, lambda n: 'ä' + '\u0301' * n),
     'letters and marks': (index_words, lambda n: 'ก\u0e31' * n + '!'),
     'a named episode': (named, lambda n: 'episode_id: x' + ', a: b' * n + '!'),
-    'blanks around a name': (named, lambda n: '\n' * n + 'episode_id:' + ' ' * n + 'x' + '\n' * n + '!'),
+    'blanks around a name': (
+        named,
+        lambda n: '\n' * n + 'episode_id:' + ' ' * n + 'x' + '\n' * n + '!',
+    ),
     'a language': (language_of, lambda n: 'the ä ' * n),
     'words without letters': (n_words, lambda n: '!' * n),
     'ends of sentences': (n_sentences, lambda n: 'a.' + '”' * n + 'x.' * n),

@@ -13,14 +13,7 @@ import torch
 
 from mypt.agent.agent import run_agents
 from mypt.agent.documents import Document
-from mypt.agent.own_tools import (
-    MOST_LEFT,
-    Toolbox,
-    load_tools,
-    tool,
-    tool_result,
-    with_own_tools,
-)
+from mypt.agent.own_tools import MOST_LEFT, Toolbox, load_tools, tool, tool_result, with_own_tools
 from mypt.agent.rag_chat import DocumentChat, agent
 from mypt.agent.tools import Workspace
 from mypt.curriculum.meaning import check_meaning

@@ -758,6 +758,7 @@ WHOLE = {  # as a passage, and as the answer where it is a text of its own
         question=PASSAGE,
         answer=dict(value='x in\ny:', aliases=[]),
         entity_pages={'title': ['A\nB'], 'wiki_context': [PASSAGE]},
+        search_results={'title': [], 'search_context': []},
     ),
 }
 

@@ -36,15 +36,7 @@ from mypt.data.tokenizer import get_tokenizer
 from mypt.data.tokenizer_state import load_tokenizer, save_tokenizer
 from mypt.data.validate import validate_dataset
 from mypt.errors import UserError
-from mypt.files import (
-    JSON_BYTES,
-    checksums,
-    json_text,
-    lock_folder,
-    read_text,
-    sha256_of,
-    signed,
-)
+from mypt.files import JSON_BYTES, checksums, json_text, lock_folder, read_text, sha256_of, signed
 from mypt.interop.export import export
 from mypt.interop.gguf_file import gguf_weights, read_gguf
 from mypt.interop.import_model import import_model, llama_shape
@@ -803,8 +795,9 @@ def test_a_gguf_file_is_compared_before_it_is_read(tmp_path, monkeypatch):
     export(str(tmp_path / 'm'), str(tmp_path / 'm.gguf'))
     gguf_with(tmp_path / 'm.gguf', tmp_path / 'norm.gguf', {}, {'output_norm.weight': np.zeros(7)})
     monkeypatch.setattr(gguf.quants, 'dequantize', not_read)
+    found = read_gguf(tmp_path / 'norm.gguf')
     with pytest.raises(UserError, match=r'is \(7,\), its config says \(32,\)'):
-        import_model(str(tmp_path / 'norm.gguf'), str(tmp_path / 'x'))
+        gguf_weights(found, llama_shape(found.config))
     long = {'rope_freqs.weight': np.zeros(2**14, np.float32)}
     gguf_with(tmp_path / 'm.gguf', tmp_path / 'rope.gguf', {}, long)
     monkeypatch.setattr(module_of(read_gguf.__module__), '_llama3_scaling', not_read)

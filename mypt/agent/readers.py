@@ -109,7 +109,9 @@ def decode(
 
 # %% ../../nbs/agent/readers.ipynb #02f3b691
 _FRONT = re.compile(r'\A(---|\+\+\+)[ \t]*\n(.*?)^(?:\1|\.\.\.)[ \t]*$\n?', re.S | re.M)
-_SETTING = re.compile(r'[\s#\[\]{}]|-(?:\s|$)|["\']?\w[\w .-]*["\']?(?:[ \t]*=|:(?:\s|$))')
+_SETTING = re.compile(  # what is behind the name does not begin as the name goes on
+    r'[\s#\[\]{}]|-(?:\s|$)|["\']?\w[\w .-]*(?:["\']?:(?:\s|$)|=|["\'\t][ \t]*=)'
+)
 _TITLE = re.compile(r'^title[ \t]*[:=][ \t]*(\S.*)$', re.M | re.I)
 
 
@@ -228,7 +230,7 @@ def _first_heading(text: str) -> str:  # '' when there is none
     return next((name for _, level, name in markdown_parts(text[:100_000]) if level), '')
 
 # %% ../../nbs/agent/readers.ipynb #1bcae809
-_CHARSET = re.compile(rb'(?:charset|encoding)\s*=\s*["\']?\s*([\w.:-]+)', re.I)
+_CHARSET = re.compile(rb'(?:charset|encoding)\s*=\s*(?:["\']\s*)?([\w.:-]+)', re.I)
 
 
 def read_html(raw: bytes) -> Parsed:
@@ -435,7 +437,8 @@ def _docx_words(element: Any) -> str:
     parts = []
     for e in element.iter():
         parts.append((e.text or '') if e.tag == f'{_W}t' else _IN_WORDS.get(e.tag, ''))
-    return re.sub(r'\s*\n\s*', '\n', ''.join(parts)).strip()
+    lines = (line.strip() for line in ''.join(parts).split('\n'))
+    return '\n'.join(filter(None, lines))
 
 
 def _docx_style(paragraph: Any, styles: dict[str, str]) -> str:  # id → name

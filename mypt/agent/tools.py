@@ -226,17 +226,17 @@ def _goes_on(before: str, after: str) -> bool:
 # %% ../../nbs/25_tools.ipynb #40c786f8
 def sentences(text: str) -> list[str]:
     "The sentences of a text, each on one line, without headings, code and marks of lists."
-    out = []
+    out: list[list[str]] = []  # the pieces of each
     apart = _ITEM.sub('\n\n', _QUOTE.sub('', _NOISE.sub('', text)))
     apart = _NUMBERED_ITEM.sub('\n\n', apart)  # an item is a paragraph of its own
     for paragraph in re.split(r'\n[ \t]*\n', apart):
         pieces = [' '.join(s.split()) for s in _END.split(paragraph) if s and s.strip()]
         for i, piece in enumerate(pieces):
             if i and _goes_on(pieces[i - 1], piece):
-                out[-1] += f' {piece}'
+                out[-1].append(piece)
             else:
-                out.append(piece)
-    return out
+                out.append([piece])
+    return [' '.join(pieces) for pieces in out]
 
 # %% ../../nbs/25_tools.ipynb #acd1afe6
 _STARTS_WHOLE = re.compile(r'[*_`„"“(\[]*[A-ZÄÖÜ0-9§]')

@@ -87,7 +87,7 @@ _BULLET = re.compile(r'[-*+] +(?=\S)')
 _ORDERED = re.compile(r'(\d{1,2})\. +(?=\S)')
 _PARAGRAPH = re.compile(r'\((\d+[a-z]?)\) +')
 _RUN_IN = re.compile(r'\*\*[^*]{2,60}(?::\*\*|\*\*:) +')  # a label in bold before a sentence
-_HEADING = re.compile(r'#{1,6} +(.*?)[ #]*$')
+_HEADING = re.compile(r'#{1,6} +(.*)$')
 _SAYS_NOTHING = re.compile(_WORDS['says_nothing'])
 
 
@@ -99,7 +99,7 @@ def _sections(text: str, lang: str) -> list[_Section]:
         if line.lstrip().startswith('```'):
             code = not code
         elif heading and not code:
-            out.append(_Section(heading[1].strip(' *`:'), lang))
+            out.append(_Section(heading[1].rstrip(' #').strip(' *`:'), lang))
         elif line.strip() and not code:
             indent = len(line) - len(line.lstrip())
             out[-1].lines.append((place + indent, line.strip()))

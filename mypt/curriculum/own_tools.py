@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from string import Formatter
 from typing import Any
-from ..agent.own_tools import OwnTool, load_tools, run_tool, with_own_tools
+from ..agent.own_tools import OwnTool, load_tools, no_answer, run_tool, with_own_tools
 from ..agent.tools import check_call
 from .foreign_tools import FOREIGN_SYSTEMS
 from .shelf import Shelf
@@ -140,7 +140,11 @@ def draw_call(
     known, required = own.parameters['properties'], own.parameters['required']
     named = [k for k in known if k in required or rng.random() < 0.5]
     arguments = _new_arguments(rng, own, named if form is None else named_fields(form), held)
-    return arguments, run_tool(own, arguments)
+    result = run_tool(own, arguments)
+    if own.seconds is not None and result == no_answer(own):
+        way = 'give calls=[(arguments, result), …] in place of example=True, or more seconds'
+        raise UserError(f'tool {no_answer(own)["error"]}; {way}')
+    return arguments, result
 
 # %% ../../nbs/curriculum/own_tools.ipynb #134d7723
 def ask_own(

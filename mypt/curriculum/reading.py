@@ -440,7 +440,9 @@ def telling_sentence(
     return None
 
 # %% ../../nbs/curriculum/reading.ipynb #e401281a
-FILE_NAME = re.compile(r'[\w/.#-]*\w\.(?:md|txt|pdf|docx?|html?|csv|tsv)(?:#\d+)?(?!\w|#\d)')
+FILE_NAME = re.compile(  # from its first letter on
+    r'(?<![\w/.#-])[\w/.#-]*\w\.(?:md|txt|pdf|docx?|html?|csv|tsv)(?:#\d+)?(?!\w|#\d)'
+)
 
 # %% ../../nbs/curriculum/reading.ipynb #b343b6b7
 _ENDINGS = ('.md', '.txt', '.pdf', '.doc', '.htm', '.csv', '.tsv')

@@ -19,7 +19,7 @@ from ..errors import UserError
 # %% ../../nbs/eval/instructions.ipynb #f9fc89fb
 def n_words(text: str) -> int:
     "Pieces between spaces with a letter or digit in them."
-    return len(re.findall(r'\S*\w\S*', text))
+    return sum(re.search(r'\w', piece) is not None for piece in text.split())
 
 
 _SHORT = r"""(?:[zduoisv]|z\.B|d\.h|u\.a|e\.g|i\.e|cf|vs|approx|Mr|Mrs|Ms|Dr|Prof|St|bzw|vgl|ca|ggf|
@@ -102,8 +102,8 @@ LIMITS |= {
 
 # %% ../../nbs/eval/instructions.ipynb #b6a744be
 def _counts_up(text: str) -> bool:
-    numbers = [int(n) for n in re.findall(r'^(\d+)\.', text, re.M)]
-    return numbers == list(range(1, len(numbers) + 1))
+    numbers = [n.lstrip('0') for n in re.findall(r'^(\d+)\.', text, re.M)]  # of any length
+    return numbers == [str(n) for n in range(1, len(numbers) + 1)]
 
 
 def _keys_of(text: str) -> list[str] | None:  # None: not a JSON object

@@ -171,7 +171,7 @@ _ABSTAINS = dict(  # ways to say "I do not know", squashed
           |quellen?|passagen?|dokumente?s?|stellen?|texte?)
         | nicht\ (im|in\ den|in\ der|aus|genannt|erwähnt|angegeben|beantworten|sagen|bekannt
           |finden|zu\ finden|vor|die\ rede)\b
-        | nirgends | fehl(t|en)\b | kein\w*\ \w+\ (nennt|sagt|erwähnt|verrät)
+        | nirgends | fehl(t|en)\b | \bkein\w*\ \w+\ (nennt|sagt|erwähnt|verrät)
         | kommt\ (\w+\ ){1,6}nicht\ vor | ist\ (\w+\ ){1,6}nicht\ die\ rede""",
         re.X,
     ),

@@ -12,9 +12,10 @@ import string
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from ..data.language import language_of
 from ..data.prompts import RAG_SYSTEM, context_block
 from ..errors import UserError
@@ -81,6 +82,12 @@ class SquadQuestion:
 _WAY = 'give a file in the format of SQuAD: data, paragraphs, context, qas'
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f'{value!r:.60} is no text')
+    return value
+
+
 def _article_questions(
     article: dict, number: int
 ) -> tuple[list[SquadPassage], list[SquadQuestion]]:
@@ -88,11 +95,11 @@ def _article_questions(
     title = re.sub(r'\W+', '_', str(article.get('title') or 'article')).strip('_').lower()
     passages, questions = [], []
     for i, paragraph in enumerate(article['paragraphs'], 1):
-        text = ' '.join(paragraph['context'].split())
-        passages.append(SquadPassage(f'{title}_{number}_{i}.md', number, text))
+        name = f'{title}_{number}_{i}.md'
+        passages.append(SquadPassage(name, number, _text(paragraph['context'])))
         for qa in paragraph['qas']:
-            answers = tuple(dict.fromkeys(a['text'] for a in qa['answers']))
-            asked = ' '.join(qa['question'].split())
+            answers = tuple(dict.fromkeys(_text(a['text']) for a in qa['answers']))
+            asked = _text(qa['question'])
             questions.append(SquadQuestion(str(qa['id']), asked, answers, passages[-1]))
     return passages, questions
 
@@ -122,14 +129,20 @@ SHORT_ANSWER = dict(
 _OTHERS = 2  # passages beside the one with the answer
 
 
+@lru_cache(1 << 12)
+def _flat(text: str) -> str:
+    "A text in which an answer is looked for, on one line and in small letters."
+    return ' '.join(text.lower().split())
+
+
 def _strangers(
     rng: Random, q: SquadQuestion, passages: list[SquadPassage], n: int
 ) -> list[SquadPassage]:
     "Passages without the answer; of the same article first."
-    wanted = [a.lower() for a in q.answers]
+    wanted = [_flat(a) for a in q.answers]
     near, far = [], []
     for p in rng.sample(passages, len(passages)):
-        if p == q.passage or any(a in p.text.lower() for a in wanted):
+        if p == q.passage or any(a in _flat(p.text) for a in wanted):
             continue
         (near if p.article == q.passage.article else far).append(p)
     return [*near, *far][:n]

@@ -122,12 +122,18 @@ def _family(f: _Fields) -> str:
     return 'mistral' if windowed else f.arch
 
 # %% ../../nbs/interop/gguf_file.ipynb #5df81a9e
+_MOST_PAIRS = 2**12  # of a head
+
+
 def _rope(f: _Fields, tensors: dict) -> dict:
     "`rope_parameters` of the config."
     theta = f.own('rope.freq_base', _NUMBER, 10000.0)
     if 'rope_freqs.weight' in tensors:
-        slowed = np.array(tensors['rope_freqs.weight'].data, dtype=np.float32)
-        return dict(rope_theta=theta) | _llama3_scaling(f.path, torch.tensor(slowed), theta)
+        slowed = tensors['rope_freqs.weight']
+        if len(slowed.shape) != 1 or slowed.n_elements > _MOST_PAIRS:
+            raise UserError(f"{f.path}: rope_freqs are not Llama 3's; {TAKE_ANOTHER}")
+        numbers = torch.tensor(np.array(slowed.data, dtype=np.float32))
+        return dict(rope_theta=theta) | _llama3_scaling(f.path, numbers, theta)
     kind = f.own('rope.scaling.type', str, 'none')
     old = f.own('rope.scale_linear', _NUMBER, 1.0)
     if kind == 'none':
@@ -339,7 +345,8 @@ def _named_weights(found: GGUFModel, cfg: ModelConfig) -> Iterator[tuple[str, Te
     blocks = {n.split('.')[1] for n in found.tensors if n.startswith('blk.')}
     shapes = expected_shapes(cfg, [f'model.layers.{n}.' for n in blocks], str(found.path))
     heads = dict(q_proj=cfg.n_head, k_proj=cfg.kv_heads)
-    for name, shape in shapes.items():
+    there = {}
+    for name, shape in shapes.items():  # all of them before one is read
         tensor = found.tensors.get(table.get_name(name, ('.weight', '.bias')))
         if tensor is None:
             continue
@@ -347,6 +354,8 @@ def _named_weights(found: GGUFModel, cfg: ModelConfig) -> Iterator[tuple[str, Te
         if have != shape:
             fault = f'{tensor.name} is {have}, its config says {shape}'
             raise UserError(f'{found.path}: {fault}; fetch the model again')
+        there[name] = tensor
+    for name, tensor in there.items():
         try:
             w = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         except (NotImplementedError, ValueError) as e:

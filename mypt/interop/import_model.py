@@ -37,6 +37,7 @@ from mypt.model.checkpoint import (
     checkpoint_dir,
     expected_shapes,
     folder_to_write,
+    heads_of,
     load_model,
     open_tensors,
     recover,
@@ -248,11 +249,15 @@ def weight_shards(folder: Path) -> Iterator[tuple[Path, Any]]:  # The files, ope
 
 
 def shard_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    "Name → shape of every tensor, from the headers; `UserError` where one does not hold floats."
+    "Name → shape of every tensor, from the headers; `UserError` where one is no weight."
     shapes = {}
     for path, f in weight_shards(folder):
-        check_floats(path, ((k, f.get_slice(k).get_dtype()) for k in f.keys()))
-        shapes |= {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}
+        heads = heads_of(f)
+        check_floats(path, ((k, head.kind) for k, head in heads.items()))
+        for k, head in heads.items():
+            if k in shapes:  # a second one would be read without a look at its shape
+                raise UserError(f'{path}: {value_text(k)} is in another file too; fetch it again')
+            shapes[k] = head.shape
     return shapes
 
 # %% ../../nbs/interop/import_model.ipynb #ac1cf998
@@ -428,7 +433,9 @@ OLD_TAGS[EOT] = 50257 + len(OLD_TAGS)
 # %% ../../nbs/interop/import_model.ipynb #ba7238d3
 def _is_weight(name: Any, w: Any) -> bool:
     "Whether an entry is of a state_dict, with its numbers beside it."
-    return isinstance(name, str) and isinstance(w, Tensor) and not w.is_meta and not w.is_sparse
+    if not isinstance(name, str) or not isinstance(w, Tensor) or w.is_meta or w.is_sparse:
+        return False
+    return w.nbytes <= w.untyped_storage().nbytes()  # else some numbers stand for many
 
 # %% ../../nbs/interop/import_model.ipynb #434ed3b4
 def read_pickle(path: Path) -> dict[str, Tensor]:

@@ -7,7 +7,9 @@ __all__ = ['MAX_PASSAGE', 'QA', 'QA_SETS', 'Question', 'records', 'squad_questio
            'marco_question', 'trivia_question', 'question_of', 'hotpot', 'musique', 'marco', 'trivia']
 
 # %% ../../nbs/sources/qa.ipynb #def88334
+import re
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any, NamedTuple
 from ..data.prompts import ABSTAIN, RAG_SYSTEM, context_block
 from .rows import SHAPE_ERRORS, Skip, Tally, by_row, text_of, wrong_shape
@@ -30,6 +32,7 @@ def _texts(value: Any) -> list:
 
 
 def _one_line(text: str | None) -> str:
+    "A text for comparison, or a name."
     return ' '.join((text or '').split())
 
 # %% ../../nbs/sources/qa.ipynb #7b755139
@@ -41,13 +44,16 @@ def _question(
     language: str,
     id: Any = '',
 ) -> Question:  # Else Skip
-    "A question in one form: text on one line, no answer twice."
-    named = tuple((_one_line(title) or 'passage', _one_line(text)) for title, text in passages)
-    if not any(text for _, text in named):
+    "A question in one form: its texts unchanged, titles on one line, no answer twice."
+    named = tuple((_one_line(title) or 'passage', text or '') for title, text in passages)
+    if not any(_one_line(text) for _, text in named):
         raise Skip('no passage')
-    different = dict.fromkeys(filter(None, map(_one_line, answers)))
-    question = _one_line(text_of({'question': question}, 'question'))
-    return Question(question, named, tuple(different), tuple(gold), language, str(id))
+    different: dict[str, str] = {}
+    for answer in answers:
+        different.setdefault(_one_line(answer), answer)
+    different.pop('', None)
+    question, kept = text_of({'question': question}, 'question'), tuple(different.values())
+    return Question(question, named, kept, tuple(gold), language, str(id))
 
 # %% ../../nbs/sources/qa.ipynb #5725c518
 def records(value: Any) -> list[dict]:
@@ -65,7 +71,7 @@ def squad_question(row: dict, language: str = 'en') -> Question:
     text, title = text_of(row, 'context'), row.get('title')
     first_line_end = text.find('\n')
     if not title and 0 < first_line_end < 100:
-        title, text = text[:first_line_end].replace('_', ' '), text[first_line_end:]
+        title, text = text[:first_line_end].replace('_', ' '), text[first_line_end:].lstrip('\r\n')
     if answers and _one_line(answers[0]) not in _one_line(text):
         raise Skip('answer not in its passage')
     gold = [0] if answers else []
@@ -121,18 +127,31 @@ def marco_question(row: dict, language: str = 'en') -> Question:
 
 # %% ../../nbs/sources/qa.ipynb #4fda1b59
 MAX_PASSAGE = 6000  # characters of a page that are kept
+_WORD, _BLANK = re.compile(r'\S+'), re.compile(r'\s')
+
+
+def _flat(text: str | None) -> str:
+    "A text in which an answer is looked for."
+    return _one_line(text).lower()
+
+
+def _place_of(text: str, answers: list[str]) -> int:
+    "Where the first word of the first answer is; 0 where there is none."
+    flat = _flat(text)
+    places = [flat.find(_flat(a)) for a in answers]
+    word = flat.count(' ', 0, min((place for place in places if place >= 0), default=0))
+    m = next(islice(_WORD.finditer(text), word, None), None)
+    return m.start() if m else 0
 
 
 def _around(text: str, answers: list[str]) -> str:
     "The part of a page around the first place where an answer is found, between blanks."
-    places = [text.lower().find(a.lower()) for a in answers]
-    at = min((place for place in places if place >= 0), default=0)
-    start = max(0, min(at - MAX_PASSAGE // 2, len(text) - MAX_PASSAGE))
-    if start:
-        start = text.find(' ', start) + 1
+    start = max(0, min(_place_of(text, answers) - MAX_PASSAGE // 2, len(text) - MAX_PASSAGE))
+    blank = _BLANK.search(text, start) if start else None
+    start = blank.end() if blank else start
     if len(text) - start <= MAX_PASSAGE:
         return text[start:]
-    return text[start : start + MAX_PASSAGE].rsplit(' ', 1)[0]
+    return text[start : start + MAX_PASSAGE].rsplit(None, 1)[0]
 
 # %% ../../nbs/sources/qa.ipynb #6affe394
 def _trivia_pages(row: dict) -> list[tuple[str, str]]:
@@ -140,7 +159,7 @@ def _trivia_pages(row: dict) -> list[tuple[str, str]]:
     for column, key in (('entity_pages', 'wiki_context'), ('search_results', 'search_context')):
         for p in records(row.get(column)):
             if _one_line(p.get(key)):
-                pages.append((p['title'], _one_line(p.get(key))))
+                pages.append((p['title'], p[key]))
     return pages
 
 # %% ../../nbs/sources/qa.ipynb #2da01d4d
@@ -148,12 +167,12 @@ def trivia_question(row: dict, language: str = 'en') -> Question:
     "TriviaQA, reading comprehension: pages of an encyclopedia and of the web, cut at the answer."
     answers = [row['answer']['value'], *_texts(row['answer'].get('aliases'))]
     pages = _trivia_pages(row)
-    lower = [text.lower() for _, text in pages]
-    gold = [i for i, text in enumerate(lower) if any(a.lower() in text for a in answers if a)]
+    flat, said = [_flat(text) for _, text in pages], [a for a in answers if _one_line(a)]
+    gold = [i for i, text in enumerate(flat) if any(_flat(a) in text for a in said)]
     if not gold:
         raise Skip('no page with the answer' if pages else 'no page')
-    found = next(a for a in answers if a and any(a.lower() in lower[i] for i in gold))
-    answers = [found, *answers]
+    found = next(a for a in said if any(_flat(a) in flat[i] for i in gold))
+    answers = [found, *said]
     pages = [(title, _around(text, answers)) for title, text in pages]
     return _question(row['question'], pages, answers, gold, language, row.get('question_id', ''))
 

@@ -629,6 +629,7 @@ _HEAD_PATTERN = r'^(?:[^\w\n]|_)*(?:{})(?:[ \t]*\d+)?(?:[^\w\n:]|_)*:[*_ \t]*'
 _CONTEXT_WORDS = (
     'kontexte?|contexts?|referenz(?:en)?|references?|dokumente?|documents?|quellen?|textpassagen?'
 )
+_BLANK_LINES = re.compile(r'\A(?:[ \t]*\r?\n)+|\A[ \t]+')  # a first line's indent is text
 _CONTEXT = re.compile(_HEAD_PATTERN.format(_CONTEXT_WORDS), re.M | re.I)
 _QUESTION = re.compile(_HEAD_PATTERN.format('frage|question|aufgabe|anfrage|query'), re.M | re.I)
 
@@ -644,7 +645,7 @@ def split_context(
     ends = [head.start() for head in heads[1:]] + [len(text)]
     words, passages = [text[: heads[0].start()].strip()], []
     for head, end in zip(heads, ends, strict=True):
-        body = text[head.end() : end].strip()
+        body = _BLANK_LINES.sub('', text[head.end() : end]).rstrip()
         if head is asked:
             words.append(body)
         elif body:
@@ -695,7 +696,6 @@ _SPEAKER_LINE = re.compile(
     re.M,
 )
 _END = '<|endoftext|>'
-_BLANK_LINES = re.compile(r'\A(?:[ \t]*\r?\n)+|\A[ \t]+')  # a first line's indent is text
 
 # %% ../../nbs/sources/tools.ipynb #e118f1ba
 def _speaker_parts(chat: str) -> list[tuple[str, str]]:  # (role, text)

@@ -30,10 +30,12 @@ from ..data.tokenizer import Tokenizer
 
 # %% ../../nbs/train/distributed.ipynb #fc132dbd
 from ..data.tokenizer_state import load_tokenizer, save_tokenizer
-from ..errors import UserError
-from ..files import checksums, json_object, read_text, signed, sync, write_json, writing
+from ..errors import UserError, foreign_faults
+from ..files import RESTORE, checksums, json_object, read_text, signed, sync, write_json, writing
 from mypt.model.checkpoint import (
+    TensorHead,
     adapter_of,
+    check_optimizer,
     check_state,
     check_sums,
     checkpoint_dir,
@@ -42,10 +44,11 @@ from mypt.model.checkpoint import (
     recover,
     save_checkpoint,
     shape_meta,
-    tensor_shapes,
+    tensor_heads,
 )
 from ..model.config import ModelConfig, TrainConfig
 from ..model.gpt import GPT, make_gpt
+from ..model.lora import Adapter
 from .loop import Trainer, trainer_state
 from .optim import Muon, orthogonalize
 from .precision import FP32, wants_bf16
@@ -358,6 +361,28 @@ class ShardedCheckpoint(NamedTuple):
     read_tensors: Callable[[Trainer], dict[str, Tensor]]  # Fills the weights, returns the rest
 
 # %% ../../nbs/train/distributed.ipynb #b0769bd1
+def _check_shapes(folder: Path, cfg: ModelConfig, adapter: Adapter | None) -> None:
+    "Raise `UserError`, before a tensor is read, when the files hold those of another model."
+    heads = {f: tensor_heads(f) for f in sorted(folder.glob('*.safetensors'))}
+    found = sum(math.prod(head.shape) for inside in heads.values() for head in inside.values())
+    if cfg.n_params > found:
+        problem = f'its files hold {found:,} numbers, its config asks for {cfg.n_params:,}'
+        raise UserError(f'{folder}: {problem}; {RESTORE}')
+    with torch.device('meta'):
+        weights = {k: tuple(w.shape) for k, w in make_gpt(cfg, adapter).state_dict().items()}
+    reader = dcp.HuggingFaceStorageReader(str(folder))  # pyright: ignore[reportPrivateImportUsage]
+    with foreign_faults(folder, RESTORE):
+        whole = reader.read_metadata().state_dict_metadata
+    shapes = {k: tuple(stored.size) for k, stored in whole.items()}  # pyright: ignore
+    for name, shape in weights.items():
+        if shapes.get(name) != shape:
+            have = shapes.get(name, 'missing')
+            raise UserError(f'{folder}: {name} is {have}, its config says {shape}; {RESTORE}')
+    kinds = {k: head.kind for inside in heads.values() for k, head in inside.items()}
+    others = {k: TensorHead(s, kinds[k]) for k, s in shapes.items() if k not in weights}
+    check_optimizer(folder, others, weights)
+
+
 def open_shards(
     folder: Path,  # A checkpoint, sharded or ordinary
     alone: bool = False,  # Only this process calls it
@@ -368,12 +393,7 @@ def open_shards(
     path, cfg = folder / 'training_state.json', ModelConfig(**meta['model'])
     state = json_object(path, read_text(path))
     check_state(path, state)
-    found = sum(
-        math.prod(s) for f in folder.glob('*.safetensors') for s in tensor_shapes(f).values()
-    )
-    if cfg.n_params > found:
-        problem = f'its files hold {found:,} numbers, its config asks for {cfg.n_params:,}'
-        raise UserError(f'{folder}: {problem}; restore it from a copy')
+    _check_shapes(folder, cfg, adapter_of(meta))
     model = make_gpt(cfg, adapter_of(meta))
     return ShardedCheckpoint(
         model, load_tokenizer(folder), meta, state, lambda t: read_training_shards(t.model, folder)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from ..errors import UserError
 from ..files import value_text
+from ..model.checkpoint import optimizer_fault
 from ..model.config import TrainConfig
 
 # %% ../../nbs/14_optim.ipynb #edee1f01
@@ -212,15 +213,14 @@ def load_optimizer_tensors(
     "Put saved state back; raises `UserError` when it belongs to other weights."
     params = dict(model.named_parameters())
     owner = {p: o for o in opts for group in o.param_groups for p in group['params']}
+    trained = {name: tuple(p.shape) for name, p in params.items() if p in owner}
     for name_and_key, t in tensors.items():
+        is_float = t.is_floating_point()
+        fault = optimizer_fault(name_and_key, tuple(t.shape), str(t.dtype), is_float, trained)
+        if fault:
+            raise UserError(f'{fault}; {_WAY}')
         name, _, key = name_and_key.rpartition('/')
-        p = params.get(name)
-        if p is None or p not in owner:
-            what = value_text(name_and_key)
-            raise UserError(f'optimizer state for {what}, which this model does not train; {_WAY}')
-        if tuple(t.shape) != (() if key == 'step' else tuple(p.shape)) or not t.is_floating_point():
-            kind = f'{tuple(t.shape)} of {t.dtype}, the weight is {tuple(p.shape)}'
-            raise UserError(f'optimizer state {value_text(name_and_key)} is {kind}; {_WAY}')
+        p = params[name]
         if key == 'step' and not p.is_cuda:  # AdamW counts on the CPU, unless fused on a GPU
             owner[p].state[p][key] = t.clone()
         else:
