@@ -243,7 +243,7 @@ def value(folder) -> int:  # The number that all of it is; 0 when nothing is the
         return 0
     state, tensors = load_state(folder)
     values = {float(w.flatten()[0]) for w in model.state_dict().values()} | {
-        float(tensors['x/m'][0]),
+        float(tensors['model.norm.weight/exp_avg'][0]),
         state['step'],
         meta['step'],
     }

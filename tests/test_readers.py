@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 import numpy as np
 import pytest
@@ -211,6 +212,22 @@ def test_opening_what_is_not_there_changes_nothing(tmp_path):
     before = sorted(p.name for p in tmp_path.iterdir())
     assert validate_dataset(tmp_path / 'gone') == []
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_weights_that_are_replaced_while_they_are_opened_are_read_again(tmp_path, monkeypatch):
+    "safetensors opens a file, and torch opens it again; between the two a save may be finished."
+    model(tmp_path / 'm', 1.0)
+    checkpoint, said = import_module(load_model.__module__), []
+
+    def gone_once(path, kind, real=checkpoint.safe_open):
+        if said:
+            return real(path, kind)
+        said.append(path)
+        model(tmp_path / 'm', 2.0)
+        raise RuntimeError(f'unable to open file <{path}> in read-only mode: No such file (2)')
+
+    monkeypatch.setattr(checkpoint, 'safe_open', gone_once)
+    assert load_model(tmp_path / 'm').meta['step'] == 2 and len(said) == 1
 
 
 def test_a_model_is_read_where_nothing_may_be_written(tmp_path):
