@@ -455,6 +455,10 @@ def open_tensors(
             yield f
     except FileNotFoundError:
         raise UserError(f'{path}: missing; {way}') from None
+    except RuntimeError as e:  # torch opens the file once more, which a writer may have replaced
+        if 'unable to open file' not in str(e):
+            raise
+        raise UserError(f'{path}: missing; {way}') from None
     except (SafetensorError, OSError) as e:
         raise UserError(f'{path}: damaged ({e}); {way}') from None
 
