@@ -138,7 +138,7 @@ def test_an_empty_search_without_the_name_is_not_learned(kind, made):
                 meant = get_close_matches(call['arguments']['query'], subject.split(), 1, 0.6)
                 assert meant or call.get('weight') == 0, call
                 untrained += not meant
-    assert untrained > 3
+    assert untrained > 1  # there are such searches
 
 
 def test_a_document_is_said_to_mention_a_name_only_where_it_does():

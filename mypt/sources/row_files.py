@@ -166,12 +166,18 @@ def _json_sequence(f: TextIO, path: str | Path, listed: bool) -> Iterator:
             buffer, at, at_end = buffer[at:] + part, 0, not part
 
 # %% ../../nbs/sources/row_files.ipynb #6f0a17d2
+_MESSAGES = (  # key of a conversation, and what each of its messages has: rows may have a role too
+    ('messages', 'role', {'content', 'parts', 'tool_calls'}),
+    ('conversations', 'from', {'value'}),
+)
+
+
 def _as_row(value: Any) -> Any:
     "A list of messages is a conversation; any other value is itself."
     if not isinstance(value, list) or not value or not all(isinstance(m, dict) for m in value):
         return value
-    for name, speaker in (('messages', 'role'), ('conversations', 'from')):
-        if all(isinstance(m.get(speaker), str) for m in value):
+    for name, speaker, said in _MESSAGES:
+        if all(isinstance(m.get(speaker), str) and not said.isdisjoint(m) for m in value):
             return {name: value}
     return value
 
