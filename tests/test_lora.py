@@ -13,7 +13,7 @@ from mypt.data.episodes import write_episodes
 from mypt.data.prepare import prepare
 from mypt.errors import UserError
 from mypt.interop.import_model import import_model
-from mypt.model.checkpoint import load_model
+from mypt.model.checkpoint import OF_SOME_SAVES, load_model
 from mypt.train.loop import Callback
 from mypt.train.train import train
 
@@ -84,6 +84,18 @@ def test_merge_writes_an_ordinary_checkpoint(trained, capsys):
     assert after['lineage']['config']['lora_rank'] == 4
     assert main(['merge', str(trained / 'mine'), '--output', str(trained / 'x')]) == 2
     assert 'without adapters' in capsys.readouterr().err
+
+
+def test_a_merge_onto_the_adapters_leaves_nothing_of_them(trained, tmp_path):
+    "Or PEFT would apply them again, and a resumed run would begin from another model's step."
+    shutil.copytree(trained / 'a', tmp_path / 'a')
+    apart, *_ = load_model(tmp_path / 'a', merge=False)
+    assert (tmp_path / 'a/training_state.json').exists()
+    assert main(['merge', str(tmp_path / 'a'), '--output', str(tmp_path / 'a')]) == 0
+    whole, *_ = load_model(tmp_path / 'a', verify=True)
+    assert differ(apart, whole, ids_of()) < 1e-6
+    left = {p.name for p in (tmp_path / 'a').iterdir()} & set(OF_SOME_SAVES)
+    assert left == {'model.safetensors'}
 
 
 def test_what_is_not_named_stays(trained):

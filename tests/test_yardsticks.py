@@ -170,7 +170,7 @@ def test_a_passage_and_a_question_come_through_whole(tmp_path):
     assert all('Sea' not in context for context in shown)
     paragraphs[0]['context'] = 7
     path.write_text(json.dumps(dict(data=[dict(title='T', paragraphs=paragraphs)])))
-    with pytest.raises(UserError, match='not in the format of SQuAD \\(7 is no text\\)'):
+    with pytest.raises(UserError, match='not in the format of SQuAD \\(7 is not a text\\)'):
         read_squad(path)
 
 
