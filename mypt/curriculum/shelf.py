@@ -108,8 +108,7 @@ class InventedPages:
             if doc.doc_id == fact.doc_id or states(doc.text, fact):
                 continue
             if way is same and not said:  # all was said of it
-                ways = [other, other] if same['without'] == base else ways
-                same['without'] = base
+                ways = [other, other]
                 continue
             pages[doc.doc_id] = doc, found
             same['without'] += tuple(said) if way is same else ()
