@@ -420,6 +420,11 @@ def _fact_of_another(s: RuleScene) -> Fact | None:
     return scene and scene.fact
 
 
+def _lists(context: str, attribute: str) -> bool:
+    "Whether a list has an entry for an attribute; on one line `states` does not read it."
+    return f'- {attribute}: '.lower() in context.lower()
+
+
 def _unknown(s: RuleScene) -> RulePlay | None:
     "What the context says, or the phrase where it does not."
     phrase = s.pick('unknown')
@@ -427,7 +432,8 @@ def _unknown(s: RuleScene) -> RulePlay | None:
     if s.rng.random() < 0.4:
         return RulePlay(s.sentence, dict(avoids=phrase), slots)
     other = _unstated(s) if s.rng.random() < 0.5 else _fact_of_another(s)
-    if other is None or states(s.user['context'], other):
+    context = s.user['context']
+    if other is None or states(context, other) or _lists(context, other.attribute):
         return None
     s.user = s.user | dict(content=question(s.rng, other))
     s.cite, s.fact = None, other
