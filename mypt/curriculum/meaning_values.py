@@ -112,12 +112,14 @@ def statements(
 ) -> Iterator[Statement]:
     "What a passage states for certain about some names."
     main, last = _sole({*invented_names(f'{passage.title} {passage.text}')} & known), ''
+    named = main in passage.title  # before the sentence
     for sentence in split_items(passage.text):
         if len(sentence) > _LONGEST:
             last = ''
             continue
         names = set(invented_names(sentence))
-        entry = _ENTRY.match(sentence) is not None and main not in names
+        entry = named and main not in names and _ENTRY.match(sentence) is not None
+        named = named or main in names
         if entry or wanted & {*names, last}:
             attribute = stated_attribute(sentence, names)
             subject = _subject_of(sentence, names, attribute, known, last)
