@@ -128,12 +128,14 @@ def test_nothing_is_found_in_ten_thousand(kind, lang, where):
 SHARED = 'rag_chat toolcall agentic minimal_qa tasks structured'.split()
 
 
-def shares_of(kind: str, docs_dir: str | None, n: int = 400) -> tuple[dict, str]:
+def shares_of(
+    kind: str, docs_dir: str | None, n: int = 400, language: str = 'mixed'
+) -> tuple[dict, str]:
     "Kind → (its share, the one that was asked for), and what is said to be lacking."
     options = dict(docs_dir=docs_dir) if docs_dir else {}
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')
-        eps = list(GENERATORS[kind](n, language='mixed', seed=3, **options))
+        eps = list(GENERATORS[kind](n, language=language, seed=3, **options))
     counts = Counter(e['_meta']['category'] for e in eps)
     asked = _asked_shares(GENERATORS[kind], {})
     assert asked
@@ -156,6 +158,18 @@ def test_shares_hold_for_product_sheets_or_it_is_said_what_is_lacking(kind):
     assert all(f'{k}: ' in said for k in off if shares[k][0] < shares[k][1]), said
     if kind in ('rag_chat', 'toolcall', 'agentic', 'minimal_qa'):
         assert not off, shares
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('lang', ['en', 'de'])
+@pytest.mark.parametrize('kind', SHARED)
+def test_shares_hold_for_real_documents_or_it_is_said_what_is_lacking(kind, lang):
+    if not REAL.is_dir():
+        pytest.skip('no ../shared/data beside the repository')
+    shares, said = shares_of(kind, str(REAL / FOLDERS[lang]), 2000, lang)
+    off = [k for k, (a, b) in shares.items() if abs(a - b) > 0.02]
+    assert not off or said, (off, shares)
+    assert all(f'{k}: ' in said for k in off if shares[k][0] < shares[k][1]), said
 
 
 def test_a_conversation_says_which_kinds_a_folder_cannot_give(tmp_path):
