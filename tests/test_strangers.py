@@ -649,7 +649,12 @@ def adam(change) -> None:
         o.step()
     tensors = optimizer_tensors(model, opts)
     fresh = GPT(model.cfg)
-    load_optimizer_tensors(fresh, make_optimizers(fresh, TrainConfig()), change(tensors))
+    empty = make_optimizers(fresh, TrainConfig())
+    try:
+        load_optimizer_tensors(fresh, empty, change(tensors))
+    except UserError:
+        assert not optimizer_tensors(fresh, empty), 'a refused state was filled in part'
+        raise
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 import pytest
-from mypt.train.callbacks import Stuck
+from mypt.train.callbacks import Console, Stuck
 from mypt.curate.quality import diversity_of
 
 HOW_TO = Path(__file__).parent.parent / 'nbs' / 'how_to'
@@ -38,6 +38,14 @@ def test_stuck_warns(capsys):
 def test_a_blind_base(capsys):
     assert 'right base' in said(capsys, [5.7], base=True)
     assert said(capsys, [2.5], base=True) == said(capsys, [5.7]) == ''
+
+
+def test_an_evaluation_tells_the_sets_that_there_are(capsys):
+    "Without a validation split there is no line that says `nan`."
+    Console().after_eval(SimpleNamespace(step=3, evaluated={'old': 2.0}))
+    Console().after_eval(SimpleNamespace(step=4, evaluated={'old': 2.0, 'val': 1.0}))
+    out, err = capsys.readouterr()
+    assert (out + err).split('\n')[:2] == ['step 3: old 2.0000', 'step 4: val 1.0000, old 2.0000']
 
 
 def chat(q, a, *more):

@@ -94,8 +94,15 @@ class Phase:
         shares: dict | None = None,  # kind → share
         n: dict | None = None,  # kind → number of episodes
     ) -> 'Phase':
-        "The same phase with some options, shares and numbers changed."
+        "Some options, shares and numbers changed; `UserError` for a kind without a source."
         options, shares, n = options or {}, shares or {}, n or {}
+        kinds = {s.kind for s in self.sources}
+        unknown = {*options, *shares, *n} - kinds
+        if unknown:
+            raise UserError(
+                f'phase {self.number} has no source of kind {", ".join(sorted(unknown))}; '
+                f'it has {", ".join(sorted(kinds))}'
+            )
         sources = [
             replace(
                 s,

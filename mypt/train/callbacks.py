@@ -26,8 +26,8 @@ class Console(Callback):
     "One line per evaluation: `step N: val L`, other sets after it."
 
     def after_eval(self, t: Trainer):
-        others = ''.join(f', {k} {v:.4f}' for k, v in t.evaluated.items() if k != 'val')
-        tqdm.write(f'step {t.step}: val {t.evaluated.get("val", math.nan):.4f}{others}')
+        own_first = sorted(t.evaluated.items(), key=lambda item: item[0] != 'val')
+        tqdm.write(f'step {t.step}: {", ".join(f"{name} {loss:.4f}" for name, loss in own_first)}')
 
     def after_fit(self, t: Trainer):
         if t.skipped:

@@ -214,21 +214,22 @@ def load_optimizer_tensors(
     params = dict(model.named_parameters())
     owner = {p: o for o in opts for group in o.param_groups for p in group['params']}
     trained = {name: tuple(p.shape) for name, p in params.items() if p in owner}
+    found: dict[str, dict[str, Tensor]] = {}  # parameter name → its state
     for name_and_key, t in tensors.items():
         is_float = t.is_floating_point()
         fault = optimizer_fault(name_and_key, tuple(t.shape), str(t.dtype), is_float, trained)
         if fault:
             raise UserError(f'{fault}; {_WAY}')
         name, _, key = name_and_key.rpartition('/')
-        p = params[name]
-        if key == 'step' and not p.is_cuda:  # AdamW counts on the CPU, unless fused on a GPU
-            owner[p].state[p][key] = t.clone()
-        else:
-            owner[p].state[p][key] = t.to(p.device, copy=True)
-    for name, p in params.items():
-        have = set(owner[p].state[p]) if p in owner and p in owner[p].state else set()
-        if have and have != _STATE_KEYS[isinstance(owner[p], Muon)]:
-            what = ', '.join(map(value_text, sorted(have)))
+        found.setdefault(name, {})[key] = t
+    for name, state in found.items():
+        if state.keys() != _STATE_KEYS[isinstance(owner[params[name]], Muon)]:
+            what = ', '.join(map(value_text, sorted(state)))
             raise UserError(
                 f'optimizer state of {name} has {what}; go on with the optimizer it began with'
             )
+    for name, state in found.items():  # only now: what is refused changes nothing
+        p = params[name]
+        for key, t in state.items():
+            on_cpu = key == 'step' and not p.is_cuda  # AdamW counts there, unless fused on a GPU
+            owner[p].state[p][key] = t.clone() if on_cpu else t.to(p.device, copy=True)
