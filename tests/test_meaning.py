@@ -997,6 +997,24 @@ def test_every_fault_is_found(kind, fault, rules, lang):
     assert not missed, f'{len(missed)} of {n} not found: {shown}'
 
 
+def test_a_field_that_says_not_found_is_no_abstention():
+    rows = {
+        'Code 500': 'NoSuchHost, The host does not exist',
+        'Code 410': 'Page not found on this host',
+        'Code 404': "There isn't a page here.",
+    }
+    table = ' '.join(f'| {code} | {text} |' for code, text in rows.items())
+    fields = {code.upper(): text for code, text in rows.items()}
+    answer = '\n'.join(f'{key}: {value}' for key, value in fields.items())
+    about = dict(kind='table', subject='Code 500', attribute='Text', value='', doc_id='codes.md')
+    about |= dict(sentence=rows['Code 500'])
+    meta = dict(category='fields', payload='Codes', expected=answer, about=about)
+    meta |= dict(want=dict(fields=fields))
+    asked = f'Text: | Code | Text | |---|---| {table}\n\nFill in for "Codes": {", ".join(fields)}.'
+    messages = [dict(role='user', content=asked), dict(role='assistant', content=answer)]
+    assert not found(dict(system='', messages=messages, language='en', _meta=meta))
+
+
 @pytest.mark.parametrize('kind', ['rag_chat', 'multiturn', 'toolcall', 'gold'])
 def test_du_and_sie_in_one_conversation_are_found(kind):
     rule = 'one form of address'

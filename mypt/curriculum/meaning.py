@@ -225,7 +225,10 @@ def abstains(t: GivenAnswer) -> bool:
         right = t.about.get('value') or t.about.get('sentence') or ''
         said = _NOT_KNOWN.sub(' ', t.answer)  # *weiß* is a colour, too
         return holds(t.about.get('subject') or '', right) or not holds(said, right)
-    wanted = (t.meta.get('want') or {}).get('answer')
+    want = t.meta.get('want') or {}
+    if 'fields' in want:
+        return False  # a dash is what a field says that is not known
+    wanted = want.get('answer')
     if wanted and wanted == (t.about or {}).get('value') and holds(t.answer, wanted):
         return False  # *Most people do not know that …*
     if t.is_last and (t.meta.get('abstains') or t.meta.get('category') in _ABSTENTIONS):
