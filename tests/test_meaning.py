@@ -1003,7 +1003,7 @@ def test_a_field_that_says_not_found_is_no_abstention():
         'Code 410': 'Page not found on this host',
         'Code 404': "There isn't a page here.",
     }
-    table = ' '.join(f'| {code} | {text} |' for code, text in rows.items())
+    table = ' '.join(f'| {code} | {rows[code]} |' for code in sorted(rows))
     fields = {code.upper(): text for code, text in rows.items()}
     answer = '\n'.join(f'{key}: {value}' for key, value in fields.items())
     about = dict(kind='table', subject='Code 500', attribute='Text', value='', doc_id='codes.md')
