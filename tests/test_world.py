@@ -605,3 +605,15 @@ def test_no_opening_is_twice_in_a_document():
         for doc in make_documents(150, lang, 4, facts=6):
             for start in forms:
                 assert doc.text.count(start) < 2, doc.text
+
+
+@pytest.mark.parametrize(
+    'after, asked',
+    [('', ['1', '2']), ('die Gerichte zuständig.', ['1']), ('Die Gerichte wachen.', ['1', '2'])],
+)
+def test_the_last_item_of_a_list_that_its_sentence_goes_on_after(after, asked):
+    "On one line nothing shows where the item ends."
+    items = '1. für die Abteilung der Nutzer,\n\n2. für die Fragen der Verwaltung'
+    text = f'# Gesetz\n\n## § 7 Zuständigkeit\n\nNach den Regeln sind\n\n{items}\n\n{after}\n'
+    steps = [f for f in facts(Document('gesetz.md', 'Gesetz', text)) if f.kind == 'step']
+    assert [f.attribute for f in steps] == asked

@@ -260,12 +260,12 @@ _LABEL = re.compile(_WORDS['labels'])  # *Example:* and the like
 _TAIL = re.compile(r'(?:[,;]|,? (?:und|oder|sowie|and|or))$')
 _UNFINISHED = re.compile(rf'(?:^|[ ,(])(?:{"|".join(_WORDS["unfinished"])})[.,]?$', re.I)
 _HANGING = re.compile(rf'\b(?:{"|".join(_WORDS["hanging"])})\b[^,]*$')  # continues the line above
-_NESTED = re.compile(r'[a-z]{1,2}\) |[-*+] |[ivx]+[.)] ')
+_BELOW = re.compile(r'[-*+] |[ivx]+[.)] |[a-zäöüß]')  # items of its own, or its sentence goes on
 
 
 def _is_whole_item(text: str, below: str, lang: str) -> bool:
-    "Whether an item of a list says something without the items below it."
-    ends = not _NESTED.match(below) or bool(_STOP.search(text))
+    "Whether an item of a list says something without what is below it."
+    ends = not _BELOW.match(below) or bool(_STOP.search(text))
     whole = ends and 20 <= len(text) <= 300 and text[-1] not in ':*-' and _balanced(text)
     if not whole or _FRAGMENT.search(text) or _POINTS.search(text) or _UNFINISHED.search(text):
         return False
