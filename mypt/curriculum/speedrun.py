@@ -38,7 +38,8 @@ from .pretrain import PRETRAIN
 from .rag_chat import PHASE3
 from .recipe import Phase, Stages, run_phase, stage_seconds
 from .run import asked_language, takes_documents
-from .toolcall import PHASE5, SHORT_SNIPPET
+from .tool_deck import SHORT_SNIPPET
+from .toolcall import PHASE5
 from ..data.dataset import Dataset, open_dataset
 from ..data.episodes import read_episodes
 from ..data.masks import encode
