@@ -32,9 +32,9 @@ from itertools import product
 from pathlib import Path
 import numpy as np
 import torch
-from mypt.curriculum.legs import BASE_LEGS, Leg, frozen_names, limited, with_numbers
-from mypt.curriculum.speedrun import Course, from_base, leg_facts, machine_facts, run_course
-from mypt.curriculum.speedrun import run_leg
+from mypt.curriculum.legs import BASE_LEGS, Course, Leg, frozen_names, limited, with_numbers
+from mypt.curriculum.speedrun import from_base, run_course, run_leg
+from mypt.curriculum.speedrun_report import leg_facts, machine_facts
 from mypt.data.batches import collate
 from mypt.data.masks import encode
 from mypt.eval.suite import fixed_sample, load_suite
@@ -210,6 +210,7 @@ def used() -> float:
 def run(a: argparse.Namespace):
     course = Course(
         Path(a.output_dir).absolute(),
+        BASE_LEGS,
         sets=tuple(a.sets),
         seed=a.seed,
         quiet=True,
@@ -253,7 +254,8 @@ def search(a: argparse.Namespace):
             continue
         with tempfile.TemporaryDirectory(dir=a.scratch) as d:
             sets = (*a.sets, f'learning_rate={lr}')
-            course = from_base(Course(Path(d), sets=sets, seed=a.seed, quiet=True), a.base)
+            course = Course(Path(d), BASE_LEGS, sets=sets, seed=a.seed, quiet=True)
+            course = from_base(course, a.base)
             one = replace(scaled(leg, episodes), replay=leg.replay if a.folder else {})
             course = replace(course, legs=(one,))
             if a.folder:

@@ -11,9 +11,16 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mypt.cli import main
-from mypt.curriculum.legs import BASE_LEGS, CASES_ASKED, base_legs, frozen_names, with_numbers
-from mypt.curriculum.speedrun import LEGS, Course, ask_yardsticks, from_base, leg_facts
-from mypt.curriculum.speedrun import leg_sets, run_leg, small_phase
+from mypt.curriculum.legs import (
+    BASE_LEGS,
+    CASES_ASKED,
+    Course,
+    base_legs,
+    frozen_names,
+    with_numbers,
+)
+from mypt.curriculum.speedrun import LEGS, ask_yardsticks, from_base, leg_sets, run_leg, small_phase
+from mypt.curriculum.speedrun_report import leg_facts
 from mypt.data.masks import encode
 from mypt.data.mix import REPLAY
 from mypt.data.tokenizer import get_tokenizer
@@ -115,7 +122,7 @@ def test_a_base_goes_through_all_legs(fewer, capsys, monkeypatch, tmp_path):
 def test_smollm2_passes_its_first_gate(smollm2, tmp_path, capsys):
     "The first leg as it is shipped, on the real base: about eight minutes on two idle cores."
     _, base = smollm2
-    course = from_base(Course(tmp_path, quiet=True), str(base))
+    course = from_base(Course(tmp_path, BASE_LEGS, quiet=True), str(base))
     result = run_leg(course, course.legs[0], course.base)
     assert result.gate.passed, str(result.gate)
     facts = leg_facts(result)

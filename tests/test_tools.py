@@ -13,6 +13,7 @@ import pytest
 from browser import Browser
 from nbdev import quarto
 from tools import (
+    book,
     cells,
     check,
     clean_outputs,
@@ -990,3 +991,28 @@ def test_closing_line(monkeypatch, capsys, tmp_path):
 def test_every_tool_is_called(root):
     tools = {p.stem for p in Path(root / 'tools').glob('*.py') if 'def check(' in p.read_text()}
     assert tools == set(check.CHECKS)
+
+
+def test_the_list_of_chapters_is_read_from_them(project):
+    write_nb(
+        project,
+        '09_sums.ipynb',
+        *module('sums', md('![Two sticks make a row.](images/sums.svg)')),
+        md('## The naive way\n\nIt writes each number down.'),
+        code('1 + 1', dict(output_type='execute_result', data={'text/plain': ['11']}, metadata={})),
+        md('Two of three sums are wrong. Nobody counts.'),
+        md('## The real one'),
+        md('The oracle is `sum`.'),
+    )
+    *_, last = book.chapters(read_notebooks(project))
+    assert last.naive == 'Two of three sums are wrong. [11]'
+    assert last.picture == 'images/sums.svg: Two sticks make a row.'
+    assert last.oracle == 'The oracle is `sum`.' and not last.missing
+    bare = book.chapters(read_notebooks(project))[0]
+    assert bare.missing == ['naive', 'picture', 'oracle']
+
+
+def test_every_chapter_has_its_failure_its_picture_and_its_oracle(root):
+    found = book.chapters(read_notebooks(root))
+    assert len(found) == 30 and not [c.name for c in found if c.missing]
+    assert not [c.name for c in found if not book.NUMBER.search(c.naive)]

@@ -1,16 +1,24 @@
-"""What a chapter gives its reader, in numbers: `python -m tools.book [ROOT]`.
+"""What a chapter gives its reader.
 
-One line for every notebook that exports code, then the sum of the numbered chapters and of all.
-`lesson` is lines of code that show what the exported code does, per line of exported code; `text`
-is lines of Markdown per line of exported code. Fastcore's notebooks, counted in the same way, have
-.83 and .33, nbdev's .40 and .20, claudette's 1.51 and .72.
-A page counts as having a naive version, an oracle or exercises where a heading or a sentence says
-so; the words are listed below, so that a false count can be found.
+    python -m tools.book [ROOT]              in numbers
+    python -m tools.book --chapters [ROOT]   in words: its naive version, its picture, its oracle
+
+In numbers: one line for every notebook that exports code, then the sum of the numbered chapters and
+of all. `lesson` is lines of code that show what the exported code does, per line of exported code;
+`text` is lines of Markdown per line of exported code. Fastcore's notebooks, counted in the same
+way, have .83 and .33, nbdev's .40 and .20, claudette's 1.51 and .72. A page counts as having a
+naive version, an oracle or exercises where a heading or a sentence says so; the words are listed
+below, so that a false count can be found.
+
+In words: the failure is what an output in the section of the naive version shows, with the sentence
+behind it; the picture is the first one; the oracle is the sentence that names it.
 """
 
 import re
 import sys
+import textwrap
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from tools.cells import size
 from tools.measure import all_imports, code_lines, percentiles, prose
@@ -23,6 +31,11 @@ ORACLE = re.compile(
     r'|\bsqlite3\b|jsonschema|\bjinja2?\b|independent'
 )
 EXERCISES = re.compile(r'^#+ Exercises', re.M)
+HEADING = re.compile(r'^(#+) (.*)$', re.M)
+NUMBER = re.compile(
+    r'\d|\b(one (of|in)|two|three|four|five|six|seven|eight|nine|ten|all|none|not one|half)\b', re.I
+)
+WIDE = 160  # characters of an entry
 
 
 @dataclass(frozen=True)
@@ -121,6 +134,111 @@ def table(notebooks: list[Notebook]) -> list[str]:
     return lines
 
 
+@dataclass(frozen=True)
+class Chapter:
+    "What a chapter teaches against: each entry is a line, '' where none was found."
+
+    name: str
+    naive: str  # what the naive version gets wrong, and the number that shows it
+    picture: str
+    oracle: str
+
+    @property
+    def missing(self) -> list[str]:
+        return [k for k in ('naive', 'picture', 'oracle') if not getattr(self, k)]
+
+    def __str__(self):
+        said = [(k, getattr(self, k) or '-') for k in ('naive', 'picture', 'oracle')]
+        return '\n'.join([self.name, *(f'  {k:<9}{text}' for k, text in said)])
+
+
+def sentences(text: str) -> list[str]:
+    "The sentences of a Markdown cell without its headings, images and links."
+    text = re.sub(r'!\[[^\]]*\]\([^)]*\)', '', HEADING.sub('', text))
+    text = re.sub(r'\[([^\]]*)\]\([^)]*\)', r'\1', text)
+    found = re.split(r'(?<=[.!?:])\s+(?=[A-Z`*"<])', ' '.join(text.split()))
+    return [s for s in found if s]
+
+
+def shown(cell: Cell) -> str:
+    "The text of what a cell shows; '' where it is a picture or nothing."
+    texts = (o.get('text') or o.get('data', {}).get('text/plain') or '' for o in cell.outputs)
+    found = (' '.join(''.join(t).split()) for t in texts)
+    return next((t for t in found if t and not t.startswith('<')), '')
+
+
+def naive_cells(nb: Notebook) -> list[Cell]:
+    "The section of the naive version, up to the next heading of its level."
+    found: list[Cell] = []
+    level = 0
+    for c in nb.cells:
+        heads = HEADING.findall(c.source) if c.kind == 'markdown' else []
+        if level and any(len(marks) <= level for marks, _ in heads):
+            break
+        if not level:
+            level = next((len(marks) for marks, title in heads if NAIVE.search(title)), 0)
+        if level:
+            found.append(c)
+    return found
+
+
+def failure(nb: Notebook) -> str:
+    """The first output of the naive section that is followed by a sentence with a number, and that
+    sentence; else the first output with a number, and the sentence behind or before it.
+    """
+    said, best = '', (-1, '')
+    for c, after in pairwise([*naive_cells(nb), None]):
+        if c.kind == 'markdown':
+            said = (sentences(c.source) or [said])[-1]
+        elif c.outputs:
+            follows = after is not None and after.kind == 'markdown' and sentences(after.source)
+            sentence, output = follows[0] if follows else said, shown(c)
+            score = 2 if NUMBER.search(sentence) else int(bool(re.search(r'\d', output)))
+            number = f' [{textwrap.shorten(output, 60, placeholder=" …")}]' if output else ''
+            if score > best[0]:
+                best = score, textwrap.shorten(sentence, WIDE, placeholder=' …') + number
+    return best[1]
+
+
+def picture(nb: Notebook) -> str:
+    "The first picture: its file and what it shows, or the code that draws it."
+    for c in nb.cells:
+        image = c.kind == 'markdown' and re.search(r'!\[([^\]]*)\]\(([^)]*)\)', c.source)
+        if image:
+            text = ' '.join(f'{image[2]}: {image[1]}'.split())
+            return textwrap.shorten(text, WIDE, placeholder=' …')
+        if c.kind == 'code' and pictures(c):
+            drawn = f'drawn by `{code_lines(c.code)[-1].strip()}`'
+            return c.directives.get('fig-alt', '').strip('"') or drawn
+    return ''
+
+
+def oracle(nb: Notebook) -> str:
+    "The sentence that names the oracle, or else the independent way of computing."
+    texts = [c.source for c in nb.cells if c.kind == 'markdown']
+    for pattern in (re.compile(r'\boracle', re.I), ORACLE):
+        for text in texts:
+            head = HEADING.search(text)
+            said = sentences(text)
+            named = [s for s in said if pattern.search(s)] or said * bool(
+                head and pattern.search(head[2])
+            )
+            if named:
+                return textwrap.shorten(named[0], WIDE, placeholder=' …')
+    return ''
+
+
+def chapters(notebooks: list[Notebook]) -> list[Chapter]:
+    "The numbered notebooks, each with its failure, its picture and its oracle."
+    return [
+        Chapter(nb.name.removesuffix('.ipynb'), failure(nb), picture(nb), oracle(nb))
+        for nb in notebooks
+        if nb.number is not None
+    ]
+
+
 if __name__ == '__main__':
-    root = Path(sys.argv[1]).resolve() if sys.argv[1:] else ROOT
-    print('\n'.join(table(read_notebooks(root))))
+    given = [a for a in sys.argv[1:] if a != '--chapters']
+    notebooks = read_notebooks(Path(given[0]).resolve() if given else ROOT)
+    found = chapters(notebooks) if '--chapters' in sys.argv else table(notebooks)
+    print('\n'.join(map(str, found)))

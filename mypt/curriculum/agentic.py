@@ -40,19 +40,16 @@ from mypt.curriculum.tool_script import (
 )
 
 # %% ../../nbs/28_agentic.ipynb #881ed1b2
+from .plain_plays import answer_summary, ask_which, summarized, summary_size
+from .tool_deck import PlaySets, Plays, ToolDeck, ToolPlay, ToolSource
 from mypt.curriculum.toolcall import (
     KNOWN,
     LISTS,
-    ToolPlay,
-    Plays,
     PlainChats,
+    TOOL_SETS,
     TOOL_SUITE_SYSTEM,
     TOOL_SYSTEMS,
-    ToolDeck,
-    ToolSource,
     agent_case,
-    answer_summary,
-    ask_which,
     lose_document,
     naming_hits,
     needs_hit,
@@ -70,8 +67,6 @@ from mypt.curriculum.toolcall import (
     search_first,
     search_then_read,
     single_turns,
-    summarized,
-    summary_size,
     wrong_get,
     wrong_guess,
     wrong_list,
@@ -448,16 +443,20 @@ SIMPLE_PATTERNS: Plays = dict(
     LIST_SELECT_SUMMARIZE={list_summarize: 1.0},
     ERROR_RECOVERY={wrong_ending: 1.0},
 )
-_SHORT_HITS = (
-    search_then_read,
-    search_again_read,
-    read_other_first,
-    four_calls,
-    nothing_read,
-    wrong_summary_found,
+_AGENT_SETS = PlaySets(
+    short_hits=(
+        search_then_read,
+        search_again_read,
+        read_other_first,
+        four_calls,
+        nothing_read,
+        wrong_summary_found,
+    ),
+    alone=(nothing_found, nothing_read, search_again_nothing),
+    lists=(*LISTS, search_list_read, list_summarize, list_read, clarify_summarize, unknown_name),
+    before=TOOL_SETS.before,
+    unnamed=TOOL_SETS.unnamed,
 )
-_ALONE = (nothing_found, nothing_read, search_again_nothing)
-_LISTS = (*LISTS, search_list_read, list_summarize, list_read, clarify_summarize, unknown_name)
 
 # %% ../../nbs/28_agentic.ipynb #465aa23c
 def make_agentic(
@@ -483,7 +482,7 @@ def make_agentic(
     kinds = SIMPLE_PATTERNS if simple else PATTERNS
     kinds = kinds if style.turns else single_turns(kinds)
     plain = PlainChats(n, seed, shelf, style)
-    source = ToolSource(kinds, shelf, style, _SHORT_HITS, _ALONE, plain, _LISTS)
+    source = ToolSource(kinds, _AGENT_SETS, shelf, style, plain.draw)
     deck = ToolDeck(source, shares, systems, before, long)
     return distinct(deck.draw, n, language, seed, first_question)
 
