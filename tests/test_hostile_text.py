@@ -243,6 +243,7 @@ def test_the_same_words_as_before():
     assert [s.heading for s in _sections('# A #B # \n## C', 'en')] == ['', 'A #B', 'C']
     assert without_files('Read a/b-1.md#3 and c.d.txt, not x.mdx.') == 'Read   and  , not x.mdx.'
     assert without_markup('**a b** __c d__ __e__') == 'a b c d __e__'
+    assert without_markup('see <https://a.b/c>, <b>x</b>') == 'see https://a.b/c, <b>x</b>'
     settings = ('a = 1', '"a" = 1', 'a\t = 1', 'a b: 1', "'a':", '- x', '[t]', '  x')
     for line in settings:
         assert read_markdown(front(line)).text == 'text', line

@@ -17,8 +17,9 @@ from mypt.curriculum.facts import unwrap_lines
 from mypt.curriculum.shelf import Shelf
 from mypt.curriculum.chat_words import fact_sentence
 from mypt.curriculum.facts import Fact
+from mypt.curriculum.plain_plays import _first_sentences
 from mypt.curriculum.small_talk import talk_forms
-from mypt.curriculum.tool_script import ScriptStyle, ToolScript
+from mypt.curriculum.tool_script import ScriptStyle, ToolScript, names_what_is_asked
 from mypt.curriculum.toolcall import TOOL_SHARES, look_thought, make_toolcall
 from mypt.data.masks import encode
 from mypt.data.tokenizer import get_tokenizer
@@ -397,3 +398,25 @@ def test_sentences_end_where_they_end():
         'See Fig. 2.',
         'It ends.',
     ]
+
+
+@pytest.mark.parametrize(
+    'subject, shown, named',
+    [
+        ('Defense in Depth', 'The principle of Defense-in-Depth', True),
+        ('Cross-Site Scripting', '## Cross Site Scripting (XSS)', True),
+        ('§ 93', '### Art 93', False),
+        ('Pinning', 'Unpinning', False),
+    ],
+)
+def test_a_hit_names_what_is_asked_with_hyphens_or_without(subject, shown, named):
+    fact = Fact('a.md', 'A', 'en', 'section', subject, '', 'x')
+    assert names_what_is_asked(dict(title='Other', text=shown), fact) == named
+
+
+def test_a_text_to_shorten_ends_with_a_sentence():
+    text = 'Es gilt das Gesetz. Der Bericht nach § 325 Abs. 2a ist zu erstatten. Er ist lang.'
+    assert _first_sentences(text, 30) == 'Es gilt das Gesetz.'
+    assert _first_sentences(text, 55) == 'Es gilt das Gesetz.'  # not with *§ 325 Abs.*
+    assert _first_sentences(text, 75) == text.removesuffix(' Er ist lang.')
+    assert _first_sentences(text, 5) == ''

@@ -324,7 +324,9 @@ def _tells_whose(t: GivenAnswer) -> Iterator[Verdict]:
     for cited, value in _stated_by(t):
         pieces = [p for p in t.passages if p.text and p.doc_id in cited]
         said = [(p, _saying(p, sentence, value)) for p in pieces]
-        told = [tells_whose(p, subject, s) for p, s in said if s]
+        told = [
+            tells_whose(p._replace(text=p.text.replace('**', '')), subject, s) for p, s in said if s
+        ]
         if told:
             yield Verdict('the cited piece tells whose it is', '' if any(told) else subject)
 
@@ -742,6 +744,9 @@ def _own_words(text: str, t: GivenAnswer) -> str:
     return without_files(' '.join(own).partition('Text: ')[0] or ' '.join(own))
 
 
+_QUOTED_TEXT = re.compile(r'"[^"]{60,}"?')  # of a document: *Read this. "…" Name the others.*
+
+
 def _forms(t: GivenAnswer, lang: str) -> Iterator[Verdict]:
     if t.meta.get('operator') or t.meta.get('category') in _PAYLOADS:
         texts = [t.question.split(':')[0]]
@@ -753,7 +758,7 @@ def _forms(t: GivenAnswer, lang: str) -> Iterator[Verdict]:
     if not _is_invented(t) and lang == 'en':
         after_text = t.question.startswith('Text: ')  # which may be real, as the answer may
         order = t.question.rpartition('\n\n')[2] if after_text else t.question.partition(': ')[0]
-        texts = [order]
+        texts = [_QUOTED_TEXT.sub(' ', order)]
     wrong = (form for text in texts if text for form in wrong_forms(_own_words(text, t), lang))
     yield Verdict('case and number', next(wrong, ''))
 

@@ -151,8 +151,8 @@ def unread_hits(
     for call, returned in calls:
         for hit in returned.get('documents', ()) if call['name'] == 'workspace.search' else ():
             text = f'{hit.get("title", "")} {hit.get("text", "")}'
-            if holds(text, subject):
-                named.append(hit['doc_id'])
+            if holds(text, subject) and ('§' not in subject or subject in text):
+                named.append(hit['doc_id'])  # *Art 93* is not § 93
     return [d for d in dict.fromkeys(named) if d not in opened]
 
 # %% ../../nbs/curriculum/meaning_calls.ipynb #7c20a017

@@ -10,6 +10,7 @@ __all__ = ['SUMMARY_SIZES', 'found_names', 'list_all', 'answer_besides', 'list_b
 
 # %% ../../nbs/curriculum/plain_plays.ipynb #8693ff8f
 import re
+from itertools import accumulate
 from ..agent.tools import is_whole_sentence, sentences
 from .attributes import WORLD
 from .facts import stands_alone, unwrap_lines
@@ -202,7 +203,7 @@ def good_summary(script: ToolScript, short: str) -> bool:
     whole = (
         bool(said) and all(ends_well(s) and is_whole_sentence(s) for s in said) and ends_well(short)
     )
-    whole = whole and '**' not in short  # markup of the document, which is no part of an answer
+    whole = whole and '**' not in short and '<http' not in short  # markup is no part of an answer
     facts = {f.sentence for _, found in script.pages for f in found}
     of, subject = script.doc.text, script.fact.subject
     return whole and short not in facts and not tells_of_another(short, of, subject, script.lang)
@@ -253,10 +254,15 @@ def summarize_document(script: ToolScript) -> bool:
     return shorten(script, script.form('ask.summary_size', **names), think, size)
 
 # %% ../../nbs/curriculum/plain_plays.ipynb #245a203f
+def _first_sentences(text: str, most: int) -> str:
+    "As many sentences as fit in `most` characters; *§ 325 Abs.* does not end one."
+    longer = accumulate(sentences(text), lambda before, s: f'{before} {s}')
+    return max((t for t in longer if len(t) <= most and ends_well(t)), key=len, default='')
+
+
 def summarize_text(script: ToolScript) -> bool:
     "A summary of a text that the user brings."
-    text = ' '.join(sentences(script.doc.text))[:800]
-    text = text[: text.rfind('. ') + 1]
+    text = _first_sentences(script.doc.text, 800)
     if len(text) < 350 or '](' in text:
         return False
     script.ask(script.form('ask.summary_text', x=text), 'summarize')

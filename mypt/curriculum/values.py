@@ -58,17 +58,18 @@ _MARKUP = re.compile(
     r'|(?<!\w)__(?=[^\s_])(?P<strong>[^\n_ ]* [^\n_]*)(?<=\S)__(?!\w)'
     r'|(?<![\w*])\*(?=[^\s*])(?P<slanted>[^*\n]+?)(?<=[^\s*])\*(?![\w*])'
     r'|(?<!\w)_(?=[^\W_])(?P<leaning>[^_\n]+?)(?<=[^\s_])_(?!\w)'
+    r'|<(?P<link>(?:https?://|mailto:)[^<>\s]+)>'
     r'|\\(?P<sign>[!-/:-@\[-`{-~])',
     re.M | re.S,
 )
-_SIGNS = re.compile(r'[*`_\\]')
+_SIGNS = re.compile(r'[*`_\\<]')
 
 
 def _read_mark(m: re.Match) -> str:
     if m['fence']:
         return m[0]
     inner = m['bold'] or m['strong'] or m['slanted'] or m['leaning']
-    return without_markup(inner) if inner else m['code'] or m['sign']
+    return without_markup(inner) if inner else m['code'] or m['link'] or m['sign']
 
 
 def without_markup(text: str) -> str:
