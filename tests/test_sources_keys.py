@@ -424,6 +424,13 @@ def answer_of(conv, row) -> dict:
         '<reasoning>\nA\n</reasoning>\n4',
         '[THINK]A[/THINK]4',
         '<|begin_of_thought|>A<|end_of_thought|>\n<|begin_of_solution|>4<|end_of_solution|>',
+        '<THINK>\nA\n</THINK>\n\n4',
+        '<Thinking>A</Thinking>4',
+        '<seed:think>A</seed:think>4',
+        '◁think▷A◁/think▷4',
+        '<|channel|>analysis<|message|>A<|end|><|start|>assistant<|channel|>final<|message|>4',
+        '<|channel|>analysis<|message|>A<|end|>'
+        '<|start|>assistant<|channel|>final<|message|>4<|return|>',
     ],
 )
 @pytest.mark.parametrize('form', ['messages', 'sharegpt', 'alpaca', 'completion', 'turns'])
@@ -453,7 +460,7 @@ def test_a_thought_in_the_middle_is_no_answer(conv):
     assert answer_of(conv, talk('q', code))['content'] == code
 
 
-@pytest.mark.parametrize('key', ['train', 'training', 'trainable', 'loss'])
+@pytest.mark.parametrize('key', ['train', 'training', 'trainable', 'train_on_turn', 'loss'])
 def test_false_in_any_word_is_not_trained(conv, key):
     no = {key: False}
     said = dict(role='assistant', content='b') | no

@@ -148,12 +148,20 @@ _THOUGHTS_END = {
     '<thinking>': '</thinking>',
     '<thought>': '</thought>',
     '<reasoning>': '</reasoning>',
+    '<seed:think>': '</seed:think>',
     '[THINK]': '[/THINK]',
+    '◁think▷': '◁/think▷',
     '<|begin_of_thought|>': '<|end_of_thought|>',
+    '<|channel|>analysis<|message|>': '<|end|>',
 }
-_SOLUTION = '<|begin_of_solution|>', '<|end_of_solution|>'  # around the answer after such a thought
+_NEVER_WORDS = {*_THOUGHTS_END} - {'<thinking>', '<thought>', '<reasoning>'}
+for change in (str.lower, str.upper, str.title):
+    _THOUGHTS_END |= {change(tag): change(end) for tag, end in _THOUGHTS_END.items()}
+_FINAL = '<|start|>assistant<|channel|>final<|message|>'
+_AROUND = [('<|begin_of_solution|>', '<|end_of_solution|>')]  # the answer after such a thought
+_AROUND += [(_FINAL, end) for end in ('<|return|>', '<|end|>', '')]
 
-
+# %% ../../nbs/sources/rows.ipynb #489c57a1
 _BLANKS, _LINE_ENDS = re.compile(r'\s*'), re.compile(r'[\r\n]*')
 
 
@@ -170,7 +178,7 @@ def _first_thought(text: str, at: int) -> tuple[str | None, int]:  # (None witho
         return None, at
     start += len(tag)
     end = text.find(_THOUGHTS_END[tag], start)
-    if end < 0 and tag in ('<thinking>', '<thought>', '<reasoning>'):
+    if end < 0 and tag not in _NEVER_WORDS:
         return None, at  # words about a tag
     if end < 0:
         raise Skip('a thought that does not end')
@@ -192,10 +200,18 @@ def split_thought(text: str) -> tuple[str, str]:  # (thought, the text after it)
         is_code = before.count('```') % 2 or before.count('~~~') % 2
         if not is_code and (before.endswith('\n') or after.startswith(('\n', '\r'))):
             thoughts, rest = [before.strip('\r\n')], after.lstrip('\r\n')
-    begin, end = _SOLUTION
-    if thoughts and rest.startswith(begin) and rest.rstrip().endswith(end):
-        rest = rest.rstrip()[len(begin) : -len(end)].strip('\r\n')
+    if thoughts:
+        rest = _without_tags(rest)
     return '\n\n'.join(t for t in thoughts if t.strip()), rest
+
+
+def _without_tags(answer: str) -> str:
+    "An answer behind a thought, without the tags around it."
+    whole = answer.rstrip()
+    for begin, end in _AROUND:
+        if whole.startswith(begin) and whole.endswith(end):
+            return whole[len(begin) : len(whole) - len(end)].strip('\r\n')
+    return answer
 
 # %% ../../nbs/sources/rows.ipynb #d3dec686
 _LATER_THOUGHT = re.compile('^<think>', re.M)
@@ -314,7 +330,9 @@ def wrong_shape(e: Exception) -> Skip:
 # %% ../../nbs/sources/rows.ipynb #3e8d21a0
 _ANSWERS = ('assistant', 'assistant_toolcall')
 _WEIGHTS = ('weight', 'loss_weight')
-_TRAINED = {k: True for k in ('train', 'training', 'trainable', 'loss', 'loss_mask')}
+_TRAINED = {
+    k: True for k in ('train', 'training', 'trainable', 'train_on_turn', 'loss', 'loss_mask')
+}
 _TRAINED |= {k: False for k in ('masked', 'is_masked', 'mask')}  # true: read it, do not train it
 _SAYS = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
 
