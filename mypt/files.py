@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_LINE', 'ARRAY', 'JSON_BYTES', 'JSON_DEPTH', 'PART_DEPTH', 'RESTORE', 'REPORT_HINT', 'TYPE_NAMES', 'T',
-           'READ_TRIES', 'open_input', 'iter_lines', 'too_long_error', 'bounded_lines', 'watched', 'sync',
-           'check_output', 'check_distinct', 'temporary', 'atomic_write', 'sha256_of', 'checksums', 'json_text',
+           'READ_TRIES', 'open_input', 'check_unpacked', 'iter_lines', 'too_long_error', 'bounded_lines', 'watched',
+           'sync', 'check_output', 'check_distinct', 'temporary', 'atomic_write', 'sha256_of', 'checksums', 'json_text',
            'write_json', 'signed', 'signed_text', 'read_start', 'read_text', 'check_ordinary', 'file_version',
            'json_fault', 'json_value', 'json_of', 'json_object', 'Rule', 'value_text', 'check_json', 'stays_inside',
            'check_names', 'beside', 'lock_folder', 'writing', 'read_version', 'newest_save', 'json_asset',
@@ -74,6 +74,26 @@ def open_input(
     with f:
         yield f
 
+# %% ../nbs/base/files.ipynb #b72591c2
+_PACKED = {
+    b'\x1f\x8b': 'gunzip -k',
+    b'\x28\xb5\x2f\xfd': 'unzstd',
+    b'\xfd7zXZ\0': 'unxz -k',
+    b'BZh': 'bunzip2 -k',
+    b'PK\x03\x04': 'unzip',
+}
+
+
+def check_unpacked(
+    path: str | Path,
+    head: bytes,  # The first bytes of the file
+):
+    "Raise `UserError` on a file that is packed."
+    unpack = next((way for mark, way in _PACKED.items() if head.startswith(mark)), '')
+    if unpack:
+        sheet = ' (of a spreadsheet save a table as CSV)' if unpack == 'unzip' else ''
+        raise UserError(f'{path}: is packed; first {unpack} {Path(path).name}{sheet}')
+
 # %% ../nbs/base/files.ipynb #b72591d2
 def iter_lines(
     path: str | Path,
@@ -81,6 +101,7 @@ def iter_lines(
     "Lines that are not blank, without a byte-order mark; None for one over `MAX_LINE`."
     with open_input(path, once=True) as f:
         n, line = 0, f.readline(MAX_LINE + 1)
+        check_unpacked(path, line)
         line = line.removeprefix(b'\xef\xbb\xbf')
         while line:
             n += 1

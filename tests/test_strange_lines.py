@@ -1,5 +1,6 @@
 """Lines of strangers: what no file can hold is told by `check`, and nothing else meets it."""
 
+import gzip
 import json
 import os
 import struct
@@ -21,6 +22,7 @@ from mypt.eval.suite import load_suite
 from mypt.files import iter_lines
 from mypt.inference.generate import _print_pieces
 from mypt.model.config import load_config
+from mypt.sources.convert import convert
 from mypt.sources.tool_schemas import json_values
 from mypt.train.callbacks import read_log
 
@@ -172,6 +174,18 @@ def test_a_false_case_of_a_suite_is_one_line(tmp_path, change, said):
     (tmp_path / 's.jsonl').write_text(json.dumps(case | change))
     with pytest.raises(UserError, match=rf's.jsonl:1: .*{said}'):
         load_suite(tmp_path / 's.jsonl')
+
+
+@pytest.mark.parametrize('name', ['in.jsonl.gz', 'in.csv', 'in.json', 'in.jsonl'])
+def test_a_packed_file_is_told_with_its_program(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(gzip.compress(f'{{{TALK}}}\n'.encode()))
+    for use in (lambda: check(name), lambda: convert(name, 'out.jsonl')):
+        with pytest.raises(UserError, match=f'is packed; first gunzip -k {name}'):
+            use()
+    Path(name).write_bytes(b'PK\x03\x04' + b'x' * 99)
+    with pytest.raises(UserError, match='save a table as CSV'):
+        convert(name, 'out.jsonl')
 
 
 @pytest.mark.parametrize('what', ['pipe', '/dev/zero'])
