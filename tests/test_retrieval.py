@@ -552,6 +552,18 @@ def test_html_takes_linear_time(page):
     assert time.perf_counter() - start < 20
 
 
+@pytest.mark.parametrize(
+    'page', ["'<a ' + 'b ' * 10**6 + '>x'", "'<!--' * 10**6", "'<p a=\"' + 'b' * 10**7 + '\">x'"]
+)
+def test_html_takes_little_memory(page):
+    run = f"""import resource as r
+from mypt.agent.html_text import html_text
+r.setrlimit(r.RLIMIT_AS, (600 << 20, 600 << 20))
+print(repr(html_text({page})[1]))"""
+    p = subprocess.run([sys.executable, '-c', run], capture_output=True, text=True, timeout=60)
+    assert p.stdout.strip() in ("'x'", "''"), p.stderr
+
+
 @given(st.text('<>/abp ="\'!-&;\n', max_size=200))
 @settings(deadline=None, max_examples=300)
 def test_any_html_is_read(page):

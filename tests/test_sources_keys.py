@@ -277,6 +277,14 @@ def test_text_arrives_byte_for_byte(conv, row):
     assert [m['content'] for m in ep['messages']] == [WHOLE, WHOLE]
 
 
+@pytest.mark.parametrize('heading', ['Aufgabe:', 'Quelle:', '### Frage', 'Input:', '**Kontext**'])
+def test_a_heading_does_not_flatten_the_code_below_it(conv, heading):
+    asked = f'{heading}\nfor i in range(3):\n    print(i)\n\n\tWas gibt es aus?\nQuelle: hier'
+    said = [{'from': 'human', 'value': asked}, {'from': 'gpt', 'value': '0 1 2'}]
+    (ep,), _, _ = conv([dict(conversations=said)])
+    assert ep['messages'][0] == dict(role='user', content=asked)
+
+
 def test_plain_text_is_a_replay_episode(conv):
     (ep,), _, _ = conv([dict(text=WHOLE, label=1)])
     assert ep['_replay'] is True and ep['text'] == WHOLE

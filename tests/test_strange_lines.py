@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from mypt.agent.retrieval import search
 from mypt.cli import main
-from mypt.curate.augment import held_questions
+from mypt.curate.augment import augment, diversify, held_questions
+from mypt.curate.dedup import dedup
 from mypt.data.dataset import open_dataset
 from mypt.data.episodes import parse_line
+from mypt.data.mix import mix
 from mypt.data.prepare import check, prepare
 from mypt.data.serialize import load_call
 from mypt.data.tokenizer import LONG_BLANK, get_tokenizer
@@ -54,6 +56,16 @@ def test_every_reader_tells_the_same(line, said, tmp_path, capsys):
         prepare(str(path), tmp_path / 'd', 'byte', val_split=0)
     prepare(str(path), tmp_path / 'd', 'byte', val_split=0, on_error='skip')
     assert str(path) in bad
+    out = str(tmp_path / 'out.jsonl')
+    for use in (
+        lambda: mix([f'{path}:1.0'], out),
+        lambda: dedup(path, out),
+        lambda: diversify(str(path), out),
+        lambda: augment(str(path), out, target_count=9),
+    ):
+        with pytest.raises(UserError, match=said):
+            use()
+    assert not Path(out).exists()
 
 
 @pytest.mark.parametrize('where', ['key', 'role', 'inner'])

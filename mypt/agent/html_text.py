@@ -119,6 +119,7 @@ _MENU_ROLES = {'navigation', 'menu', 'menubar'}
 _ASIDE = {'header', 'footer', 'aside'}
 _OWN_FOOTER = {'article', 'section', 'main', 'blockquote', 'td', 'li'}
 _GROUPS = {'div', 'ul', 'ol', 'menu', 'section', 'table', 'td'}  # a menu if their name says so
+_MAY_BE_MENU = {'nav'} | _ASIDE | _GROUPS
 _ASIDE_NAMES = re.compile(
     r'(?:^|[\s_-])(?:nav|navbar|navigation|menu|breadcrumbs?|sidebar|header|footer)(?:$|[\s_-])',
     re.I,
@@ -164,12 +165,13 @@ def _holds_page(node: LexborNode) -> bool:
 # %% ../../nbs/agent/html_text.ipynb #d8c37ce0
 def _is_menu(node: LexborNode, in_text: bool = False) -> bool:
     "Is this navigation or the end of each page, rather than text?"
-    if node.tag == 'footer' or node.attributes.get('role') == 'contentinfo':
-        if not in_text and not _holds_page(node) and node.css_first('h1') is None:
-            return True
-    if node.tag not in {'nav'} | _ASIDE | _GROUPS:
+    if node.tag not in _MAY_BE_MENU:
         return False
-    if node.tag == 'nav' or node.attributes.get('role') in _MENU_ROLES:
+    role = node.attributes.get('role')
+    is_end = not in_text and (node.tag == 'footer' or role == 'contentinfo')
+    if is_end and node.css_first('h1') is None and not _holds_page(node):
+        return True
+    if node.tag == 'nav' or role in _MENU_ROLES:
         return not _holds_page(node)
     return _is_beside(node) and _mostly_links(node) and not _holds_page(node)
 
@@ -212,7 +214,7 @@ def _walk(root: LexborNode) -> Iterator[tuple[LexborNode, bool]]:  # (node, on t
             stack.append(_Open(None, iter(kept), beside, in_text))
         else:
             yield node, True
-            may_be_menu = node.tag in {'nav'} | _ASIDE | _GROUPS and _is_beside(node)
+            may_be_menu = node.tag in _MAY_BE_MENU and _is_beside(node)
             in_text = in_text or node.tag in _OWN_FOOTER
             inner = node.iter(include_text=True)
             stack.append(_Open(node, inner, beside + may_be_menu, in_text))
