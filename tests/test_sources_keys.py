@@ -48,6 +48,9 @@ def test_keys_that_nobody_read_are_reported(conv):
     assert 'not used: score (2 rows), messages[].refusal (2 rows)' in said
     eps, said, _ = conv([row], keep_meta=['score'])
     assert eps[0]['_meta'] == {'score': 3} and 'score' not in said
+    assert conv([row | {'_meta': {'score': 3}}], keep_meta=['score'])[0][0]['_meta'] == {'score': 3}
+    with pytest.raises(UserError, match='_meta has another score already'):
+        conv([row | {'_meta': {'score': 2}}], keep_meta=['score'])
     with pytest.raises(UserError, match=r'score \(1 row\), messages\[\].refusal \(1 row\)'):
         conv([row], strict=True)
     with pytest.raises(UserError, match=r'keys: messages\[\].refusal \(1 row\); keep'):
@@ -186,8 +189,10 @@ def test_system_prompts(conv):
     plain = dict(instruction='Name a colour.', output='Blue.')
     assert 'system' not in conv([plain])[0][0]
     assert conv([plain], system_prompt='You are MyPT.')[0][0]['system'] == 'You are MyPT.'
-    for column in ('system', 'system_prompt'):
+    for column in ('system', 'system_prompt', 'system_message', 'systemPrompt'):
         pirate = plain | {column: 'A pirate.'}
+        (ep,), _, _ = conv([talk('a', 'b') | {column: 'A pirate.'}], strict=True)
+        assert ep['system'] == 'A pirate.'
         assert conv([pirate], system_prompt='x')[0][0]['system'] == 'A pirate.'
         (ep,), said, _ = conv([pirate], no_system_prompt=True)
         assert 'system' not in ep and '1 row: system prompt removed' in said
@@ -464,6 +469,9 @@ def test_a_thought_beside_the_answer_is_its_thought(conv):
 def test_a_thought_in_the_middle_is_no_answer(conv):
     with pytest.raises(UserError, match='a thought in the middle of an answer'):
         conv([talk('q', 'First.\n<think>A</think>\n4')])
+    with pytest.raises(UserError, match='a thought within a thought'):
+        conv([talk('q', '<think>A <think>B</think> C</think>4')])
+    assert answer_of(conv, talk('q', '<think>The tag <think>.</think>4'))['content'] == '4'
     code = 'So:\n```\n<think>\nA</think>\n```'
     assert answer_of(conv, talk('q', code))['content'] == code
 
