@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MAX_LINE', 'ARRAY', 'JSON_BYTES', 'JSON_DEPTH', 'PART_DEPTH', 'RESTORE', 'REPORT_HINT', 'TYPE_NAMES', 'T',
            'READ_TRIES', 'open_input', 'check_unpacked', 'iter_lines', 'too_long_error', 'bounded_lines', 'watched',
-           'sync', 'check_output', 'check_distinct', 'temporary', 'atomic_write', 'sha256_of', 'checksums', 'json_text',
-           'write_json', 'signed', 'signed_text', 'read_start', 'read_text', 'check_ordinary', 'file_version',
-           'json_fault', 'json_value', 'json_of', 'json_object', 'Rule', 'value_text', 'check_json', 'stays_inside',
-           'check_names', 'beside', 'lock_folder', 'writing', 'read_version', 'newest_save', 'json_asset',
-           'text_assets']
+           'sync', 'check_output', 'check_folder', 'check_distinct', 'temporary', 'atomic_write', 'sha256_of',
+           'checksums', 'json_text', 'write_json', 'signed', 'signed_text', 'read_start', 'read_text', 'check_ordinary',
+           'file_version', 'json_fault', 'json_value', 'json_of', 'json_object', 'Rule', 'value_text', 'check_json',
+           'stays_inside', 'check_names', 'beside', 'lock_folder', 'writing', 'read_version', 'newest_save',
+           'json_asset', 'text_assets']
 
 # %% ../nbs/base/files.ipynb #1df9fd78
 import fcntl
@@ -172,6 +172,14 @@ def check_output(path: str | Path) -> Path:
         what = 'a link' if stat.S_ISLNK(mode) else 'a device, pipe or socket'
         raise UserError(f'{path}: is {what}, which a file would replace; give another name')
     return path
+
+
+def check_folder(folder: str | Path) -> Path:
+    "The path of a folder to write files in; raises `UserError` on the root of the file system."
+    path = os.path.realpath(folder)
+    if path == os.path.dirname(path):
+        raise UserError(f'{folder}: is the root of the file system; name a folder in it')
+    return Path(folder)
 
 # %% ../nbs/base/files.ipynb #097f0b63
 def check_distinct(
@@ -520,6 +528,7 @@ _WRITING: set[tuple[int, int]] = set()  # (device, inode) of the folders that th
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:  # The folder is made where it is missing
     "Be the only process that writes a folder; raises `UserError` when another one does."
+    check_folder(folder)
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1033,6 +1033,11 @@ def test_a_path_beyond_all_bounds_is_one_line(name, tmp_path, monkeypatch, capsy
         'train --model_name / --config_file tiny --dataset_dir d',
         'train --model_name .. --config_file tiny --dataset_dir d',
         'train --model_name own --config_file tiny --dataset_dir d',
+        'rag-index --docs_dir . --out_dir /',
+        'translate extract --input e.jsonl --output_dir /',
+        'run --phase 1 --output_dir /',
+        'prepare-jobs plan --input e.jsonl --jobs_dir / --tokenization byte',
+        'export --model_name m --output /',
     ],
 )
 def test_numbers_and_names_beyond_all_bounds_are_one_line(line, tmp_path, monkeypatch, capsys):
