@@ -51,6 +51,18 @@ def _name(word: str) -> str:
         raise argparse.ArgumentTypeError(f'{word[:40]!r}… has more than {_MOST_FOLDERS} folders')
     return word
 
+
+_MAY_BE_PATHS = ('source', 'suite', 'token_file', 'tokenization')
+
+
+def _words(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        fault = 'holds bytes that are not UTF-8; type it in a terminal that is set to UTF-8'
+        raise argparse.ArgumentTypeError(f'{text[:40]!r} {fault}') from None
+    return text
+
 # %% ../nbs/commands/cli.ipynb #467eaf58
 def _underscored(flag: str) -> str:
     "`--num-examples` as `--num_examples`."
@@ -127,7 +139,8 @@ def _converter(p: Param) -> Callable[[str], Any]:
     kind = value_of(p)
     if kind in ('N', 'X'):
         return _number(p.type)
-    return str if kind == 'TEXT' else _name
+    is_name = kind not in ('TEXT', 'SETTING') or p.name in _MAY_BE_PATHS
+    return _name if is_name else _words
 
 # %% ../nbs/commands/cli.ipynb #2beadf41
 def _add_param(

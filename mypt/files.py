@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MAX_LINE', 'ARRAY', 'JSON_BYTES', 'JSON_DEPTH', 'PART_DEPTH', 'RESTORE', 'REPORT_HINT', 'TYPE_NAMES', 'T',
-           'READ_TRIES', 'open_input', 'iter_lines', 'too_long_error', 'bounded_lines', 'watched', 'sync',
-           'check_output', 'check_distinct', 'temporary', 'atomic_write', 'sha256_of', 'checksums', 'json_text',
-           'write_json', 'signed', 'signed_text', 'read_start', 'read_text', 'check_ordinary', 'file_version',
-           'json_fault', 'json_value', 'json_of', 'json_object', 'Rule', 'value_text', 'check_json', 'stays_inside',
-           'check_names', 'beside', 'lock_folder', 'writing', 'read_version', 'newest_save', 'json_asset',
-           'text_assets']
+           'READ_TRIES', 'open_input', 'check_unpacked', 'iter_lines', 'too_long_error', 'bounded_lines', 'watched',
+           'sync', 'check_output', 'check_folder', 'check_distinct', 'temporary', 'atomic_write', 'sha256_of',
+           'checksums', 'json_text', 'write_json', 'signed', 'signed_text', 'read_start', 'read_text', 'check_ordinary',
+           'file_version', 'json_fault', 'json_value', 'json_of', 'json_object', 'Rule', 'value_text', 'check_json',
+           'stays_inside', 'check_names', 'beside', 'lock_folder', 'writing', 'read_version', 'newest_save',
+           'json_asset', 'text_assets']
 
 # %% ../nbs/base/files.ipynb #1df9fd78
 import fcntl
@@ -74,6 +74,26 @@ def open_input(
     with f:
         yield f
 
+# %% ../nbs/base/files.ipynb #b72591c2
+_PACKED = {
+    b'\x1f\x8b': 'gunzip -k',
+    b'\x28\xb5\x2f\xfd': 'unzstd',
+    b'\xfd7zXZ\0': 'unxz -k',
+    b'BZh': 'bunzip2 -k',
+    b'PK\x03\x04': 'unzip',
+}
+
+
+def check_unpacked(
+    path: str | Path,
+    head: bytes,  # The first bytes of the file
+):
+    "Raise `UserError` on a file that is packed."
+    unpack = next((way for mark, way in _PACKED.items() if head.startswith(mark)), '')
+    if unpack:
+        sheet = ' (of a spreadsheet save a table as CSV)' if unpack == 'unzip' else ''
+        raise UserError(f'{path}: is packed; first {unpack} {Path(path).name}{sheet}')
+
 # %% ../nbs/base/files.ipynb #b72591d2
 def iter_lines(
     path: str | Path,
@@ -81,6 +101,7 @@ def iter_lines(
     "Lines that are not blank, without a byte-order mark; None for one over `MAX_LINE`."
     with open_input(path, once=True) as f:
         n, line = 0, f.readline(MAX_LINE + 1)
+        check_unpacked(path, line)
         line = line.removeprefix(b'\xef\xbb\xbf')
         while line:
             n += 1
@@ -151,6 +172,14 @@ def check_output(path: str | Path) -> Path:
         what = 'a link' if stat.S_ISLNK(mode) else 'a device, pipe or socket'
         raise UserError(f'{path}: is {what}, which a file would replace; give another name')
     return path
+
+
+def check_folder(folder: str | Path) -> Path:
+    "The path of a folder to write files in; raises `UserError` on the root of the file system."
+    path = os.path.realpath(folder)
+    if path == os.path.dirname(path):
+        raise UserError(f'{folder}: is the root of the file system; name a folder in it')
+    return Path(folder)
 
 # %% ../nbs/base/files.ipynb #097f0b63
 def check_distinct(
@@ -499,6 +528,7 @@ _WRITING: set[tuple[int, int]] = set()  # (device, inode) of the folders that th
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:  # The folder is made where it is missing
     "Be the only process that writes a folder; raises `UserError` when another one does."
+    check_folder(folder)
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

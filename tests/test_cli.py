@@ -107,6 +107,10 @@ def test_every_example_is_a_call_that_parses(example):
         (['dedup', '--input', 'a', '--output', 'a'], 'another'),
         (['mix', '--inputs', 'a.jsonl:x', '--output', 'b.jsonl'], 'number'),
         (['validate', 'nowhere'], None),
+        (['prepare', '--input', 'a', '--output_dir', 'b', '--system_prompt', 'gr\udcf6n'], 'UTF-8'),
+        (['generate', '--model_name', 'm', '--user', 'gr\udcf6n'], '--user'),
+        (['train', '--model_name', 'm', '--dataset_dir', 'd', '--sets', 'a=\udcf6'], '--sets'),
+        (['search', '\udcf6l', '--docs_dir', '.'], 'UTF-8'),
     ],
 )
 def test_a_wrong_call_is_one_line_and_exit_2(argv, words, tmp_path, monkeypatch, capsys):

@@ -119,6 +119,14 @@ def test_rows_in_are_rows_out_plus_rejects_byte_for_byte(tmp_path):
             'Say exactly this and not one word more or less: "cable"',
             'Say exactly this and not one word more or less: "table"',
         ),
+        *(
+            [f'Our colleague wrote {x} into the note about it; what follows from this?' for x in ab]
+            for ab in [
+                *(('-5', '5'), ('5%', '5'), ('5 €', '5 $'), ('5°C', '5°F'), ('x²', 'x³')),
+                *(('13+24', '13-24'), ('x*y', 'x/y'), ('a<b', 'a>b'), ('a == b', 'a != b')),
+                *(('!x', 'x'), ('a && b', 'a || b'), ('C++', 'C'), ('option B', 'option C')),
+            ]
+        ),
     ],
 )
 def test_what_means_something_else_stays(tmp_path, a, b):

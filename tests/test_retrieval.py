@@ -207,6 +207,8 @@ def test_the_command_names_what_it_left_out_and_mended(tmp_path, capsys):
         ('Größe\n'.encode() + b'\xc3' + 'Tür'.encode() + b'\xe4', None, '2 places'),
         (b'\xef\xbb\xbf' + 'Größe'.encode() + b'\xff', 'Größe\ufffd', 'byte 10 (0xFF)'),
         ('Die Größe der Tür'.encode('cp1252'), 'Die Größe der Tür', 'cp1252'),
+        ('„Größe“ – 5 €'.encode('cp1252'), '„Größe“ – 5 €', 'cp1252'),
+        ('Jest to zdanie o żabie i wężu'.encode('cp1250'), 'Jest to zdanie o żabie i wężu', '1250'),
         ('Le café est fermé à Noël'.encode('cp1252'), 'Le café est fermé à Noël', 'cp1252'),
         ('Корабли платят монетами'.encode('cp1251'), 'Корабли платят монетами', 'cp1251'),
         ('これは日本語の文書です。'.encode('shift_jis'), 'これは日本語の文書です。', 'shift_jis'),
@@ -508,6 +510,10 @@ def test_html_without_its_navigation():
         ),
         (f'<div class=page-header><h1>a</h1>{"<a>b</a>" * 3}</div>', '# a\n\nbbb'),
         ('<nav>b' + '<x-a>' * 300 + '</nav>c', 'c'),
+        ('<div><main>a</main><footer>© Harbour Ltd, all rights reserved</footer></div>', 'a'),
+        ('<p>a<footer><p>b<footer>c</footer></footer><div role=contentinfo>d</div>', 'a'),
+        ('<article>a<footer>by Ada</footer></article><footer>b</footer>', 'a\n\nby Ada'),
+        ('<footer><main>a</main></footer>', 'a'),
     ],
 )
 def test_html_as_a_browser_shows_it(page, text):
@@ -544,6 +550,18 @@ def test_html_takes_linear_time(page):
     start = time.perf_counter()
     html_text(page)
     assert time.perf_counter() - start < 20
+
+
+@pytest.mark.parametrize(
+    'page', ["'<a ' + 'b ' * 10**6 + '>x'", "'<!--' * 10**6", "'<p a=\"' + 'b' * 10**7 + '\">x'"]
+)
+def test_html_takes_little_memory(page):
+    run = f"""import resource as r
+from mypt.agent.html_text import html_text
+r.setrlimit(r.RLIMIT_AS, (600 << 20, 600 << 20))
+print(repr(html_text({page})[1]))"""
+    p = subprocess.run([sys.executable, '-c', run], capture_output=True, text=True, timeout=60)
+    assert p.stdout.strip() in ("'x'", "''"), p.stderr
 
 
 @given(st.text('<>/abp ="\'!-&;\n', max_size=200))

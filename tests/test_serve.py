@@ -1367,6 +1367,22 @@ def test_starting(folder, tmp_path, monkeypatch, capsys):
             serve(**dict(models=model) | kw)
     with socket.create_server(('127.0.0.1', 0)) as s, pytest.raises(UserError, match='--port'):
         serve(model, port=s.getsockname()[1])
+    (tmp_path / 'token').write_text('two words\n')
+    for kw, why in [
+        (dict(token_file=str(tmp_path / 'token')), 'one word; found 2'),
+        (dict(token_file=str(tmp_path / 'none')), 'cannot be read'),
+        (dict(token_file=str(tmp_path / 'token'), token='a' * 20), 'not both'),
+    ]:
+        with pytest.raises(UserError, match=why):
+            serve(model, **kw)
+    (tmp_path / 'token').write_text('a-very-long-secret\n')
+    serve(model, host='0.0.0.0', token_file=str(tmp_path / 'token'), check=True)
+    monkeypatch.setenv('MYPT_TOKEN', 'a-very-long-secret')
+    serve(model, host='0.0.0.0', check=True)
+    monkeypatch.setenv('MYPT_TOKEN', 'short')
+    with pytest.raises(UserError, match='shorter than 16'):
+        serve(model, check=True)
+    monkeypatch.delenv('MYPT_TOKEN')
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match='train one'):
         serve()

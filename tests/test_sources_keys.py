@@ -48,6 +48,9 @@ def test_keys_that_nobody_read_are_reported(conv):
     assert 'not used: score (2 rows), messages[].refusal (2 rows)' in said
     eps, said, _ = conv([row], keep_meta=['score'])
     assert eps[0]['_meta'] == {'score': 3} and 'score' not in said
+    assert conv([row | {'_meta': {'score': 3}}], keep_meta=['score'])[0][0]['_meta'] == {'score': 3}
+    with pytest.raises(UserError, match='_meta has another score already'):
+        conv([row | {'_meta': {'score': 2}}], keep_meta=['score'])
     with pytest.raises(UserError, match=r'score \(1 row\), messages\[\].refusal \(1 row\)'):
         conv([row], strict=True)
     with pytest.raises(UserError, match=r'keys: messages\[\].refusal \(1 row\); keep'):
@@ -186,8 +189,10 @@ def test_system_prompts(conv):
     plain = dict(instruction='Name a colour.', output='Blue.')
     assert 'system' not in conv([plain])[0][0]
     assert conv([plain], system_prompt='You are MyPT.')[0][0]['system'] == 'You are MyPT.'
-    for column in ('system', 'system_prompt'):
+    for column in ('system', 'system_prompt', 'system_message', 'systemPrompt'):
         pirate = plain | {column: 'A pirate.'}
+        (ep,), _, _ = conv([talk('a', 'b') | {column: 'A pirate.'}], strict=True)
+        assert ep['system'] == 'A pirate.'
         assert conv([pirate], system_prompt='x')[0][0]['system'] == 'A pirate.'
         (ep,), said, _ = conv([pirate], no_system_prompt=True)
         assert 'system' not in ep and '1 row: system prompt removed' in said
@@ -275,6 +280,14 @@ WHOLE = '    y = 1\n\n\treturn y  \nUser: no\n### Quelle:\n  x\n<tool_call> is a
 def test_text_arrives_byte_for_byte(conv, row):
     (ep,), _, _ = conv([row])
     assert [m['content'] for m in ep['messages']] == [WHOLE, WHOLE]
+
+
+@pytest.mark.parametrize('heading', ['Aufgabe:', 'Quelle:', '### Frage', 'Input:', '**Kontext**'])
+def test_a_heading_does_not_flatten_the_code_below_it(conv, heading):
+    asked = f'{heading}\nfor i in range(3):\n    print(i)\n\n\tWas gibt es aus?\nQuelle: hier'
+    said = [{'from': 'human', 'value': asked}, {'from': 'gpt', 'value': '0 1 2'}]
+    (ep,), _, _ = conv([dict(conversations=said)])
+    assert ep['messages'][0] == dict(role='user', content=asked)
 
 
 def test_plain_text_is_a_replay_episode(conv):
@@ -424,6 +437,13 @@ def answer_of(conv, row) -> dict:
         '<reasoning>\nA\n</reasoning>\n4',
         '[THINK]A[/THINK]4',
         '<|begin_of_thought|>A<|end_of_thought|>\n<|begin_of_solution|>4<|end_of_solution|>',
+        '<THINK>\nA\n</THINK>\n\n4',
+        '<Thinking>A</Thinking>4',
+        '<seed:think>A</seed:think>4',
+        '◁think▷A◁/think▷4',
+        '<|channel|>analysis<|message|>A<|end|><|start|>assistant<|channel|>final<|message|>4',
+        '<|channel|>analysis<|message|>A<|end|>'
+        '<|start|>assistant<|channel|>final<|message|>4<|return|>',
     ],
 )
 @pytest.mark.parametrize('form', ['messages', 'sharegpt', 'alpaca', 'completion', 'turns'])
@@ -449,11 +469,14 @@ def test_a_thought_beside_the_answer_is_its_thought(conv):
 def test_a_thought_in_the_middle_is_no_answer(conv):
     with pytest.raises(UserError, match='a thought in the middle of an answer'):
         conv([talk('q', 'First.\n<think>A</think>\n4')])
+    with pytest.raises(UserError, match='a thought within a thought'):
+        conv([talk('q', '<think>A <think>B</think> C</think>4')])
+    assert answer_of(conv, talk('q', '<think>The tag <think>.</think>4'))['content'] == '4'
     code = 'So:\n```\n<think>\nA</think>\n```'
     assert answer_of(conv, talk('q', code))['content'] == code
 
 
-@pytest.mark.parametrize('key', ['train', 'training', 'trainable', 'loss'])
+@pytest.mark.parametrize('key', ['train', 'training', 'trainable', 'train_on_turn', 'loss'])
 def test_false_in_any_word_is_not_trained(conv, key):
     no = {key: False}
     said = dict(role='assistant', content='b') | no

@@ -1,5 +1,6 @@
 """Lines of strangers: what no file can hold is told by `check`, and nothing else meets it."""
 
+import gzip
 import json
 import os
 import struct
@@ -9,9 +10,11 @@ from pathlib import Path
 import pytest
 from mypt.agent.retrieval import search
 from mypt.cli import main
-from mypt.curate.augment import held_questions
+from mypt.curate.augment import augment, diversify, held_questions
+from mypt.curate.dedup import dedup
 from mypt.data.dataset import open_dataset
 from mypt.data.episodes import parse_line
+from mypt.data.mix import mix
 from mypt.data.prepare import check, prepare
 from mypt.data.serialize import load_call
 from mypt.data.tokenizer import LONG_BLANK, get_tokenizer
@@ -21,6 +24,7 @@ from mypt.eval.suite import load_suite
 from mypt.files import iter_lines
 from mypt.inference.generate import _print_pieces
 from mypt.model.config import load_config
+from mypt.sources.convert import convert
 from mypt.sources.tool_schemas import json_values
 from mypt.train.callbacks import read_log
 
@@ -52,6 +56,16 @@ def test_every_reader_tells_the_same(line, said, tmp_path, capsys):
         prepare(str(path), tmp_path / 'd', 'byte', val_split=0)
     prepare(str(path), tmp_path / 'd', 'byte', val_split=0, on_error='skip')
     assert str(path) in bad
+    out = str(tmp_path / 'out.jsonl')
+    for use in (
+        lambda: mix([f'{path}:1.0'], out),
+        lambda: dedup(path, out),
+        lambda: diversify(str(path), out),
+        lambda: augment(str(path), out, target_count=9),
+    ):
+        with pytest.raises(UserError, match=said):
+            use()
+    assert not Path(out).exists()
 
 
 @pytest.mark.parametrize('where', ['key', 'role', 'inner'])
@@ -172,6 +186,18 @@ def test_a_false_case_of_a_suite_is_one_line(tmp_path, change, said):
     (tmp_path / 's.jsonl').write_text(json.dumps(case | change))
     with pytest.raises(UserError, match=rf's.jsonl:1: .*{said}'):
         load_suite(tmp_path / 's.jsonl')
+
+
+@pytest.mark.parametrize('name', ['in.jsonl.gz', 'in.csv', 'in.json', 'in.jsonl'])
+def test_a_packed_file_is_told_with_its_program(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(gzip.compress(f'{{{TALK}}}\n'.encode()))
+    for use in (lambda: check(name), lambda: convert(name, 'out.jsonl')):
+        with pytest.raises(UserError, match=f'is packed; first gunzip -k {name}'):
+            use()
+    Path(name).write_bytes(b'PK\x03\x04' + b'x' * 99)
+    with pytest.raises(UserError, match='save a table as CSV'):
+        convert(name, 'out.jsonl')
 
 
 @pytest.mark.parametrize('what', ['pipe', '/dev/zero'])

@@ -1038,6 +1038,11 @@ def test_a_path_beyond_all_bounds_is_one_line(name, tmp_path, monkeypatch, capsy
         'train --model_name / --config_file tiny --dataset_dir d',
         'train --model_name .. --config_file tiny --dataset_dir d',
         'train --model_name own --config_file tiny --dataset_dir d',
+        'rag-index --docs_dir . --out_dir /',
+        'translate extract --input e.jsonl --output_dir /',
+        'run --phase 1 --output_dir /',
+        'prepare-jobs plan --input e.jsonl --jobs_dir / --tokenization byte',
+        'export --model_name m --output /',
     ],
 )
 def test_numbers_and_names_beyond_all_bounds_are_one_line(line, tmp_path, monkeypatch, capsys):
@@ -1052,3 +1057,27 @@ def test_numbers_and_names_beyond_all_bounds_are_one_line(line, tmp_path, monkey
     said = capsys.readouterr().err.strip()
     assert said.startswith('mypt: ') and '\n' not in said and len(said) < 300
     assert sorted(os.listdir()) == before and os.listdir('checkpoints/own') == ['diary.txt']
+
+
+def test_any_temperature_is_an_answer_or_one_line(tmp_path, capsys):
+    ask = [
+        'generate',
+        '--model',
+        str(model_file(tmp_path)),
+        '--user',
+        'hi',
+        '--max_new_tokens',
+        '5',
+    ]
+
+    def said(temperature):
+        code = main([*ask, '--temperature', temperature])
+        return code, *capsys.readouterr()
+
+    greedy = said('0')
+    assert greedy[0] == 0 and greedy[2] == ''
+    for cold in ('1e-40', '5e-324', '1e-400'):
+        assert said(cold) == greedy
+    for wrong in ('1e308', '1e400', 'nan', 'inf', '-1', 'x'):
+        code, out, err = said(wrong)
+        assert (code, out, err.count('\n')) == (2, '', 1) and 'temperature' in err

@@ -886,6 +886,12 @@ KEPT = [
     ),
     ('Use ``a ` for`` and `for`.', ['a `', 'for`']),
     ('A <code>for x</code> loop.', '<code>for x</code>'),
+    ('Set print(name) or f(x=name, "in") as it.', ['print(name)', 'name, "in"']),
+    ('Type:\n\n>>> for x in y:\n...     print(x)\n\nThen go.', ['for x', 'print']),
+    ('Type:\n$ ls for\nThen go.', 'ls for'),
+    ('He wrote:\n> Run this:\n>\n>     for i in x\n\nThen go.', 'for i in x'),
+    ('There are {n, plural, one {# file} other {# files}} for you.', ['plural', 'other', 'files']),
+    ('Return {name: "value", user: {on: true, of: {value: 1}}} only.', ['name', 'user', 'of']),
 ]
 
 
@@ -906,6 +912,9 @@ def test_prose_is_still_sent():
         'About 50% a year, 20 % of it.',
         '- One\n\n    and more of it',
         'A set {1, 2} and [1, 2] here.',
+        'The year(s) and the colleague(s) and die Kolleg(inn)en.',
+        '> He said so and went.',
+        '$ 5 and more.',
     ):
         words = ' '.join(p.words for p in split(text, shields()) if isinstance(p, Unit))
         assert 'and' in words or 'year' in words

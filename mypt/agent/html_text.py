@@ -10,6 +10,7 @@ __all__ = ['MAX_NESTING', 'MAX_TAG', 'MAX_TAGS', 'MAX_BESIDE', 'MAX_SPAN', 'flat
 import re
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 # %% ../../nbs/agent/html_text.ipynb #cfc03906
@@ -116,7 +117,9 @@ _HIDDEN = re.compile(r'display\s*:\s*none|visibility\s*:\s*hidden', re.I)
 _WHOLE = {'html', 'body', 'main', 'article'}  # a script shows them later
 _MENU_ROLES = {'navigation', 'menu', 'menubar'}
 _ASIDE = {'header', 'footer', 'aside'}
+_OWN_FOOTER = {'article', 'section', 'main', 'blockquote', 'td', 'li'}
 _GROUPS = {'div', 'ul', 'ol', 'menu', 'section', 'table', 'td'}  # a menu if their name says so
+_MAY_BE_MENU = {'nav'} | _ASIDE | _GROUPS
 _ASIDE_NAMES = re.compile(
     r'(?:^|[\s_-])(?:nav|navbar|navigation|menu|breadcrumbs?|sidebar|header|footer)(?:$|[\s_-])',
     re.I,
@@ -160,11 +163,15 @@ def _holds_page(node: LexborNode) -> bool:
     return node.tag != 'nav' or node.css_first('p') is not None
 
 # %% ../../nbs/agent/html_text.ipynb #d8c37ce0
-def _is_menu(node: LexborNode) -> bool:
-    "Is this navigation rather than text?"
-    if node.tag not in {'nav'} | _ASIDE | _GROUPS:
+def _is_menu(node: LexborNode, in_text: bool = False) -> bool:
+    "Is this navigation or the end of each page, rather than text?"
+    if node.tag not in _MAY_BE_MENU:
         return False
-    if node.tag == 'nav' or node.attributes.get('role') in _MENU_ROLES:
+    role = node.attributes.get('role')
+    is_end = not in_text and (node.tag == 'footer' or role == 'contentinfo')
+    if is_end and node.css_first('h1') is None and not _holds_page(node):
+        return True
+    if node.tag == 'nav' or role in _MENU_ROLES:
         return not _holds_page(node)
     return _is_beside(node) and _mostly_links(node) and not _holds_page(node)
 
@@ -175,15 +182,24 @@ def _is_beside(node: LexborNode) -> bool:
     name = f'{about.get("id") or ""} {about.get("class") or ""}'
     return node.tag == 'nav' or node.tag in _ASIDE or bool(_ASIDE_NAMES.search(name))
 
+# %% ../../nbs/agent/html_text.ipynb #e38719c3
+class _Open(NamedTuple):
+    "An element whose children are read."
+
+    node: LexborNode | None
+    children: Iterator[LexborNode]
+    beside: int = 0  # how many elements around it may be menus
+    in_text: bool = False  # whether one around it has a footer of its own
+
 # %% ../../nbs/agent/html_text.ipynb #e38719bf
 MAX_BESIDE = 8  # nested menus, headers, footers and asides that are measured; bounds the time
 
 
 def _walk(root: LexborNode) -> Iterator[tuple[LexborNode, bool]]:  # (node, on the way in?)
     "The text nodes of a page, in reading order."
-    stack: list[tuple[LexborNode | None, Iterator[LexborNode], int]] = [(None, iter([root]), 0)]
+    stack: list[_Open] = [_Open(None, iter([root]))]
     while stack:
-        parent, children, beside = stack[-1]
+        parent, children, beside, in_text = stack[-1]
         node = next(children, None)
         if node is None:
             stack.pop()
@@ -193,13 +209,15 @@ def _walk(root: LexborNode) -> Iterator[tuple[LexborNode, bool]]:  # (node, on t
             yield node, True
         elif not _is_shown(node):
             continue
-        elif beside <= MAX_BESIDE and _is_menu(node):
+        elif beside <= MAX_BESIDE and _is_menu(node, in_text):
             kept = node.css(','.join(_HEADINGS)) if node.tag == 'header' else []
-            stack.append((None, iter(kept), beside))
+            stack.append(_Open(None, iter(kept), beside, in_text))
         else:
             yield node, True
-            may_be_menu = node.tag in {'nav'} | _ASIDE | _GROUPS and _is_beside(node)
-            stack.append((node, node.iter(include_text=True), beside + may_be_menu))
+            may_be_menu = node.tag in _MAY_BE_MENU and _is_beside(node)
+            in_text = in_text or node.tag in _OWN_FOOTER
+            inner = node.iter(include_text=True)
+            stack.append(_Open(node, inner, beside + may_be_menu, in_text))
 
 # %% ../../nbs/agent/html_text.ipynb #e6860c2d
 MAX_SPAN = 20  # columns or tall cells that a row keeps a place for; bounds what a tag can write

@@ -63,8 +63,21 @@ _OLD_CODES = (
 ).split()
 
 
+_WESTERN = re.compile('[äöüßÄÖÜéèêëàâçñáíóúïîôæøåÆØÅÉ„“”‚‘’–—…€§«»·•©®°]+')
+
+
+def _is_western(raw: bytes) -> bool:
+    "Is it a text of Western Europe in cp1252, with a letter of that kind here and there?"
+    text = raw.decode('cp1252', 'replace')
+    letters = [c for c in text if c.isalpha()]
+    n_others = sum(c > '\x7f' for c in letters)
+    return 2 * n_others < len(letters) and _WESTERN.sub('', text).isascii()
+
+
 def _guess_code(raw: bytes) -> str:
     "The most likely encoding of a text that is not UTF-8."
+    if _is_western(raw):
+        return 'cp1252'
     guesses = from_bytes(raw, cp_isolation=list[str](_OLD_CODES))
     best = guesses.best()
     if best is None:

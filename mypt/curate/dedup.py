@@ -43,7 +43,10 @@ ANCHORED = 200  # Characters: in longer messages one number does not decide
 _ANCHOR = re.compile(
     '|'.join(
         [
-            r'\d+(?:[.,:]\d+)*|(?<=\s)[-+*/×÷·=<>%^](?=\s)',  # numbers, arithmetic
+            r'[-−+]?\d+(?:[.,:]\d+)*[%‰°²³!]*|(?<=\s)[-+*/%](?=\s)',  # numbers, arithmetic
+            r'[=!]=|[=<>^×÷·±≤≥≠√~&|²³°€$£]+|!(?=\w)',  # units, and signs of code
+            r'(?<=\b\w)(?:[*/+-](?=\w\b)|\+\+|#)',  # x+y, C++
+            r'(?<![\w.\'’-])(?![ai]\b)[a-zäöü](?![\w.\'’-])',  # option B
             r'"[^"]+"|„[^„“]+“|“[^“”]+”|«[^«»]+»|`[^`]+`',  # quoted text
             r'\b(?:not|no|never|without|nicht|kein\w*|nie|niemals|nein|ohne|yes|ja)\b',
             r"n['’]t\b",

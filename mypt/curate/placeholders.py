@@ -33,6 +33,7 @@ SHIELDS = dict(
     r'\.(?:md|txt|pdf|html?|csv|jsonl?|ya?ml|toml|ini|py|sh|js|ts|sql|xml)\b',
     path=r'(?<![\w/.])(?:~|\.{1,2})?/[\w.-]+(?:/[\w.*-]+)*(?<!\.)/?|\b[A-Za-z]:\\\S+',
     identifier=r'\b\w+_\w+\b|\b[A-Za-z]{2,}(?:\.[a-z]\w+)+\b|\b\w+\(\)'
+    r'|\b[a-z_]\w*\((?!(?:e?s|e|e?n|er|in|innen|al)\))[\w\s,.\'"=*:+-]{1,80}\)(?!\w)'
     r'|(?<!\w)--[A-Za-z][\w-]*|\bMyPT\b',
     number=r'\b0x[0-9A-Fa-f]+\b|\bv?\d+(?:\.\d+){2,}\b|\b[A-Z]{2,}-\d[\w-]*',  # CVE-2021-44228
     control=r'[\x00-\x09\x0b\x0c\x0e-\x1f\ufffe\uffff]',
@@ -76,7 +77,10 @@ _ELEMENT = re.compile(
 )
 _MAX_BETWEEN = 20_000  # characters; without its end a mark is only text
 _VALUE = r'(?:-?\d[\d.eE+-]{0,30}|true|false|null|True|False|None)'
-_JSON_START = re.compile(rf"""\{{\s{{0,20}}["']|\[\s{{0,20}}(?:["'{{[]|{_VALUE}\s{{0,20}},)""")
+_KEY = r'[A-Za-z_]\w{0,40}\s{0,5}[:,]'  # of JavaScript, or of a message with a plural
+_JSON_START = re.compile(
+    rf"""\{{\s{{0,20}}(?:["']|{_KEY})|\[\s{{0,20}}(?:["'{{[]|{_VALUE}\s{{0,20}},)"""
+)
 _BRACKET = re.compile(r'[][{}]')
 MAX_JSON = 4000  # characters of one value in prose
 
@@ -348,12 +352,20 @@ def _indented_spans(text: str) -> Iterator[tuple[int, int]]:
     if first >= 0:
         yield first, last
 
+# %% ../../nbs/curate/placeholders.ipynb #b6fcadc1
+_SHOWN = re.compile(  # a session at a prompt, indented code in a quotation
+    r'^[ \t]*(?:>>> |\$ (?=[a-z./~]))[^\n]*(?:\n[ \t]*\.\.\.(?: [^\n]*)?$)*'
+    r'|^[ \t]*>(?: ?>)* {5,}\S[^\n]*',
+    re.M,
+)
+
 # %% ../../nbs/curate/placeholders.ipynb #17396a5d
 def _blocks(text: str, pattern: Shields) -> Iterator[tuple[int, int]]:
     "Where the blocks of a text are, in order."
+    shown = [m.span() for m in _SHOWN.finditer(text)]
     over_lines = [(m.first, m.last) for m in pattern.finditer(text) if '\n' in m[0]]
     at = 0
-    for first, last in sorted([*_fenced_spans(text), *_indented_spans(text), *over_lines]):
+    for first, last in sorted([*_fenced_spans(text), *_indented_spans(text), *shown, *over_lines]):
         if first >= at:
             yield first, last
             at = last

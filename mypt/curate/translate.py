@@ -22,7 +22,7 @@ from .placeholders import Rebuilt, Shields, Unit, rebuild, shields, split
 from .review import REVIEW_HEAD, checksum, decide, read_review, review_block
 from ..data.episodes import EpisodeError, check_episode, read_episodes, write_episodes
 from ..errors import UserError, counted
-from ..files import atomic_write, open_input
+from ..files import atomic_write, check_folder, open_input
 
 # %% ../../nbs/curate/translate.ipynb #5685cbdc
 COLUMNS = (
@@ -136,7 +136,8 @@ def extract(
     system: bool = False,  # System prompts too; else they are not translated
 ) -> dict[str, int]:  # Lines written, by file
     "Write the messages of episodes to text files, one message a line."
-    eps, folder = read_episodes(input), Path(output_dir)
+    folder = check_folder(output_dir)
+    eps = read_episodes(input)
     texts, counts = _texts_by_column(input, eps, source), {}
     for column in COLUMNS:
         path = folder / f'{column}_{source}.txt'

@@ -34,7 +34,7 @@ from ..data.prepare import prepare
 from ..data.prompts import systems_in
 from ..errors import UserError
 from ..eval.gates import GateReport, GateRow, Requirement, judge_model
-from ..files import Rule, atomic_write, check_json, json_object, read_text
+from ..files import Rule, atomic_write, check_folder, check_json, json_object, read_text
 from ..model.checkpoint import checkpoint_dir, load_meta
 from ..model.config import load_config
 from ..train.loop import Trainer
@@ -199,7 +199,7 @@ class Stages:
         self.notes = [] if notes is None else notes  # printed once, before the first that runs
         self.chain = ''  # key of the stage before
         self.seconds, self.skipped = {}, []  # stages that ran; those done before, until one runs
-        self.note = Path(folder) / 'stages.json'
+        self.note = check_folder(folder) / 'stages.json'
         self.done = _read_stages(self.note) if self.note.exists() else {}
 
     def run(

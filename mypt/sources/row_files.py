@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 from ..data.episodes import first_twice
 from ..errors import UserError
-from ..files import MAX_LINE, bounded_lines, iter_lines, open_input
+from ..files import MAX_LINE, bounded_lines, check_unpacked, iter_lines, open_input
 from .rows import SourceRow, Skip, skip_over
 
 # %% ../../nbs/sources/row_files.ipynb #ba49d29d
@@ -32,7 +32,9 @@ def not_utf8(path: str | Path, where: str, encoding: str) -> UserError:
 def open_text(path: str | Path, newline: str | None = None) -> TextIO:
     "A file open as UTF-8, without its byte-order mark; raises `UserError` on UTF-16."
     with open_input(path) as f:
-        mark = f.read(2)
+        head = f.read(8)
+    check_unpacked(path, head)
+    mark = head[:2]
     if mark in _WIDE:
         raise not_utf8(path, 'begins with the mark of UTF-16', _WIDE[mark])
     return open(path, encoding='utf-8-sig', newline=newline)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ..data.prompts import context_block
 from .content_parts import joined_parts, spread_parts
 from mypt.sources.rows import (
+    SYSTEM_KEYS,
     SourceRow,
     Skip,
     Tally,
@@ -265,7 +266,7 @@ def _without_blocks(text: str, names: Sequence[str]) -> str:
 
 def system_of(row: dict, messages: list[SourceRow], tools: dict) -> str:
     "The system prompt of a row; `Skip` when one comes in the middle of the conversation."
-    pieces = [row.get('system'), row.get('system_prompt')]
+    pieces = [row.get(k) for k in SYSTEM_KEYS]
     talking = False
     for m in messages:
         if _role_of(m) != 'system':
