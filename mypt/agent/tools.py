@@ -286,7 +286,7 @@ def summarize(text: str, max_length: int = 300) -> str:
         if len(found[i]) + 1 <= left:
             taken.append(i)
             left -= len(found[i]) + 1
-    return cut_text(' '.join(found[i] for i in sorted(taken)), max_length)
+    return cut_text(' '.join(found[i] for i in sorted(taken)), max_length).rstrip(' ,;')
 
 # %% ../../nbs/25_tools.ipynb #b409616d
 def excerpt(text: str, query: str, size: int) -> str:  # At most `size` characters of the text
