@@ -129,6 +129,8 @@ def bounded_lines(
 ) -> Iterator:  # Lines with their ends
     "All lines of a file; a `UserError` at one over `MAX_LINE`, before all of it is in memory."
     n, line = 1, f.readline(MAX_LINE + 1)
+    if isinstance(line, bytes):
+        check_unpacked(path, line)
     while line:
         if len(line) > MAX_LINE:
             raise too_long_error(f'{path}:{n}')

@@ -192,7 +192,10 @@ def test_a_false_case_of_a_suite_is_one_line(tmp_path, change, said):
 def test_a_packed_file_is_told_with_its_program(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path(name).write_bytes(gzip.compress(f'{{{TALK}}}\n'.encode()))
-    for use in (lambda: check(name), lambda: convert(name, 'out.jsonl')):
+    uses = [lambda: check(name), lambda: convert(name, 'out.jsonl')]
+    if 'jsonl' in name:
+        uses += [lambda: dedup(name, 'out.jsonl'), lambda: mix([f'{name}:1'], 'out.jsonl')]
+    for use in uses:
         with pytest.raises(UserError, match=f'is packed; first gunzip -k {name}'):
             use()
     Path(name).write_bytes(b'PK\x03\x04' + b'x' * 99)
