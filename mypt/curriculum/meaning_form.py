@@ -9,11 +9,11 @@ __all__ = ['markup_in', 'cut_inside', 'broken_piece', 'forms_of_address', 'asked
 # %% ../../nbs/curriculum/meaning_form.ipynb #7c10a004
 import re
 from collections.abc import Iterable
+from ..agent.words import SMALL_WORDS
 from .recompute import Verdict, quoted_texts
 
 # %% ../../nbs/curriculum/meaning_form.ipynb #7c10a007
 _CODE_SPAN = re.compile(r'```.*?```|`[^`\n]*`', re.S)
-_COMMAND = 3  # words in a span that may be code: `npm set registry`
 _MARKS = re.compile(r'\*\*|\]\(|<[a-z/!][^<>\n]{0,80}>|(?:^|(?<=\s))#{1,6} (?=\S)')
 
 
@@ -21,7 +21,7 @@ def markup_in(text: str) -> str:  # '' where there is none
     "The first markup of Markdown or HTML in a text, code aside."
     for span in _CODE_SPAN.findall(text):
         words = span.strip('`').split(' ')
-        if len(words) > _COMMAND and all(w.isalpha() for w in words):
+        if all(w.isalpha() for w in words) and SMALL_WORDS & {*words} and len(words) > 1:
             return span
     prose = _CODE_SPAN.sub(' ', text)
     if '`' in prose:

@@ -80,7 +80,7 @@ def with_decoy(script: ToolScript, asked: str) -> str:
     return script.after_text(script.rng.choice(named or rest), asked)
 
 # %% ../../nbs/27_toolcall.ipynb #89e656b5
-FIRST_DROPPED = 0.7  # of the searches whose first hit is the right one, where a hit answers
+FIRST_DROPPED = 0.8  # of the searches whose first hit is the right one, where a hit answers
 
 
 def usable(script: ToolScript, query: str, first_dropped: float) -> bool:
