@@ -617,3 +617,15 @@ def test_the_last_item_of_a_list_that_its_sentence_goes_on_after(after, asked):
     text = f'# Gesetz\n\n## § 7 Zuständigkeit\n\nNach den Regeln sind\n\n{items}\n\n{after}\n'
     steps = [f for f in facts(Document('gesetz.md', 'Gesetz', text)) if f.kind == 'step']
     assert [f.attribute for f in steps] == asked
+
+
+def test_an_item_leaves_out_how_the_list_goes_on():
+    items = '1. die Parteien vereinbaren das Ende; oder\n2. das Gericht stellt es fest, und'
+    text = f'# Gesetz\n\n## § 7 Ende\n\n{items}\n3. die Frist ist abgelaufen;\n'
+    steps = [f for f in facts(Document('gesetz.md', 'Gesetz', text)) if f.kind == 'step']
+    found = [f.sentence.rstrip('.') for f in steps]
+    assert found == [
+        'die Parteien vereinbaren das Ende',
+        'das Gericht stellt es fest',
+        'die Frist ist abgelaufen',
+    ]

@@ -257,7 +257,7 @@ _EXPLAINED = re.compile(
     r'|(?P<term>[A-ZÄÖÜ„][^:*`\[\]|.]{2,50}?):) +(?=[A-ZÄÖÜ])'
 )
 _LABEL = re.compile(_WORDS['labels'])  # *Example:* and the like
-_TAIL = re.compile(r'(?:[,;]|,? (?:und|oder|sowie|and|or))$')
+_TAIL = re.compile(r'(?:[,;]|[,;]? (?:und|oder|sowie|and|or))$')
 _UNFINISHED = re.compile(rf'(?:^|[ ,(])(?:{"|".join(_WORDS["unfinished"])})[.,]?$', re.I)
 _HANGING = re.compile(rf'\b(?:{"|".join(_WORDS["hanging"])})\b[^,]*$')  # continues the line above
 _BELOW = re.compile(r'[-*+] |[ivx]+[.)] |[a-zäöüß]')  # items of its own, or its sentence goes on
