@@ -744,7 +744,7 @@ def _own_words(text: str, t: GivenAnswer) -> str:
     for s in sentences_of(text):
         frame, _, rest = s.partition(': ')  # *So far: The price of Kofos is 4 euros.*
         taken = next((x for x in (s, rest) if x and any(holds(p.text, x) for p in t.passages)), '')
-        own.append(frame if taken == rest and rest else '' if taken else s)
+        own.append(f'{frame}: …' if taken == rest and rest else '' if taken else s)
     return without_files(' '.join(own).partition('Text: ')[0] or ' '.join(own))
 
 

@@ -428,8 +428,9 @@ def _source_flags(
         for kind, given in flags.items()
     }
     asked = {kind: share for kind, share in shares.items() if share is not None}
+    options = {kind: given for kind, given in options.items() if given}
     kinds = {s.kind for s in recipe.sources}
-    for kind in [*(k for k, given in options.items() if given), *asked]:
+    for kind in [*options, *asked]:
         if kind not in kinds:
             raise UserError(
                 f'phase {recipe.number} makes no {kind} episodes; leave out the flags for them'
