@@ -79,9 +79,8 @@ _PACKED = {
     b'\x1f\x8b': 'gunzip -k',
     b'\x28\xb5\x2f\xfd': 'unzstd',
     b'\xfd7zXZ\0': 'unxz -k',
-    b'BZh': 'bunzip2 -k',
     b'PK\x03\x04': 'unzip',
-}
+} | {b'BZh%d1AY' % level: 'bunzip2 -k' for level in range(1, 10)}
 
 
 def check_unpacked(

@@ -1,5 +1,6 @@
 """Lines of strangers: what no file can hold is told by `check`, and nothing else meets it."""
 
+import bz2
 import gzip
 import json
 import os
@@ -198,6 +199,9 @@ def test_a_packed_file_is_told_with_its_program(name, tmp_path, monkeypatch):
     for use in uses:
         with pytest.raises(UserError, match=f'is packed; first gunzip -k {name}'):
             use()
+    Path(name).write_bytes(bz2.compress(b'{}'))
+    with pytest.raises(UserError, match=f'is packed; first bunzip2 -k {name}'):
+        convert(name, 'out.jsonl')
     Path(name).write_bytes(b'PK\x03\x04' + b'x' * 99)
     with pytest.raises(UserError, match='save a table as CSV'):
         convert(name, 'out.jsonl')

@@ -44,8 +44,10 @@ def test_an_evaluation_tells_the_sets_that_there_are(capsys):
     "Without a validation split there is no line that says `nan`."
     Console().after_eval(SimpleNamespace(step=3, evaluated={'old': 2.0}))
     Console().after_eval(SimpleNamespace(step=4, evaluated={'old': 2.0, 'val': 1.0}))
+    Console().after_eval(SimpleNamespace(step=5, evaluated={}))
     out, err = capsys.readouterr()
-    assert (out + err).split('\n')[:2] == ['step 3: old 2.0000', 'step 4: val 1.0000, old 2.0000']
+    lines = ['step 3: old 2.0000', 'step 4: val 1.0000, old 2.0000', 'step 5: no evaluation set']
+    assert (out + err).splitlines() == lines
 
 
 def chat(q, a, *more):

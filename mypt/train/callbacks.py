@@ -27,7 +27,8 @@ class Console(Callback):
 
     def after_eval(self, t: Trainer):
         own_first = sorted(t.evaluated.items(), key=lambda item: item[0] != 'val')
-        tqdm.write(f'step {t.step}: {", ".join(f"{name} {loss:.4f}" for name, loss in own_first)}')
+        losses = ', '.join(f'{name} {loss:.4f}' for name, loss in own_first)
+        tqdm.write(f'step {t.step}: {losses or "no evaluation set"}')
 
     def after_fit(self, t: Trainer):
         if t.skipped:
