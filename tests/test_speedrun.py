@@ -19,6 +19,7 @@ from mypt.curriculum.legs import (
     frozen_names,
     with_numbers,
 )
+from mypt.curriculum.mixes import DOCUMENTED
 from mypt.curriculum.speedrun import LEGS, ask_yardsticks, from_base, leg_sets, run_leg, small_phase
 from mypt.curriculum.speedrun_report import leg_facts
 from mypt.data.masks import encode
@@ -164,6 +165,11 @@ def test_each_leg_is_its_phase_in_small():
     "The same sources in the same shares, the same suites, checks and floors."
     for leg in BASE_LEGS:
         whole, small = leg.phase, with_numbers(leg)
+        if leg.phase.number in DOCUMENTED:
+            recipe = DOCUMENTED[leg.phase.number].sources
+            more = whole.sources[len(recipe) :]
+            assert whole.sources[: len(recipe)] == recipe
+            assert [s.kind for s in more] == ['questions'] * (leg.phase.number == '3')
         assert [(s.kind, s.share, s.stands_in) for s in small.sources] == [
             (s.kind, s.share, s.stands_in) for s in whole.sources
         ]

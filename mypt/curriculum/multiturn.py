@@ -20,7 +20,9 @@ from mypt.curriculum.talk import (
     Talk,
     ask_first,
     ask_missing,
+    ask_unsaid,
     begin_silent,
+    begin_unsaid,
     change_topic,
     clarify,
     correct,
@@ -43,6 +45,7 @@ _TURNS: dict[str, Callable[[Talk], bool]] = dict(
     correction=correct,
     summary=sum_up,
     missing=ask_missing,
+    unsaid=ask_unsaid,
     small=small_talk,
 )
 TURN_KINDS = ('followup', 'followup', 'clarification', 'topic', 'context')
@@ -54,7 +57,8 @@ _LAST = ('summary',)  # needs turns before it
 def _open(talk: Talk, kind: str) -> bool:
     if kind == 'clarification':
         return clarify(talk)
-    return begin_silent(talk) if kind == 'missing' else ask_first(talk)
+    openings = dict(missing=begin_silent, unsaid=begin_unsaid)
+    return openings.get(kind, ask_first)(talk)
 
 # %% ../../nbs/24_multiturn.ipynb #36a8db7a
 def _order(talk: Talk, kind: str, kinds: tuple, n: int) -> list[str]:

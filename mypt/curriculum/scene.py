@@ -23,6 +23,7 @@ from .chat_words import chat_form, is_value
 from .facts import Fact, states, unwrap_lines
 from .questions import BY_HEADING, question
 from .shelf import Shelf, names_first, passage
+from .values import value_facts
 from ..data.prompts import context_block
 from ..data.tokenizer import get_tokenizer
 
@@ -248,6 +249,12 @@ class Scenes:
         clear = [f for f in stated if _is_clear(f, text)]
         return ShownPage(doc, text, clear, tuple(f for f in stated if f not in clear))
 
+    def facts_of(self, doc: Document, lang: str) -> list[Fact]:
+        "What can be asked of a document; nothing where the folder has none of this name."
+        if not self.shelf.read:
+            return value_facts(doc, lang)
+        return self.tables[lang].of.get(doc.doc_id, [])
+
     def passage(self, doc: Document, fact: Fact, size: int) -> str:
         "The piece of a document that states a fact, as retrieval shows it."
         if not self.shelf.read:
@@ -300,6 +307,7 @@ class FactTable:
     def __init__(self, read: list[tuple[Document, list[Fact]]]):
         self.by_word: dict[str, list[Entry]] = {}
         self.valued: list[Entry] = []  # those whose value is known
+        self.of = {doc.doc_id: found for doc, found in read}
         for doc, found in read:
             for f in found:
                 known = with_value(f)

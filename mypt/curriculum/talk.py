@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Talk', 'ask_fact', 'ask_plain', 'ask_first', 'talk_question', 'begin_silent', 'greet', 'unnamed', 'clarify',
-           'followup', 'change_topic', 'small_task', 'new_context', 'correct', 'wrong_gaps', 'ask_missing', 'sum_up',
-           'ask_where', 'ask_again', 'thank', 'small_talk']
+           'followup', 'change_topic', 'small_task', 'new_context', 'correct', 'wrong_gaps', 'ask_missing',
+           'ask_unsaid', 'begin_unsaid', 'sum_up', 'ask_where', 'ask_again', 'thank', 'small_talk']
 
 # %% ../../nbs/curriculum/talk.ipynb #7355f75d
 import random
@@ -28,7 +28,15 @@ from mypt.curriculum.chat_words import (
 from .facts import Fact
 from .questions import follow_up, with_full_stop
 from .rag_chat import about, abstention, cited_answer, doubt, thought
-from .scene import FORMAL, Scene, Scenes, answered_scene, contradicts, silent_scene
+from mypt.curriculum.scene import (
+    FORMAL,
+    Scene,
+    Scenes,
+    answered_scene,
+    contradicts,
+    may_answer,
+    silent_scene,
+)
 from .synthetic import held_out, payload
 
 # %% ../../nbs/curriculum/talk.ipynb #6430ee9a
@@ -71,6 +79,14 @@ class Talk:
         told = {(f.subject, f.attribute, f.sentence) for f in self.told}
         found = self.scene.clear()
         return [f for f in found if (f.subject, f.attribute, f.sentence) not in told]
+
+    def unsaid(self) -> list[Fact]:
+        "What the documents of the pages state elsewhere, no page does, and nobody asked for yet."
+        pages = self.scene.pages
+        asked = {(a['subject'], a['attribute']) for a in self.abouts if a}
+        found = [f for page in pages for f in self.scenes.facts_of(page.doc, self.lang)]
+        left = [f for f in found if (f.subject, f.attribute) not in asked]
+        return [f for f in left if not any(may_answer(page, f) for page in pages)]
 
     def add(self, text: str, reply: dict, fact: Fact | None, topic: str, **user):
         "A turn: what the user says and what is answered."
@@ -337,13 +353,38 @@ def ask_missing(talk: Talk) -> bool:
     if same:
         ask = partial(follow_up, talk.rng, fact, talk.unseen, talk.simple, talk.formal)
     text = unnamed(talk, ask)
-    if text is None:
-        return False
-    reply = abstention(replace(scene, fact=fact))
+    if text is not None:
+        _abstain(talk, text, fact)
+        talk.missing = None
+    return text is not None
+
+
+def _abstain(talk: Talk, text: str, fact: Fact, **user):
+    "A turn that says that no passage answers, sometimes after a thought."
+    scene = replace(talk.scene, fact=fact)
+    reply = abstention(scene)
     if not talk.simple and talk.rng.random() < talk.think:
-        reply['think'] = doubt(replace(scene, fact=fact))
-    talk.add(text, reply, fact, fact.subject)
-    talk.missing = None
+        reply['think'] = doubt(scene)
+    talk.add(text, reply, fact, fact.subject, **user)
+
+# %% ../../nbs/curriculum/talk.ipynb #5c2a9d02
+def ask_unsaid(talk: Talk) -> bool:
+    "A question for what the documents say, but not in these passages."
+    found = talk.unsaid()
+    if not found:
+        return False
+    before, talk.missing = talk.missing, talk.rng.choice(found)
+    asked = ask_missing(talk)
+    talk.missing = before
+    return asked
+
+
+def begin_unsaid(talk: Talk) -> bool:
+    "A first question that no passage answers."
+    if not talk.show(silent_scene(talk.scenes, talk.rng, talk.lang)):
+        return False
+    fact = talk.scene.fact
+    _abstain(talk, talk.scene.question(fact), fact, context=talk.scene.block())
     return True
 
 # %% ../../nbs/curriculum/talk.ipynb #2ed0b808
