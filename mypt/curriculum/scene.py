@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECENT', 'PAGE_NUMBERS', 'FORMAL', 'Entry', 'LONG_CONTEXT', 'ShownPage', 'ShownPages', 'Scene', 'may_answer',
-           'subject_words', 'names_subject', 'Scenes', 'counted_in_words', 'with_value', 'FactTable', 'alike_fact',
-           'near_pages', 'contradicts', 'sibling_pages', 'other_pages', 'answered_scene', 'silent_scene',
+           'subject_words', 'names_subject', 'shown_page', 'Scenes', 'counted_in_words', 'with_value', 'FactTable',
+           'alike_fact', 'near_pages', 'contradicts', 'sibling_pages', 'other_pages', 'answered_scene', 'silent_scene',
            'absent_scene', 'count_tokens', 'finished_scene']
 
 # %% ../../nbs/curriculum/scene.ipynb #f570f1e7
@@ -209,6 +209,13 @@ def _is_clear(f: Fact, text: str) -> bool:
     return named and (f.kind != 'table' or f.attribute in text)
 
 # %% ../../nbs/curriculum/scene.ipynb #a4914bb9
+def shown_page(doc: Document, found: list, text: str) -> ShownPage:
+    "A piece of a document, with what can be asked of it."
+    stated = [f for f in found if f.sentence in text]
+    clear = [f for f in stated if _is_clear(f, text)]
+    return ShownPage(doc, text, clear, tuple(f for f in stated if f not in clear))
+
+
 def _drawn_size(s: 'Scenes', rng: random.Random, lang: str) -> int:
     "Characters of a passage."
     sizes = _FOLDER_SIZES if s.shelf.read else _SIZES
@@ -244,10 +251,7 @@ class Scenes:
     ) -> ShownPage:
         "A passage of a document that states a fact."
         size = size or self.size or _drawn_size(self, rng, fact.lang)
-        text = self.passage(doc, fact, size)
-        stated = [f for f in found if f.sentence in text]
-        clear = [f for f in stated if _is_clear(f, text)]
-        return ShownPage(doc, text, clear, tuple(f for f in stated if f not in clear))
+        return shown_page(doc, found, self.passage(doc, fact, size))
 
     def facts_of(self, doc: Document, lang: str) -> list[Fact]:
         "What can be asked of a document; nothing where the folder has none of this name."
@@ -450,13 +454,30 @@ def _under_name(rng: random.Random, fact: Fact, pages: list[ShownPage]) -> list[
     return [*pages[:i], pages[i]._replace(doc=doc, facts=found), *pages[i + 1 :]]
 
 # %% ../../nbs/curriculum/scene.ipynb #a6cfacb0
+_DRAWN = 12  # facts of a folder's document that are tried
+
+
+def _silent_fact(
+    s: Scenes, rng: random.Random, doc: Document, found: list[Fact]
+) -> tuple[Fact, list[ShownPage]]:
+    "A fact to ask for; in a folder one whose heading a silent passage shows, where there is one."
+    if not s.shelf.read:
+        return rng.choice(found), []
+    drawn = rng.sample(found, min(_DRAWN, len(found)))
+    pieces = s.cut(doc, s.size or _drawn_size(s, rng, drawn[0].lang))
+    for fact in drawn:
+        pages = [shown_page(doc, found, text) for text in pieces if fact.subject in text]
+        silent = [page for page in pages if not may_answer(page, fact)]
+        if silent:
+            return fact, [rng.choice(silent)]
+    return drawn[0], sibling_pages(s, rng, drawn[0], doc, found)
+
+
 def silent_scene(s: Scenes, rng: random.Random, lang: str) -> Scene | None:
     "A scene that describes the subject and does not answer."
     n = rng.choice(s.numbers)
-    doc, found = _document(s, rng, lang)
-    fact = rng.choice(found)
+    fact, pages = _silent_fact(s, rng, *_document(s, rng, lang))
     near = 2 if s.simple else rng.randint(min(n, 3), n)
-    pages = sibling_pages(s, rng, fact, doc, found)
     pages += near_pages(s, rng, fact, near)
     pages = pages[:n]
     if not s.simple and not s.shelf.read:
