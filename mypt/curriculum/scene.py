@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RECENT', 'PAGE_NUMBERS', 'FORMAL', 'Entry', 'LONG_CONTEXT', 'ShownPage', 'ShownPages', 'Scene', 'may_answer',
            'subject_words', 'names_subject', 'shown_page', 'Scenes', 'counted_in_words', 'with_value', 'FactTable',
-           'alike_fact', 'near_pages', 'contradicts', 'sibling_pages', 'other_pages', 'answered_scene', 'silent_scene',
-           'absent_scene', 'count_tokens', 'finished_scene']
+           'alike_fact', 'near_pages', 'contradicts', 'facts_of', 'sibling_pages', 'other_pages', 'answered_scene',
+           'silent_scene', 'absent_scene', 'count_tokens', 'finished_scene']
 
 # %% ../../nbs/curriculum/scene.ipynb #f570f1e7
 import random
@@ -253,12 +253,6 @@ class Scenes:
         size = size or self.size or _drawn_size(self, rng, fact.lang)
         return shown_page(doc, found, self.passage(doc, fact, size))
 
-    def facts_of(self, doc: Document, lang: str) -> list[Fact]:
-        "What can be asked of a document; nothing where the folder has none of this name."
-        if not self.shelf.read:
-            return value_facts(doc, lang)
-        return self.tables[lang].of.get(doc.doc_id, [])
-
     def passage(self, doc: Document, fact: Fact, size: int) -> str:
         "The piece of a document that states a fact, as retrieval shows it."
         if not self.shelf.read:
@@ -377,6 +371,13 @@ def _document(s: Scenes, rng: random.Random, lang: str) -> tuple[Document, list[
     return entry
 
 
+def facts_of(s: Scenes, doc: Document, lang: str) -> list[Fact]:
+    "What can be asked of a document; nothing where the folder has none of this name."
+    if not s.shelf.read:
+        return value_facts(doc, lang)
+    return s.tables[lang].of.get(doc.doc_id, [])
+
+
 def _others(s: Scenes, rng: random.Random, lang: str, n: int) -> list[tuple[Document, list[Fact]]]:
     "Documents about anything: any of a folder, or recently invented ones."
     if s.shelf.read:
@@ -472,7 +473,7 @@ def _silent_fact(
             return fact, [rng.choice(silent)]
     return drawn[0], sibling_pages(s, rng, drawn[0], doc, found)
 
-
+# %% ../../nbs/curriculum/scene.ipynb #a6cfacb8
 def silent_scene(s: Scenes, rng: random.Random, lang: str) -> Scene | None:
     "A scene that describes the subject and does not answer."
     n = rng.choice(s.numbers)

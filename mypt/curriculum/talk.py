@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Talk', 'ask_fact', 'ask_plain', 'ask_first', 'talk_question', 'begin_silent', 'greet', 'unnamed', 'clarify',
-           'followup', 'change_topic', 'small_task', 'new_context', 'correct', 'wrong_gaps', 'ask_missing',
+           'followup', 'change_topic', 'small_task', 'new_context', 'correct', 'wrong_gaps', 'ask_missing', 'unsaid',
            'ask_unsaid', 'begin_unsaid', 'sum_up', 'ask_where', 'ask_again', 'thank', 'small_talk']
 
 # %% ../../nbs/curriculum/talk.ipynb #7355f75d
@@ -34,6 +34,7 @@ from mypt.curriculum.scene import (
     Scenes,
     answered_scene,
     contradicts,
+    facts_of,
     may_answer,
     silent_scene,
 )
@@ -79,14 +80,6 @@ class Talk:
         told = {(f.subject, f.attribute, f.sentence) for f in self.told}
         found = self.scene.clear()
         return [f for f in found if (f.subject, f.attribute, f.sentence) not in told]
-
-    def unsaid(self) -> list[Fact]:
-        "What the documents of the pages state elsewhere, no page does, and nobody asked for yet."
-        pages = self.scene.pages
-        asked = {(a['subject'], a['attribute']) for a in self.abouts if a}
-        found = [f for page in pages for f in self.scenes.facts_of(page.doc, self.lang)]
-        left = [f for f in found if (f.subject, f.attribute) not in asked]
-        return [f for f in left if not any(may_answer(page, f) for page in pages)]
 
     def add(self, text: str, reply: dict, fact: Fact | None, topic: str, **user):
         "A turn: what the user says and what is answered."
@@ -368,9 +361,18 @@ def _abstain(talk: Talk, text: str, fact: Fact, **user):
     talk.add(text, reply, fact, fact.subject, **user)
 
 # %% ../../nbs/curriculum/talk.ipynb #5c2a9d02
+def unsaid(talk: Talk) -> list[Fact]:
+    "What the documents of the pages state elsewhere, no page does, and no question was for yet."
+    pages = talk.scene.pages
+    asked = {(a['subject'], a['attribute']) for a in talk.abouts if a}
+    found = [f for page in pages for f in facts_of(talk.scenes, page.doc, talk.lang)]
+    left = [f for f in found if (f.subject, f.attribute) not in asked]
+    return [f for f in left if not any(may_answer(page, f) for page in pages)]
+
+
 def ask_unsaid(talk: Talk) -> bool:
     "A question for what the documents say, but not in these passages."
-    found = talk.unsaid()
+    found = unsaid(talk)
     if not found:
         return False
     before, talk.missing = talk.missing, talk.rng.choice(found)
@@ -378,7 +380,7 @@ def ask_unsaid(talk: Talk) -> bool:
     talk.missing = before
     return asked
 
-
+# %% ../../nbs/curriculum/talk.ipynb #5c2a9d12
 def begin_unsaid(talk: Talk) -> bool:
     "A first question that no passage answers."
     if not talk.show(silent_scene(talk.scenes, talk.rng, talk.lang)):
