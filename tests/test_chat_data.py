@@ -11,6 +11,7 @@ from mypt.agent.documents import Document
 from mypt.curriculum.chat_words import CHAT_FORMS
 from mypt.curriculum.facts import facts
 from mypt.curriculum.grammar import wrong_forms
+from mypt.curriculum.meaning import check_meaning
 from mypt.curriculum.multiturn import TURN_KINDS, make_multiturn
 from mypt.curriculum.questions import BY_HEADING
 from mypt.curriculum.rag_chat import CHAT_KINDS, make_rag_chat
@@ -426,3 +427,18 @@ def test_too_few_documents_are_said(tmp_path):
         eps = list(make_rag_chat(9000, 'en', **few))
     assert sum(counts.values()) == len(eps) < 9000
     assert counts['no_context'] > 50
+
+
+def test_a_conversation_goes_on_after_a_first_abstention():
+    "With a follow-up on the same subject, or with another question that no passage answers."
+    made = list(make_multiturn(60, 'en', seed=4, long=0, kinds=('unsaid', 'followup'), turns=(3,)))
+    began = [e for e in made if e['_meta']['category'] == 'unsaid']
+    assert {e['_meta']['kinds'][0] for e in began} == {'unsaid', 'followup'}
+    assert all('cite' not in e['messages'][1] for e in began)
+    assert not check_meaning(made).findings
+
+
+def test_one_kind_alone_is_enough():
+    for kind in ('clarification', 'unsaid'):
+        made = list(make_multiturn(5, 'en', long=0, kinds=(kind,), turns=(3,)))
+        assert [e['_meta']['turns'] for e in made] == [3] * 5

@@ -62,10 +62,10 @@ def _open(talk: Talk, kind: str) -> bool:
 
 # %% ../../nbs/24_multiturn.ipynb #36a8db7a
 def _order(talk: Talk, kind: str, kinds: tuple, n: int) -> list[str]:
-    "The kinds of `n` turns, with `kind` among them unless the opening was of that kind."
+    "The kinds of `n` turns, with `kind` among them where it is the kind of a turn."
     never = ('summary', 'missing', 'context') if kind == 'missing' else ('summary', 'missing')
     known = [k for k in kinds if k in _TURNS and k not in never]
-    order = [talk.rng.choice(known) for _ in range(n)] if known else [kind] * n
+    order = [talk.rng.choice(known or ['followup']) for _ in range(n)]
     if kind in _TURNS and n:
         order[-1 if kind in _LAST else talk.rng.randrange(n)] = kind
     return order
@@ -89,7 +89,7 @@ _GREETING, _THANKS = 0.08, 0.12  # shares of the conversations
 def talk_episode(
     rng: random.Random,
     lang: str,
-    kind: str,  # one of `TURN_KINDS`
+    kind: str,  # of the opening or of one of the turns
     scenes: Scenes,
     system: str,
     turns: int,
@@ -139,7 +139,7 @@ def make_multiturn(
     unseen: bool = False,  # For suites: phrasings that are never trained
     made: dict | None = None,  # Filled with the number of episodes by kind
 ) -> Iterator[dict]:
-    "Conversations of two to four turns, no two alike."
+    "Conversations of several turns, no two alike."
     kinds = kinds or (SIMPLE_TURNS if simple else TURN_KINDS)
     scenes = Scenes(
         Shelf(docs_dir, held, facts, simple),

@@ -229,9 +229,9 @@ def _joined(talk: Talk, text: str) -> str:
 # %% ../../nbs/curriculum/talk.ipynb #c74146b6
 def followup(talk: Talk) -> bool:
     "A question about the same subject or document as the last answer."
-    if not talk.told:
+    last = talk.focus
+    if last is None:
         return False
-    last = talk.focus or talk.told[-1]
     same = [f for f in talk.left() if f.subject == last.subject and is_value(f)]
     if same:
         fact = talk.rng.choice(same)
@@ -339,7 +339,7 @@ def wrong_gaps(f: Fact) -> dict[str, str]:
 def ask_missing(talk: Talk) -> bool:
     "A question that no passage answers, in the middle of a conversation."
     fact, scene = talk.missing, talk.scene
-    if fact is None or not talk.told:
+    if fact is None:
         return False
     same = talk.focus is not None and talk.focus.subject == fact.subject and is_value(fact)
     ask = partial(scene.question, fact)
@@ -363,9 +363,10 @@ def _abstain(talk: Talk, text: str, fact: Fact, **user):
 # %% ../../nbs/curriculum/talk.ipynb #5c2a9d02
 def unsaid(talk: Talk) -> list[Fact]:
     "What the documents of the pages state elsewhere, no page does, and no question was for yet."
-    pages = talk.scene.pages
+    pages = [page for scene in talk.shown for page in scene.pages]
     asked = {(a['subject'], a['attribute']) for a in talk.abouts if a}
-    found = [f for page in pages for f in facts_of(talk.scenes, page.doc, talk.lang)]
+    docs = {page.doc.doc_id: page.doc for page in talk.scene.pages}
+    found = [f for doc in docs.values() for f in facts_of(talk.scenes, doc, talk.lang)]
     left = [f for f in found if (f.subject, f.attribute) not in asked]
     return [f for f in left if not any(may_answer(page, f) for page in pages)]
 
