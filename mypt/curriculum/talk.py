@@ -338,9 +338,15 @@ def wrong_gaps(f: Fact) -> dict[str, str]:
 # %% ../../nbs/curriculum/talk.ipynb #54b8f831
 def ask_missing(talk: Talk) -> bool:
     "A question that no passage answers, in the middle of a conversation."
-    fact, scene = talk.missing, talk.scene
-    if fact is None:
-        return False
+    asked = talk.missing is not None and _ask_silent(talk, talk.missing)
+    if asked:
+        talk.missing = None
+    return asked
+
+
+def _ask_silent(talk: Talk, fact: Fact) -> bool:
+    "A question for a fact that no passage gives; as a follow-up where its subject was named."
+    scene = talk.scene
     same = talk.focus is not None and talk.focus.subject == fact.subject and is_value(fact)
     ask = partial(scene.question, fact)
     if same:
@@ -348,7 +354,6 @@ def ask_missing(talk: Talk) -> bool:
     text = unnamed(talk, ask)
     if text is not None:
         _abstain(talk, text, fact)
-        talk.missing = None
     return text is not None
 
 
@@ -374,12 +379,7 @@ def unsaid(talk: Talk) -> list[Fact]:
 def ask_unsaid(talk: Talk) -> bool:
     "A question for what the documents say, but not in these passages."
     found = unsaid(talk)
-    if not found:
-        return False
-    before, talk.missing = talk.missing, talk.rng.choice(found)
-    asked = ask_missing(talk)
-    talk.missing = before
-    return asked
+    return bool(found) and _ask_silent(talk, talk.rng.choice(found))
 
 # %% ../../nbs/curriculum/talk.ipynb #5c2a9d12
 def begin_unsaid(talk: Talk) -> bool:
