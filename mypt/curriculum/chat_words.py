@@ -116,7 +116,7 @@ def rival_gaps(found: list[Fact]) -> dict[str, str]:
 _ENDS = re.compile(r'[.!?]["“”»)]*$')
 _ASIDE = re.compile(
     'Die wenigsten wissen|Wie alle hier wissen'
-    '|Most people do not know|As everyone here knows|As few people remember'
+    '|Most people do not know|As everyone here knows|As only a few people remember'
 )
 
 

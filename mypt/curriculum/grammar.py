@@ -47,7 +47,7 @@ def noun_form(noun: str, case: str = 'nominative', plural: bool = False) -> str:
         return _WEAK[noun] + ending
     if case != 'genitive':
         return noun
-    if noun.endswith('nis'):
+    if noun.endswith(('nis', 'bus')):
         return noun + 'ses'
     return noun + ('es' if noun.endswith(_GENITIVE_ES) else 's')
 

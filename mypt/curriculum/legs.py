@@ -41,7 +41,7 @@ def _asked_of(r: Requirement, most: dict[str, int]) -> Requirement:
     "A requirement whose suites are asked in part."
     if not r.suites or not all(s in most for s in r.suites):
         return r
-    limit = max(most[s] for s in r.suites)
+    limit = min(most[s] for s in r.suites)
     return replace(r, most=min(limit, r.most or limit))
 
 
@@ -193,8 +193,10 @@ def frozen_sets(
     part: float,
 ) -> list[str]:  # key=value
     "Config overrides that freeze a part of a base; a tied embedding learns as the head."
-    names = json.dumps(frozen_names(n_layer, part))
-    return [f'freeze={names}', f'freeze_input={json.dumps(tied)}'] if part else []
+    names = frozen_names(n_layer, part)
+    if not names:
+        return []
+    return [f'freeze={json.dumps(names)}', f'freeze_input={json.dumps(tied)}']
 
 # %% ../../nbs/curriculum/legs.ipynb #1146b3ae
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def _continue(talk: Talk, order: list[str], kind: str) -> list[str] | None:
     return used
 
 # %% ../../nbs/24_multiturn.ipynb #be56027d
-_GREETING, _THANKS = 0.08, 0.12  # shares of the conversations
+_GREETING, _THANKS = 0.08, 0.12  # shares of the conversations with small talk and space for it
 
 
 def talk_episode(
@@ -180,12 +180,15 @@ PHASE4 = Phase(
 )
 
 # %% ../../nbs/24_multiturn.ipynb #1ae88d0d
+_TOO_SHORT = 3  # words, which do not tell a language
+
+
 def _expected(e: dict) -> list[dict]:
     "What each turn of a conversation must answer."
     answers = [m for m in e['messages'] if m['role'] == 'assistant']
     out = []
     for m, topic in zip(answers, e['_meta']['topics'], strict=True):
-        language = e['language'] if len(m['content'].split()) > 3 else None
+        language = e['language'] if len(m['content'].split()) > _TOO_SHORT else None
         wanted = dict(answer=m['content'], cite=m.get('cite'), topic=topic, language=language)
         out.append(wanted)
     return out

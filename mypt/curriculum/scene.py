@@ -175,7 +175,8 @@ def names_subject(pages: list[ShownPage], fact: Fact) -> bool:
     if any(fact.subject in page.text for page in pages):
         return True
     words = (_page_words(page.doc.doc_id, page.text) for page in pages)
-    return set(subject_words(fact)) <= frozenset().union(*words)
+    wanted = set(subject_words(fact))
+    return bool(wanted) and wanted <= frozenset().union(*words)
 
 
 @lru_cache(2048)

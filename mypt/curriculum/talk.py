@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Talk', 'ask_fact', 'ask_plain', 'ask_first', 'talk_question', 'begin_silent', 'greet', 'unnamed', 'clarify',
-           'followup', 'change_topic', 'small_task', 'new_context', 'correct', 'wrong_gaps', 'ask_missing', 'unsaid',
-           'ask_unsaid', 'begin_unsaid', 'sum_up', 'ask_where', 'ask_again', 'thank', 'small_talk']
+           'ask_again_about', 'followup', 'change_topic', 'small_task', 'new_context', 'correct', 'wrong_gaps',
+           'ask_missing', 'unsaid', 'ask_unsaid', 'begin_unsaid', 'sum_up', 'ask_where', 'ask_again', 'thank',
+           'small_talk']
 
 # %% ../../nbs/curriculum/talk.ipynb #7355f75d
 import random
@@ -13,7 +14,7 @@ from copy import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from .attributes import statement
+from .attributes import TABLE, statement
 from mypt.curriculum.chat_words import (
     fact_sentence,
     chat_form,
@@ -156,11 +157,8 @@ def unnamed(
     return None
 
 # %% ../../nbs/curriculum/talk.ipynb #601bcfef
-_NAMED_ALONE = (
-    'definition',
-    'section',
-    'item',
-)  # the subject is enough; a step or a year needs more
+# The subject is enough for these; a step or a year needs more
+_NAMED_ALONE = ('definition', 'section', 'item')
 
 
 def _pairs(talk: Talk) -> list[tuple[Fact, Fact]]:
@@ -199,8 +197,8 @@ def clarify(talk: Talk) -> bool:
         return False
     ask_plain(talk, vague, talk.form(f'which_{way}', **gaps), context=talk.scene.block())
     if not talk.simple and talk.rng.random() < talk.think:
-        quoted = gaps if is_value(f) else gaps | dict(s=gaps['q'], t=gaps['p'])
-        talk.messages[-1]['think'] = talk.form('think_vague', **quoted)
+        shown = gaps if is_value(f) else gaps | dict(s=gaps['q'], t=gaps['p'])
+        talk.messages[-1]['think'] = talk.form('think_vague', **shown)
     chosen = talk.rng.choice((f, g))
     ask_fact(talk, talk.form(f'choose_{way}', **fact_gaps(chosen)), chosen)
     return True
@@ -227,6 +225,15 @@ def _joined(talk: Talk, text: str) -> str:
     return form.format(x=text)
 
 # %% ../../nbs/curriculum/talk.ipynb #c74146b6
+def ask_again_about(talk: Talk, fact: Fact) -> str:
+    "A question that leaves its subject out; named where *it* or *she* could be another one now."
+    last, table = talk.abouts[-1], TABLE[talk.lang]
+    is_person = last and last['attribute'] in table and table[last['attribute']].kind == 'person'
+    if not talk.simple and (last is None or is_person):
+        return talk.scene.question(fact)
+    return follow_up(talk.rng, fact, talk.unseen, talk.simple, talk.formal)
+
+
 def followup(talk: Talk) -> bool:
     "A question about the same subject or document as the last answer."
     last = talk.focus
@@ -235,8 +242,7 @@ def followup(talk: Talk) -> bool:
     same = [f for f in talk.left() if f.subject == last.subject and is_value(f)]
     if same:
         fact = talk.rng.choice(same)
-        ask = partial(follow_up, talk.rng, fact, talk.unseen, talk.simple, talk.formal)
-        text = unnamed(talk, ask)
+        text = unnamed(talk, partial(ask_again_about, talk, fact))
         if text is not None:
             ask_fact(talk, text, fact)
         return text is not None
@@ -290,9 +296,10 @@ def new_context(talk: Talk) -> bool:
     if talk.scene.long:
         return False
     scene = answered_scene(_new_pages(talk), talk.rng, talk.lang)
-    if scene is None or any(page.text in str(talk.messages) for page in scene.pages):
-        return False
     before = [page for old in talk.shown for page in old.pages]
+    seen = {page.text for page in before}
+    if scene is None or any(page.text in seen for page in scene.pages):
+        return False
     if any(contradicts(page, before) for page in scene.pages):
         return False
     talk.show(scene)
@@ -311,9 +318,9 @@ def new_context(talk: Talk) -> bool:
 # %% ../../nbs/curriculum/talk.ipynb #fb394e2f
 def correct(talk: Talk) -> bool:
     "The user corrects the last question, and the corrected one is answered."
-    if not talk.told or talk.abouts[-1] is None:
+    last, ways = talk.focus, []
+    if last is None or talk.abouts[-1] is None:
         return False
-    last, ways = talk.focus or talk.told[-1], []
     for f in talk.left():
         if f.kind == last.kind in _NAMED_ALONE and f.subject != last.subject:
             ways.append(('correct_text', f))
@@ -348,10 +355,8 @@ def _ask_silent(talk: Talk, fact: Fact) -> bool:
     "A question for a fact that no passage gives; as a follow-up where its subject was named."
     scene = talk.scene
     same = talk.focus is not None and talk.focus.subject == fact.subject and is_value(fact)
-    ask = partial(scene.question, fact)
-    if same:
-        ask = partial(follow_up, talk.rng, fact, talk.unseen, talk.simple, talk.formal)
-    text = unnamed(talk, ask)
+    named = without_greeting(scene.question(fact))
+    text = unnamed(talk, partial(ask_again_about, talk, fact)) if same else named
     if text is not None:
         _abstain(talk, text, fact)
     return text is not None
@@ -399,10 +404,13 @@ def _alone(f: Fact) -> str:
     return said if has_end(said) else f'{quoted(f.lang, said)}.'
 
 
+_MOST_SUMMED = 9  # a citation's mark has one digit
+
+
 def sum_up(talk: Talk) -> bool:
     "A summary of what was answered, cited."
-    told = list(dict.fromkeys(talk.told))[-3:]
-    if len(told) < 2:
+    told = list(dict.fromkeys(talk.told))
+    if not 2 <= len(told) <= _MOST_SUMMED:
         return False
     said = [with_full_stop(_alone(f)) for f in told]
     lines = [f'{text}{{{i}}}' for i, text in enumerate(said, 1) if '{' not in text]
