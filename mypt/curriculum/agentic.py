@@ -12,7 +12,7 @@ __all__ = ['ERRORS', 'PATTERNS', 'PATTERN_SHARES', 'SIMPLE_PATTERNS', 'PHASE6', 
 # %% ../../nbs/28_agentic.ipynb #881ed162
 from collections.abc import Iterator
 from functools import partial
-from .chat_words import fact_sentence
+from .chat_words import named_sentence
 from .facts import Fact
 from .recipe import Phase, Source
 from .questions import question, with_full_stop
@@ -99,8 +99,8 @@ def _two_questions(script: ToolScript) -> tuple[Fact, str, str] | None:
 # %% ../../nbs/28_agentic.ipynb #54701606
 def _answer_both(script: ToolScript, other: Fact) -> bool:
     fact = script.fact
-    first = with_full_stop(fact_sentence(fact))
-    both = f'{first} {fact_sentence(other)}'
+    first = with_full_stop(named_sentence(fact))
+    both = f'{first} {named_sentence(other)}'
     a, b = fact.doc_id, other.doc_id
     think = script.form('think.both_say', d=a, o=b) if a != b else script.form('think.says', d=a)
     cites = [dict(text=fact.doc_id, at=len(first)), other.doc_id]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIMPLE_FORMS', 'CHAT_FORMS', 'chat_form', 'with_address', 'quoted', 'listed_attributes', 'is_value', 'fact_gaps',
-           'rival_gaps', 'has_end', 'fact_sentence', 'without_greeting', 'with_citations']
+           'rival_gaps', 'has_end', 'fact_sentence', 'named_sentence', 'without_greeting', 'with_citations']
 
 # %% ../../nbs/curriculum/chat_words.ipynb #fb3ffd58
 import random
@@ -130,6 +130,14 @@ def fact_sentence(f: Fact) -> str:
     if is_value(f) and (not has_end(f.sentence) or _ASIDE.match(f.sentence)):
         return statement(f.lang, f.subject, f.attribute, f.value)
     return f.sentence
+
+
+def named_sentence(f: Fact) -> str:
+    "A fact's sentence with its subject in it; beside another, *it* would mean the other's."
+    said = fact_sentence(f)
+    if is_value(f) and f.subject not in said:
+        return statement(f.lang, f.subject, f.attribute, f.value)
+    return said
 
 # %% ../../nbs/curriculum/chat_words.ipynb #5b1e70ea
 _GREETING = re.compile(
