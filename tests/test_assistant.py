@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ from mypt.curriculum.assistant import (
     read_budget,
     read_pairs,
 )
-from mypt.curriculum.budget import choose_base, frozen_blocks, training_sets
+from mypt.curriculum.budget import choose_base, training_sets
 from mypt.curriculum.held_back import HeldBack
 from mypt.curriculum.invented import make_documents
 from mypt.curriculum.pairing import Pairing
@@ -31,7 +30,7 @@ from mypt.curriculum.recipe import Stages
 from mypt.data.episodes import read_episodes
 from mypt.errors import UserError
 from mypt.eval.exam import read_exam, single_spaced
-from mypt.model.config import ModelConfig, load_config
+from mypt.model.config import load_config
 
 LIBRARY = """---
 title: The library
@@ -385,19 +384,15 @@ def test_documents_without_a_sentence_give_no_exam(tmp_path, monkeypatch, capsys
 # ---------------------------------------------------------------- how a base is trained
 
 
-def test_a_large_base_keeps_its_lower_blocks_and_trains_its_embedding():
-    shape = ModelConfig(
-        n_layer=30, n_head=9, n_kv_head=3, n_embd=576, hidden=1536, vocab_size=49216
-    )
-    frozen = frozen_blocks(shape, 'cpu')
-    assert frozen == [f'model.layers.{i}.*' for i in range(20)]
+def test_all_weights_of_a_base_are_trained_one_row_a_step():
     toy = choose_base('tiny')
-    assert toy.init is None and toy.tokenization == 'byte' and frozen_blocks(toy.shape, 'cpu') == []
-    base = toy._replace(init='base', config='finetune', shape=shape)
-    cfg = load_config('finetune', training_sets(base, 'cpu', ['batch_size=7']))
-    assert cfg.train.freeze == frozen and cfg.train.freeze_input and cfg.train.batch_size == 7
-    untied = base._replace(shape=replace(shape, tie_weights=False))
-    assert not load_config('finetune', training_sets(untied, 'cpu')).train.freeze_input
+    assert toy.init is None and toy.tokenization == 'byte'
+    base = toy._replace(init='base', config='finetune')
+    cfg = load_config('finetune', training_sets(base))
+    assert (cfg.train.batch_size, cfg.train.grad_accum_steps, cfg.train.freeze) == (1, 1, [])
+    assert cfg.train.learning_rate == 6e-4
+    own = load_config('finetune', training_sets(base, ['batch_size=7', 'learning_rate=1e-5']))
+    assert (own.train.batch_size, own.train.learning_rate) == (7, 1e-5)
     assert set(cfg.train.system_prompt) == {'en', 'de'}
 
 

@@ -274,7 +274,7 @@ def read_budget(plan: AssistantPlan) -> Budget:
 
 def plan_sets(plan: AssistantPlan) -> list[str]:
     "The overrides of the config."
-    return training_sets(plan.base, plan.device, plan.sets)
+    return training_sets(plan.base, plan.sets)
 
 # %% ../../nbs/curriculum/assistant.ipynb #20681f0f
 def make_kind(plan: AssistantPlan, kind: str):

@@ -174,7 +174,7 @@ class Shelf:
         facts: int = 4,  # Facts in an invented document
         simple: bool = False,  # Invent short documents in sentences of one clause
     ):
-        self.held, self.n_facts, self.simple = held, facts, simple
+        self.held, self.simple = held, simple
         self.source: FolderPages | InventedPages
         self.source = FolderPages(docs_dir) if docs_dir else InventedPages(held, facts, simple)
         # language → documents of the folder

@@ -37,6 +37,7 @@ from mypt.curriculum.scene import (
     contradicts,
     facts_of,
     may_answer,
+    same_subject,
     silent_scene,
 )
 from .synthetic import held_out, payload
@@ -170,11 +171,7 @@ def _pairs(talk: Talk) -> list[tuple[Fact, Fact]]:
             piles.setdefault((f.kind, f.attribute), []).append(f)
     left = talk.left()
     two = [tuple(pile) for pile in piles.values() if len(pile) == 2]
-    return [(f, g) for f, g in two if f in left and g in left and not _same_subject(f, g)]
-
-
-def _same_subject(f: Fact, g: Fact) -> bool:
-    return f.subject.lower() == g.subject.lower()
+    return [(f, g) for f, g in two if f in left and g in left and not same_subject(f, g)]
 
 # %% ../../nbs/curriculum/talk.ipynb #601bcfbf
 def clarify(talk: Talk) -> bool:
