@@ -33,7 +33,6 @@ from ..curate.mask_report import check_masks
 from .assistant_report import AssistantReport, write_assistant_report
 from mypt.curriculum.budget import (
     PASSAGES,
-    PASSES,
     MOST_PASSES,
     AssistantBase,
     Budget,
@@ -364,7 +363,7 @@ def final_sets(plan: AssistantPlan) -> list[str]:
     "The overrides of the training, passes and intervals among them."
     budget, ds = read_budget(plan), open_dataset(plan.file('dataset'))
     planned = sum(budget.episodes.values())
-    passes = min(MOST_PASSES, PASSES * max(1.0, planned / ds.meta['num_train_episodes']))
+    passes = min(MOST_PASSES, max(1.0, planned / ds.meta['num_train_episodes']))
     own = [str(s).partition('=')[0] for s in plan.sets]
     sets = plan_sets(plan)
     if not {'epochs', 'max_iters'} & set(own):
