@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -333,6 +334,13 @@ def test_every_count_is_told(made):
     assert set(counts) == {'rag_chat', 'multiturn', 'practice', 'own'}
     assert made.budget.left_out.keys() == {'agentic'}  # too long for a context of 1,024 bytes
     assert counts['own']['episodes'] + counts['own']['held_back'] == len(ASKED)
+
+
+def test_an_own_conversation_is_trained_twice(place, made):
+    mixed = Counter(e['messages'][0]['content'] for e in rows_of(place))
+    own = [e['messages'][0]['content'] for e in read_episodes(place / 'whole/own.jsonl')]
+    times = Counter(mixed[question] for question in own)
+    assert times.keys() <= {0, 2} and times[2] == made.counts['own']['episodes']
 
 
 # ---------------------------------------------------------------- what cannot be used
