@@ -16,6 +16,7 @@ from mypt.curate.journal import Journal
 from mypt.curate.quality import normalise
 from mypt.curriculum.assistant import (
     AssistantPlan,
+    final_sets,
     index_folder,
     index_minutes,
     make_assistant,
@@ -23,11 +24,20 @@ from mypt.curriculum.assistant import (
     read_budget,
     read_pairs,
 )
-from mypt.curriculum.budget import choose_base, training_sets
+from mypt.curriculum.budget import (
+    FEWEST_EPISODES,
+    MOST_EPISODES,
+    assistant_sources,
+    choose_base,
+    make_budget,
+    sample_episodes,
+    training_sets,
+)
 from mypt.curriculum.held_back import HeldBack
 from mypt.curriculum.invented import make_documents
 from mypt.curriculum.pairing import Pairing
 from mypt.curriculum.recipe import Stages
+from mypt.data.dataset import open_dataset
 from mypt.data.episodes import read_episodes
 from mypt.errors import UserError
 from mypt.eval.exam import read_exam, single_spaced
@@ -390,6 +400,50 @@ def test_documents_without_a_sentence_give_no_exam(tmp_path, monkeypatch, capsys
 
 
 # ---------------------------------------------------------------- how a base is trained
+
+
+def test_a_large_context_gets_several_questions_for_one_reading(tmp_path):
+    for d in make_documents(8, 'en', 5, 4):
+        (tmp_path / d.doc_id).write_text(d.text)
+    sources = {s.kind: s for s in assistant_sources(str(tmp_path), 20_000)}
+    for kind in ('multiturn', 'practice'):
+        episodes = sample_episodes(sources[kind], 'en', 1, 24)
+        assert len(episodes) == 24 and all('context' in e['messages'][0] for e in episodes)
+        asked = [sum(m['role'] == 'user' for m in e['messages']) for e in episodes]
+        assert set(asked) == {4, 5}
+        later = [m for e in episodes for m in e['messages'][1:]]
+        assert any('context' in m for m in later)  # new passages for a later question
+        cited = sum('cite' in m for m in later if m['role'] == 'assistant')
+        assert 0.25 * sum(asked) < cited < 0.75 * sum(asked)
+    singles = sample_episodes(sources['rag_chat'], 'en', 1, 12)
+    assert len(singles) == 12
+    assert sum(m['role'] == 'user' for e in singles for m in e['messages']) < 2 * 12
+
+
+@pytest.mark.parametrize(('wanted', 'passes'), [(1.0, '1.00'), (1.5, '1.50'), (10.0, '3.00')])
+def test_episodes_are_read_again_only_where_there_are_too_few(place, made, wanted, passes):
+    plan = AssistantPlan(str(place / 'docs'), place / 'whole', choose_base('tiny'), 'both', 200)
+    meta = open_dataset(plan.file('dataset')).meta
+    there = meta['num_train_episodes'] + meta['num_val_episodes']
+    kept = plan.file('budget.json').read_text()
+    try:
+        episodes = dict(rag_chat=round(wanted * there))
+        plan.file('budget.json').write_text(json.dumps(json.loads(kept) | dict(episodes=episodes)))
+        sets = dict(s.split('=', 1) for s in final_sets(plan))
+    finally:
+        plan.file('budget.json').write_text(kept)
+    assert float(sets['epochs']) == pytest.approx(float(passes), abs=0.02)
+
+
+def test_own_conversations_count_in_the_minutes():
+    lengths, row = dict(rag_chat=[400]), 1024
+    alone = make_budget(lengths, {}, row, minutes=60, speed=200).episodes['rag_chat']
+    beside = make_budget(lengths, {}, row, minutes=60, speed=200, own=300).episodes['rag_chat']
+    assert alone - beside == 300
+    many = make_budget(lengths, {}, row, minutes=60, speed=200, own=10_000)
+    assert many.episodes['rag_chat'] == FEWEST_EPISODES
+    fast = make_budget(lengths, {}, row, minutes=60, speed=1e6)
+    assert sum(fast.episodes.values()) == MOST_EPISODES < fast.wanted == fast.tokens / 400
 
 
 def test_all_weights_of_a_base_are_trained_one_row_a_step():

@@ -238,6 +238,9 @@ def plan_sources(plan: AssistantPlan, characters: int) -> list[Source]:
     return [without_held(s, held) for s in sources]
 
 # %% ../../nbs/curriculum/assistant.ipynb #d3fb9fbb
+OWN_TIMES = 2  # how often an own conversation comes
+
+
 def measure_minutes(plan: AssistantPlan, characters: int):
     "Compute the budget of the minutes."
     sources = [s for s in plan_sources(plan, characters) if s.kind != 'taught']
@@ -255,7 +258,8 @@ def measure_minutes(plan: AssistantPlan, characters: int):
         shutil.rmtree(plan.file('measure'))
         tried.unlink()
     minutes = max(0.0, plan.minutes - index_minutes(plan))
-    budget = make_budget(lengths, left_out, row, plan.num_examples, minutes, speed)
+    own = OWN_TIMES * len(read_episodes(plan.file('own.jsonl'))) if plan.data else 0
+    budget = make_budget(lengths, left_out, row, plan.num_examples, minutes, speed, own)
     if plan.teacher:
         half = budget.episodes.get('rag_chat', 0) // 2
         budget.episodes = dict(taught=half) | budget.episodes | dict(rag_chat=half)
@@ -302,9 +306,6 @@ def checked_kinds(plan: AssistantPlan, kinds: list[str]) -> Iterator[tuple[str, 
         yield kind, [e for i, e in enumerate(episodes, 1) if i not in wrong], found
 
 # %% ../../nbs/curriculum/assistant.ipynb #488943d0
-OWN_TIMES = 2  # how often an own conversation is trained
-
-
 def mix_checked(plan: AssistantPlan):
     "All episodes whose labels hold, in random order."
     counts, mixed, rules = {}, [], Counter()
@@ -316,7 +317,8 @@ def mix_checked(plan: AssistantPlan):
         own = read_episodes(plan.file('own.jsonl'))
         kept = list(held_back(plan).keep(own))
         counts['own'] = dict(episodes=len(kept), held_back=len(own) - len(kept))
-        mixed += OWN_TIMES * kept
+        planned = sum(read_budget(plan).episodes.values())
+        mixed += (OWN_TIMES if OWN_TIMES * len(mixed) > planned else 1) * kept
     if not mixed:
         raise UserError(f'{plan.docs_dir}: no episode could be made; add documents')
     random.Random(f'{plan.seed}').shuffle(mixed)
@@ -325,7 +327,8 @@ def mix_checked(plan: AssistantPlan):
     wrong = sum(c.get('left_out', 0) for c in counts.values())
     why = ', '.join(f'{rule} {n:,}' for rule, n in rules.most_common())
     left_out = f'{wrong:,} with a finding are left out' + (f' ({why})' if why else '')
-    print(f'check-meaning: {counted(len(mixed), "episode")}, {left_out}')
+    total = sum(c['episodes'] for c in counts.values())
+    print(f'check-meaning: {counted(total, "episode")}, {left_out}')
 
 # %% ../../nbs/curriculum/assistant.ipynb #7c2c396e
 _SMALL = 8 << 20  # bytes of episodes; for fewer, starting more processes takes longer
@@ -365,8 +368,8 @@ _SAVES, _EVALUATIONS = 15, 3
 def final_sets(plan: AssistantPlan) -> list[str]:
     "The overrides of the training, passes and intervals among them."
     budget, ds = read_budget(plan), open_dataset(plan.file('dataset'))
-    planned = sum(budget.episodes.values())
-    passes = min(MOST_PASSES, max(1.0, planned / ds.meta['num_train_episodes']))
+    made = ds.meta['num_train_episodes'] + ds.meta['num_val_episodes']
+    passes = min(MOST_PASSES, max(1.0, budget.wanted / made))
     own = [str(s).partition('=')[0] for s in plan.sets]
     sets = plan_sets(plan)
     if not {'epochs', 'max_iters'} & set(own):

@@ -79,7 +79,7 @@ _SETTINGS = dict(  # of a base; a model from random weights takes its config's o
     learning_rate=6e-4,
     warmup_iters=0.05,
     min_steps=20,
-    eval_iters=4,
+    eval_iters=8,
 )
 _PROMPTS = dict(
     en=['You are MyPT. Answer from the context, cite it, and say when it is silent.'],
@@ -125,7 +125,7 @@ def passage_size(characters: int) -> int:  # in characters
 
 # %% ../../nbs/curriculum/budget.ipynb #d2b75598
 SHARES = dict(rag_chat=0.4, multiturn=0.25, agentic=0.1, practice=0.25)
-_ASKED = dict(kinds=('topic', 'topic', 'followup', 'unsaid', 'unsaid'), think=0.2, long=0.0)
+_ASKED = dict(kinds=('topic', 'context', 'followup', 'unsaid', 'unsaid'), think=0.2, long=0.0)
 
 
 def _tool_prompts() -> dict[str, list[str]]:
@@ -188,7 +188,7 @@ def fitting_kinds(
     return lengths, left_out
 
 # %% ../../nbs/curriculum/budget.ipynb #288c9400
-TIMED, ENOUGH = 8, 6.0  # steps at most, and seconds after which no more are timed
+TIMED, ENOUGH = 8, 20.0  # steps at most, and seconds after which no more are timed
 
 
 def measured_speed(
@@ -232,8 +232,12 @@ class Budget:
     speed: float = 0.0  # tokens per second
 
     @property
-    def tokens(self) -> int:  # that are trained on
+    def tokens(self) -> int:  # that are read in the minutes; 0 without any
         return int(60 * self.minutes * TRAINED * self.speed)
+
+    @property
+    def wanted(self) -> float:  # episodes that are read, some perhaps again
+        return max(sum(self.episodes.values()), self.tokens / self.length)
 
     def __str__(self):
         listed = ', '.join(f'{n:,} {kind}' for kind, n in self.episodes.items())
@@ -243,7 +247,7 @@ class Budget:
         part = self.minutes * TRAINED
         return (
             f'{self.minutes:g} minutes, {part:.3g} of them for training; measured '
-            f'{self.speed:,.0f} tokens/s: {self.tokens:,} tokens in {total}'
+            f'{self.speed:,.0f} tokens/s: {self.tokens:,} tokens; {total}'
         )
 
 # %% ../../nbs/curriculum/budget.ipynb #74e9a2db
@@ -261,6 +265,7 @@ def make_budget(
     total: int | None = None,  # episodes that are asked for; None: what the minutes hold
     minutes: float = 0.0,
     speed: float = 0.0,
+    own: int = 0,  # episodes that there are already
 ) -> Budget:
     "Convert a time into episodes; raises `UserError` where it is too short."
     if not lengths:
@@ -276,5 +281,6 @@ def make_budget(
             f'{minutes:g} minutes at {speed:,.0f} tokens/s allow {n} episodes of {length:,.0f} '
             f'tokens; give --minutes {need} or more, or a smaller --base'
         )
+    n = total or max(FEWEST_EPISODES, n - own)
     budget.episodes = {kind: max(1, round(share * n)) for kind, share in shares.items()}
     return budget

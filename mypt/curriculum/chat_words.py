@@ -133,7 +133,7 @@ def fact_sentence(f: Fact) -> str:
 
 
 def named_sentence(f: Fact) -> str:
-    "A fact's sentence with its subject in it; beside another, *it* would mean the other's."
+    "A value's sentence with its subject in it, as another may stand before it; others as they are."
     said = fact_sentence(f)
     if is_value(f) and f.subject not in said:
         return statement(f.lang, f.subject, f.attribute, f.value)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Talk', 'ask_fact', 'ask_plain', 'ask_first', 'talk_question', 'begin_silent', 'greet', 'unnamed', 'clarify',
-           'ask_again_about', 'followup', 'change_topic', 'small_task', 'new_context', 'correct', 'wrong_gaps',
+           'follow_up_question', 'followup', 'change_topic', 'small_task', 'new_context', 'correct', 'wrong_gaps',
            'ask_missing', 'unsaid', 'ask_unsaid', 'begin_unsaid', 'sum_up', 'ask_where', 'ask_again', 'thank',
            'small_talk']
 
@@ -14,13 +14,13 @@ from copy import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from .attributes import TABLE, statement
+from .attributes import TABLE
 from mypt.curriculum.chat_words import (
-    fact_sentence,
     chat_form,
     fact_gaps,
     has_end,
     is_value,
+    named_sentence,
     quoted,
     rival_gaps,
     with_citations,
@@ -222,13 +222,14 @@ def _joined(talk: Talk, text: str) -> str:
     return form.format(x=text)
 
 # %% ../../nbs/curriculum/talk.ipynb #c74146b6
-def ask_again_about(talk: Talk, fact: Fact) -> str:
+def follow_up_question(talk: Talk, fact: Fact) -> str | None:  # None: no wording is left
     "A question that leaves its subject out; named where *it* or *she* could be another one now."
     last, table = talk.abouts[-1], TABLE[talk.lang]
     is_person = last and last['attribute'] in table and table[last['attribute']].kind == 'person'
     if not talk.simple and (last is None or is_person):
-        return talk.scene.question(fact)
-    return follow_up(talk.rng, fact, talk.unseen, talk.simple, talk.formal)
+        return without_greeting(talk.scene.question(fact))
+    form = partial(follow_up, talk.rng, fact, talk.unseen, talk.simple, talk.formal)
+    return unnamed(talk, form)
 
 
 def followup(talk: Talk) -> bool:
@@ -239,7 +240,7 @@ def followup(talk: Talk) -> bool:
     same = [f for f in talk.left() if f.subject == last.subject and is_value(f)]
     if same:
         fact = talk.rng.choice(same)
-        text = unnamed(talk, partial(ask_again_about, talk, fact))
+        text = follow_up_question(talk, fact)
         if text is not None:
             ask_fact(talk, text, fact)
         return text is not None
@@ -350,10 +351,11 @@ def ask_missing(talk: Talk) -> bool:
 
 def _ask_silent(talk: Talk, fact: Fact) -> bool:
     "A question for a fact that no passage gives; as a follow-up where its subject was named."
-    scene = talk.scene
     same = talk.focus is not None and talk.focus.subject == fact.subject and is_value(fact)
-    named = without_greeting(scene.question(fact))
-    text = unnamed(talk, partial(ask_again_about, talk, fact)) if same else named
+    if same:
+        text = follow_up_question(talk, fact)
+    else:
+        text = without_greeting(talk.scene.question(fact))
     if text is not None:
         _abstain(talk, text, fact)
     return text is not None
@@ -395,9 +397,7 @@ def begin_unsaid(talk: Talk) -> bool:
 # %% ../../nbs/curriculum/talk.ipynb #2ed0b808
 def _alone(f: Fact) -> str:
     "A fact as a sentence that can be understood alone, and that another may follow."
-    if is_value(f) and f.subject not in f.sentence:
-        return statement(f.lang, f.subject, f.attribute, f.value)
-    said = fact_sentence(f)
+    said = named_sentence(f)
     return said if has_end(said) else f'{quoted(f.lang, said)}.'
 
 
