@@ -183,7 +183,7 @@ def index_minutes(plan: AssistantPlan) -> float:
     there = plan.file('index.json').is_file()
     return _kept(plan, 'index.json', dict, dict(minutes=_NUMBER))['minutes'] if there else 0.0
 
-
+# %% ../../nbs/curriculum/assistant.ipynb #bebbca8f
 def pair_own(plan: AssistantPlan):
     "Own conversations with their passages, and the outcome of each answer."
     pairing, prompts = Pairing(plan.index(), PASSAGES), training_prompts()
@@ -295,7 +295,7 @@ def make_kind(plan: AssistantPlan, kind: str):
     few = '' if made == n else f' of {n:,}: the documents give no more'
     print(f'{shown_path(path)}: {counted(made, "episode")}{few}')
 
-
+# %% ../../nbs/curriculum/assistant.ipynb #20681f1f
 def checked_kinds(plan: AssistantPlan, kinds: list[str]) -> Iterator[tuple[str, list[dict], list]]:
     "By kind, the episodes whose labels hold, and what was found about the others."
     for kind in kinds:
@@ -348,7 +348,7 @@ def _prepare(plan: AssistantPlan, jsonl: Path, out: Path, row: int):
         overwrite=True,
     )
 
-
+# %% ../../nbs/curriculum/assistant.ipynb #7c2c397e
 def prepare_mixed(plan: AssistantPlan):
     "Make the dataset."
     _prepare(plan, plan.file('mixed.jsonl'), plan.file('dataset'), read_budget(plan).row)
@@ -382,7 +382,7 @@ def final_sets(plan: AssistantPlan) -> list[str]:
             sets.append(f'{key}={max(1, int(steps / parts))}')
     return sets
 
-
+# %% ../../nbs/curriculum/assistant.ipynb #d391145c
 def _set_aside(plan: AssistantPlan):
     "Rename a model that was trained with other settings."
     old = plan.file('model.before')

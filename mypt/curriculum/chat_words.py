@@ -131,9 +131,9 @@ def fact_sentence(f: Fact) -> str:
         return statement(f.lang, f.subject, f.attribute, f.value)
     return f.sentence
 
-
+# %% ../../nbs/curriculum/chat_words.ipynb #5b1e70b5
 def named_sentence(f: Fact) -> str:
-    "A value's sentence with its subject in it, as another may stand before it; others as they are."
+    "A value's sentence with its subject in it, as another may precede it; others as they are."
     said = fact_sentence(f)
     if is_value(f) and f.subject not in said:
         return statement(f.lang, f.subject, f.attribute, f.value)

@@ -129,7 +129,7 @@ def same_subject(f: Fact, g: Fact) -> bool:
 def _names_same(page: ShownPage, fact: Fact) -> bool:
     return any(same_subject(f, fact) for f in page.facts)
 
-
+# %% ../../nbs/curriculum/scene.ipynb #280fa57b
 def _names_attribute(page: ShownPage, fact: Fact) -> bool:
     "Whether another passage of a fact's file has the attribute's word: *three colours*."
     same_file = page.doc.doc_id == fact.doc_id

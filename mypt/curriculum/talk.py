@@ -231,7 +231,7 @@ def follow_up_question(talk: Talk, fact: Fact) -> str | None:  # None: no wordin
     form = partial(follow_up, talk.rng, fact, talk.unseen, talk.simple, talk.formal)
     return unnamed(talk, form)
 
-
+# %% ../../nbs/curriculum/talk.ipynb #c74146c7
 def followup(talk: Talk) -> bool:
     "A question about the same subject or document as the last answer."
     last = talk.focus
@@ -360,7 +360,7 @@ def _ask_silent(talk: Talk, fact: Fact) -> bool:
         _abstain(talk, text, fact)
     return text is not None
 
-
+# %% ../../nbs/curriculum/talk.ipynb #54b8f83b
 def _abstain(talk: Talk, text: str, fact: Fact, **user):
     "A turn that says that no passage answers, sometimes after a thought."
     scene = replace(talk.scene, fact=fact)
