@@ -238,6 +238,17 @@ def plan_sources(plan: AssistantPlan, characters: int) -> list[Source]:
     return [without_held(s, held) for s in sources]
 
 # %% ../../nbs/curriculum/assistant.ipynb #d3fb9fbb
+def _tried_speed(plan: AssistantPlan, episodes: list[dict], row: int) -> float:
+    "Tokens per second of a few steps on these episodes."
+    tried = plan.file('measure.jsonl')
+    write_episodes(tried, episodes)
+    ds = _prepare(plan, tried, plan.file('measure'), row)
+    speed = measured_speed(ds, plan.base, plan_sets(plan), plan.device)
+    shutil.rmtree(plan.file('measure'))
+    tried.unlink()
+    return speed
+
+# %% ../../nbs/curriculum/assistant.ipynb #d3fb9fcb
 OWN_TIMES = 2  # how often an own conversation comes
 
 
@@ -251,12 +262,7 @@ def measure_minutes(plan: AssistantPlan, characters: int):
         raise UserError(f'{plan.docs_dir}: no questions can be made ({why}); add documents')
     row, speed = row_length(lengths, plan.base.shape.block_size), 0.0
     if not plan.num_examples:
-        tried = plan.file('measure.jsonl')
-        write_episodes(tried, [e for kind in lengths for e in samples[kind]])
-        ds = _prepare(plan, tried, plan.file('measure'), row)
-        speed = measured_speed(ds, plan.base, plan_sets(plan), plan.device)
-        shutil.rmtree(plan.file('measure'))
-        tried.unlink()
+        speed = _tried_speed(plan, [e for kind in lengths for e in samples[kind]], row)
     minutes = max(0.0, plan.minutes - index_minutes(plan))
     own = OWN_TIMES * len(read_episodes(plan.file('own.jsonl'))) if plan.data else 0
     budget = make_budget(lengths, left_out, row, plan.num_examples, minutes, speed, own)

@@ -345,7 +345,7 @@ def _rivals(s: Scenes, rng: random.Random, fact: Fact, n: int) -> list[Entry]:
         s.recent[fact.lang].append((doc, found))
     return out
 
-
+# %% ../../nbs/curriculum/scene.ipynb #7229f05e
 def near_pages(s: Scenes, rng: random.Random, fact: Fact, n: int) -> list[ShownPage]:
     "At most `n` rivals of a fact, half of them with its subject where documents are invented."
     out: dict[str, ShownPage] = {}
