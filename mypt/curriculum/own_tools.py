@@ -19,7 +19,7 @@ from ..agent.tools import check_call
 from .foreign_tools import FOREIGN_SYSTEMS
 from .shelf import Shelf
 from .small_talk import around, plain_chat, talk_forms
-from .synthetic import distinct, first_question, invent, phrasings
+from .synthetic import distinct, first_question, held_out, invent, phrasings
 from .toolcall import TOOL_SYSTEMS, make_toolcall
 from ..data.language import language_of
 from ..data.prompts import CHAT_SYSTEM, systems_in
@@ -304,6 +304,7 @@ def own_tools_suite(tools: dict[str, OwnTool], n: int = 60, seed: int = 961) -> 
         if i % 4 == 3:
             chat = plain_chat(rng, lang, shelf, turns=False)
             said, call = (chat.messages[0]['content'] if chat else '', None)
+            said = said if held_out(said) else ''  # some requests name nothing that is held out
         else:
             drawn = ask_own(rng, own, lang, held=True)
             said, call = (drawn[0], (own.name, drawn[1])) if drawn else ('', None)
