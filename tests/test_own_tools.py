@@ -488,11 +488,12 @@ def test_the_suite_asks_in_wordings_that_are_not_trained(shop):
     own = load_tools(shop, say=lambda text: None)
     cases = own_tools_suite(own, 60)
     asked = {c['messages'][0]['content'] for c in cases}
-    trained = {first_question(e) for e in make_own_tools(300, 'mixed', 7, str(shop))}
-    assert not asked & trained
+    for seed in (7, 8, 9):
+        trained = {first_question(e) for e in make_own_tools(300, 'mixed', seed, str(shop))}
+        assert not asked & trained
     assert own_wordings(own['price'], 'en', held=True) == ('How much is a {article}?',)
     assert {c['call'][0] for c in cases if c['call']} == {'price', 'stock'}
-    assert any(c['call'] is None for c in cases)
+    assert sum(c['call'] is None for c in cases) == len(cases) // 4  # every fourth needs no tool
 
 
 def test_the_row_of_a_gate(shop):

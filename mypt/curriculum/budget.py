@@ -142,17 +142,17 @@ def assistant_sources(docs_dir: str, characters: int) -> list[Source]:
     about, both = dict(docs_dir=docs_dir), dict(systems=_PROMPTS, simple=simple)
     if simple:
         chat, talk = dict(pages=(2, 2, 3), size=size), dict(pages=(1,), turns=(2,), size=size)
-        practise, tools = (make_rag_chat, chat), dict(docs=(2, 3))
+        make_practice, practice, tools = make_rag_chat, chat, dict(docs=(2, 3))
     else:
         chat = dict(pages=(2, 3, 3, 3), size=size, long=0.0)
         talk = dict(pages=(2, 3, 3), turns=(4, 5), size=size) | _ASKED
-        practise, tools = (make_multiturn, talk), dict(docs=(3, 4, 5), long=0.0)
+        make_practice, practice, tools = make_multiturn, talk, dict(docs=(3, 4, 5), long=0.0)
     tools |= dict(systems=_tool_prompts(), simple=simple)
     return [
         Source('rag_chat', make_rag_chat, 0, SHARES['rag_chat'], chat | both | about),
         Source('multiturn', make_multiturn, 0, SHARES['multiturn'], talk | both | about),
         Source('agentic', make_agentic, 0, SHARES['agentic'], tools | about),
-        Source('practice', practise[0], 0, SHARES['practice'], practise[1] | both),
+        Source('practice', make_practice, 0, SHARES['practice'], practice | both),
     ]
 
 # %% ../../nbs/curriculum/budget.ipynb #5bae06dc

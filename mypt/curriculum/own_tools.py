@@ -238,6 +238,8 @@ class OwnToolEpisodes:
             chat = plain_chat(rng, lang, self.shelf)
             if chat is None or chat.why == 'none.able':  # the tools decide what it can do
                 return None
+            if any(map(held_out, chat.asked)):  # a suite may ask it
+                return None
             return self._episode(rng, lang, kind, chat.messages, self.tools)
         return self.own(rng, lang, kind)
 
@@ -294,6 +296,15 @@ def make_own_tools(
     return distinct(episodes.draw, n, spoken, seed, first_question, shares)
 
 # %% ../../nbs/curriculum/own_tools.ipynb #f7ddd6d6
+def _untrained_request(rng: random.Random, lang: str, shelf: Shelf) -> str:
+    "A request that needs no tool, in words that are held out."
+    for _ in range(100):
+        chat = plain_chat(rng, lang, shelf, turns=False)
+        if chat and held_out(chat.messages[0]['content']):
+            return chat.messages[0]['content']
+    return ''
+
+
 def own_tools_suite(tools: dict[str, OwnTool], n: int = 60, seed: int = 961) -> list[dict]:
     "Cases {system, messages, call}: a question each, and the call that is right, or None."
     rng, cases, asked = random.Random(seed), [], set()
@@ -302,9 +313,7 @@ def own_tools_suite(tools: dict[str, OwnTool], n: int = 60, seed: int = 961) -> 
     for i in range(20 * n):
         own, lang = spoken[i % len(spoken)]
         if i % 4 == 3:
-            chat = plain_chat(rng, lang, shelf, turns=False)
-            said, call = (chat.messages[0]['content'] if chat else '', None)
-            said = said if held_out(said) else ''  # some requests name nothing that is held out
+            said, call = _untrained_request(rng, lang, shelf), None
         else:
             drawn = ask_own(rng, own, lang, held=True)
             said, call = (drawn[0], (own.name, drawn[1])) if drawn else ('', None)
