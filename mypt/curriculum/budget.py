@@ -23,6 +23,7 @@ from .agentic import make_agentic
 from .multiturn import make_multiturn
 from .rag_chat import make_rag_chat
 from .recipe import Source
+from .written import make_written
 from ..data.dataset import Dataset
 
 # %% ../../nbs/curriculum/budget.ipynb #b9fa831c
@@ -124,7 +125,8 @@ def passage_size(characters: int) -> int:  # in characters
     return size
 
 # %% ../../nbs/curriculum/budget.ipynb #d2b75598
-SHARES = dict(rag_chat=0.4, multiturn=0.25, agentic=0.1, practice=0.25)
+SHARES = dict(rag_chat=0.35, multiturn=0.25, agentic=0.1, practice=0.3)
+_READ = dict(pages=(2, 3, 3), turns=(4, 5), think=0.1, systems=_PROMPTS)
 _ASKED = dict(kinds=('topic', 'context', 'followup', 'unsaid', 'unsaid'), think=0.2, long=0.0)
 
 
@@ -142,17 +144,17 @@ def assistant_sources(docs_dir: str, characters: int) -> list[Source]:
     about, both = dict(docs_dir=docs_dir), dict(systems=_PROMPTS, simple=simple)
     if simple:
         chat, talk = dict(pages=(2, 2, 3), size=size), dict(pages=(1,), turns=(2,), size=size)
-        make_practice, practice, tools = make_rag_chat, chat, dict(docs=(2, 3))
+        make_practice, practice, tools = make_rag_chat, chat | both, dict(docs=(2, 3))
     else:
         chat = dict(pages=(2, 3, 3, 3), size=size, long=0.0)
         talk = dict(pages=(2, 3, 3), turns=(4, 5), size=size) | _ASKED
-        make_practice, practice, tools = make_multiturn, talk, dict(docs=(3, 4, 5), long=0.0)
+        make_practice, practice, tools = make_written, _READ, dict(docs=(3, 4, 5), long=0.0)
     tools |= dict(systems=_tool_prompts(), simple=simple)
     return [
         Source('rag_chat', make_rag_chat, 0, SHARES['rag_chat'], chat | both | about),
         Source('multiturn', make_multiturn, 0, SHARES['multiturn'], talk | both | about),
         Source('agentic', make_agentic, 0, SHARES['agentic'], tools | about),
-        Source('practice', make_practice, 0, SHARES['practice'], practice | both),
+        Source('practice', make_practice, 0, SHARES['practice'], practice),
     ]
 
 # %% ../../nbs/curriculum/budget.ipynb #5bae06dc

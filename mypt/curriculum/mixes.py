@@ -22,6 +22,7 @@ from .rag_chat import PHASE3, make_rag_chat
 from .recipe import Phase, PhasePlan, Source
 from .synthetic import distinct, first_question
 from .toolcall import PHASE5, TOOL_SHARES, make_toolcall
+from .written import make_written
 
 # %% ../../nbs/curriculum/mixes.ipynb #bab2d105
 def make_gold_augmented(
@@ -73,10 +74,11 @@ def _without(shares: dict[str, float], kind: str) -> dict:
 
 # %% ../../nbs/curriculum/mixes.ipynb #24698d37
 CHAT_MIX = (
-    _part('rag_chat', make_rag_chat, 0.11, stands_in=0.34),
+    _part('rag_chat', make_rag_chat, 0.11, stands_in=0.24),
+    _part('written', make_written, 0.0, stands_in=0.15),
     _part('gold', make_gold, 0.02, stands_in=0.20),
     _part('gold_augmented', make_gold_augmented, 0.055),
-    _part('adherence', make_adherence, 0.0, stands_in=0.275),
+    _part('adherence', make_adherence, 0.0, stands_in=0.225),
 )
 HUB_CHAT = 'conversations of the hub (oasst2, alpaca-gpt4_de, Dolci-Instruct, OpenSchnabeltier)'
 

@@ -49,6 +49,7 @@ from .structured import make_structured
 from .tasks import make_tasks
 from .teacher import make_taught
 from .toolcall import make_toolcall, toolcall_suites
+from .written import make_written, written_suites
 from ..data.dataset import METADATA, open_dataset
 from ..data.mix import PRETRAIN_REPLAY, line_offsets, parse_input
 from ..data.tokenizer_state import load_tokenizer, open_tokenizer
@@ -81,6 +82,7 @@ GENERATORS = dict(
     gold_augmented=make_gold_augmented,
     foreign_tools=make_foreign_tools,
     own_tools=make_own_tools,
+    written=make_written,
 )
 
 # %% ../../nbs/curriculum/run.ipynb #f672b4d2
@@ -614,6 +616,7 @@ def shipped_suites() -> dict[str, list[dict]]:
         agentic_suites,
         gold_suites,
         adherence_suites,
+        written_suites,
         ood_suites,
     )
     made = {f'suites/{name}.jsonl': cases for make in makers for name, cases in make().items()}

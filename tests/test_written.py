@@ -1,0 +1,135 @@
+"Texts that people wrote: the corpus is well formed, its labels are right, nobody's test is in it."
+
+import json
+import re
+from copy import deepcopy
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from mypt.curriculum.grammar import wrong_forms
+from mypt.curriculum.meaning import check_meaning
+from mypt.curriculum.run import GENERATORS
+from mypt.curriculum.synthetic import held_out
+from mypt.curriculum.written import make_written, written_groups, written_suites
+from mypt.eval.suite import load_suite
+
+SHARED = Path(__file__).parents[2] / 'shared' / 'data'
+LANGS = pytest.mark.parametrize('lang', ['en', 'de'])
+
+
+def texts_of(lang: str) -> list:
+    return [t for group in written_groups(lang) for t in group]
+
+
+def plain(text: str) -> str:
+    return ' '.join(re.findall(r'\w+', text.lower()))
+
+
+@LANGS
+def test_each_text_has_its_questions_and_each_answer_is_in_it_once(lang):
+    texts = texts_of(lang)
+    assert len(texts) == 192 and {len(group) for group in written_groups(lang)} == {3}
+    for t in texts:
+        answered = [q for q in t.questions if q.answer]
+        assert 5 <= len(answered) <= 7 and len(t.questions) - len(answered) == 2, t.title
+        for q in answered:
+            assert t.text.count(q.answer) == 1 and q.answer in t.sentence(q.answer), q
+            assert len(q.answer.split()) <= 14 and plain(q.answer) not in plain(q.text), q
+
+
+@LANGS
+def test_no_title_and_no_question_comes_twice(lang):
+    ids = [t.doc_id for t in texts_of(lang)]
+    asked = [plain(q.text) for t in texts_of(lang) for q in t.questions]
+    assert len({*ids}) == len(ids) and len({*asked}) == len(asked) > 1500
+
+
+@LANGS
+def test_questions_and_texts_are_right_in_form(lang):
+    for t in texts_of(lang):
+        for said in (t.text, *(q.text for q in t.questions)):
+            assert not wrong_forms(said, lang), said
+            assert not re.search(r'[{}<>\[\]*_`]', said), said
+
+
+@LANGS
+def test_no_question_of_an_exam_or_a_yardstick_is_among_them(lang):
+    asked = {plain(q.text) for t in texts_of(lang) for q in t.questions}
+    for name in ('owasp_en', 'law_de'):
+        path = files('mypt') / 'assets' / 'exams' / f'{name}.jsonl'
+        cases = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+        assert cases and not asked & {plain(c['question']) for c in cases}
+    if not SHARED.is_dir():
+        pytest.skip('no ../shared/data beside the repository')
+    squad = json.loads((SHARED / 'xquad' / f'xquad.{lang}.json').read_text(encoding='utf-8'))
+    pages = [p for article in squad['data'] for p in article['paragraphs']]
+    assert not asked & {plain(q['question']) for p in pages for q in p['qas']}
+    contexts = {plain(p['context']) for p in pages}
+    assert not contexts & {plain(t.text) for t in texts_of(lang)}
+
+
+@LANGS
+def test_the_independent_check_finds_no_wrong_label(lang):
+    report = check_meaning(list(make_written(600, lang, 5)))
+    assert report.ok and report.judged['the value is in what is cited'] > 1000
+
+
+def first_cited(ep: dict) -> int:
+    return next(i for i, m in enumerate(ep['messages']) if m.get('cite'))
+
+
+def cite_another(ep: dict):
+    i = first_cited(ep)
+    shown = re.findall(r'\((\S+\.md)\)', ep['messages'][0]['context'])
+    ep['messages'][i]['cite'] = next(d for d in shown if d != ep['messages'][i]['cite'])
+
+
+def abstain_from_an_answer(ep: dict):
+    i = first_cited(ep)
+    ep['messages'][i] = {'role': 'assistant', 'content': 'The passages do not say that.'}
+
+
+def answer_with_other_words(ep: dict):
+    ep['messages'][first_cited(ep)]['content'] = 'a brass band of eleven firemen'
+
+
+@pytest.mark.parametrize('wrong', [cite_another, abstain_from_an_answer, answer_with_other_words])
+def test_a_wrong_label_is_found(wrong):
+    eps = list(make_written(20, 'en', 6, pages=(2, 3)))
+    broken = [deepcopy(e) for e in eps if any(m.get('cite') for m in e['messages'])]
+    for ep in broken:
+        wrong(ep)
+        ep['_meta']['expected'] = ep['messages'][-1]['content']
+    lines = {f.line for f in check_meaning(broken).findings}
+    assert lines == {*range(1, len(broken) + 1)}
+
+
+@LANGS
+def test_a_text_of_the_suite_is_in_no_training(lang):
+    held = {t.doc_id for g in written_groups(lang) if held_out(g[0].title) for t in g}
+    assert 12 <= len(held) <= 36
+    trained = ' '.join(e['messages'][0]['context'] for e in make_written(400, lang, 8))
+    assert not [doc_id for doc_id in held if f'({doc_id})' in trained]
+    cases = [c for c in load_suite('written') if lang in c.tags]
+    shown = {d for c in cases for d in re.findall(r'\((\S+\.md)\)', str(c.episode))}
+    assert len(cases) == 90 and shown <= held
+
+
+def test_half_ask_briefly_and_a_bare_piece_of_the_text_answers():
+    turns = []
+    for ep in make_written(800, 'mixed', 3):
+        for about, m in zip(ep['_meta']['abouts'], ep['messages'][1::2], strict=True):
+            turns.append((about, m))
+    answered = [(about, m) for about, m in turns if m.get('cite')]
+    brief = [m for about, m in answered if m['content'] == about['value']]
+    whole = [m for about, m in answered if m['content'] == about['sentence'] != about['value']]
+    assert len(brief) + len(whole) == len(answered)
+    assert 0.45 < len(brief) / len(answered) < 0.7
+    assert 0.67 < len(answered) / len(turns) < 0.73
+
+
+def test_it_is_a_kind_of_its_own_with_a_suite():
+    assert GENERATORS['written'] is make_written
+    assert written_suites() == written_suites()
