@@ -30,7 +30,7 @@ def plain(text: str) -> str:
 @LANGS
 def test_each_text_has_its_questions_and_each_answer_is_in_it_once(lang):
     texts = texts_of(lang)
-    assert len(texts) == 192 and {len(group) for group in written_groups(lang)} == {3}
+    assert len(texts) >= 192 and {len(group) for group in written_groups(lang)} == {3}
     for t in texts:
         answered = [q for q in t.questions if q.answer]
         assert 5 <= len(answered) <= 7 and len(t.questions) - len(answered) == 2, t.title
@@ -51,7 +51,7 @@ def test_questions_and_texts_are_right_in_form(lang):
     for t in texts_of(lang):
         for said in (t.text, *(q.text for q in t.questions)):
             assert not wrong_forms(said, lang), said
-            assert not re.search(r'[{}<>\[\]*_`]', said), said
+            assert not re.search(r'[{}<>\[\]`]', said), said
 
 
 @LANGS
@@ -109,12 +109,33 @@ def test_a_wrong_label_is_found(wrong):
 @LANGS
 def test_a_text_of_the_suite_is_in_no_training(lang):
     held = {t.doc_id for g in written_groups(lang) if held_out(g[0].title) for t in g}
-    assert 12 <= len(held) <= 36
+    assert 12 <= len(held) < 0.15 * len(texts_of(lang))
     trained = ' '.join(e['messages'][0]['context'] for e in make_written(400, lang, 8))
     assert not [doc_id for doc_id in held if f'({doc_id})' in trained]
     cases = [c for c in load_suite('written') if lang in c.tags]
     shown = {d for c in cases for d in re.findall(r'\((\S+\.md)\)', str(c.episode))}
     assert len(cases) == 90 and shown <= held
+
+
+@LANGS
+def test_no_question_comes_again_before_all_were_asked(lang):
+    eps = make_written(100, lang, 5, turns=(5,), brief=0.0)
+    asked = [m['content'] for e in eps for m in e['messages'] if m['role'] == 'user']
+    assert len(asked) == 500 and len({*asked}) > 480
+
+
+def test_a_text_without_the_sentence_that_answers_is_silent():
+    whole = {t.doc_id: t for t in texts_of('en')}
+    shorter = 0
+    for e in make_written(60, 'en', 7, silent=dict(left_open=1.0), shorter=1.0):
+        lines = e['messages'][0]['context'].split('\n')
+        shown = {m[1]: m[2] for m in (re.match(r'\[\d\] \((.*?)\) (.*)', x) for x in lines)}
+        shorter += sum(text != whole[d].text for d, text in shown.items())
+        answers = {q.text: q.answer for t in whole.values() for q in t.questions if q.answer}
+        for question in (m['content'] for m in e['messages'] if m['role'] == 'user'):
+            known = [a for q, a in answers.items() if q in question]
+            assert not known or not any(known[0] in text for text in shown.values())
+    assert shorter > 60
 
 
 def test_half_ask_briefly_and_a_bare_piece_of_the_text_answers():

@@ -180,7 +180,7 @@ def pronoun_before_reflexive(text: str) -> str:
 # %% ../../nbs/curriculum/grammar.ipynb #6a1cf8f5
 _SOUNDS_LIKE_YOU = re.compile(r'(?:uni(?!n|m)|us(?!h)|uti|eu|ew|one\b|once\b|ubi|u\b)', re.I)
 _SILENT_H = re.compile(r'(?:hour|honest|honou?r|heir)', re.I)
-_SPELLED = re.compile(r'[A-Z][A-Z\d]+\b|[A-Z]\b')
+_SPELLED = re.compile(r'[A-Z][A-Z\d]+\b|[A-Z]\b|X(?=[A-Z])')  # *XML*, *X-ray*, *XPath*
 
 
 def needs_an(word: str) -> bool:
