@@ -57,7 +57,7 @@ def with_numbers(leg: Leg) -> Phase:
 
 # %% ../../nbs/curriculum/legs.ipynb #8b1a1afc
 _SHORT = dict(operators=180)  # the suite has 360
-_CHAT = dict(chat=60, abstention=60, abstention_hard=30, injection=30, adherence=40)
+_CHAT = dict(chat=60, abstention=60, abstention_hard=30, injection=30, adherence=40, written=60)
 _TURNS = dict(multiturn=30, phase4_multiturn_ood=40)
 _TOOLS = dict(tool_choice=80, no_tool=60, grounded=30, phase5_toolcall_ood=60)
 _CHAINS = dict(chains=40, phase6_agentic_ood=40)
@@ -96,16 +96,28 @@ _QUESTIONS = Source(
     'questions',
     make_multiturn,
     0,
-    0.8,
+    0.5,
     options=dict(
-        kinds=('topic', 'topic', 'followup', 'followup', 'unsaid', 'unsaid'),
+        kinds=('topic', 'followup', 'followup', 'unsaid'),
         turns=(5, 6),
         pages=(2, 3, 3, 4),
-        think=0.4,
+        think=0.1,
     ),
     generator='multiturn',
 )
-CHAT_ASKED_MORE = replace(DOCUMENTED['3'], sources=(*DOCUMENTED['3'].sources, _QUESTIONS))
+_READ = dict(pages=(1, 2, 2, 2), turns=(4, 5), think=0.05)
+
+
+def _with_share(phase: Phase, kind: str, share: float) -> tuple[Source, ...]:
+    "The sources of a phase, one of them with another share."
+    return tuple(
+        replace(s, share=share, stands_in=0.0) if s.kind == kind else s for s in phase.sources
+    )
+
+
+CHAT_ASKED_MORE = replace(
+    DOCUMENTED['3'], sources=(*_with_share(DOCUMENTED['3'], 'written', 0.6), _QUESTIONS)
+)
 _LONGER = dict(turns=(3, 4, 5, 6))
 
 # %% ../../nbs/curriculum/legs.ipynb #ddb20514
@@ -114,7 +126,7 @@ _CHAT_LEGS = (
         CHAT_ASKED_MORE,
         'base_phase3_chat_sft',
         _sized(CHAT_ASKED_MORE, 800),
-        dict(rag_chat=_FIT, questions=_FIT),
+        dict(rag_chat=_FIT, questions=_FIT, written=_READ),
         replay={'1': 0.09, '2': 0.09},
         rows=1024,
         most=CASES_ASKED,

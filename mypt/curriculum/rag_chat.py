@@ -425,9 +425,7 @@ PHASE3 = Phase(
         Requirement('system prompt', ('adherence',), 0.50, warns=True),
         Requirement('anti-echo', ('anti_echo',), 0.70),
         Requirement('as people ask', ('phase3_chat_ood',), OOD_FLOOR, warns=True),
-        Requirement(
-            'reads what people wrote', ('written',), OOD_FLOOR, 'answers', 'answered', True
-        ),
+        Requirement('reads other texts', ('written',), OOD_FLOOR, 'answers', 'answered', True),
         Requirement('leaves open', ('written',), OOD_FLOOR, 'abstains', 'open', True),
         *keeps_earlier(3),
     ),
