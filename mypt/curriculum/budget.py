@@ -77,7 +77,7 @@ def choose_base(source: str) -> AssistantBase:
 _SETTINGS = dict(  # of a base; a model from random weights takes its config's own
     batch_size=1,
     grad_accum_steps=1,
-    learning_rate=6e-4,
+    learning_rate=2e-4,
     warmup_iters=0.05,
     min_steps=20,
     eval_iters=8,
