@@ -452,7 +452,7 @@ def test_all_weights_of_a_base_are_trained_one_row_a_step():
     base = toy._replace(init='base', config='finetune')
     cfg = load_config('finetune', training_sets(base))
     assert (cfg.train.batch_size, cfg.train.grad_accum_steps, cfg.train.freeze) == (1, 1, [])
-    assert cfg.train.learning_rate == 6e-4
+    assert cfg.train.learning_rate == 2e-4
     own = load_config('finetune', training_sets(base, ['batch_size=7', 'learning_rate=1e-5']))
     assert (own.train.batch_size, own.train.learning_rate) == (7, 1e-5)
     assert set(cfg.train.system_prompt) == {'en', 'de'}
