@@ -126,7 +126,7 @@ def passage_size(characters: int) -> int:  # in characters
 
 # %% ../../nbs/curriculum/budget.ipynb #d2b75598
 SHARES = dict(rag_chat=0.35, multiturn=0.25, agentic=0.1, practice=0.3)
-_READ = dict(pages=(2, 3, 3), turns=(4, 5), think=0.1, systems=_PROMPTS)
+_READ = dict(pages=(2, 3, 3), turns=(4, 5), systems=_PROMPTS)
 _ASKED = dict(kinds=('topic', 'context', 'followup', 'unsaid'), think=0.2, long=0.0)
 
 
