@@ -218,7 +218,7 @@ def _conversation(
     "Questions in a row, with their answers."
     found = dict(answered=_answered(r), left_open=_left_open(r), elsewhere=_elsewhere(r))
     piles = {kind: _least_asked_last(r, pairs) for kind, pairs in found.items()}
-    shares = dict(answered=1 - sum(silent.values())) | silent
+    shares = dict(answered=1 - sum(silent.values()), **silent)
     messages, abouts = [], []
     for _ in range(turns):
         kind = r.rng.choices(list(shares), list(shares.values()))[0]
