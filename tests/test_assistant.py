@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from mypt.agent.documents import Document
 from mypt.agent.index_file import Embedder
@@ -82,6 +83,15 @@ def talk(*turns: str, cite: str = '') -> dict:
     if cite:
         messages[-1]['cite'] = cite
     return dict(messages=messages)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    "A child that is forked waits for ever for threads that only its parent has."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='module')
@@ -412,9 +422,10 @@ def test_a_large_context_gets_several_questions_for_one_reading(tmp_path):
         asked = [sum(m['role'] == 'user' for m in e['messages']) for e in episodes]
         assert set(asked) == {4, 5}
         later = [m for e in episodes for m in e['messages'][1:]]
-        assert any('context' in m for m in later)  # new passages for a later question
+        # new passages for a later question about the folder
+        assert any('context' in m for m in later) == (kind == 'multiturn')
         cited = sum('cite' in m for m in later if m['role'] == 'assistant')
-        assert 0.25 * sum(asked) < cited < 0.75 * sum(asked)
+        assert 0.25 * sum(asked) < cited < 0.80 * sum(asked)
     singles = sample_episodes(sources['rag_chat'], 'en', 1, 12)
     assert len(singles) == 12
     assert sum(m['role'] == 'user' for e in singles for m in e['messages']) < 2 * 12
