@@ -417,15 +417,15 @@ def test_a_large_context_gets_several_questions_for_one_reading(tmp_path):
         (tmp_path / d.doc_id).write_text(d.text)
     sources = {s.kind: s for s in assistant_sources(str(tmp_path), 20_000)}
     for kind in ('multiturn', 'practice'):
-        episodes = sample_episodes(sources[kind], 'en', 1, 24)
-        assert len(episodes) == 24 and all('context' in e['messages'][0] for e in episodes)
+        episodes = sample_episodes(sources[kind], 'en', 1, 96)
+        assert len(episodes) == 96 and all('context' in e['messages'][0] for e in episodes)
         asked = [sum(m['role'] == 'user' for m in e['messages']) for e in episodes]
         assert set(asked) == {4, 5}
         later = [m for e in episodes for m in e['messages'][1:]]
         # new passages for a later question about the folder
         assert any('context' in m for m in later) == (kind == 'multiturn')
         cited = sum('cite' in m for m in later if m['role'] == 'assistant')
-        assert 0.25 * sum(asked) < cited < 0.80 * sum(asked)
+        assert 0.25 * sum(asked) < cited < 0.75 * sum(asked)
     singles = sample_episodes(sources['rag_chat'], 'en', 1, 12)
     assert len(singles) == 12
     assert sum(m['role'] == 'user' for e in singles for m in e['messages']) < 2 * 12

@@ -493,7 +493,7 @@ def test_the_suite_asks_in_wordings_that_are_not_trained(shop):
         assert not asked & trained
     assert own_wordings(own['price'], 'en', held=True) == ('How much is a {article}?',)
     assert {c['call'][0] for c in cases if c['call']} == {'price', 'stock'}
-    assert sum(c['call'] is None for c in cases) >= len(cases) // 4
+    assert sum(c['call'] is None for c in cases) == len(cases) // 4  # every fourth needs no tool
 
 
 def test_the_row_of_a_gate(shop):

@@ -276,7 +276,7 @@ def make_budget(
     shares = {kind: SHARES[kind] / sum(SHARES[k] for k in lengths) for kind in lengths}
     length = sum(shares[k] * sum(ns) / len(ns) for k, ns in lengths.items())
     budget = Budget({}, left_out, length, row, 0.0 if total else minutes, speed)
-    n = total or min(MOST_EPISODES, int(budget.tokens / length))
+    n = total or min(MOST_EPISODES, round(budget.tokens / length))
     if n < FEWEST_EPISODES and not total:
         need = math.ceil(FEWEST_EPISODES * length / (60 * TRAINED * speed))
         raise UserError(

@@ -106,18 +106,8 @@ _QUESTIONS = Source(
     generator='multiturn',
 )
 _READ = dict(pages=(1, 2, 2, 2), turns=(4, 5), think=0.05)
-
-
-def _with_share(phase: Phase, kind: str, share: float) -> tuple[Source, ...]:
-    "The sources of a phase, one of them with another share."
-    return tuple(
-        replace(s, share=share, stands_in=0.0) if s.kind == kind else s for s in phase.sources
-    )
-
-
-CHAT_ASKED_MORE = replace(
-    DOCUMENTED['3'], sources=(*_with_share(DOCUMENTED['3'], 'written', 0.6), _QUESTIONS)
-)
+_READS_MORE = DOCUMENTED['3'].with_sources(shares=dict(written=0.45))
+CHAT_ASKED_MORE = replace(_READS_MORE, sources=(*_READS_MORE.sources, _QUESTIONS))
 _LONGER = dict(turns=(3, 4, 5, 6))
 
 # %% ../../nbs/curriculum/legs.ipynb #ddb20514

@@ -312,7 +312,7 @@ def own_tools_suite(tools: dict[str, OwnTool], n: int = 60, seed: int = 961) -> 
     shelf = Shelf(held=True)
     for i in range(20 * n):
         own, lang = spoken[i % len(spoken)]
-        if i % 4 == 3:
+        if len(cases) % 4 == 3:  # every fourth needs no tool
             said, call = _untrained_request(rng, lang, shelf), None
         else:
             drawn = ask_own(rng, own, lang, held=True)
