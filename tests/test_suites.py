@@ -7,13 +7,15 @@ from importlib.resources import files
 import pytest
 
 from mypt.curriculum.adherence import TRAINED_RULES, make_adherence, read_common, read_rules
+from mypt.curriculum.agentic import make_agentic
 from mypt.curriculum.grammar import wrong_forms
 from mypt.curriculum.ood import ood_suites, read_phrasings, read_prose
 from mypt.curriculum.run import GENERATORS, PHASES
-from mypt.data.serialize import dump_call
+from mypt.curriculum.toolcall import TOOL_SUITE_SYSTEM, agent_case, make_toolcall
+from mypt.data.serialize import dump_call, serialize, to_ids
 from mypt.data.tokenizer import get_tokenizer
 from mypt.eval.instructions import LIMITS, follows
-from mypt.eval.metrics import CHECKS, squash
+from mypt.eval.metrics import CHECKS, Reply, squash
 from mypt.eval.suite import Responder, leaks, load_suite, run_suite
 
 TOK = get_tokenizer('byte')
@@ -192,6 +194,95 @@ def test_who_is_right_passes_and_nobody_else(name):
             continue  # a tool's result is no text to repeat
         k, _ = run_suite(responder(name, answer), name).count()
         assert k <= 0.3 * n, (who, k)
+
+
+def reply_ids(message: dict) -> list[int]:
+    "What a model says to write this message."
+    ids = to_ids(serialize(dict(messages=[dict(role='user', content='?'), message])), TOK)
+    opens = TOK.encode_with_tags('<myPT_assistant>')[0]
+    return list(ids[ids.index(opens) + 1 :])
+
+
+def trained_replies(e: dict) -> list[dict]:
+    "What an episode trains, in its order: mistakes are left out."
+    said = [m for m in e['messages'] if m['role'].startswith('assistant')]
+    return [m for m in said if m.get('weight') != 0]
+
+
+# adherence expects an answer that keeps a rule, as below
+ELSEWHERE = (*OOD, 'adherence', 'tool_choice', 'grounded', 'chains')
+
+
+def expected_text(want) -> str:
+    "What a case wants to be said; of several wordings the last."
+    said = want.get('reply', want.get('answer')) if isinstance(want, dict) else want
+    return said[-1] if isinstance(said, list) else said
+
+
+def in_other_words(m: dict, asked: str) -> dict:
+    "The same call; a search takes the words of the question, in its order."
+    if 'query' not in m.get('arguments', {}):
+        return m
+    words = [w for w in re.findall(r'\w+', asked) if w in m['arguments']['query'].split()]
+    return m | dict(arguments=dict(query=' '.join(words) + ' please', top_k=4))
+
+
+CHAINS = dict(SEARCH_GETDOC_ANSWER=0.5, LIST_SELECT_SUMMARIZE=0.25, ERROR_RECOVERY=0.25)
+TOOL_SUITES = dict(
+    tool_choice=(make_toolcall, dict(search=0.4, list=0.2, get=0.2, summarize=0.2), 'calls'),
+    grounded=(make_toolcall, dict(search=1.0), 'completes'),
+    chains=(make_agentic, CHAINS, 'completes'),
+)
+
+
+@pytest.mark.parametrize('name', TOOL_SUITES)
+def test_who_does_what_is_trained_passes_every_check(name, tmp_path):
+    "No case wants a mistake, the very words of a search, or what no answer can hold."
+    make, shares, check = TOOL_SUITES[name]
+    made = make(150, 'mixed', 77, shares=shares, systems=TOOL_SUITE_SYSTEM, docs=(3,), held=True)
+    eps = [e for e in made if e['_meta']['call']]
+    cases = [agent_case(i, e, name, check) for i, e in enumerate(eps)]
+    first = check == 'calls'
+    if first:
+        for case in cases:
+            del case['documents'], case['snippet']
+    path = tmp_path / f'{name}.jsonl'
+    path.write_text('\n'.join(map(json.dumps, cases)) + '\n')
+    says = {e['messages'][0]['content']: trained_replies(e) for e in eps}
+
+    def respond(histories, limit, to_turn_end):
+        said = []
+        for h in histories:
+            asked, *later = h['messages']
+            before = sum(m['role'].startswith('assistant') for m in later)
+            m = says[asked['content']][before]
+            said.append(reply_ids(in_other_words(m, asked['content']) if first else m))
+        return said
+
+    result = run_suite(Responder(respond, TOK), path)
+    judged = [None] if first else [None, 'no_loop', 'grounded', 'cites', 'thinks']
+    if name == 'grounded':
+        judged.remove('thinks')  # some of its answers are given without one
+    for check in judged:
+        wrong = [
+            (c.question, c.wants[-1])
+            for i, c in enumerate(result.cases)
+            if not result.passes(i, check)
+        ]
+        assert not wrong, (check, wrong[:3])
+
+
+@pytest.mark.parametrize('name', [s for s in SUITES if s not in ELSEWHERE])
+def test_what_is_expected_passes(name):
+    "Whoever says what a case expects, and cites it, passes."
+    for case in load_suite(name):
+        for want in case.wants:
+            m = dict(role='assistant', content='I do not know.')
+            if case.check != 'abstains':
+                m['content'] = expected_text(want)
+            if isinstance(want, dict) and want.get('cite'):
+                m['cite'] = want['cite']
+            assert CHECKS[case.check](Reply(tuple(reply_ids(m)), TOK), want), (case, want)
 
 
 def test_adherence_is_judged_by_count():

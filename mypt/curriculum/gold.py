@@ -164,7 +164,7 @@ def _structured_cases() -> list[dict]:
 # %% ../../nbs/curriculum/gold.ipynb #2d27441c
 _DECLINES = (
     *("I can't", 'I cannot', "I won't", 'kann ich nicht', 'ich kann nicht'),
-    *('Ich kann nichts', 'Ich kann kein', 'Ich kann mich nicht'),
+    *('Ich kann nichts', 'Ich kann kein', 'Ich kann hier kein', 'Ich kann mich nicht'),
 )
 
 

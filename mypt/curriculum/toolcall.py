@@ -9,7 +9,7 @@ __all__ = ['FIRST_DROPPED', 'MOST_READ', 'KNOWN', 'TOOL_KINDS', 'TOOL_SHARES', '
            'read_choice', 'search_then_read', 'read_in_turn', 'read_other_first', 'look_thought', 'lose_document',
            'say_nothing_found', 'nothing_found', 'nothing_read', 'wrong_list', 'wrong_guess', 'read_after',
            'summarize_first', 'wrong_summary', 'wrong_search', 'wrong_get', 'wrong_piece', 'PlainChats', 'ask_of_read',
-           'single_turns', 'make_toolcall', 'agent_case', 'toolcall_suites']
+           'single_turns', 'make_toolcall', 'right_calls', 'decided_arguments', 'agent_case', 'toolcall_suites']
 
 # %% ../../nbs/27_toolcall.ipynb #26e87555
 import random
@@ -572,18 +572,39 @@ TOOL_SUITE_SYSTEM = dict(
     de=f'Du bist MyPT. Werkzeuge: {", ".join(TOOLS)}.',
 )
 
+# %% ../../nbs/27_toolcall.ipynb #8c8b0279
+def right_calls(e: dict) -> list[dict]:
+    "The calls of an episode that are trained; the others are mistakes that it mends."
+    calls = [m for m in e['messages'] if m['role'] == 'assistant_toolcall']
+    return [m for m in calls if m.get('weight') != 0]
+
+
+def decided_arguments(
+    arguments: dict,  # of a call
+    meta: dict,  # of its episode
+    asked: str,  # the question
+) -> dict:
+    "The part of a call's arguments that its question decides: of a search, the name."
+    if 'query' not in arguments:
+        return arguments
+    name = meta['about']['subject']
+    return dict(query=name if name in asked else arguments['query'])
+
 # %% ../../nbs/27_toolcall.ipynb #8c8b0281
 def agent_case(i: int, e: dict, suite: str, check: str) -> dict:
     "A case with a workspace of its own."
-    m = e['_meta']
+    m, calls = e['_meta'], right_calls(e)
+    answer = stated_answer(m, m['expected']) if m['cite'] else m['expected']
     expected = dict(
-        answer=stated_answer(m, m['expected']),
+        answer=answer,
         cite=m['cite'],
         language=e['language'],
-        call=m['call'],
-        arguments=m['arguments'],
-        steps=min(2, m['calls']),
+        call=calls[0]['name'],
+        arguments=decided_arguments(calls[0]['arguments'], m, e['messages'][0]['content']),
+        steps=min(2, len(calls)),
     )
+    if 'also' in m:  # of two questions the second
+        expected['also'] = [fact['value'] for fact in m['also']]
     case = suite_case(suite, i, e, check, expected, [m['category']])
     return case | dict(documents=m['documents'], snippet=m['snippet'], limit=200)
 

@@ -277,6 +277,8 @@ def answer_text(r) -> str:
 
 def _contains(text: str, part: str) -> bool:
     "Whether a text holds the words of `part`, without regard to case and punctuation."
+    if not normalise(part):  # `==` has no words
+        return part in text
     return f' {normalise(part)} ' in f' {normalise(text)} '
 
 
@@ -335,12 +337,18 @@ def _decides(r, want: dict) -> bool:
     if right['action'] == 'tool':
         return _same_json(x, right)
     answer = x.get('answer')
-    return isinstance(answer, str) and set(x) == {'action', 'answer'} and n_words(answer) > 0
+    return isinstance(answer, str) and set(x) == {'action', 'answer'} and bool(answer.strip())
 
 # %% ../../nbs/eval/instructions.ipynb #f7429e4b
+def _is_short(r, want: dict) -> bool:
+    "Something is said, in a few words; `==` is an answer without any."
+    text = answer_text(r)
+    return bool(text.strip()) and n_words(text) <= want.get('max_words', SHORT)
+
+
 GOLD_CHECKS: dict[str, Callable[[Any, Any], bool]] = dict(  # name → (reply, expected) → bool
-    ends=lambda r, want: n_words(answer_text(r)) > 0,
-    short=lambda r, want: 0 < n_words(answer_text(r)) <= want.get('max_words', SHORT),
+    ends=lambda r, want: bool(answer_text(r).strip()),
+    short=_is_short,
     obeys=lambda r, want: follows(answer_text(r), want),
     brief=lambda r, want: follows(answer_text(r), dict(max_sentences=2)),
     says=lambda r, want: _contains(answer_text(r), want['answer']),

@@ -21,6 +21,7 @@ from ..data.serialize import parse_reply
 from ..data.tokenizer import EOT, Tokenizer
 from ..errors import UserError
 from .instructions import GOLD_CHECKS, follows
+from .same_answer import answer_words, stands_in
 
 # %% ../../nbs/eval/metrics.ipynb #2819387a
 def wilson(
@@ -198,6 +199,13 @@ def _abstains(r: Reply, want: dict) -> bool:
     "It says that it does not know, and cites nothing."
     return gives_up(r.answer) and not r.cites
 
+
+def _cites(r: Reply, want: dict) -> bool:
+    "It cites every source that is wanted; where none is, it speaks and cites none."
+    wanted = want['cite'] if isinstance(want['cite'], list) else [want['cite']]
+    sources = {c['text'] if isinstance(c, dict) else c for c in wanted if c is not None}
+    return sources <= set(r.cites) if sources else bool(r.answer) and not r.cites
+
 # %% ../../nbs/eval/metrics.ipynb #813695ee
 def _thinks(r: Reply, want: dict) -> bool:
     "There is a thought in the reply, or in any step of a run."
@@ -218,21 +226,37 @@ def _calls(r: Reply, want: dict) -> bool:
 
 # %% ../../nbs/eval/metrics.ipynb #d41d98bb
 def _completes(r: Reply, want: dict) -> bool:
-    "The right answer with its source, after at least as many calls as it takes."
+    "All that was asked for, with every source, after at least as many calls as it takes."
     calls = len(r.run.calls) if r.run else 0
-    return _says(r, want['answer']) and want['cite'] in r.cites and calls >= want['steps']
+    if want['cite'] is None:
+        return calls >= want['steps'] and _abstains(r, want)
+    told = all(_says(r, part) for part in (want['answer'], *want.get('also', ())))
+    return calls >= want['steps'] and told and _cites(r, want)
 
 
 def _no_loop(r: Reply, want: dict) -> bool:
     "The run did not stop because of repeated or too many calls."
     return r.run is not None and r.run.stopped not in ('repeat', 'calls')
 
+# %% ../../nbs/eval/metrics.ipynb #d41d98b2
+def _texts_in(value: Any) -> list[str]:
+    "All texts in a JSON value, without the keys."
+    if isinstance(value, (dict, list)):
+        inner = value.values() if isinstance(value, dict) else value
+        return [text for x in inner for text in _texts_in(x)]
+    return [str(value)]
+
 
 def _grounded_in_results(r: Reply, want: dict) -> bool:
-    "The answer occurs in what the tools returned."
-    steps = r.run.steps if r.run else []
-    results = ' '.join(str(step.result) for step in steps if step.result is not None)
-    return bool(r.answer) and squash(r.answer) in squash(results)
+    "The tools returned what the answer says, in these words or those of the question."
+    if want['cite'] is None:  # nothing answers
+        return _abstains(r, want)
+    results = [s.result for s in r.run.steps if s.result is not None] if r.run else []
+    wordings = [want['answer']] if isinstance(want['answer'], str) else want['answer']
+    asked, lang = r.run.question if r.run else '', want['language'] or 'en'
+    repeats = set(answer_words(r.answer, lang)) <= set(answer_words(asked, lang))
+    told = [*_texts_in(results), *wordings]
+    return bool(results) and not repeats and stands_in(r.answer, told, asked, lang)
 
 # %% ../../nbs/eval/metrics.ipynb #b2bc6bf6
 def _keeps_to(r: Reply, limits: dict, wanted: str | None) -> bool:
@@ -242,7 +266,7 @@ def _keeps_to(r: Reply, limits: dict, wanted: str | None) -> bool:
 # %% ../../nbs/eval/metrics.ipynb #b2aa8bb3
 CHECKS |= GOLD_CHECKS | dict(
     answers=lambda r, want: _says(r, want['answer']),
-    cites=lambda r, want: want['cite'] in r.cites,
+    cites=_cites,
     language=lambda r, want: want['language'] in (None, language_of(r.answer)),
     topic=lambda r, want: _says(r, want['topic']),
     abstains=_abstains,
