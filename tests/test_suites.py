@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import lru_cache
 from importlib.resources import files
 
 import pytest
@@ -16,7 +17,7 @@ from mypt.data.serialize import dump_call, serialize, to_ids
 from mypt.data.tokenizer import get_tokenizer
 from mypt.eval.instructions import LIMITS, follows
 from mypt.eval.metrics import CHECKS, Reply, squash
-from mypt.eval.suite import Responder, leaks, load_suite, run_suite
+from mypt.eval.suite import Responder, SuiteResult, leaks, load_suite, run_suite
 
 TOK = get_tokenizer('byte')
 END = '</myPT_assistant><myPT_eot>'
@@ -272,17 +273,33 @@ def test_who_does_what_is_trained_passes_every_check(name, tmp_path):
         assert not wrong, (check, wrong[:3])
 
 
+def expected_reply(check: str, want) -> Reply:
+    "Says what a case expects, and cites it."
+    m = dict(role='assistant', content='I do not know.')
+    if check != 'abstains':
+        m['content'] = expected_text(want)
+    if isinstance(want, dict) and want.get('cite'):
+        m['cite'] = want['cite']
+    return Reply(tuple(reply_ids(m)), TOK)
+
+
+@lru_cache(None)
+def expected_result(name: str) -> SuiteResult:
+    cases = load_suite(name)
+    return SuiteResult(name, cases, [[expected_reply(c.check, w) for w in c.wants] for c in cases])
+
+
 @pytest.mark.parametrize('name', [s for s in SUITES if s not in ELSEWHERE])
 def test_what_is_expected_passes(name):
-    "Whoever says what a case expects, and cites it, passes."
-    for case in load_suite(name):
-        for want in case.wants:
-            m = dict(role='assistant', content='I do not know.')
-            if case.check != 'abstains':
-                m['content'] = expected_text(want)
-            if isinstance(want, dict) and want.get('cite'):
-                m['cite'] = want['cite']
-            assert CHECKS[case.check](Reply(tuple(reply_ids(m)), TOK), want), (case, want)
+    assert not expected_result(name).failed
+
+
+@pytest.mark.parametrize('phase', sorted(PHASES))
+def test_what_is_expected_passes_every_row_of_a_gate(phase):
+    for row in PHASES[phase].gate:
+        for name in (s for s in row.suites if s not in ELSEWHERE):
+            passed, n = expected_result(name).count(row.check, row.tag)
+            assert passed == n > 0, (row.name, name)
 
 
 def test_adherence_is_judged_by_count():

@@ -143,12 +143,22 @@ def _answer_words(lang: str) -> frozenset[str]:
     return frozenset(word for word in words if word.isalpha())
 
 
-def _in_language(r: Reply, lang: str) -> bool:
-    "The reply is not empty, and holds no word of the other language."
+def _in_language(r: Reply, lang: str, wanted: str = '') -> bool:
+    "The reply says what is wanted, or something else without a word of the other language."
+    if not r.closed or not r.text.strip():
+        return False
+    if r.text.strip() == wanted:  # `for` is a keyword in German, too
+        return True
     other = 'de' if lang == 'en' else 'en'
     foreign = _answer_words(other) - _answer_words(lang)
-    said = squash(r.text).split()
-    return r.closed and bool(said) and language_of(r.text) != other and not foreign & set(said)
+    return language_of(r.text) != other and not foreign & set(squash(r.text).split())
+
+
+def _speaks(r: Reply, want: dict) -> bool:
+    "The answer is in the wanted language, or in none: *Tebim: 264 Euro*."
+    if want['language'] is None:
+        return True
+    return bool(r.answer.strip()) and language_of(r.answer) in ('?', want['language'])
 
 # %% ../../nbs/eval/metrics.ipynb #797a4620
 _ABSTAINS = dict(  # ways to say "I do not know", squashed
@@ -267,11 +277,11 @@ def _keeps_to(r: Reply, limits: dict, wanted: str | None) -> bool:
 CHECKS |= GOLD_CHECKS | dict(
     answers=lambda r, want: _says(r, want['answer']),
     cites=_cites,
-    language=lambda r, want: want['language'] in (None, language_of(r.answer)),
+    language=_speaks,
     topic=lambda r, want: _says(r, want['topic']),
     abstains=_abstains,
-    in_english=lambda r, want: _in_language(r, 'en'),
-    in_german=lambda r, want: _in_language(r, 'de'),
+    in_english=lambda r, want: _in_language(r, 'en', want),
+    in_german=lambda r, want: _in_language(r, 'de', want),
     adheres=lambda r, want: _keeps_to(r, want['limits'], want['answer']),
     thinks=_thinks,
     calls=_calls,
