@@ -402,7 +402,7 @@ _AT_ONCE = 8
 
 
 def _turn(index: Index, tok: Any, layout: str, context: int) -> Turn:
-    most = min(200, context // 5)
+    most = min(400, context // 5)  # a whole passage can be quoted, in any language
     return Turn(tok, layout, context, 'rag', Workspace(index), most, passages=PASSAGES)
 
 
