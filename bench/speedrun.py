@@ -217,6 +217,7 @@ def run(a: argparse.Namespace):
         yardsticks=tuple(find_yardsticks(a.yardsticks)) if a.yardsticks else (),
         limit=a.limit,
         questions=a.questions,
+        language=a.language,
     )
     load, start, cpu = os.getloadavg()[0], time.monotonic(), used()
     run_course(from_base(course, a.base), keep_going=a.keep_going)
@@ -250,11 +251,14 @@ def search(a: argparse.Namespace):
     for lr, episodes in product(a.rates, a.episodes):
         key = dict(phase=a.phase, lr=lr, episodes=episodes, sets=list(a.sets), seed=a.seed)
         key |= dict(base=a.base, start=a.start, limit=a.limit or 60)
+        key |= dict(language=a.language) if a.language else {}
         if any(all(row.get(k) == v for k, v in key.items()) for row in found['tried']):
             continue
         with tempfile.TemporaryDirectory(dir=a.scratch) as d:
             sets = (*a.sets, f'learning_rate={lr}')
-            course = Course(Path(d), BASE_LEGS, sets=sets, seed=a.seed, quiet=True)
+            course = Course(
+                Path(d), BASE_LEGS, sets=sets, seed=a.seed, quiet=True, language=a.language
+            )
             course = from_base(course, a.base)
             one = replace(scaled(leg, episodes), replay=leg.replay if a.folder else {})
             course = replace(course, legs=(one,))
@@ -309,6 +313,7 @@ def main():
     p.add_argument('--output_dir', default='speedrun-smollm2')
     p.add_argument('--yardsticks', help='folder with SQuAD and BFCL files')
     p.add_argument('--questions', type=int, default=12, help='of each yardstick after a leg')
+    p.add_argument('--language', choices=('en', 'de'), help='one alone; both when left out')
     p.add_argument('--limit', type=int, help='cases of a suite at most')
     p.add_argument('--sets', nargs='*', default=[], help='config overrides, key=value')
     p.add_argument('--seed', type=int, default=42)

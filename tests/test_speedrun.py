@@ -161,6 +161,17 @@ def test_adapters_from_leg_to_leg_and_a_run_that_was_killed(fewer, monkeypatch, 
     assert facts['legs'][1]['minutes']['train'] > 0
 
 
+def test_one_language_gets_as_many_of_its_first_episodes_as_both():
+    "… and twice as many from phase 3 on."
+    for leg in BASE_LEGS:
+        both, alone = with_numbers(leg), with_numbers(leg, alone=True)
+        first = leg.phase.number in '12'
+        for s, one in zip(both.sources, alone.sources, strict=True):
+            assert one.n == (s.n // 2 if first else s.n) > 0
+        course = Course(Path('x'), BASE_LEGS, language='en')
+        assert small_phase(leg, course) == replace(alone, language='en')
+
+
 def test_each_leg_is_its_phase_in_small():
     "The same sources in the same shares, but more reading in phase 3; the same checks and floors."
     for leg in BASE_LEGS:

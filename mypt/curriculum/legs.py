@@ -34,6 +34,7 @@ class Leg:
     most: dict = field(default_factory=dict)  # suite → cases that are asked at most
     rows: int | None = None  # tokens of a packed row; None: as the recipe says
     frozen: float = 0.0  # share of the blocks, from below, that is frozen
+    halves: bool = False  # one language alone needs half of the episodes
     sets: tuple = ()  # config overrides, key=value
 
 # %% ../../nbs/curriculum/legs.ipynb #394510d0
@@ -50,9 +51,13 @@ def limited(phase: Phase, most: dict[str, int]) -> Phase:  # suite → cases
     return replace(phase, gate=tuple(_asked_of(r, most) for r in phase.gate))
 
 # %% ../../nbs/curriculum/legs.ipynb #f2b5cf84
-def with_numbers(leg: Leg) -> Phase:
+def with_numbers(
+    leg: Leg,
+    alone: bool = False,  # one language, not two
+) -> Phase:
     "The leg's phase with the leg's numbers, options, rows, and cases of its gate."
-    phase = limited(leg.phase.with_sources(leg.options, leg.shares, leg.n), leg.most)
+    n = {kind: count // 2 for kind, count in leg.n.items()} if alone and leg.halves else leg.n
+    phase = limited(leg.phase.with_sources(leg.options, leg.shares, n), leg.most)
     return replace(phase, pack_block_size=leg.rows or phase.pack_block_size)
 
 # %% ../../nbs/curriculum/legs.ipynb #8b1a1afc
@@ -80,6 +85,7 @@ _FIRST = (
         dict(echo=dict(anti_echo_ratio=0.3)),
         rows=512,
         most=CASES_ASKED,
+        halves=True,
     ),
     Leg(
         PHASE2,
@@ -88,6 +94,7 @@ _FIRST = (
         replay={'1': 0.15},
         rows=512,
         most=CASES_ASKED,
+        halves=True,
     ),
 )
 

@@ -208,7 +208,7 @@ LEGS = _FIRST_LEGS + _CHAT_LEGS + _TOOL_LEGS
 # %% ../../nbs/29_speedrun.ipynb #a71128ca
 def small_phase(leg: Leg, course: Course) -> Phase:
     "The leg's phase with its numbers, and the course's language and documents."
-    phase = with_numbers(leg)
+    phase = with_numbers(leg, alone=course.language in ('en', 'de'))
     if course.limit:
         suites = {s for r in phase.gate for s in r.suites}
         phase = limited(phase, dict.fromkeys(suites, course.limit))
