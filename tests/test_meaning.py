@@ -31,7 +31,13 @@ from mypt.curriculum.meaning_form import (
 )
 from mypt.curriculum.meaning_values import one_value
 from mypt.curriculum.questions import follow_up
-from mypt.curriculum.reading import ShownPassage, holds, sentences_of
+from mypt.curriculum.reading import (
+    ShownPassage,
+    answering_sentence,
+    holds,
+    sentences_about,
+    sentences_of,
+)
 from mypt.curriculum.recipe import _asked_shares
 from mypt.curriculum.run import GENERATORS
 from mypt.curriculum.synthetic import Shortage
@@ -1114,3 +1120,29 @@ def test_the_same_seed_gives_the_same_report():
     rng = random.Random(1)
     eps = rng.sample(made('rag_chat', 'de'), 40)
     assert str(check_meaning(eps)) == str(check_meaning(eps))
+
+
+def test_a_code_is_no_pronoun():
+    "*ER-1275 is the code of Sustik* does not go on about Hiziprid."
+    text = 'Some people mistake Hiziprid for Sustik. ER-1275 is the code of Sustik.'
+    page = ShownPassage('hiziprid.md', text, 'Notes on Hiziprid')
+    assert sentences_about(page, 'Hiziprid') == ['Some people mistake Hiziprid for Sustik.']
+    assert answering_sentence(page, 'Hiziprid', 'code') is None
+
+
+@pytest.mark.parametrize(
+    ('ask', 'wrong'),
+    [('What is the gist of this text?', False), ('What is an gist of this text?', True)],
+)
+def test_the_forms_of_a_text_that_is_given_to_a_tool_are_its_own(ask, wrong):
+    text = 'The data is first hashed with an chosen algorithm. Then the hash is signed.'
+    call = dict(role='assistant_toolcall', name='workspace.summarize', arguments=dict(text=text))
+    shown = dict(summary='Then the hash is signed.', length=24)
+    messages = [
+        dict(role='user', content=f'{ask} {text}'),
+        call,
+        dict(role='toolresult', name='workspace.summarize', content=shown),
+        dict(role='assistant', content='Then the hash is signed.'),
+    ]
+    real = dict(category='summarize', about=dict(kind='section', subject='', attribute=''))
+    assert ('case and number' in found(dict(language='en', messages=messages, _meta=real))) == wrong

@@ -405,6 +405,7 @@ def test_sentences_end_where_they_end():
     [
         ('Defense in Depth', 'The principle of Defense-in-Depth', True),
         ('Cross-Site Scripting', '## Cross Site Scripting (XSS)', True),
+        ('A05: Security', '### A05 Security', True),
         ('§ 93', '### Art 93', False),
         ('Pinning', 'Unpinning', False),
     ],

@@ -760,8 +760,11 @@ def _forms(t: GivenAnswer, lang: str) -> Iterator[Verdict]:
     if not _is_invented(t) and 'json' in (t.meta.get('want') or {}):
         return  # orders inside other texts
     if not _is_invented(t) and lang == 'en':
-        after_text = t.question.startswith('Text: ')  # which may be real, as the answer may
-        order = t.question.rpartition('\n\n')[2] if after_text else t.question.partition(': ')[0]
+        asked = t.question
+        for call, _ in t.calls:  # *What is the gist of this text? …*
+            asked = asked.replace(str(call['arguments'].get('text') or '…'), '…')
+        after_text = asked.startswith('Text: ')  # which may be real, as the answer may
+        order = asked.rpartition('\n\n')[2] if after_text else asked.partition(': ')[0]
         texts = [_QUOTED_TEXT.sub(' ', order)]
     wrong = (form for text in texts if text for form in wrong_forms(_own_words(text, t), lang))
     yield Verdict('case and number', next(wrong, ''))

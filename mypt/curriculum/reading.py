@@ -307,7 +307,7 @@ def _says_is_one(text: str, name: str, noun: str) -> bool:
 
 # %% ../../nbs/curriculum/reading.ipynb #7c40a008
 _PERSONAL = re.compile(
-    r'\b(?:it|its|he|his|she|her|they|their|er|es|sie|ihr\w*|sein\w*|ihn)\b', re.I
+    r'\b(?:it|its|he|his|she|her|they|their|er|es|sie|ihr\w*|sein\w*|ihn)\b(?!-)', re.I
 )
 
 _THE_THING = re.compile(

@@ -535,9 +535,9 @@ def search_documents(script: ToolScript, query: str, thought: str, **more) -> di
 def names_what_is_asked(hit: dict, fact: Fact, asked: str = '') -> bool:
     "Whether a hit names what is asked for: the subject, or a title that the question names."
     text = unwrap_lines(f'{hit["title"]} {hit["text"]}')
-    words = r'[\s-]+'.join(map(re.escape, re.split(r'[\s-]+', fact.subject)))
-    there = re.search(rf'(?<!\w){words}(?!\w)', text, re.I)  # *Defense-in-Depth*, too
-    return there is not None or hit['title'].casefold() in asked.casefold()
+    words = r'\W+'.join(re.findall(r'[\w§]+', fact.subject))
+    there = words and re.search(rf'(?<!\w){words}(?!\w)', text, re.I)  # *A05:* in *A05*, too
+    return bool(there) or hit['title'].casefold() in asked.casefold()
 
 
 def choice_thought(script: ToolScript, result: dict) -> str:
