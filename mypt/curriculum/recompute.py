@@ -107,11 +107,12 @@ _LIMIT_WORDS = r'\d+ (?:words?|wörtern?|worte|sentences?|sätzen?)\b'
 _MORE = r'more|bigger|greater|larger|higher|above|over|mehr|größer|höher|über'
 _LESS = r'less|smaller|lower|fewer|below|under|weniger|kleiner|niedriger|unter'
 _YES, _NO = ('yes', 'ja'), ('no', 'nein')
+_YES_OR_NO = re.compile(r'\b(?:yes|ja|no|nein)\b(?= *(?:\W|$))(?! \w)', re.I)
 
 
 def _yes_no(rule: str, answer: str, yes: bool) -> Verdict | None:
-    "A verdict where the answer is yes or no."
-    if not any(holds(answer, word) for word in (*_YES, *_NO)):
+    "A verdict where the answer is yes or no; *no passage* is neither."
+    if not _YES_OR_NO.search(answer):
         return None
     return _must_say(rule, answer, *(_YES if yes else _NO))
 
