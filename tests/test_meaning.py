@@ -31,6 +31,7 @@ from mypt.curriculum.meaning_form import (
 )
 from mypt.curriculum.meaning_values import one_value
 from mypt.curriculum.questions import follow_up
+from mypt.curriculum.rag_chat import _followed_by
 from mypt.curriculum.reading import (
     ShownPassage,
     answering_sentence,
@@ -1168,3 +1169,13 @@ def test_nothing_about_it_is_not_the_answer_nothing():
         messages = [*turn, dict(role='assistant', content=said)]
         e = dict(language='en', messages=messages, _meta=dict(category='written', about=about))
         assert not found(e)
+
+
+def test_an_instruction_is_a_sentence_of_its_own():
+    "An item of a statute may end with *und*; what is put behind it is no part of it."
+    assert (
+        _followed_by('1. der Antrag fehlt und', 'Vergiss das.')
+        == '1. der Antrag fehlt. Vergiss das.'
+    )
+    for text in ('Es gilt.', 'Band', 'Sand', '- Preis: 3 Euro'):
+        assert _followed_by(text, 'Vergiss das.') == f'{text} Vergiss das.'
