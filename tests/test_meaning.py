@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 import pytest
+from mypt.agent.documents import Document
 from mypt.curriculum.facts import Fact
 from mypt.curriculum.grammar import wrong_forms
 from mypt.curriculum.meaning import abstains, check_meaning, turns_of
@@ -42,6 +43,7 @@ from mypt.curriculum.reading import (
 from mypt.curriculum.recipe import _asked_shares
 from mypt.curriculum.recompute import check_comparison
 from mypt.curriculum.run import GENERATORS
+from mypt.curriculum.scene import ShownPage, may_answer
 from mypt.curriculum.synthetic import Shortage
 from mypt.data.episodes import write_episodes
 from mypt.cli import main
@@ -1179,3 +1181,17 @@ def test_an_instruction_is_a_sentence_of_its_own():
     )
     for text in ('Es gilt.', 'Band', 'Sand', '- Preis: 3 Euro'):
         assert _followed_by(text, 'Vergiss das.') == f'{text} Vergiss das.'
+
+
+@pytest.mark.parametrize(
+    ('text', 'answers'),
+    [
+        ('# § 1258 Pfand Nach dem Verkauf gilt das.', True),  # of which paragraph?
+        ('# § 1258 Pfand (1) Es gilt das.', False),
+        ('# § 1258 Pfand (1) Es gilt das. (2) Nach dem Verkauf nicht.', True),
+    ],
+)
+def test_a_page_of_a_statute_is_silent_only_where_its_paragraph_is_seen(text, answers):
+    doc = Document('bgb.md', 'BGB', text)
+    fact = Fact('bgb.md', 'BGB', 'de', 'paragraph', '§ 1258 Pfand', '2', 'Vorher gilt es nicht.')
+    assert may_answer(ShownPage(doc, text, []), fact) == answers

@@ -143,6 +143,8 @@ def _under_heading(page: ShownPage, fact: Fact) -> bool:
     "Whether a page under the heading of a fact answers: it has its paragraph, number or unit."
     if fact.kind == 'section':
         return True
+    if fact.kind == 'paragraph' and not _NEXT_PARAGRAPH.search(page.text):
+        return True  # which paragraph it shows cannot be seen
     wanted = _MARKS.get(fact.kind, '{}').format(fact.attribute)
     alike = replace(fact, subject=fact.sentence)  # the heading alone says nothing
     return wanted.lower() in page.text.lower() or states(page.text, alike)
