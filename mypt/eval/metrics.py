@@ -143,7 +143,7 @@ def _answer_words(lang: str) -> frozenset[str]:
     return frozenset(word for word in words if word.isalpha())
 
 
-def _in_language(r: Reply, lang: str, wanted: str = '') -> bool:
+def _in_language(r: Reply, lang: str, wanted: object = '') -> bool:
     "The reply says what is wanted, or something else without a word of the other language."
     if not r.closed or not r.text.strip():
         return False
