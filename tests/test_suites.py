@@ -210,10 +210,6 @@ def trained_replies(e: dict) -> list[dict]:
     return [m for m in said if m.get('weight') != 0]
 
 
-# adherence expects an answer that keeps a rule, as below
-ELSEWHERE = (*OOD, 'adherence', 'tool_choice', 'grounded', 'chains')
-
-
 def expected_text(want) -> str:
     "What a case wants to be said; of several wordings the last."
     said = want.get('reply', want.get('answer')) if isinstance(want, dict) else want
@@ -234,6 +230,7 @@ TOOL_SUITES = dict(
     grounded=(make_toolcall, dict(search=1.0), 'completes'),
     chains=(make_agentic, CHAINS, 'completes'),
 )
+ELSEWHERE = (*OOD, *TOOL_SUITES, 'adherence')  # which expects an answer that keeps a rule
 
 
 @pytest.mark.parametrize('name', TOOL_SUITES)

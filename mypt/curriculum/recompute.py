@@ -107,7 +107,7 @@ _LIMIT_WORDS = r'\d+ (?:words?|wörtern?|worte|sentences?|sätzen?)\b'
 _MORE = r'more|bigger|greater|larger|higher|above|over|mehr|größer|höher|über'
 _LESS = r'less|smaller|lower|fewer|below|under|weniger|kleiner|niedriger|unter'
 _YES, _NO = ('yes', 'ja'), ('no', 'nein')
-_YES_OR_NO = re.compile(r'\b(?:yes|ja|no|nein)\b(?! *\w)', re.I)
+_YES_OR_NO = re.compile(r'\b(?:yes|ja|nein)\b|\bno\b(?! *\w)', re.I)
 
 
 def _yes_no(rule: str, answer: str, yes: bool) -> Verdict | None:
