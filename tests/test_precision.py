@@ -97,6 +97,15 @@ def test_two_hundred_steps_teach_the_same_in_bfloat16(root):
     assert windows == pytest.approx(1, abs=0.01)
 
 
+def test_the_first_loss_is_measured_before_the_first_step(root, able):
+    "A run begins with its validation loss, without gradients; what is timed there needs them."
+    t = trainer(root, steps=2)
+    t.evals = dict(val=lambda: iter([next(iter(t.data.step_batches(0)))]))
+    run(t)
+    assert t.precision in (FP32, BF16, BF16_PRODUCTS) and t.step == 2
+    assert 0 < t.evaluated['val'] < 10
+
+
 @pytest.mark.parametrize('choice', [BF16, BF16_PRODUCTS])
 @pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
 def test_a_killed_run_ends_bit_for_bit(root, able, choice, optimizer):

@@ -140,12 +140,14 @@ _CHAT_LEGS = (
 )
 
 # %% ../../nbs/curriculum/legs.ipynb #571b18c9
+_ASKED_AGAIN = dict(multi_step=0.06, no_results=0.06, wrong_tool=0.08)
+_EACH_TOOL = dict(search=0.14, list=0.22, get=0.22, summarize=0.22) | _ASKED_AGAIN
 _TOOL_LEGS = (
     Leg(
         DOCUMENTED['5'],
         'base_phase5_simple_toolcall',
         _sized(DOCUMENTED['5'], 460),
-        dict.fromkeys(('toolcall', 'no_tool'), _FEW_DOCUMENTS),
+        dict(toolcall=_FEW_DOCUMENTS | dict(shares=_EACH_TOOL), no_tool=_FEW_DOCUMENTS),
         replay=dict.fromkeys('1234', 0.06),
         rows=1024,
         most=CASES_ASKED,

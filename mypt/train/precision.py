@@ -77,6 +77,7 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+@torch.enable_grad()  # a run's first loss may be measured before its first step
 def time_step(
     model: GPT,  # On a CPU
     precision: str,
