@@ -1,6 +1,7 @@
 "The model's promises as properties; transformers' Llama is the oracle."
 
 import itertools
+import re
 from dataclasses import fields, replace
 import pytest
 import torch
@@ -524,6 +525,19 @@ def test_bad_config(d, words):
     with pytest.raises(UserError, match=words) as e:
         make_config(d, 'x.json')
     assert str(e.value).startswith('x.json: ') and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    'asked, words',
+    [
+        ('learning_rate=abc', "sets: learning_rate is 'abc'"),
+        ('learning_rat=1', "sets: unknown key 'learning_rat', did you mean 'learning_rate'"),
+        ('max_iters=-1', 'sets: max_iters is -1'),
+    ],
+)
+def test_no_file_is_blamed_for_what_was_asked(asked, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_config('tiny', [asked])
 
 
 def test_config_files(tmp_path):

@@ -3,6 +3,7 @@ broken losses, honest speed."""
 
 import json
 import math
+import shutil
 import time
 import numpy as np
 import pytest
@@ -582,3 +583,43 @@ def test_the_lineage_holds_what_was_chosen(folder, here):
     train('m', str(folder / 'bytes'), sets=[*RUN, 'warmup_iters=100'], quiet=True)
     config = json.loads((here / 'checkpoints/m/mypt.json').read_text())['lineage']['config']
     assert config['warmup_iters'] == 0
+
+
+# ----------------------------------------------------------------- models that no run may replace
+
+
+@pytest.mark.parametrize('kind', ['best', 'merged', 'no state'])
+@pytest.mark.parametrize('base', [None, 'other'])
+def test_a_model_without_a_run_is_not_replaced(kind, base, folder, here, capsys):
+    "What `mypt import` and `mypt merge` write has no state to go on from."
+    train('m', str(folder / 'bytes'), sets=RUN, quiet=True)
+    model = here / 'checkpoints/m'
+    if base:
+        shutil.copytree(model, here / 'checkpoints/other')
+    if kind == 'best':
+        shutil.copytree(model / 'best', here / 'checkpoints/best')
+        model = here / 'checkpoints/best'
+    if kind == 'merged':
+        (model / 'optimizer.safetensors').unlink()
+    (model / 'training_state.json').unlink(missing_ok=True)
+    before = (model / 'model.safetensors').read_bytes()
+    options = ['--init_from_model', base] if base else []
+    sets = ['--config_file', 'tiny', '--quiet', '--sets', *RUN]
+    flags = ['--model_name', model.name, '--dataset_dir', folder / 'bytes', *options, *sets]
+    code, _, err = command(capsys, 'train', *flags)
+    assert code == 2 and 'holds a model' in err and '--init_from_model' in err
+    assert (model / 'model.safetensors').read_bytes() == before
+
+
+def test_a_base_that_a_run_did_not_begin_with_is_named(folder, here, capsys):
+    data = str(folder / 'bytes')
+    train('base', data, sets=RUN, quiet=True)
+    train('m', data, sets=RUN, quiet=True, init_from_model='base')
+    sets = ['--config_file', 'tiny', '--quiet', '--sets', *RUN]
+    flags = ['--model_name', 'm', '--dataset_dir', data, '--max_iters', '9']
+    for asked, said in (('base', False), ('checkpoints/base', False), ('no_such_base', True)):
+        code, out, _ = command(capsys, 'train', *flags, '--init_from_model', asked, *sets)
+        assert code == 0 and ('is not used' in out) is said and ('no_such' in out) is said
+    flags[1] = 'base'
+    _, out, _ = command(capsys, 'train', *flags, '--init_from_model', 'm', *sets)
+    assert 'began with fresh weights: m is not used' in out

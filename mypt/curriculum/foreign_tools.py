@@ -59,8 +59,8 @@ light: Switch the light in the {room} {state}. | Light {state} in the {room}, pl
 
 # %% ../../nbs/curriculum/foreign_tools.ipynb #fa8ea5d7
 _SAYS_EN = phrasings("""
-weather: It is {sky} in {city} {day}, at {temperature} degrees.
-| {city}, {day}: {temperature} degrees and {sky}.
+weather: It is {sky} in {city} {day}, at {temperature} °C.
+| {city}, {day}: {temperature} °C and {sky}.
 money: {amount} {source} are {result} {target}. | That is {result} {target}.
 timer: The timer runs until {ends_at}. | Done. It rings at {ends_at}, in {minutes} minutes.
 event: "{title}" is in the calendar: {date}, {time}. | I have added "{title}" on {date} at {time}.

@@ -8,14 +8,14 @@ __all__ = ['GOLD_SYSTEMS', 'make_gold']
 # %% ../../nbs/curriculum/gold_episodes.ipynb #5c90a958
 import random
 import re
-from collections import Counter
 from functools import lru_cache, partial
 from typing import Iterator
-from ..agent.documents import read_documents
 from ..curate.quality import TARGETS
-from .facts import Fact, facts
 from .questions import question
+from .scene import is_clear
+from .shelf import Shelf
 from .synthetic import distinct, held_out, invent, phrasings
+from ..data.prompts import context_block
 from ..errors import UserError
 from ..files import json_asset, text_assets
 
@@ -75,32 +75,27 @@ def _stock_messages(r: random.Random, lang: str, kind: str, held: bool) -> list[
     return _talk(_opened(r, lang, ask), answer)
 
 # %% ../../nbs/curriculum/gold_episodes.ipynb #b9e35ccd
-def _document_messages(r: random.Random, known: list[Fact], held: bool) -> list[dict]:
-    "A technical question about a document."
-    invent(r, held)  # so that a seed gives the same draws with and without documents
-    fact = r.choice(known)
-    return _talk(question(r, fact), fact.sentence)
+def _document_messages(r: random.Random, lang: str, shelf: Shelf) -> list[dict] | None:
+    "A technical question about a document, with the passage that answers it."
+    ((doc, found),) = shelf.sample(r, lang, 1)
+    fact = r.choice(found)
+    text = shelf.passage(doc, fact, 400)
+    if not is_clear(fact, text):
+        return None
+    asked, answer = _talk(question(r, fact), fact.sentence)
+    context = context_block([(doc.doc_id, text)])
+    return [asked | {'context': context}, answer | {'cite': doc.doc_id}]
 
 # %% ../../nbs/curriculum/gold_episodes.ipynb #216a1bbc
-def _of_one_answer(found: list[Fact]) -> list[Fact]:
-    "Facts about what no other one is about: nothing is shown that would say which is meant."
-    about = Counter((f.subject.casefold(), f.attribute) for f in found)
-    return [f for f in found if about[f.subject.casefold(), f.attribute] == 1]
-
-
-def _documented_facts(docs_dir: str | None, language: str) -> dict[str, list[Fact]]:
-    "The facts of a folder by language; raises `UserError` where a language has none."
-    known = {'en': [], 'de': []}
-    for d in read_documents(docs_dir) if docs_dir else ():
-        for f in facts(d):
-            known[f.lang].append(f)
-    known = {lang: _of_one_answer(found) for lang, found in known.items()}
-    wanted = [lang for lang in known if language in (lang, 'mixed')]
-    if docs_dir and not all(known[lang] for lang in wanted):
+def _shelf_of(docs_dir: str, language: str) -> Shelf:
+    "The documents of a folder; raises `UserError` where a language has none."
+    shelf = Shelf(docs_dir)
+    wanted = [lang for lang in shelf.read if language in (lang, 'mixed')]
+    if not all(shelf.read[lang] for lang in wanted):
         raise UserError(
             f'{docs_dir}: no facts in {language}; add documents or choose another --language'
         )
-    return known
+    return shelf
 
 # %% ../../nbs/curriculum/gold_episodes.ipynb #e660e2ca
 def make_gold(
@@ -115,24 +110,28 @@ def make_gold(
     odd = set(only) - set(TARGETS)
     if odd:
         raise UserError(f'category {min(odd)!r}: use {", ".join(TARGETS)}')
-    known = _documented_facts(docs_dir, language)
+    shelf = _shelf_of(docs_dir, language) if docs_dir else None
     total, share, made = sum(TARGETS[k] for k in only), 0.0, []
     for kind in only:
         start, share = share, share + TARGETS[kind] / total
         count = round(n * share) - round(n * start)
-        draw = partial(_gold_episode, kind=kind, known=known, held=held)
+        draw = partial(_gold_episode, kind=kind, shelf=shelf, held=held)
         made += distinct(draw, count, language, f'{seed} {kind}')
     random.Random(f'{seed}').shuffle(made)
     for i, e in enumerate(made, 1):
         yield {'system': GOLD_SYSTEMS[e['language']], 'context': f'episode_id: {i:04d}', **e}
 
 # %% ../../nbs/curriculum/gold_episodes.ipynb #afd7c0ad
-def _gold_episode(r: random.Random, lang: str, kind: str, known: dict, held: bool) -> dict | None:
+def _gold_episode(
+    r: random.Random, lang: str, kind: str, shelf: Shelf | None, held: bool
+) -> dict | None:
     "One episode; None where a question about the stock alone is on the other side."
-    if kind == 'technical' and known[lang]:
-        messages = _document_messages(r, known[lang], held)
+    if kind == 'technical' and shelf:
+        messages = _document_messages(r, lang, shelf)
     else:
         messages = _stock_messages(r, lang, kind, held)
+    if messages is None:
+        return None
     nameless = kind in ('technical', 'multi_turn')
     if nameless and held_out(messages[0]['content']) != held:
         return None

@@ -122,7 +122,7 @@ _CHAT_LEGS = (
     Leg(
         CHAT_ASKED_MORE,
         'base_phase3_chat_sft',
-        _sized(CHAT_ASKED_MORE, 800),
+        _sized(CHAT_ASKED_MORE, 1400),
         dict(rag_chat=_FIT, questions=_FIT, written=_READ),
         replay={'1': 0.09, '2': 0.09},
         rows=1024,
@@ -131,7 +131,7 @@ _CHAT_LEGS = (
     Leg(
         DOCUMENTED['4'],
         'base_phase4_multiturn',
-        _sized(DOCUMENTED['4'], 300),
+        _sized(DOCUMENTED['4'], 400),
         dict(multiturn=_FIT | _LONGER, new_context=_FIT | dict(pages=(2, 3))),
         replay={'1': 0.06, '2': 0.06, '3': 0.09},
         rows=1024,
@@ -146,7 +146,7 @@ _TOOL_LEGS = (
     Leg(
         DOCUMENTED['5'],
         'base_phase5_simple_toolcall',
-        _sized(DOCUMENTED['5'], 460),
+        _sized(DOCUMENTED['5'], 900),
         dict(toolcall=_FEW_DOCUMENTS | dict(shares=_EACH_TOOL), no_tool=_FEW_DOCUMENTS),
         replay=dict.fromkeys('1234', 0.06),
         rows=1024,
@@ -155,7 +155,7 @@ _TOOL_LEGS = (
     Leg(
         DOCUMENTED['6'],
         'base_phase6_agentic_rag',
-        _sized(DOCUMENTED['6'], 480),
+        _sized(DOCUMENTED['6'], 1000),
         dict(agentic=_FEW_DOCUMENTS | dict(before=0.2))
         | dict.fromkeys(('toolcall', 'no_tool'), _FEW_DOCUMENTS),
         replay=dict.fromkeys('12345', 0.03),

@@ -13,11 +13,11 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Iterator, NamedTuple
-from .facts import Fact, states
+from .facts import Fact
 from .format_lock import asks
 from .questions import question, with_full_stop
-from .scene import alike_fact
-from .shelf import Shelf, passage
+from .scene import ShownPage, alike_fact, is_clear, may_answer, shown_page
+from .shelf import Shelf
 from .synthetic import distinct, held_out, invent, phrasings
 from ..data.prompts import CHAT_SYSTEM, context_block, systems_in
 from ..eval.instructions import DONT_KNOW, follows, n_sentences, n_words
@@ -63,12 +63,10 @@ def is_whole(sentence: str) -> bool:
     return closed and even and ends and n_sentences(counted) == 1
 
 # %% ../../nbs/curriculum/minimal_qa.ipynb #a6e61357
-def _near_passages(
-    r: random.Random, shelf: Shelf, f: Fact, n: int
-) -> list[tuple[str, str]]:  # (doc_id, text)
+def _near_passages(r: random.Random, shelf: Shelf, f: Fact, n: int) -> list[ShownPage]:
     "Passages about a fact's subject that leave its attribute out, and about others that have it."
-    near = shelf.rivals(r, f, n)
-    return [(doc.doc_id, passage(doc, alike_fact(r, f, found), 200)) for doc, found in near]
+    near = [(doc, found, alike_fact(r, f, found)) for doc, found in shelf.rivals(r, f, n)]
+    return [shown_page(doc, found, shelf.passage(doc, other, 200)) for doc, found, other in near]
 
 # %% ../../nbs/curriculum/minimal_qa.ipynb #62d9e332
 def _passage_topic(r: random.Random, lang: str, shelf: Shelf) -> Topic | None:
@@ -82,11 +80,12 @@ def _passage_topic(r: random.Random, lang: str, shelf: Shelf) -> Topic | None:
     if f.value:
         fill = dict(v=f.value, V=_upper_first(f.value))
         short = [form.format(**fill) for form in _texts(lang)['value']]
-    shown = [(document.doc_id, passage(document, f, 240))]
-    if f.kind == 'step' and f.subject not in shown[0][1]:
-        return None  # its number says nothing without the heading
+    shown = [(document.doc_id, shelf.passage(document, f, 240))]
+    if not is_clear(f, shown[0][1]):
+        return None  # *paragraph 2* says nothing without the heading
     if not shelf.simple and r.random() < 0.5:
-        shown += _near_passages(r, shelf, f, r.choice((1, 2)))
+        near = _near_passages(r, shelf, f, r.choice((1, 2)))
+        shown += [(page.doc.doc_id, page.text) for page in near]
     context = context_block(r.sample(shown, len(shown)))
     value, asked = f.value or f.sentence, question(r, f, simple=shelf.simple)
     return Topic(asked, (*short, f.sentence), value, f.subject, context, f)
@@ -221,6 +220,7 @@ def _stranger_topic(r: random.Random, lang: str, held: bool) -> Topic:
     return Topic(asked, (answer,), answer, name)
 
 
+_TRIES = 8  # for passages that do not answer
 _NAMED = 0.85  # share of the silent contexts that name what is asked for
 
 
@@ -231,24 +231,27 @@ def _silent_context(r: random.Random, shelf: Shelf, f: Fact) -> str | None:
         pages = _near_passages(r, shelf, f, 1 if shelf.simple else r.choice((2, 2, 2, 3, 3, 1)))
     else:
         ((doc, found),) = shelf.sample(r, f.lang, 1)
-        pages = [(doc.doc_id, passage(doc, r.choice(found), 240))]
-    about = [text for _, text in pages if f.subject in text]
-    wrong = any(name == f.doc_id or states(text, f) for name, text in pages)
+        pages = [shown_page(doc, found, shelf.passage(doc, r.choice(found), 240))]
+    about = shelf.read or any(f.subject in page.text for page in pages)
+    wrong = any(page.doc.doc_id == f.doc_id or may_answer(page, f) for page in pages)
     if wrong or not pages or (named and not about):
         return None
-    return context_block(r.sample(pages, len(pages)))
+    return context_block([(p.doc.doc_id, p.text) for p in r.sample(pages, len(pages))])
 
 # %% ../../nbs/curriculum/minimal_qa.ipynb #a172cdcf
 def _unknown_topic(r: random.Random, lang: str, shelf: Shelf) -> Topic | None:
     "A question without an answer; None where the passage turns out to have one."
     if r.random() < 0.35:
         return _stranger_topic(r, lang, shelf.held)
-    ((_, found),) = shelf.sample(r, lang, 1)
-    f, shown, answer = r.choice(found), None, DONT_KNOW[lang]
-    if r.random() < 0.6:
-        shown = _silent_context(r, shelf, f)
-        if shown is None:
-            return None
+    answer, with_pages, shown = DONT_KNOW[lang], r.random() < 0.6, None
+    for _ in range(_TRIES if with_pages else 1):
+        ((_, found),) = shelf.sample(r, lang, 1)
+        f = r.choice(found)
+        shown = _silent_context(r, shelf, f) if with_pages else None
+        if shown:
+            break
+    if with_pages and not shown:
+        return None
     asked = question(r, f, simple=shelf.simple)
     return Topic(asked, (answer,), answer, f.subject, shown, f)
 

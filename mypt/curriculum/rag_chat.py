@@ -139,13 +139,26 @@ def _think(s: Scene, user: dict) -> list[dict]:
     return [user, cited_answer(s, s.fact, thought(s))]
 
 # %% ../../nbs/23_rag_chat.ipynb #897d78c7
+_LEFT_OPEN = 0.2  # share of the bare values and of the second questions without an answer
+
+
+def _sometimes_silent(s: Scenes, rng: random.Random, lang: str, valued=False) -> Scene | None:
+    "A scene that answers, or one that describes the subject and does not."
+    left_open = not s.simple and rng.random() < _LEFT_OPEN
+    return silent_scene(s, rng, lang) if left_open else answered_scene(s, rng, lang, valued=valued)
+
+
 def _multi(s: Scene, user: dict) -> list[dict] | None:
-    "A thoughtful answer, and a second question that the same passages answer."
+    "A thoughtful answer, and a second question that the same passages answer, or leave open."
     others = [f for f in s.clear() if f != s.fact]
     if not others:
         return None
-    second = s.rng.choice(others)
-    return [*_think(s, user), s.ask(second), cited_answer(s, second)]
+    other = s.rng.choice(others)
+    if s.number(s.fact):
+        return [*_think(s, user), s.ask(other), cited_answer(s, other)]
+    s.asked.clear()
+    first = s.ask(other) | {'context': user['context']}
+    return [first, cited_answer(s, other), s.ask(s.fact), abstention(s)]
 
 
 def _extract(s: Scene, user: dict) -> list[dict] | None:
@@ -154,7 +167,8 @@ def _extract(s: Scene, user: dict) -> list[dict] | None:
     form, asked = s.form('value_only'), user['content']
     asked = with_full_stop(asked) if form.startswith('{x}') else asked
     user['content'] = form.format(x=asked)
-    return [user, _reply(s.fact.value, s.fact.doc_id)]
+    stated = s.number(s.fact) > 0
+    return [user, _reply(s.fact.value, s.fact.doc_id) if stated else abstention(s)]
 
 # %% ../../nbs/23_rag_chat.ipynb #1362519d
 _DOUBTS = 0.5  # share of the abstentions that say why
@@ -306,8 +320,8 @@ Player = Callable[[Scene, dict], list[dict] | None]
 _KINDS: dict[str, tuple[SceneMaker, Player]] = dict(
     answer=(answered_scene, _answer),
     think=(answered_scene, _think),
-    multi=(answered_scene, _multi),
-    extract=(partial(answered_scene, valued=True), _extract),
+    multi=(_sometimes_silent, _multi),
+    extract=(partial(_sometimes_silent, valued=True), _extract),
     insufficient=(_insufficient_scene, _insufficient),
     silent=(silent_scene, _silent),
     conflict=(_conflict_scene, _conflict),

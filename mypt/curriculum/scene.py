@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RECENT', 'PAGE_NUMBERS', 'FORMAL', 'Entry', 'LONG_CONTEXT', 'ShownPage', 'ShownPages', 'Scene', 'same_subject',
-           'may_answer', 'subject_words', 'names_subject', 'shown_page', 'Scenes', 'counted_in_words', 'with_value',
-           'FactTable', 'alike_fact', 'near_pages', 'contradicts', 'facts_of', 'sibling_pages', 'other_pages',
-           'answered_scene', 'silent_scene', 'absent_scene', 'count_tokens', 'finished_scene']
+           'may_answer', 'subject_words', 'names_subject', 'is_clear', 'shown_page', 'Scenes', 'counted_in_words',
+           'with_value', 'FactTable', 'alike_fact', 'near_pages', 'contradicts', 'facts_of', 'sibling_pages',
+           'other_pages', 'answered_scene', 'silent_scene', 'absent_scene', 'count_tokens', 'finished_scene']
 
 # %% ../../nbs/curriculum/scene.ipynb #f570f1e7
 import random
@@ -17,12 +17,12 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, zip_longest
 from typing import NamedTuple
-from ..agent.documents import Document, passages
+from ..agent.documents import Document
 from ..agent.words import SMALL_WORDS, index_words
 from .chat_words import chat_form, is_value
-from .facts import Fact, states, unwrap_lines
+from .facts import Fact, states
 from .questions import BY_HEADING, question
-from .shelf import Shelf, names_first, passage
+from .shelf import Shelf, folder_pieces, names_first
 from .values import value_facts
 from ..data.prompts import context_block
 from ..data.tokenizer import get_tokenizer
@@ -203,7 +203,7 @@ def _stands_below(f: Fact, text: str) -> bool:
     return re.match(heading, last) is not None and before.endswith(mark)
 
 
-def _is_clear(f: Fact, text: str) -> bool:
+def is_clear(f: Fact, text: str) -> bool:
     "Whether a text shows what a question for a fact names."
     if f.kind == 'value':
         return names_first(text, f)
@@ -216,7 +216,7 @@ def _is_clear(f: Fact, text: str) -> bool:
 def shown_page(doc: Document, found: list, text: str) -> ShownPage:
     "A piece of a document, with what can be asked of it."
     stated = [f for f in found if f.sentence in text]
-    clear = [f for f in stated if _is_clear(f, text)]
+    clear = [f for f in stated if is_clear(f, text)]
     return ShownPage(doc, text, clear, tuple(f for f in stated if f not in clear))
 
 
@@ -241,7 +241,6 @@ class Scenes:
         self.shelf, self.numbers, self.size, self.long = shelf, pages, size, long
         self.unseen, self.simple = unseen, simple
         self.tables = {lang: FactTable(read) for lang, read in shelf.read.items()}
-        self.pieces: dict[tuple, list[str]] = {}  # (doc_id, size) → pieces cut before
         self.recent: dict[str, deque] = {lang: deque(maxlen=RECENT) for lang in ('en', 'de')}
 
     def short(self) -> 'Scenes':
@@ -255,24 +254,7 @@ class Scenes:
     ) -> ShownPage:
         "A passage of a document that states a fact."
         size = size or self.size or _drawn_size(self, rng, fact.lang)
-        return shown_page(doc, found, self.passage(doc, fact, size))
-
-    def passage(self, doc: Document, fact: Fact, size: int) -> str:
-        "The piece of a document that states a fact, as retrieval shows it."
-        if not self.shelf.read:
-            return passage(doc, fact, size)
-        for n in (size, 2 * size):
-            text = next((p for p in self.cut(doc, n) if fact.sentence in p), '')
-            if text:
-                return text
-        return fact.sentence
-
-    def cut(self, doc: Document, size: int) -> list[str]:
-        "The passages of a folder's document; they are cut once."
-        place = doc.doc_id, size
-        if place not in self.pieces:
-            self.pieces[place] = [p.shown for p in passages(unwrap_lines(doc.text), size, 0)]
-        return self.pieces[place]
+        return shown_page(doc, found, self.shelf.passage(doc, fact, size))
 
 # %% ../../nbs/curriculum/scene.ipynb #2bda4b46
 Entry = tuple[Document, list[Fact], Fact]  # a document, its facts, and one of them
@@ -469,7 +451,7 @@ def _silent_fact(
     if not s.shelf.read:
         return rng.choice(found), []
     drawn = rng.sample(found, min(_DRAWN, len(found)))
-    pieces = s.cut(doc, s.size or _drawn_size(s, rng, drawn[0].lang))
+    pieces = folder_pieces(doc.text, s.size or _drawn_size(s, rng, drawn[0].lang))
     for fact in drawn:
         pages = [shown_page(doc, found, text) for text in pieces if fact.subject in text]
         silent = [page for page in pages if not may_answer(page, fact)]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_PART', 'Page', 'BESIDE', 'REMEMBERED', 'PIECE_MARK', 'LEAST_DOCUMENTS', 'parts', 'renamed_page', 'as_file',
-           'InventedPages', 'FolderPages', 'Shelf', 'documents_language', 'passage', 'names_first']
+           'InventedPages', 'FolderPages', 'Shelf', 'documents_language', 'passage', 'folder_pieces', 'names_first']
 
 # %% ../../nbs/curriculum/shelf.ipynb #12bd4ace
 import random
@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from ..agent.documents import Document, chunks, iter_chunks, read_documents
+from ..agent.documents import Document, chunks, iter_chunks, passages, read_documents
 from ..agent.retrieval import Index
 from .facts import Fact, facts, states, unwrap_lines
 from .invented import make_document
@@ -214,6 +214,10 @@ class Shelf:
         "Documents that look like the answer and do not state it."
         return self.source.rivals(rng, fact, n, words)
 
+    def passage(self, doc: Document, fact: Fact, size: int) -> str:
+        "The piece of a document that states a fact, as retrieval shows it."
+        return (_passage_below if self.read else passage)(doc, fact, size)
+
 # %% ../../nbs/curriculum/shelf.ipynb #9799ed60
 LEAST_DOCUMENTS = 4  # with facts, for episodes in a language
 _LANGUAGE_NAMES = dict(en='English', de='German')
@@ -260,6 +264,20 @@ def passage(
     return ' '.join(text.split())
 
 # %% ../../nbs/curriculum/shelf.ipynb #9c1c4dbd
+@lru_cache(4096)
+def folder_pieces(text: str, size: int) -> tuple[str, ...]:
+    "The passages of a folder's document, each below its headings."
+    return tuple(p.shown for p in passages(unwrap_lines(text), size, 0))
+
+
+def _passage_below(doc: Document, fact: Fact, size: int) -> str:
+    for n in (size, 2 * size):
+        text = next((p for p in folder_pieces(doc.text, n) if fact.sentence in p), '')
+        if text:
+            return text
+    return fact.sentence
+
+
 def names_first(text: str, fact: Fact) -> bool:
     "Whether a text names a fact's subject no later than in its sentence, if it has the sentence."
     at = text.find(fact.sentence)

@@ -14,7 +14,7 @@ from typing import Any, Iterator, NamedTuple
 from .facts import Fact
 from .format_lock import make_format_lock
 from .minimal_qa import about_fact, is_whole
-from .shelf import Shelf, passage
+from .shelf import Shelf
 from .synthetic import distinct, held_out, invent, payload, payload_words, phrasings
 from ..data.prompts import CHAT_SYSTEM, context_block, systems_in
 from ..files import text_assets
@@ -108,7 +108,7 @@ def _values(found: list[Fact]) -> dict[str, int | str]:
 def _extract(r, lang: str, shelf: Shelf) -> StructuredQuestion | None:
     "A passage, and some of its facts as an object; None where no fact is shown."
     (d, found), (_, elsewhere) = shelf.sample(r, lang, 2)
-    text = passage(d, found[0], 500)
+    text = shelf.passage(d, found[0], 500)
     shown = [f for f in found if f.sentence in text and is_whole(f.sentence)]
     if not shown:
         return None

@@ -12,10 +12,11 @@ from collections import Counter
 from functools import lru_cache
 from typing import Iterator, NamedTuple
 from ..agent.documents import Document
+from .attributes import TABLE, role_noun
 from .facts import Fact, unwrap_lines
 from .grammar import enumerate_items
 from .minimal_qa import about_fact, is_whole
-from .shelf import Shelf, passage
+from .shelf import Shelf
 from .synthetic import distinct, phrasings
 from ..data.prompts import CHAT_SYSTEM, context_block, systems_in
 from ..eval.instructions import n_sentences, write_key_facts
@@ -50,12 +51,19 @@ def _number_of_facts(lang: str, n: int) -> str:
 _QUOTES = dict(en='"{}"', de='„{}“')
 
 
+def _value_item(f: Fact) -> str:
+    "A value behind its name, for a woman in the feminine form: *Besitzerin Frau Bruzarn*."
+    entry = TABLE[f.lang].get(f.attribute)
+    name = role_noun(entry, f.value) if entry else f.attribute
+    return f'{name} {f.value}'
+
+
 def task_summary(r: random.Random, facts: list[Fact]) -> str:  # Empty where none is short enough
     "One sentence of several facts, no longer than they are: their values, or what they are about."
     lang, values = facts[0].lang, [f for f in facts if f.value and f.attribute]
     fill = dict(s=facts[0].subject, t=_QUOTES[lang].format(facts[0].title))
     if values:
-        items = [f'{f.attribute} {f.value}' for f in values]
+        items = [_value_item(f) for f in values]
         fill['n'] = _number_of_facts(lang, len(values))
     else:
         items = list(dict.fromkeys(_QUOTES[lang].format(f.subject) for f in facts))
@@ -173,6 +181,16 @@ def _is_entry(sentence: str) -> bool:
     return bool(re.fullmatch(r'[^:.!?]{2,40}: [^\n:]{1,80}', sentence))
 
 
+_SENTENCE = re.compile(r'(?:\w+\W+){3,}\w+[.!?]')
+
+
+def _says_more(text: str, shown: list[Fact]) -> bool:
+    "Whether a text has sentences beside these facts, what they are about, and its title."
+    for known in (part for f in shown for part in (f.sentence, f.subject, f.title)):
+        text = text.replace(known, ' ')
+    return bool(_SENTENCE.search(text))
+
+
 def _shown_facts(found: list[Fact], text: str, cells: bool = False) -> list[Fact]:
     "The facts that a text holds, no sentence twice, in its order; empty where one was cut."
     by_sentence = {f.sentence: f for f in reversed(found) if f.sentence in text}
@@ -193,13 +211,16 @@ def task_episode(r: random.Random, lang: str, kind: str, shelf: Shelf, system: s
         return None
     firsts = [usable[0] if usable[0].value else r.choice(usable), *(f[0] for _, f in pages[1:])]
     texts = [
-        (doc.doc_id, passage(doc, first, 600))
+        (doc.doc_id, shelf.passage(doc, first, 600))
         for (doc, _), first in zip(pages, firsts, strict=True)
     ]
     shown = _shown_facts(usable, texts[0][1], kind == 'fields')
+    named = [f for f in shown if f.value or f.subject.lower() in texts[0][1].lower()]
     if kind in ('query', 'fields'):  # a text may be cut between a name and what is said of it
-        shown = [f for f in shown if f.value or f.subject.lower() in texts[0][1].lower()]
-    if not shown:
+        shown = named
+    if not shown or len(named) < len(shown):
+        return None  # a summary would name what cannot be read
+    if kind == 'all' and shelf.read and _says_more(texts[0][1], shown):
         return None
     if kind == 'fields':
         task = _fields_task(r, shown, texts[0][1], _facts_for(kind, *pages[1]))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OLD_TAGS', 'llama_shape', 'weight_shards', 'shard_shapes', 'read_weight_shards', 'build_model', 'import_llama',
-           'import_gguf', 'read_pickle', 'old_shape', 'import_old', 'import_model', 'base_checkpoint']
+           'import_gguf', 'read_pickle', 'old_shape', 'import_old', 'name_of_source', 'import_model', 'base_checkpoint']
 
 # %% ../../nbs/interop/import_model.ipynb #e2257159
 import pickle
@@ -649,7 +649,7 @@ def _find_source(source: str) -> Path:
     )
 
 
-def _name_of(source: str) -> str:
+def name_of_source(source: str) -> str:
     "What the checkpoint of a source is called unless told."
     path = Path(source)
     name = path.stem if path.suffix == '.gguf' else path.resolve().name
@@ -706,7 +706,7 @@ def import_model(
     layout: str = 'compact',  # Of the conversations that it learned: `compact` or `lines`
 ) -> Path:  # The checkpoint's directory
     "Import a base model: its weights, its tokenizer, and new rows for the tags of mypt."
-    name = output or _name_of(source)
+    name = output or name_of_source(source)
     out = folder_to_write(name, 'choose another --output')
     where = _find_source(source)
     origin = _origin(where, tags, rope)
@@ -740,7 +740,7 @@ def base_checkpoint(
     path = Path(source)
     if not (path.exists() or source in PACKAGES or is_repository(source)):
         return source  # opening it reports that there is no such model
-    name = _name_of(source)
+    name = name_of_source(source)
     if path.is_dir() and path.resolve() == checkpoint_dir(name).resolve():
         return source  # a checkpoint's folder in which nothing is saved yet
     import_model(source, name)

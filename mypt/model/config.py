@@ -518,18 +518,23 @@ class Config:
 _FIELDS = {f.name: f for cls in (ModelConfig, TrainConfig) for f in fields(cls)}
 
 # %% ../../nbs/model/config.ipynb #f8aa1060
+def _check_keys(d: dict, where: str) -> dict:
+    "The values in their types; raises `UserError` on an unknown key, a wrong type or range."
+    for k in d:
+        if k not in _FIELDS:
+            near = get_close_matches(k, _FIELDS, 1, 0.5)
+            hint = f'did you mean {near[0]!r}?' if near else 'mypt.model.config lists all keys'
+            raise UserError(f'{where}: unknown key {value_text(k)}, {hint}')
+    return {k: _check_value(_FIELDS[k], v, where) for k, v in d.items()}
+
+
 def make_config(
     d: dict,  # Flat keys
     where: str = 'config',  # Named in errors
     own: frozenset[str] | None = None,  # Keys that the user wrote; all when None
 ) -> Config:
     "A `Config` from flat keys; raises `UserError` on an unknown key, a wrong type or range."
-    for k in d:
-        if k not in _FIELDS:
-            near = get_close_matches(k, _FIELDS, 1, 0.5)
-            hint = f'did you mean {near[0]!r}?' if near else 'mypt.model.config lists all keys'
-            raise UserError(f'{where}: unknown key {value_text(k)}, {hint}')
-    d = {k: _check_value(_FIELDS[k], v, where) for k, v in d.items()}
+    d = _check_keys(d, where)
     model = ModelConfig(**{f.name: d[f.name] for f in fields(ModelConfig) if f.name in d})
     train = TrainConfig(**{f.name: d[f.name] for f in fields(TrainConfig) if f.name in d})
     return Config(_check_model(model, where), train, d, where, frozenset(d) if own is None else own)
@@ -553,7 +558,8 @@ def load_config(
 ) -> Config:
     "The config `name`, with what it extends underneath and `sets` on top; `UserError` if wrong."
     path = find_config(name)
-    keys, own = _merge_layers([*_read_layers(path), _Layer(parse_sets(sets), own=True)])
+    asked = _check_keys(parse_sets(sets), 'sets')  # so that no file is blamed for them
+    keys, own = _merge_layers([*_read_layers(path), _Layer(asked, own=True)])
     return make_config(keys, path.name, own)
 
 # %% ../../nbs/model/config.ipynb #017bcbb3

@@ -28,7 +28,7 @@ from ..data.tokenizer import Tokenizer
 from ..data.tokenizer_state import open_tokenizer
 from ..errors import UserError
 from ..files import writing
-from ..interop.import_model import base_checkpoint
+from ..interop.import_model import base_checkpoint, name_of_source
 
 # %% ../../nbs/16_train.ipynb #99c943b9
 from mypt.model.checkpoint import (
@@ -71,7 +71,7 @@ class Start(NamedTuple):
     read_tensors: Callable[[Trainer], dict[str, torch.Tensor]] | None = (
         None  # Its optimizer tensors
     )
-    note: str = ''  # On the base's rope scale, for the user
+    note: str = ''  # For the user: on the rope scale, or on a base that is not used
 
 # %% ../../nbs/16_train.ipynb #69759284
 def _check_tokenizer(tok: Tokenizer, ds: Dataset, where: str | Path):
@@ -193,6 +193,24 @@ def _start_from_base(folder: Path, base: str, cfg: Config, ds: Dataset) -> Start
     return Start(model, about, note=note)
 
 # %% ../../nbs/16_train.ipynb #dfa44d62
+def _check_free(folder: Path):
+    "Raise `UserError` where a model is that no run can continue: a run would replace it."
+    if (folder / 'mypt.json').exists() or any(folder.glob('*.safetensors')):
+        raise UserError(
+            f'{folder} holds a model, and no run that could go on; start from it with '
+            f'--init_from_model {folder} and another --model_name'
+        )
+
+
+def _base_note(began: dict | None, base: str | None) -> str:
+    "What to say of a base that a run did not begin with; '' where it did, or none is asked for."
+    began_with = Path(began['name']).name if began else None
+    if not base or began_with in (Path(base).name, name_of_source(base)):
+        return ''
+    since = f'from {began["name"]}' if began else 'with fresh weights'
+    return f'this run began {since}: {base} is not used; another --model_name begins with it'
+
+
 def start_model(
     folder: Path,  # The model's own directory
     cfg: Config,
@@ -202,7 +220,10 @@ def start_model(
 ) -> Start:
     "Resume, else start from a base, else from nothing; raises `UserError` on what does not fit."
     if (folder / 'training_state.json').exists():
-        return _resume(folder, cfg, ds, sharded)
+        start = _resume(folder, cfg, ds, sharded)
+        notes = (start.note, _base_note(start.base, base))
+        return start._replace(note='; '.join(filter(None, notes)))
+    _check_free(folder)
     if base:
         return _start_from_base(folder, _brought(base), cfg, ds)
     _check_fresh(cfg, ds)
