@@ -167,6 +167,23 @@ def right(case, history: dict, turn: int) -> str:
     return cited(f'It is {want["answer"][0]}.', want['cite'])
 
 
+@pytest.mark.parametrize('name', ['chat', 'injection', 'multiturn', *OOD[:2]])
+def test_the_bare_value_is_an_answer(name):
+    "In any words around it: a suite asks what is known, not how its generator says it."
+    asked = 0
+    for case in load_suite(name):
+        for want in case.wants if case.check == 'answers' else ():
+            if want['cite'] is None:
+                continue
+            said = cited(f'Well: {min(want["answer"], key=len)}.', want['cite'])
+            reply = Reply(tuple(TOK.encode_with_tags(said)), TOK)
+            assert all(CHECKS[check](reply, want) for check in ('answers', 'cites')), want
+            assert 'topic' not in want or CHECKS['topic'](reply, want), want
+            assert len(min(want['answer'], key=len).split()) < 7, want
+            asked += 1
+    assert asked > 40
+
+
 def responder(name: str, answer) -> Responder:
     cases = cases_by_question(name)
 

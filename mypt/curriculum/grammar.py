@@ -445,6 +445,8 @@ _WRONG_DE = [
         rf'\bDer (?:{_FEMININE_DE}) von \w+ (?:ist|hat|lautet|beträgt)\b',
         rf'\bWelcher (?:{_FEMININE_DE}) (?:ist|hat)\b',
         r'\b(?:auf|für|an|in|über|unter|um|durch|gegen) es(?=[?.!,;]|$)',
+        r'\b(?:nach|seit|mit) (?:[2-9]|\d\d+) (?:Tage|Monate|Jahre)\b',
+        rf'\b(?:{"|".join(_PERSONS.split())}) Frau\b',
         r'\bsich (?:er|sie|es)(?=[?.!,;]|$)',
         rf'\b(?:über|von|zu|mit|um|für|bei|aus) D(?:er|ie|as) (?:{"|".join(GENDER)}) [A-ZÄÖÜ]\w+',
     )

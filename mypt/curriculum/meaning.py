@@ -313,13 +313,15 @@ def _stated_by(t: GivenAnswer) -> list[tuple[set[str], str]]:
     "The documents that are cited, and the value that they show: one by one in a conflict."
     if t.is_last and t.meta.get('category') == 'conflict':
         return [({doc_id}, value) for doc_id, value in _cited_values(t)]
-    return [({c['text'] for c in t.cites}, (t.about or {}).get('value') or '')]
+    sources = {c['text'] for c in t.cites} or {p.doc_id for p in t.passages}
+    return [(sources, (t.about or {}).get('value') or '')]
 
 
 def _tells_whose(t: GivenAnswer) -> Iterator[Verdict]:
     about = t.about or {}
     subject, sentence = about.get('subject'), about.get('sentence') or ''
-    if not subject or not t.cites or abstains(t):
+    unshown = not t.cites and (t.calls or not t.passages)
+    if not subject or unshown or abstains(t):
         return
     for cited, value in _stated_by(t):
         pieces = [p for p in t.passages if p.text and p.doc_id in cited]
@@ -736,7 +738,8 @@ def _one_language(episode: dict, turns: list[GivenAnswer]) -> Iterator[Verdict]:
 def _own_words(text: str, t: GivenAnswer) -> str:
     "A text without quotations, and without what it takes from a document."
     about = t.about or {}
-    for taken in (about.get('sentence'), about.get('subject'), about.get('value')):
+    known = [about.get('sentence'), about.get('subject'), about.get('value')]
+    for taken in known[:1] if _is_invented(t) else known:
         if taken and len(taken.split()) > 1:
             text = text.replace(taken, '…')
     text = re.sub(r'„[^“]*“|"[^"]*"|‚[^‘]*‘', '…', _CODE.sub(' ', text))
@@ -755,8 +758,9 @@ def _forms(t: GivenAnswer, lang: str) -> Iterator[Verdict]:
     if t.meta.get('operator') or t.meta.get('category') in _PAYLOADS:
         texts = [t.question.split(':')[0]]
     else:
-        copied = any(holds(p.text, t.answer) for p in t.passages)
-        texts = [t.question, t.message.get('think') or '', '' if copied else t.answer]
+        said = t.answer.rpartition('SUMMARY: ')[2]  # behind key facts, which are the text's
+        copied = any(holds(p.text, said) for p in t.passages)
+        texts = [t.question, t.message.get('think') or '', '' if copied else said]
     if not _is_invented(t) and 'json' in (t.meta.get('want') or {}):
         return  # orders inside other texts
     if not _is_invented(t) and lang == 'en':
@@ -766,7 +770,10 @@ def _forms(t: GivenAnswer, lang: str) -> Iterator[Verdict]:
         after_text = asked.startswith('Text: ')  # which may be real, as the answer may
         order = asked.rpartition('\n\n')[2] if after_text else asked.partition(': ')[0]
         texts = [_QUOTED_TEXT.sub(' ', order)]
-    wrong = (form for text in texts if text for form in wrong_forms(_own_words(text, t), lang))
+    own = [_own_words(text, t) for text in texts if text]
+    if _is_invented(t) and t.is_last:
+        own += [p.text for p in t.passages]  # which are our words, too
+    wrong = (form for text in own for form in wrong_forms(text, lang))
     yield Verdict('case and number', next(wrong, ''))
 
 # %% ../../nbs/curriculum/meaning.ipynb #f5698aed

@@ -187,10 +187,13 @@ def _expected(e: dict) -> list[dict]:
     "What each turn of a conversation must answer."
     answers = [m for m in e['messages'] if m['role'] == 'assistant']
     out = []
-    for m, topic in zip(answers, e['_meta']['topics'], strict=True):
-        language = e['language'] if len(m['content'].split()) > _TOO_SHORT else None
-        wanted = dict(answer=m['content'], cite=m.get('cite'), topic=topic, language=language)
-        out.append(wanted)
+    known = e['_meta']['topics'], e['_meta']['abouts']
+    for m, topic, about in zip(answers, *known, strict=True):
+        said, value = m['content'], (about or {}).get('value')
+        language = e['language'] if len(said.split()) > _TOO_SHORT else None
+        told = [value] if value and value in said else []  # who gives it is right in any words
+        wanted = dict(answer=[*told, said], topic=[topic, *told])
+        out.append(wanted | dict(cite=m.get('cite'), language=language))
     return out
 
 # %% ../../nbs/24_multiturn.ipynb #1818b999

@@ -115,8 +115,8 @@ def _block(rng: Random, shown: list[tuple[str, str]]) -> str:
     return context_block(rng.sample(shown, len(shown)))
 
 
-def _want(answers: tuple[str, ...], cite: str, topic: str = '', **more: Any) -> dict:
-    return dict(answer=list(answers), cite=cite, language=None, topic=topic) | more
+def _want(answers: tuple[str, ...], cite: str, **more: Any) -> dict:
+    return dict(answer=list(answers), cite=cite, language=None, topic=list(answers)) | more
 
 
 _BEFORE = re.compile(r'^(?:an?|the|eine?n?|der|die|das|Ms|Frau) ', re.I)
@@ -223,7 +223,7 @@ def _talk_case(follow: Phrasing, phrasings: list[Phrasing], rng: Random) -> dict
     shown = [_whole(doc), *_shown(_others(rng, asked[0], 1), [None])]
     texts = [p.text.format(s=f.subject) for p, f in zip(turns, asked, strict=True)]
     user = dict(content=texts[0], context=_block(rng, shown))
-    wants = [_want(wordings(f.value), doc.doc_id, f.value) for f in asked]
+    wants = [_want(wordings(f.value), doc.doc_id) for f in asked]
     more = dict(then=texts[1:], expected=wants)
     return _case(_TALK, follow.lang, follow.register, user, 'answers', **more)
 
@@ -233,7 +233,7 @@ def _prose_talks(lang: str, rng: Random) -> Iterator[dict]:
     for doc, questions in read_prose(lang):
         turns = [q for q in questions if q.phase == 'phase4']
         user = dict(content=turns[0].text, context=_prose_block(rng, lang, doc))
-        wants = [_want(q.answers, doc.doc_id, q.answers[0]) for q in turns]
+        wants = [_want(q.answers, doc.doc_id) for q in turns]
         more = dict(then=[q.text for q in turns[1:]], expected=wants, tags=['prose'])
         yield _case(_TALK, lang, turns[0].register, user, 'answers', **more)
 

@@ -529,10 +529,13 @@ def check_key_facts(question: str, answer: str, texts: list[str]) -> list[Verdic
     joined = '\n'.join(texts)
     unsaid = next((f for f in facts if not holds(joined, f)), '')
     same = next((f for f in facts if plain_words(f) == plain_words(summary)), '')
+    named = re.findall(r'[„"]([^“"]+)[“"]', summary)
+    unshown = next((x for x in named if not holds(f'{joined}\n{question}', x)), '')
     verdicts = [
         Verdict('key facts differ', _twice(facts)),
         Verdict('summary is no key fact', same),
         Verdict('key facts are in the text', unsaid),
+        Verdict('a summary names what is shown', unshown),
         Verdict('a sentence is whole', next(filter(cut_off, [*facts, summary]), '')),
     ]
     asked = _FIRST.search(question)
