@@ -67,6 +67,100 @@ def test_a_name_in_a_result_is_kept_unless_it_is_the_calls(conv, text, want, tag
     assert ep['messages'][2]['content'] == want
 
 
+# --- conversations in a text
+
+TEXTS = {
+    'chatml': '<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n  Hello<|im_end|>\n',
+    'llama 3': '<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>'
+    '<|start_header_id|>assistant<|end_header_id|>\n\n  Hello<|eot_id|>',
+    'gemma': '<bos><start_of_turn>user\nHi<end_of_turn>\n'
+    '<start_of_turn>model\n  Hello<end_of_turn>\n',
+    'zephyr': '<|user|>\nHi</s>\n<|assistant|>\n  Hello</s>',
+    'phi': '<|user|>\nHi<|end|>\n<|assistant|>\n  Hello<|end|>\n<|endoftext|>',
+    'deepseek': '<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜>  Hello<｜end▁of▁sentence｜>',
+    'guanaco': '### Human: Hi### Assistant:   Hello',
+    'alpaca': '### Instruction:\nHi\n\n### Response:\n  Hello',
+    'llama 2': '<s>[INST] Hi [/INST]   Hello </s>',
+    'mistral': '<s>[INST] Hi[/INST]   Hello</s>',
+    'hh': '\n\nHuman: Hi\n\nAssistant:   Hello',
+}
+
+
+@pytest.mark.parametrize('name', TEXTS)
+def test_a_conversation_in_a_text_is_cut_into_messages(conv, name):
+    (ep,), out = conv(dict(text=TEXTS[name]))
+    assert said(ep) == [('user', 'Hi'), ('assistant', '  Hello')]
+    assert 'note: 1 row: a conversation in one text, cut into messages' in out
+
+
+def test_prompts_and_later_turns_of_a_conversation_in_a_text(conv):
+    rows = [
+        '<|im_start|>system\nBe kind.<|im_end|>\n'
+        '<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\nB<|im_end|>\n'
+        '<|im_start|>user\nC<|im_end|>\n<|im_start|>assistant\nD<|im_end|>',
+        '<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nA [/INST] B </s><s>[INST] C [/INST] D </s>',
+        'A chat between a human and an assistant.### Human: A### Assistant: B### Human: C'
+        '### Assistant: D',
+    ]
+    eps, _ = conv(*(dict(text=text) for text in rows))
+    for ep in eps:
+        assert [text for _, text in said(ep)] == ['A', 'B', 'C', 'D']
+    prompts = [ep['system'] for ep in eps]
+    assert prompts == ['Be kind.', 'Be kind.', 'A chat between a human and an assistant.']
+    text = (
+        'Below is an instruction that describes a task. Write a response.\n\n'
+        '### Instruction:\nAdd.\n\n### Input:\n2, 2\n\n### Response:\n4'
+    )
+    (ep,), _ = conv(dict(text=text))
+    assert said(ep) == [('user', 'Add.\n\n2, 2'), ('assistant', '4')]
+    text = (
+        '<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n<tool_call>\n'
+        '{"name": "f", "arguments": {"a": 1}}\n</tool_call><|im_end|>\n'
+        '<|im_start|>tool\n5<|im_end|>\n<|im_start|>assistant\nFive.<|im_end|>'
+    )
+    assert asks(conv(dict(text=text))[0][0]) == [('', 'f', {'a': 1})]
+
+
+@pytest.mark.parametrize(
+    'text, reason',
+    [
+        ('USER: Hi ASSISTANT: Hello</s>', 'in the notation USER: … ASSISTANT:'),
+        ('A chat between two. USER: Hi ASSISTANT: Hello</s>', 'in the notation USER:'),
+        ('Human: Hi\nAssistant: Hello', 'in the notation Human: … Assistant:'),
+        ('<|start|>user<|message|>Hi<|end|><|start|>assistant', 'in the notation <|start|>'),
+        ('<|im_start|>1user\nHi<|im_end|>', r'in the notation <|im_start|>'),
+        (f'{TEXTS["chatml"]} and more', 'with words between its turns'),
+        ('<|im_start|>user\nHi<|im_end|>', 'no assistant'),
+        ('<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n', 'an empty answer'),
+        ('<|im_start|>owl\nHi<|im_end|>', "a role that is not known, 'owl'"),
+        ('[INST] Hi [/INST][TOOL_CALLS] [{"name": "f"}]</s>', 'in the notation [TOOL_CALLS]'),
+        ('[INST] Hi [/INST] a [/INST] b', 'whose [INST] has no end'),
+    ],
+)
+def test_a_conversation_that_cannot_be_read_is_rejected_by_name(conv, text, reason):
+    eps, out = conv(dict(text='Bread is baked.'), dict(text=text))
+    assert [ep['text'] for ep in eps] == ['Bread is baked.']
+    assert reason in out or reason == 'no assistant'
+
+
+@pytest.mark.parametrize(
+    'text, mark',
+    [
+        ('In ChatML a turn begins with <|im_start|>user and ends.', '<|im_start|>'),
+        (f'An example:\n```\n{TEXTS["chatml"]}```\n', '<|im_start|>'),
+        ('<|im_start|> is a token.', '<|im_start|>'),
+        ('Llama wants [INST] Hi [/INST] around a question.', '[/INST]'),
+        ('# Anatomy\n\n### Human: bones\n\nThere are 206.', '### Human:'),
+        ('### Human: bones\n\nThere are 206.', '### Human:'),
+        ('print("<|user|>")', '<|user|>'),
+    ],
+)
+def test_a_text_that_mentions_a_mark_is_kept_and_told(conv, text, mark):
+    (ep,), out = conv(dict(text=text))
+    assert ep['_replay'] and ep['text'] == text
+    assert f'plain text that mentions {mark}, every token of it trained' in out
+
+
 # --- calls
 
 NAMED = '{"name": "w", "arguments": {"city": "Ulm"}}'
