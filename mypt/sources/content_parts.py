@@ -97,7 +97,7 @@ def spread_parts(m: SourceRow) -> list[SourceRow]:  # Itself where there is noth
         elif kind:
             one.get('thought')
             thoughts.append(str(_first_of(one, 'thinking', 'reasoning', 'text') or ''))
-        elif calls or (results and m.peek('role') == 'assistant'):
+        elif calls or (results and str(m.peek('role')).lower() == 'assistant'):
             raise Skip('text after a call in one message')
         else:
             texts.append(p)

@@ -24,6 +24,7 @@ from .bfcl import bfcl
 
 # %% ../../nbs/sources/convert.ipynb #74e69abd
 from .chat import OASST_COLUMNS, alpaca, dolly, oasst
+from .dialogues import dialogue_messages, mark_in
 from .qa import hotpot, marco, musique, trivia
 from .row_files import ROW_FILES, column_names, file_rows, files_of, hub_rows, renamed
 from .rows import Form, Skip, Tally, by_row, counted_rows, language_code, text_of
@@ -36,6 +37,7 @@ from mypt.sources.tools import (
     german_rag,
     german_tools,
     messages,
+    read_messages,
     sharegpt,
     turns_in_order,
     xlam,
@@ -51,8 +53,16 @@ class SourceForm(NamedTuple):
 # %% ../../nbs/sources/convert.ipynb #1e6814f8
 @by_row
 def plain_text(row: dict, tally: Tally) -> dict:
-    "Plain text: a replay episode."
-    return {'_replay': True, 'text': text_of(row, 'text'), 'id': row.get('id')}
+    "Plain text: a replay episode; a conversation in one text becomes messages."
+    text = text_of(row, 'text')
+    said = dialogue_messages(text)
+    if said:
+        tally.notes['a conversation in one text, cut into messages'] += 1
+        return read_messages(row, said, tally, 'text')
+    mark = mark_in(text)
+    if mark:
+        tally.notes[f'plain text that mentions {mark}, every token of it trained'] += 1
+    return {'_replay': True, 'text': text, 'id': row.get('id')}
 
 # %% ../../nbs/sources/convert.ipynb #16e53ba9
 SOURCE_FORMS = dict(

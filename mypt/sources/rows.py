@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Form', 'SHAPE_ERRORS', 'SYSTEM_KEYS', 'THOUGHTS', 'SourceRow', 'part', 'unread', 'Skip', 'language_code', 'Tally',
-           'counted_rows', 'split_thought', 'place_thought', 'finished_episode', 'kept_columns', 'with_meta',
-           'wrong_shape', 'loss_fields', 'listed_fields', 'told_language', 'thoughts_of', 'with_row_fields', 'by_row',
-           'text_of', 'skip_over', 'between']
+           'counted_rows', 'split_thought', 'joined_thoughts', 'place_thought', 'finished_episode', 'kept_columns',
+           'with_meta', 'wrong_shape', 'loss_fields', 'listed_fields', 'told_language', 'thoughts_of',
+           'with_row_fields', 'by_row', 'text_of', 'skip_over', 'between']
 
 # %% ../../nbs/sources/rows.ipynb #cc4169a3
 import json
@@ -157,12 +157,14 @@ _THOUGHTS_END = {
 _NEVER_WORDS = {*_THOUGHTS_END} - {'<thinking>', '<thought>', '<reasoning>'}
 for change in (str.lower, str.upper, str.title):
     _THOUGHTS_END |= {change(tag): change(end) for tag, end in _THOUGHTS_END.items()}
+_LATER_TAGS = {t.lower() for t in _NEVER_WORDS}
 _FINAL = '<|start|>assistant<|channel|>final<|message|>'
 _AROUND = [('<|begin_of_solution|>', '<|end_of_solution|>')]  # the answer after such a thought
 _AROUND += [(_FINAL, end) for end in ('<|return|>', '<|end|>', '')]
 
 # %% ../../nbs/sources/rows.ipynb #489c57a1
 _BLANKS, _LINE_ENDS = re.compile(r'\s*'), re.compile(r'[\r\n]*')
+_SENTENCE_ENDS = tuple('.!?…。！？')
 
 
 def _past(run: re.Pattern, text: str, at: int) -> int:
@@ -200,7 +202,8 @@ def split_thought(text: str) -> tuple[str, str]:  # (thought, the text after it)
     if not thoughts and '<think>' not in text and text.count('</think>') == 1:
         before, _, after = text.partition('</think>')
         is_code = before.count('```') % 2 or before.count('~~~') % 2
-        if not is_code and (before.endswith('\n') or after.startswith(('\n', '\r'))):
+        at_line = before.endswith('\n') or after.startswith(('\n', '\r'))
+        if not is_code and (at_line or before.endswith(_SENTENCE_ENDS)):
             thoughts, rest = [before.strip('\r\n')], after.lstrip('\r\n')
     if thoughts:
         rest = _without_tags(rest)
@@ -216,31 +219,47 @@ def _without_tags(answer: str) -> str:
     return answer
 
 # %% ../../nbs/sources/rows.ipynb #d3dec686
-_LATER_THOUGHT = re.compile('^<think>', re.M)
+_LATER_THOUGHT = re.compile(
+    rf'(?:^|[{"".join(_SENTENCE_ENDS)}]["\')*_]{{0,3}}) {{0,3}}'
+    rf'({"|".join(re.escape(t) for t in _THOUGHTS_END if t.lower() in _LATER_TAGS)})',
+    re.M,
+)
 
 
 def _thinks_later(answer: str) -> bool:
-    m = _LATER_THOUGHT.search(answer)
-    return (
-        bool(m) and '</think>' in answer[m.end() :] and answer.count('```', 0, m.start()) % 2 == 0
-    )
+    at, fences, last = 0, Counter(), {}  # what comes after the last end tag is not closed
+    for m in _LATER_THOUGHT.finditer(answer):
+        fences.update({f: answer.count(f, at, m.start()) for f in ('```', '~~~')})
+        at, end = m.start(), _THOUGHTS_END[m[1]]
+        if end not in last:
+            last[end] = answer.rfind(end)
+        if last[end] >= m.end() and not any(n % 2 for n in fences.values()):
+            return True
+    return False
 
+# %% ../../nbs/sources/rows.ipynb #d3dec6a1
+def joined_thoughts(*thoughts: str | None) -> str:
+    "Thoughts from several places without the tags around them, each once."
+    found = []
+    for text in filter(None, thoughts):
+        thought, rest = split_thought(text)
+        if _thinks_later(rest):
+            raise Skip('a thought in the middle of an answer')
+        found += [thought, rest]
+    return '\n\n'.join(t for t in dict.fromkeys(found) if t.strip())
 
+# %% ../../nbs/sources/rows.ipynb #d3dec6a2
 def place_thought(m: dict) -> dict:
     "The message, with a thought at the beginning of its text moved to `think`."
-    key = {'assistant': 'content', 'assistant_toolcall': 'think'}.get(m['role'], '')
-    if not isinstance(m.get(key), str):
+    own = m.get('think')
+    if m['role'] not in ('assistant', 'assistant_toolcall') or not isinstance(own, str | None):
         return m
-    thought, rest = split_thought(m[key])
-    if key == 'content' and _thinks_later(rest):
-        raise Skip('a thought in the middle of an answer')
-    if rest == m[key]:
-        return m
-    thoughts = [m.get('think'), thought] if key == 'content' else [thought, rest]
-    think = '\n\n'.join(t for t in dict.fromkeys(thoughts) if t and t.strip())
-    out = {k: v for k, v in m.items() if k != 'think'}
-    if key == 'content':
-        out['content'] = rest
+    out, thought = {k: v for k, v in m.items() if k != 'think'}, ''
+    if m['role'] == 'assistant' and isinstance(m.get('content'), str):
+        thought, out['content'] = split_thought(m['content'])
+        if _thinks_later(out['content']):
+            raise Skip('a thought in the middle of an answer')
+    think = joined_thoughts(own, thought)
     return out | {'think': think} if think else out
 
 # %% ../../nbs/sources/rows.ipynb #57a90cd3
@@ -308,11 +327,15 @@ def kept_columns(row: SourceRow, tally: Tally) -> dict:
     return {k: row.peek(k) for k in kept}
 
 
+def _null_for_nan(name: str) -> float | None:
+    return None if name == 'NaN' else float(name)  # the check of the episode refuses Infinity
+
+
 def with_meta(ep: dict, kept: dict) -> dict:  # Else Skip
     "The episode with what is kept of its row."
     if not kept:
         return ep
-    values = json.loads(json.dumps(kept, default=str))
+    values = json.loads(json.dumps(kept, default=str), parse_constant=_null_for_nan)
     own = ep.get('_meta', {})
     twice = next((k for k, v in values.items() if own.get(k, v) != v), None)
     if twice is not None:

@@ -21,13 +21,20 @@ from mypt.sources.rows import (
     Tally,
     between,
     by_row,
+    joined_thoughts,
     listed_fields,
     loss_fields,
     part,
     text_of,
     thoughts_of,
 )
-from .tool_calls import call_ids, decoded_objects, parse_calls
+from mypt.sources.tool_calls import (
+    call_ids,
+    calls_behind,
+    decoded_objects,
+    parse_calls,
+    split_at_mark,
+)
 from mypt.sources.tool_schemas import (
     fit_schema,
     json_values,
@@ -135,8 +142,7 @@ def _call_messages(
     if not results and len(turn.calls) > 1:
         raise Skip('several calls at once, and no results')
     fields = dict(turn.fields or {})
-    thoughts = [fields.pop('think', ''), turn.text]
-    think = '\n\n'.join(t for t in dict.fromkeys(thoughts) if t and t.strip())
+    think = joined_thoughts(fields.pop('think', ''), turn.text)
     shared = results_of_calls(results, turn.calls, turn.ids) if results else []
     out = []
     for i, (name, arguments) in enumerate(turn.calls):
@@ -183,10 +189,18 @@ _ROLES = {
 }
 
 # %% ../../nbs/sources/tools.ipynb #29b321ce
+def _known_role(name: Any) -> str:  # '' where it is not known
+    return _ROLES.get(name.strip().lower(), '') if isinstance(name, str) else ''
+
+
 def _role_of(m: SourceRow) -> str:  # Else Skip
     name = m.get('role') or m.get('from')
-    role = _ROLES.get(name) if isinstance(name, str) else None
-    if role is None:
+    if name is None and any(k in m for k in ('messages', 'conversations', 'conversation')):
+        raise Skip('a conversation inside of a conversation; each needs a row of its own')
+    if name is None:
+        raise Skip('a message without a role')
+    role = _known_role(name)
+    if not role:
         raise Skip(f'a role that is not known, {str(name)[:40]!r}')
     return role
 
@@ -239,7 +253,7 @@ def tools_of_row(row: dict, messages: list[SourceRow]) -> dict:
     places = [row.get('tools'), row.get('functions')]
     places += [m.get(k) for m in messages for k in ('functions', 'tools') if k in m]
     for m in messages:
-        if m.peek('role') in ('system', 'developer') or m.peek('from') == 'system':
+        if _known_role(m.peek('role') or m.peek('from')) == 'system':
             text = _message_text(m, 'system') or ''
             places += [inside for _, _, inside in between(text, _TOOL_TAGS)]
     tools = {}
@@ -264,9 +278,18 @@ def _without_blocks(text: str, names: Sequence[str]) -> str:
     return ''.join([*kept, text[at:]])
 
 
+def _prompt_in(row: dict, key: str) -> Any:
+    "A column with the system prompt; a list of parts becomes text, and in a table it is JSON."
+    value = row.get(key)
+    if not isinstance(row, SourceRow):
+        return value
+    found = decoded_objects(value) if row.is_text else value
+    return joined_parts(found, row) if isinstance(found, list) and _are_parts(found) else value
+
+
 def system_of(row: dict, messages: list[SourceRow], tools: dict) -> str:
     "The system prompt of a row; `Skip` when one comes in the middle of the conversation."
-    pieces = [row.get(k) for k in SYSTEM_KEYS]
+    pieces = [_prompt_in(row, k) for k in SYSTEM_KEYS]
     talking = False
     for m in messages:
         if _role_of(m) != 'system':
@@ -333,6 +356,36 @@ def _without_spans(text: str, spans: list[tuple[int, int, str]]) -> str:
     starts = [*(start for start, _, _ in spans), len(text)]
     return ''.join(text[end:start] for end, start in zip(ends, starts, strict=True))
 
+# %% ../../nbs/sources/tools.ipynb #4b5e0ba1
+_TAGS_AT_LINE = re.compile(
+    rf'(?:^ {{0,3}}|(?<=</think>))<(?:{"|".join(_CALL_TAGS)})>\s*(?=[\[{{<]|[\w.:/-]+\s*[(<])', re.M
+)
+
+
+def _ends_with_calls(text: str) -> bool:
+    "Whether an answer ends with calls between tags that begin at a line."
+    if text.rstrip().endswith('</function_calls>'):
+        return True
+    m = _TAGS_AT_LINE.search(text)
+    if not m or text.count('```', 0, m.start()) % 2:
+        return False
+    end = text[m.start() :]
+    return not _without_spans(end, list(between(end, _CALL_TAGS, to_end=True))).strip()
+
+# %% ../../nbs/sources/tools.ipynb #4b5e0ba2
+def _marked_calls(m: SourceRow, text: str, tools: dict, answered: bool) -> tuple[str, list, list]:
+    "The words before a mark such as `[TOOL_CALLS]`, the calls behind it, and their ids."
+    words, mark, said = split_at_mark(text, anywhere=answered)
+    if not mark:
+        return text, [], []
+    given = calls_behind(mark, said)
+    try:
+        calls, ids = parse_calls(given, tools), call_ids(given)
+    except Skip as e:
+        raise Skip(f'{e} (in the notation {mark})') from None
+    _read_objects(m, 'tool_call', decoded_objects(given), _CALL_KEYS)
+    return words, calls, ids
+
 # %% ../../nbs/sources/tools.ipynb #69a902fd
 def _bracket_calls(text: str, tools: dict, prompt: str, answered: bool) -> list:
     "The calls of `[name(argument=value), …]`, where their tools are offered; else nothing."
@@ -360,8 +413,10 @@ def _assistant_turn(m: SourceRow, tools: dict, prompt: str, answered: bool) -> S
         calls, ids = parse_calls(given[0], tools), call_ids(given[0])
     elif 'arguments' in m or m.peek('role') == 'assistant_toolcall':
         calls = [fit_schema(str(m.get('name')), m.get('arguments'), tools)]
-    elif text and (tools or answered or text.rstrip().endswith('</function_calls>')):
+    elif text and (tools or answered or _ends_with_calls(text)):
         text, calls, ids = _inline_calls(m, text, tools)
+    if text and not calls:
+        text, calls, ids = _marked_calls(m, text, tools, answered)
     if not calls:
         calls = _bracket_calls(text, tools, prompt, answered)
         text = '' if calls else text
@@ -370,7 +425,7 @@ def _assistant_turn(m: SourceRow, tools: dict, prompt: str, answered: bool) -> S
     return SourceTurn('assistant', text, calls, ids if len(ids) == len(calls) else (), '', fields)
 
 # %% ../../nbs/sources/tools.ipynb #4e58bddb
-def _result_turns(m: SourceRow, text: Any) -> list[SourceTurn]:
+def _result_turns(m: SourceRow, text: Any, asked: SourceTurn | None) -> list[SourceTurn]:
     "The results in a message, each by itself."
     if text is None:
         raise Skip('a tool result without content')
@@ -378,14 +433,24 @@ def _result_turns(m: SourceRow, text: Any) -> list[SourceTurn]:
     turns = []
     for body in _result_bodies(text):
         name, call_id, value = m.get('name'), m.get('tool_call_id'), body
-        found = json_values(body.strip()) if isinstance(body, str) else [body]
-        envelope = found[0] if len(found) == 1 and isinstance(found[0], dict) else {}
-        if {'content'} < envelope.keys() <= {'name', 'content', 'tool_call_id'}:
+        envelope = _envelope_in(body, asked)
+        if envelope:
             name, value = name or envelope.get('name'), envelope['content']
             call_id = envelope.get('tool_call_id') or call_id
         ids = [str(call_id)] if call_id else []
         turns.append(SourceTurn('result', value, (), ids, str(name or '')))
     return turns
+
+# %% ../../nbs/sources/tools.ipynb #4e58bdd2
+def _envelope_in(body: Any, asked: SourceTurn | None) -> dict:  # Empty where there is none
+    "The object that wraps a result with the name or the id of the call that it answers."
+    found = json_values(body.strip()) if isinstance(body, str) else [body]
+    inside = found[0] if len(found) == 1 and isinstance(found[0], dict) else {}
+    if not asked or not {'content'} < inside.keys() <= {'name', 'content', 'tool_call_id'}:
+        return {}
+    called = inside.get('name') in [name for name, _ in asked.calls]
+    known = bool(inside.get('tool_call_id')) and str(inside['tool_call_id']) in asked.ids
+    return inside if called or known else {}
 
 # %% ../../nbs/sources/tools.ipynb #3b11518f
 def _result_bodies(text: Any) -> list:
@@ -409,11 +474,17 @@ def _is_only_results(text: Any) -> bool:
     return not _without_blocks(text, ('tool_response',)).strip()
 
 # %% ../../nbs/sources/tools.ipynb #f1a77aa9
-def _turns_of(m: SourceRow, tools: dict, prompt: str, answered: bool) -> list[SourceTurn]:
+def _turns_of(
+    m: SourceRow,
+    tools: dict,
+    prompt: str,
+    answered: bool,  # A result follows
+    asked: SourceTurn | None,  # The last calls before it
+) -> list[SourceTurn]:
     role = _role_of(m)
     text = _message_text(m, role)
     if role == 'result' or (role == 'user' and _is_only_results(text)):
-        return _result_turns(m, text)
+        return _result_turns(m, text, asked)
     if role == 'calls':
         _read_objects(m, 'tool_call', decoded_objects(text), _CALL_KEYS)
         calls, ids = parse_calls(text, tools), call_ids(text)
@@ -469,7 +540,8 @@ def read_messages(
         if after is not None and _result_among_words(m, after):
             raise Skip('a tool result among words of the user')
         answered = after is not None and _answers_a_call(after)
-        turns += _turns_of(m, tools, system, answered)
+        asked = next((t for t in reversed(turns) if t.role != 'result'), None)
+        turns += _turns_of(m, tools, system, answered, asked)
     if any(_null_arguments(m.peek(k)) for m in rows for k in _GIVEN):
         tally.notes['null arguments of a table left out'] += 1
     ep = {'system': system, 'tools': tool_lines(tools), 'messages': assemble(turns)}
@@ -504,7 +576,7 @@ def _with_weights(row: SourceRow, messages: list[dict]) -> list[dict]:
     if not all(isinstance(m, dict) for m in messages):
         return messages  # `part` will say so
     speakers = [m.get('role') or m.get('from') or 'assistant' for m in messages]
-    answers = [_ROLES.get(str(name)) in ('assistant', 'calls') for name in speakers]
+    answers = [_known_role(name) in ('assistant', 'calls') for name in speakers]
     out = []
     for m, fields in zip(messages, listed_fields(row, answers), strict=True):
         new = fields and {k: v for k, v in fields.items() if m.get(k) is None}
@@ -566,15 +638,12 @@ def prompt_completion(row: SourceRow, tally: Tally) -> dict:
     answer = next((k for k in COMPLETIONS if k in row), COMPLETIONS[0])
     question = next((k for k in PROMPTS if k in row), PROMPTS[0])
     said = _as_messages(row, answer, 'assistant')
-    whole = said and isinstance(said[0], dict) and said[0].get('role') in ('user', 'system')
-    whole = whole or (said and isinstance(said[0], dict) and said[0].get('from') in _OPENERS)
+    first = said[0] if said and isinstance(said[0], dict) else {}
+    whole = _known_role(first.get('role') or first.get('from')) in ('user', 'system')
     asked = _as_messages(row, question, 'user') if row.get(question) or not whole else []
     return read_messages(row, said if whole else asked + said, tally, answer)
 
 # %% ../../nbs/sources/tools.ipynb #e620504d
-_OPENERS = ('system', 'human', 'user')
-
-
 def _as_messages(row: SourceRow, column: str, role: str) -> list:
     "A column that is a list of messages, a message, or the text of one or of a dialogue."
     value = row.get(column)
