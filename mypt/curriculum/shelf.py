@@ -177,8 +177,7 @@ class Shelf:
         self.held, self.simple = held, simple
         self.source: FolderPages | InventedPages
         self.source = FolderPages(docs_dir) if docs_dir else InventedPages(held, facts, simple)
-        # language → documents of the folder
-        self.read = self.source.read if isinstance(self.source, FolderPages) else {}
+        self.read: dict[str, list[Page]] = getattr(self.source, 'read', {})  # of a folder
 
     def most(
         self,
