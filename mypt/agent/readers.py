@@ -263,7 +263,7 @@ def read_html(raw: bytes) -> Parsed:
 _SAMPLE = 4096  # characters for the guess; its time grows faster than linearly
 _NUMBER = re.compile(r'[-+]?[\d.,]+\s*[%€$]?')
 _YEAR = re.compile(r'(?:19|20)\d\d')
-_LONG = csv.field_size_limit()  # a longer cell may be a quote that never ends
+_END = '\ue000'  # a line after the last, which an open quote takes into its cell
 csv.field_size_limit(2**31 - 1)  # a cell may hold a whole article
 
 
@@ -283,29 +283,24 @@ def _separator(text: str, usual: str) -> str:
 
 # %% ../../nbs/agent/readers.ipynb #9c4bf5c9
 def _rows(text: str, separator: str) -> Iterator[list[str]]:
-    "The rows of a table that are not empty, without spaces around values."
+    "The rows of a table that are not empty; raises `csv.Error` on a quote that never ends."
     told = re.match(r'sep=(.)\n', text)  # a line that Excel writes and reads
     if told:
         text, separator = text[told.end() :], told[1]
     else:
         separator = _separator(text, separator)
-    row: list[str] = []
-    for row in csv.reader(io.StringIO(text), delimiter=separator):
+    lines = text.count('\n') + (text[-1:] not in ('', '\n'))
+    reader = csv.reader(chain(io.StringIO(text), [_END]), delimiter=separator)
+    first = 0  # lines before the row
+    for row in reader:
+        if reader.line_num > lines:
+            if first < lines:
+                raise csv.Error(f'the quote in line {first + 1 + bool(told)} never ends')
+            return
         cells = [' '.join(c.split()) for c in row]
         if any(cells):
             yield cells
-    if any(len(c) > _LONG for c in row):
-        _check_end(text, separator)
-
-
-def _check_end(text: str, separator: str) -> None:
-    "Raise `csv.Error` when a quote never ends."
-    try:
-        for _ in csv.reader(io.StringIO(text), delimiter=separator, strict=True):
-            pass
-    except csv.Error as e:
-        if 'end of data' in str(e):
-            raise csv.Error('a quote never ends') from None
+        first = reader.line_num
 
 # %% ../../nbs/agent/readers.ipynb #935563ae
 _MOST_TABLE = 100 * 2**20  # characters of a table with the names at each value

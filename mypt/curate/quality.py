@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 from ..data.episodes import iter_episodes
 from ..data.masks import encode_batch, message_weights, role_weights
@@ -447,10 +448,10 @@ def placeholders(
 
 # %% ../../nbs/curate/quality.ipynb #2790b954
 def episodes_or_rows(
-    input: str,  # JSONL file, folder of them, or glob
+    input: str | list[Path],  # JSONL file, folder of them, or glob; or files that were found
 ) -> Iterator[dict]:
     "Canonical episodes of all files, streaming; raises the first error there is."
-    for path in find_inputs(input):
+    for path in input if isinstance(input, list) else find_inputs(input):
         for _, ep in iter_episodes(path):
             if isinstance(ep, UserError):
                 raise ep
@@ -483,11 +484,12 @@ def quality(
     "All reports: diversity, balance, token budget, placeholders."
     if block_size < 1:
         raise UserError(f'--block_size {block_size}: at least one token')
+    files = find_inputs(input)
     out = dict(
-        diversity=diversity_of(episodes_or_rows(input)),
-        balance=balance(episodes_or_rows(input)),
-        token_budget=token_budget(episodes_or_rows(input), tokenization, block_size),
-        placeholders=placeholders(episodes_or_rows(input)),
+        diversity=diversity_of(episodes_or_rows(files)),
+        balance=balance(episodes_or_rows(files)),
+        token_budget=token_budget(episodes_or_rows(files), tokenization, block_size),
+        placeholders=placeholders(episodes_or_rows(files)),
     )
     _write_report({name: r.data for name, r in out.items()}, report)
     print(*out.values(), sep='\n\n')

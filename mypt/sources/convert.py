@@ -15,18 +15,18 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from ..data.episodes import shown, write_episodes
 from ..data.prompts import RAG_SYSTEM
 from ..errors import UserError, counted, file_name, nearest
-from ..files import atomic_write, check_distinct, open_input
+from ..files import ROW_FILES, atomic_write, check_distinct, open_input
 from .bfcl import bfcl
 
 # %% ../../nbs/sources/convert.ipynb #74e69abd
 from .chat import OASST_COLUMNS, alpaca, dolly, oasst
 from .dialogues import dialogue_messages, mark_in
 from .qa import hotpot, marco, musique, trivia
-from .row_files import ROW_FILES, column_names, file_rows, files_of, hub_rows, renamed
+from .row_files import column_names, file_rows, files_of, hub_rows, renamed
 from .rows import Form, Skip, Tally, by_row, counted_rows, language_code, text_of
 from .squad import squad
 from mypt.sources.tools import (
@@ -182,7 +182,7 @@ def _mirrored(dataset: str, mirror: str) -> Path:
 
 # %% ../../nbs/sources/convert.ipynb #24a88acd
 def _unknown_dataset(dataset: str) -> UserError:
-    if '/' in dataset and Path(dataset).suffix not in ROW_FILES:
+    if '/' in dataset and Path(dataset).suffix.lower() not in ROW_FILES:
         way = nearest(dataset, HUB)
     else:
         way = f'; check the path, or give a name such as {next(iter(HUB))}'
@@ -212,7 +212,10 @@ def sources_of(
     return [Place(str(f), partial(file_rows, f)) for f in files]
 
 # %% ../../nbs/sources/convert.ipynb #1b5a5d7c
-def first_row(place: Place) -> tuple[Any, Iterator]:  # (None if there is no row, all rows)
+def first_row(
+    place: Place,
+    tally: Tally | None = None,  # Counts the lines of a file with nothing but bad ones
+) -> tuple[Any, Iterator]:  # (None if there is no row, all rows)
     "The first row of a place, to know its form by, and the rows from the beginning."
     rows = iter(place.open_rows())
     unread = []
@@ -223,6 +226,8 @@ def first_row(place: Place) -> tuple[Any, Iterator]:  # (None if there is no row
     if first is not None:
         return first, chain(unread, [first], rows)
     if unread:
+        if tally is not None:
+            list(counted_rows(unread, tally))  # rejects each
         raise UserError(f'{place.where}: {unread[0]}, and so are all other lines; is it JSON?')
     return None, iter(())
 
@@ -244,6 +249,30 @@ def _renamed_rows(place: Place, columns: dict) -> Iterator:
     return renamed(place.open_rows(), columns)
 
 # %% ../../nbs/sources/convert.ipynb #db47c91a
+def _episodes_of(
+    places: list[Place],
+    tally: Tally,
+    form_of: str,  # Its name; empty: by the columns
+    columns: dict,  # Name in the file → name for the form
+) -> Iterator[dict]:
+    "The episodes of files or a set, streamed."
+    for place in places:
+        if columns:
+            place = place._replace(open_rows=partial(_renamed_rows, place, columns))
+        tally.where = place.where
+        first, rows = first_row(place, tally)
+        if first is None:
+            continue
+        try:
+            form = form_for(first, form_of, place.where)
+        except UserError:
+            if len(places) == 1:
+                raise
+            _pass_over(rows, file_name(Path(place.where).name), tally)
+            continue
+        yield from form(rows, tally)
+
+# %% ../../nbs/sources/convert.ipynb #d41a0c22
 def episodes(
     dataset: str,
     tally: Tally,  # Counts what happens to the rows
@@ -258,21 +287,7 @@ def episodes(
     tally.language = known.language
     _check_language(dataset, known.language, tally.languages)
     places = sources_of(dataset, split, mirror, config or known.config)
-    for place in places:
-        if columns:
-            place = place._replace(open_rows=partial(_renamed_rows, place, columns))
-        first, rows = first_row(place)
-        if first is None:
-            continue
-        tally.where = place.where
-        try:
-            form = form_for(first, format or known.form, place.where)
-        except UserError:
-            if len(places) == 1:
-                raise
-            _pass_over(rows, file_name(Path(place.where).name), tally)
-            continue
-        yield from form(rows, tally)
+    yield from _episodes_of(places, tally, format or known.form, columns or {})
 
 # %% ../../nbs/sources/convert.ipynb #7b0b8c02
 def _at_least_one(eps: Iterable[dict], dataset: str, tally: Tally) -> Iterator[dict]:
@@ -283,7 +298,11 @@ def _at_least_one(eps: Iterable[dict], dataset: str, tally: Tally) -> Iterator[d
     if not n:
         strange = [x for x in tally.languages if x not in RAG_SYSTEM]
         common = tally.reasons.most_common(3)
-        why = '; '.join(f'{k:,}: {shown(reason, 200)}' for reason, k in common) or 'it is empty'
+        reasons = [
+            f'{k:,}: {shown(reason, 200)}, first {tally.first.get(reason, dataset)}'
+            for reason, k in common
+        ]
+        why = '; '.join(reasons) or 'it is empty'
         fault = f'none of {tally.read:,} rows could be used ({why})'
         way = 'check --format, --languages and --split'
         if strange:
@@ -291,19 +310,35 @@ def _at_least_one(eps: Iterable[dict], dataset: str, tally: Tally) -> Iterator[d
             way = f'only {known} can be distinguished by words, others need a column language'
         raise UserError(f'{dataset}: {fault}; {way}')
 
+# %% ../../nbs/sources/convert.ipynb #d41a0c24
+def _put_line(f: IO[bytes], reject: dict) -> None:  # `reject`: where, reason, row
+    line = json.dumps(reject, ensure_ascii=False, default=str)
+    f.write(line.encode('utf-8', 'backslashreplace') + b'\n')
+
 # %% ../../nbs/sources/convert.ipynb #c84d0f0f
 @contextmanager
-def _rejects_file(path: str, tally: Tally) -> Iterator[None]:
+def _rejects_file(
+    path: str,
+    tally: Tally,
+    asked: bool,  # It is wanted even when no row can be used
+) -> Iterator[None]:
     "Write what the tally rejects to a file, while the block runs."
+    failed = None
     with atomic_write(path) as f:
-
-        def put(reject: dict) -> None:
-            line = json.dumps(reject, ensure_ascii=False, default=str)
-            f.write(line.encode('utf-8', 'backslashreplace') + b'\n')
-
-        tally.on_reject = put
-        yield
-        tally.on_reject = None
+        tally.on_reject = partial(_put_line, f)
+        try:
+            yield
+        except UserError as e:
+            if tally.used or not tally.reasons:
+                raise
+            if not asked:
+                way = '--rejects FILE writes the rejected rows with their lines'
+                raise UserError(f'{e}; {way}') from None
+            failed = UserError(f'{e}; rejected rows with their lines → {path}')
+        finally:
+            tally.on_reject = None
+    if failed:
+        raise failed
     if not tally.reasons:
         Path(path).unlink()
 
@@ -377,14 +412,15 @@ def convert(
     tally.keep_meta, tally.trim = tuple(keep_meta or ()), trim_last_user
     tally.min_turns = min_turns
     names = column_names(columns or ())
-    found = episodes(dataset, tally, format, split, mirror, config, names)
-    eps = _at_least_one(islice(found, max_examples or None), dataset, tally)
-    rejects = rejects or f'{output}.rejects.jsonl'
+    asked, rejects = bool(rejects), rejects or f'{output}.rejects.jsonl'
     known = HUB.get(dataset, HubSet())
     _check_language(dataset, known.language, tally.languages)
     places = sources_of(dataset, split, mirror, config or known.config)
     check_distinct([place.where for place in places], output, rejects)
-    with _rejects_file(rejects, tally):
+    tally.language = known.language
+    found = _episodes_of(places, tally, format or known.form, names)
+    eps = _at_least_one(islice(found, max_examples or None), dataset, tally)
+    with _rejects_file(rejects, tally, asked):
         n = write_episodes(output, _refuse_unused(eps, dataset, tally) if strict else eps)
     _report(output, n, tally, rejects)
     return n

@@ -112,14 +112,18 @@ class Tally:
     read: int = 0
     used: int = 0
     reasons: Counter = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)  # reason → place of its first row
     unused: Counter = field(default_factory=Counter)  # key → rows that have it
     notes: Counter = field(default_factory=Counter)  # what was changed → rows
 
     def reject(self, reason: str | Skip, row: Any = None, n: int = 1):
         self.reasons[str(reason)] += n
-        if self.on_reject and n == 1:
-            number = getattr(row, 'number', 0) or getattr(reason, 'number', 0) or self.read
-            place = f'{self.where or self.source}:{number}'
+        if n > 1:
+            return
+        number = getattr(row, 'number', 0) or getattr(reason, 'number', 0) or self.read
+        place = f'{self.where or self.source}:{number}'
+        self.first.setdefault(str(reason), place)
+        if self.on_reject:
             if row is None and isinstance(reason, Skip):
                 row = reason.line.decode('utf-8', 'backslashreplace')
             self.on_reject({'where': place, 'reason': str(reason), 'row': row})
