@@ -175,7 +175,6 @@ class Shelf:
         simple: bool = False,  # Invent short documents in sentences of one clause
     ):
         self.held, self.simple = held, simple
-        self.source: FolderPages | InventedPages
         self.source = FolderPages(docs_dir) if docs_dir else InventedPages(held, facts, simple)
         self.read: dict[str, list[Page]] = getattr(self.source, 'read', {})  # of a folder
 
