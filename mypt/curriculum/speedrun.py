@@ -118,6 +118,7 @@ def demo(
     )
     assert gate is not None  # phase 1 has one
     chats = chat_sample(model, device=device)
+    print('asked freely; a model of this size has learned how an answer ends, and few facts:')
     for ep in chats:
         q, a = (m['content'] for m in ep['messages'])
         print(f'  {q:<24} → {a}')
