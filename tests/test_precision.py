@@ -97,13 +97,22 @@ def test_two_hundred_steps_teach_the_same_in_bfloat16(root):
     assert windows == pytest.approx(1, abs=0.01)
 
 
-def test_the_first_loss_is_measured_before_the_first_step(root, able):
+def test_the_first_loss_is_measured_before_the_first_step(root, able, monkeypatch):
     "A run begins with its validation loss, without gradients; what is timed there needs them."
+    monkeypatch.setattr(precision, 'SMALL', 0)
     t = trainer(root, steps=2)
     t.evals = dict(val=lambda: iter([next(iter(t.data.step_batches(0)))]))
     run(t)
     assert t.precision in (FP32, BF16, BF16_PRODUCTS) and t.step == 2
     assert 0 < t.evaluated['val'] < 10
+
+
+def test_a_small_model_is_the_same_in_every_run(root, able, capsys):
+    "Nothing is timed, so the choice cannot differ; nothing is said of a fastest."
+    with patch('mypt.train.precision.time_step', side_effect=AssertionError):
+        t = trainer(root, steps=2)
+        run(t)
+    assert t.precision == FP32 and 'fastest' not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('choice', [BF16, BF16_PRODUCTS])
@@ -162,7 +171,8 @@ def test_without_the_instructions_nothing_is_timed(root):
     'times, choice',
     [((9, 3, 4), BF16), ((9, 30, 4), BF16_PRODUCTS), ((9, 8.5, 8.8), FP32), ((1, 9, 9), FP32)],
 )
-def test_a_run_takes_what_is_fastest_and_keeps_it(root, able, capsys, times, choice):
+def test_a_run_takes_what_is_fastest_and_keeps_it(root, able, capsys, monkeypatch, times, choice):
+    monkeypatch.setattr(precision, 'SMALL', 0)  # this model's size is not the question
     by_name, asked = dict(zip((FP32, BF16, BF16_PRODUCTS), times, strict=True)), []
 
     def time_step(model, name, shape):

@@ -308,7 +308,7 @@ def test_roles_in_any_case(conv):
 
 def test_a_conversation_inside_of_a_conversation_says_so(conv):
     rows = (
-        (dict(conversations=[GOOD]), 'a conversation inside of a conversation'),
+        (dict(conversations=[GOOD]), 'a conversation in a conversation'),
         (dict(messages=[dict(content='a')]), 'a message without a role'),
     )
     for row, reason in rows:

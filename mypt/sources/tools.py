@@ -196,7 +196,7 @@ def _known_role(name: Any) -> str:  # '' where it is not known
 def _role_of(m: SourceRow) -> str:  # Else Skip
     name = m.get('role') or m.get('from')
     if name is None and any(k in m for k in ('messages', 'conversations', 'conversation')):
-        raise Skip('a conversation inside of a conversation; each needs a row of its own')
+        raise Skip('a conversation in a conversation; each needs a row of its own')
     if name is None:
         raise Skip('a message without a role')
     role = _known_role(name)

@@ -32,7 +32,13 @@ from mypt.train.optim import (
     optimizer_tensors,
     set_lr,
 )
-from .precision import BF16_PRODUCTS, autocast, pick_precision, possible_precisions
+from mypt.train.precision import (
+    BF16_PRODUCTS,
+    autocast,
+    pick_precision,
+    possible_precisions,
+    precisions_to_time,
+)
 
 # %% ../../nbs/15_loop.ipynb #aac9e67a
 def seed_for(
@@ -141,7 +147,7 @@ class Trainer(RunState):
         "The context of forward passes; the precision is chosen before the first of them."
         if not self.precision:
             self.precision, self.precision_on = self.choose_precision(), self.device.type
-            if self.rank == 0 and len(possible_precisions(self.cfg, self.device)) > 1:
+            if self.rank == 0 and len(precisions_to_time(self.model, self.cfg)) > 1:
                 print(f'products: {self.precision}, the fastest on this CPU')
         self.model.full_attention = self.precision == BF16_PRODUCTS
         return autocast(self.precision, self.device)
