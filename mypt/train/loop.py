@@ -147,7 +147,7 @@ class Trainer(RunState):
         "The context of forward passes; the precision is chosen before the first of them."
         if not self.precision:
             self.precision, self.precision_on = self.choose_precision(), self.device.type
-            if self.rank == 0 and len(precisions_to_time(self.model, self.cfg)) > 1:
+            if self.rank == 0 and len(precisions_to_time(self.model, self.cfg, self.device)) > 1:
                 print(f'products: {self.precision}, the fastest on this CPU')
         self.model.full_attention = self.precision == BF16_PRODUCTS
         return autocast(self.precision, self.device)

@@ -127,11 +127,12 @@ SMALL = 2**20  # weights, below which bfloat16 gains little; there two runs are 
 
 
 def precisions_to_time(
-    model: GPT,  # On its device
+    model: GPT,
     cfg: TrainConfig,
+    device: torch.device,  # Of the model, whose weights are not touched: they may be in shards
 ) -> tuple[str, ...]:
     "What a new run chooses from; of a small model, the first."
-    choices = possible_precisions(cfg, model.head.device)
+    choices = possible_precisions(cfg, device)
     is_small = sum(p.numel() for p in model.parameters()) < SMALL
     return choices[:1] if is_small else choices
 
@@ -141,7 +142,7 @@ def pick_precision(
     cfg: TrainConfig,
 ) -> str:
     "The precision of a new run's products: the only one possible, or the fastest on this machine."
-    choices = precisions_to_time(model, cfg)
+    choices = precisions_to_time(model, cfg, model.head.device)
     if len(choices) == 1:
         return choices[0]
     shape = _timed_shape(model.cfg, cfg.batch_size)
