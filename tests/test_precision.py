@@ -99,7 +99,7 @@ def test_two_hundred_steps_teach_the_same_in_bfloat16(root):
 
 def test_the_first_loss_is_measured_before_the_first_step(root, able, monkeypatch):
     "A run begins with its validation loss, without gradients; what is timed there needs them."
-    monkeypatch.setattr(precision, 'SMALL', 0)
+    monkeypatch.setattr(precision, 'FEW_WEIGHTS', 0)
     t = trainer(root, steps=2)
     t.evals = dict(val=lambda: iter([next(iter(t.data.step_batches(0)))]))
     run(t)
@@ -172,7 +172,7 @@ def test_without_the_instructions_nothing_is_timed(root):
     [((9, 3, 4), BF16), ((9, 30, 4), BF16_PRODUCTS), ((9, 8.5, 8.8), FP32), ((1, 9, 9), FP32)],
 )
 def test_a_run_takes_what_is_fastest_and_keeps_it(root, able, capsys, monkeypatch, times, choice):
-    monkeypatch.setattr(precision, 'SMALL', 0)  # this model's size is not the question
+    monkeypatch.setattr(precision, 'FEW_WEIGHTS', 0)  # this model's size is not the question
     by_name, asked = dict(zip((FP32, BF16, BF16_PRODUCTS), times, strict=True)), []
 
     def time_step(model, name, shape):
