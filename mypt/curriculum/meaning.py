@@ -758,9 +758,9 @@ def _forms(t: GivenAnswer, lang: str) -> Iterator[Verdict]:
     if t.meta.get('operator') or t.meta.get('category') in _PAYLOADS:
         texts = [t.question.split(':')[0]]
     else:
-        said = t.answer.rpartition('SUMMARY: ')[2]  # behind key facts, which are the text's
-        copied = any(holds(p.text, said) for p in t.passages)
-        texts = [t.question, t.message.get('think') or '', '' if copied else said]
+        copied = any(holds(p.text, t.answer) for p in t.passages)
+        texts = [t.question, t.message.get('think') or '', '' if copied else t.answer]
+        texts.append(t.answer.partition('SUMMARY: ')[2])  # alone: key facts before it are copied
     if not _is_invented(t) and 'json' in (t.meta.get('want') or {}):
         return  # orders inside other texts
     if not _is_invented(t) and lang == 'en':
