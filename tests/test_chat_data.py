@@ -150,6 +150,12 @@ def check_labels(e: dict, invented: bool) -> Counter:
                 ending = re.search(r'\S+$', said.rstrip('.!?“"'))[0].strip('„"“.!?,;:')
                 assert any(ending in text for text in cited), (m, ending)
             done['several'] += 1
+        elif about and passages and not about['sentence']:  # a number that nothing states
+            under = [text for _, _, text in passages if about['subject'] in text]
+            unit = about['attribute'].rstrip('se')
+            said = rf' {unit}[.)] ' if unit.isdigit() else rf'\d+[\s-]{unit}'
+            assert under and not any(re.search(said, t, re.I) for t in under), m
+            done['unstated'] += 1
         elif about and passages:
             assert not any(about['sentence'] in text for _, _, text in passages), m
             if invented:
@@ -239,6 +245,27 @@ def test_labels_of_real_documents_are_true(kind, lang):
     assert done['cited'] > 120 and done['abstained'] > 10
     kinds = TURN_KINDS if kind == 'multiturn' else CHAT_KINDS
     assert [k for k in kinds if not counts[k]] == []
+
+
+def test_a_heading_that_is_shown_does_not_tell_that_there_is_an_answer():
+    if not REAL['en'].is_dir():
+        pytest.skip(f'{REAL["en"]} is not there')
+    docs, kinds = str(REAL['en']), ('answer', 'silent')
+    eps = list(make_rag_chat(200, 'en', docs_dir=docs, seed=5, kinds=kinds, long=0))
+    named = {k: [] for k in kinds}
+    for e in eps:
+        about, user = e['_meta']['about'], e['messages'][0]
+        named[e['_meta']['category']].append(about['subject'] in user['context'])
+        if not about['sentence']:  # a number that nothing states
+            assert about['kind'] in ('number', 'date', 'step') and not e['messages'][-1].get('cite')
+            user['context'] += (
+                f'\n[9] (x.md) # {about["subject"]} It names 12 {about["attribute"]}.'
+            )
+    assert np.mean(named['silent']) > 0.6 and np.mean(named['answer']) > 0.8
+    stated = [e for e in eps if not e['_meta']['about']['sentence']]
+    found = {f.line for f in check_meaning(stated, docs).findings}
+    units = [i for i, e in enumerate(stated, 1) if e['_meta']['about']['kind'] == 'number']
+    assert len(units) > 20 and set(units) <= found
 
 
 def test_a_conflict_has_both_values_in_its_context(made):

@@ -196,6 +196,8 @@ def test_system_prompts(conv):
         assert conv([pirate], system_prompt='x')[0][0]['system'] == 'A pirate.'
         (ep,), said, _ = conv([pirate], no_system_prompt=True)
         assert 'system' not in ep and '1 row: system prompt removed' in said
+        with pytest.raises(UserError, match='--system_prompt or --no_system_prompt, not both'):
+            conv([pirate], no_system_prompt=True, system_prompt='x')
     two = talk('a', 'b', system='First.')
     two['messages'] = [dict(role='system', content=x) for x in 'AB'] + two['messages']
     assert conv([two])[0][0]['system'] == 'First.\n\nA\n\nB'

@@ -435,7 +435,9 @@ def states(text: str, fact: Fact) -> bool:
     if fact.kind == 'value':
         return states_value(text, fact)
     text = unwrap_lines(text)
-    if fact.sentence in text or fact.subject.lower() in text.lower():
+    if fact.subject.lower() in text.lower() or not fact.sentence:
+        return fact.subject.lower() in text.lower()
+    if fact.sentence in text:
         return True
     said = _content_words(fact.sentence)
     return len(said & _content_words(text)) >= _MOST_WORDS * len(said)

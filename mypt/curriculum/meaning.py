@@ -23,6 +23,7 @@ from mypt.curriculum.reading import (
     answering_sentence,
     asked_attributes,
     content_words,
+    counting_sentence,
     holds,
     message_passages,
     result_passages,
@@ -222,7 +223,9 @@ def abstains(t: GivenAnswer) -> bool:
     if t.cites:
         return False
     if t.about and t.passages and 'want' not in t.meta:
-        right = t.about.get('value') or t.about.get('sentence') or ''
+        right = t.about.get('value') or t.about.get('sentence')
+        if not right:  # nothing states it
+            return True
         said = _NOT_KNOWN.sub(' ', t.answer)  # *weiß* is a colour, too
         return holds(t.about.get('subject') or '', right) or not holds(said, right)
     want = t.meta.get('want') or {}
@@ -349,10 +352,13 @@ def _subject_and_attribute(t: GivenAnswer) -> tuple[str, str]:
 def _answering_text(t: GivenAnswer) -> str | None:
     "What in the passages answers a question after all."
     subject, attribute = _subject_and_attribute(t)
-    sentence = (t.about or {}).get('sentence')
+    about = t.about or {}
+    sentence = about.get('sentence')
     for p in t.passages:
         if subject and attribute:
             found = answering_sentence(p, subject, attribute)
+        elif about and not sentence:
+            found = counting_sentence(p, subject, about.get('attribute') or '')
         else:
             found = telling_sentence(p, t.question, subject, sentence)
         if found:

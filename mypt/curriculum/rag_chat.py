@@ -162,7 +162,7 @@ def _multi(s: Scene, user: dict) -> list[dict] | None:
 
 
 def _extract(s: Scene, user: dict) -> list[dict] | None:
-    if not s.fact.value:
+    if not s.fact.value and s.fact.kind not in ('number', 'date'):
         return None
     form, asked = s.form('value_only'), user['content']
     asked = with_full_stop(asked) if form.startswith('{x}') else asked

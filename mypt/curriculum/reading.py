@@ -6,7 +6,7 @@
 __all__ = ['WORDINGS', 'FILE_NAME', 'plain_words', 'holds', 'sentences_of', 'ShownPassage', 'block_passages', 'result_passages',
            'message_passages', 'wording_of', 'asked_attributes', 'worded_attributes', 'means_attribute', 'split_items',
            'sentences_about', 'answering_sentence', 'tells_whose', 'invented_names', 'refers_back', 'stated_attribute',
-           'content_words', 'is_question_word', 'telling_sentence', 'without_files', 'unsupported']
+           'content_words', 'is_question_word', 'counting_sentence', 'telling_sentence', 'without_files', 'unsupported']
 
 # %% ../../nbs/curriculum/reading.ipynb #249fea1a
 import re
@@ -488,6 +488,38 @@ def _without_other_sections(text: str, subject: str) -> str:
     numbers = [re.match(rf'#+ ({_SECTION})', piece) for piece in pieces]
     pairs = zip(pieces, numbers, strict=True)
     return ''.join(piece for piece, m in pairs if not m or m[1] == asked[0])
+
+
+_COUNT = re.compile(  # a number in any form
+    r'\d|\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|hundred'
+    r'|zwei|drei|vier|fünf|sechs|sieben|acht|neun|zehn|elf|zwölf|zwanzig|hundert)',
+    re.I,
+)
+
+
+_YEAR = re.compile(r'\b(?:19|20)\d\d\b')
+_OF_LAW = re.compile(r'§+ ?\d+\w*(?:(?:,| und| oder| bis) \d+\w*)*')  # no year: *§ 2028*
+_PLURAL_END = re.compile(r'(?:e[nr]?|[ns])$')
+
+
+def counting_sentence(
+    passage: ShownPassage,
+    subject: str,  # a heading
+    attribute: str,  # a unit, the word for a year, or the number of a step
+) -> str | None:  # None: the passage is silent
+    "What in a passage under a heading gives a number of a unit, a year or a step."
+    if not holds(passage.text, subject):
+        return None
+    if attribute.isdigit():
+        step = re.search(rf'(?<!\S){attribute}[.)] .*', passage.text)
+        return step[0] if step else None
+    unit = _PLURAL_END.sub('', attribute).casefold()
+    is_year = attribute in ('year', 'Jahr')
+    for said in sentences_of(_OF_LAW.sub(' ', passage.text)):
+        year = is_year and _YEAR.search(said)
+        if year or (unit in said.casefold() and _COUNT.search(said)):
+            return said
+    return None
 
 
 def telling_sentence(

@@ -21,6 +21,7 @@ from ..agent.documents import Document
 from ..agent.words import SMALL_WORDS, index_words
 from .chat_words import chat_form, is_value
 from .facts import Fact, states
+from .grammar import PLURAL
 from .questions import BY_HEADING, question
 from .shelf import Shelf, folder_pieces, names_first
 from .values import value_facts
@@ -73,7 +74,8 @@ class ShownPages:
     def number(self, fact: Fact) -> int:  # 0: none states it
         "The number of the page that states a fact."
         for i, page in enumerate(self.pages, 1):
-            if page.doc.doc_id == fact.doc_id and fact.sentence in page.text:
+            stated = fact.sentence and fact.sentence in page.text
+            if stated and page.doc.doc_id == fact.doc_id:
                 return i
         return 0
 
@@ -139,10 +141,26 @@ def _names_attribute(page: ShownPage, fact: Fact) -> bool:
 _MARKS = dict(paragraph='({})', step='{}.')  # before what a number names
 
 
+_PLACE = r'(?:§+|Abs(?:atz|ätze[n]?|\.)|Nummern?|Nr\.|Sätze[n]?|Satz|Artikeln?|Art\.)'
+_REFERENCE = re.compile(  # *§ 5 Absatz 1 und 2*, and the mark of a paragraph
+    rf'{_PLACE} ?\d+\w*(?:(?:,| und| oder| bis) \d+\w*)*|\(\d+\w?\)'
+)
+
+
+def _may_count(text: str, fact: Fact) -> bool:
+    "Whether a text has any number, or the unit that a fact is about, in any form."
+    text = _REFERENCE.sub('', text)
+    one = next((noun for noun, many in PLURAL.items() if many == fact.attribute), '')
+    unit = one or fact.attribute.rstrip('s')
+    return re.search(r'\d', text) is not None or unit.lower() in text.lower()
+
+
 def _under_heading(page: ShownPage, fact: Fact) -> bool:
     "Whether a page under the heading of a fact answers: it has its paragraph, number or unit."
     if fact.kind == 'section':
         return True
+    if not fact.sentence:
+        return _may_count(page.text, fact)
     if fact.kind == 'paragraph' and not _NEXT_PARAGRAPH.search(page.text):
         return True  # which paragraph it shows cannot be seen
     wanted = _MARKS.get(fact.kind, '{}').format(fact.attribute)
@@ -152,7 +170,7 @@ def _under_heading(page: ShownPage, fact: Fact) -> bool:
 # %% ../../nbs/curriculum/scene.ipynb #1afc3852
 def may_answer(page: ShownPage, fact: Fact) -> bool:
     "Whether a page answers the question for a fact, or might."
-    if fact.sentence in page.text:
+    if fact.sentence and fact.sentence in page.text:
         return True
     if fact.kind in BY_HEADING and fact.subject.lower() in page.text.lower():
         return _under_heading(page, fact)
@@ -291,6 +309,7 @@ class FactTable:
     def __init__(self, read: list[tuple[Document, list[Fact]]]):
         self.by_word: dict[str, list[Entry]] = {}
         self.valued: list[Entry] = []  # those whose value is known
+        self.counted: dict[str, list[Fact]] = {}  # kind → those about a number, year or step
         self.of = {doc.doc_id: found for doc, found in read}
         for doc, found in read:
             for f in found:
@@ -298,6 +317,8 @@ class FactTable:
                 if known.value:
                     there = [known if x is f else x for x in found]
                     self.valued.append((doc, there, known))
+                if f.kind in ('number', 'date', 'step'):
+                    self.counted.setdefault(f.kind, []).append(f)
                 for w in {*subject_words(f), *index_words(f.sentence)}:
                     self.by_word.setdefault(w, []).append((doc, found, f))
 
@@ -442,6 +463,23 @@ def _under_name(rng: random.Random, fact: Fact, pages: list[ShownPage]) -> list[
 
 # %% ../../nbs/curriculum/scene.ipynb #a6cfacb0
 _DRAWN = 12  # facts of a folder's document that are tried
+_UNSTATED = 0.9  # share of a folder's silent scenes that ask for a number or a step
+
+
+def _unstated(
+    s: Scenes, rng: random.Random, doc: Document, found: list[Fact]
+) -> tuple[Fact, list[ShownPage]] | None:
+    "A number, year or step that a section as it is shown lacks; None where there is none."
+    sections = [f for f in found if f.kind == 'section']
+    counted = s.tables[found[0].lang].counted
+    if not sections or not counted:
+        return None
+    section, other = rng.choice(sections), rng.choice(counted[rng.choice(list(counted))])
+    fact = replace(section, kind=other.kind, attribute=other.attribute, sentence='')
+    texts = folder_pieces(doc.text, s.size or _drawn_size(s, rng, fact.lang))
+    pages = [shown_page(doc, found, text) for text in texts if fact.subject in text]
+    silent = [page for page in pages if not may_answer(page, fact)]
+    return (fact, [rng.choice(silent)]) if silent else None
 
 
 def _silent_fact(
@@ -450,6 +488,9 @@ def _silent_fact(
     "A fact to ask for; in a folder one whose heading a silent passage shows, where there is one."
     if not s.shelf.read:
         return rng.choice(found), []
+    asked = _unstated(s, rng, doc, found) if rng.random() < _UNSTATED else None
+    if asked:
+        return asked
     drawn = rng.sample(found, min(_DRAWN, len(found)))
     pieces = folder_pieces(doc.text, s.size or _drawn_size(s, rng, drawn[0].lang))
     for fact in drawn:

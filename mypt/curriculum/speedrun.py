@@ -40,6 +40,7 @@ from .rag_chat import PHASE3
 from .recipe import Phase, Stages, run_phase, stage_seconds
 from .run import asked_language, takes_documents
 from mypt.curriculum.speedrun_report import (
+    FEW_FACTS,
     leg_table,
     verdict,
     write_curriculum,
@@ -118,7 +119,7 @@ def demo(
     )
     assert gate is not None  # phase 1 has one
     chats = chat_sample(model, device=device)
-    print('asked freely; a model of this size has learned how an answer ends, and few facts:')
+    print(f'asked freely. {FEW_FACTS}')
     for ep in chats:
         q, a = (m['content'] for m in ep['messages'])
         print(f'  {q:<24} → {a}')

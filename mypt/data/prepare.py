@@ -31,6 +31,7 @@ from .encode import EncodedPart, EncodeSettings, Leak, Reject, encode_lines, fin
 from .episodes import dump_line, read_episodes
 from .masks import role_weights
 from .packing import Rows, pack_arrays, plan_rows, ranges, segment_dtype
+from .prompts import chosen_system
 from .tokenizer_state import open_tokenizer
 from .writer import DatasetWriter, work_folder
 from ..errors import UserError, counted, file_name
@@ -627,7 +628,7 @@ def prepare(
     source = input if isinstance(input, InputFiles) else InputFiles(find_inputs(input), str(input))
     tok, stream = open_tokenizer(tokenization), format == 'shards'
     block = pack_block_size if enable_packing or stream else 0
-    system = '' if no_system_prompt else system_prompt
+    system = chosen_system(system_prompt, no_system_prompt)
     how = EncodeSettings(tok.kind, layout, mask_policy, system, 0 if stream else block, overlong)
     held_out = _held_out(val_file)
     apart = dict(group_by=pack_by_field, text_only=stream, seed=seed, held_out=held_out)

@@ -337,7 +337,7 @@ def _html_table(head: list[str], rows: list[list[str]]) -> str:
 def gate_board(
     reports,  # Gate reports (dicts, or objects with `to_json`), or one
 ) -> Html:
-    "Phases × suites: rate, interval, floor and verdict in each cell."
+    "Suites × phases: rate, interval, floor and verdict in each cell."
     reports = reports if isinstance(reports, (list, tuple)) else [reports]
     reports = [r if isinstance(r, dict) else r.to_json() for r in reports]
     names = list(dict.fromkeys(s['name'] for r in reports for s in r['suites']))
@@ -349,11 +349,8 @@ def gate_board(
         by_name = {s['name']: _gate_cell(s) for s in r['suites']}
         cells.append([by_name.get(name, '<td>–</td>') for name in names])
     names = [html.escape(name) for name in names]
-    if len(reports) == 1:
-        table = _html_table(['Phase', 'Gate', *names], [[phases[0], verdicts[0], *cells[0]]])
-    else:
-        suites = [list(row) for row in zip(names, *cells, strict=True)]
-        table = _html_table(['Demand', *phases], [['Gate', *verdicts], *suites])
+    suites = [list(row) for row in zip(names, *cells, strict=True)]
+    table = _html_table(['Demand', *phases], [['Gate', *verdicts], *suites])
     return Html(f'<div class="mypt board table">{table}</div>', board_css())
 
 # %% ../../nbs/report/board.ipynb #20326e0f

@@ -17,7 +17,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from ..data.episodes import shown, write_episodes
-from ..data.prompts import RAG_SYSTEM
+from ..data.prompts import RAG_SYSTEM, chosen_system
 from ..errors import UserError, counted, file_name, nearest
 from ..files import ROW_FILES, atomic_write, check_distinct, open_input
 from .bfcl import bfcl
@@ -408,7 +408,7 @@ def convert(
     "Turn another data set into episodes; prints the pass rate and why rows were left out."
     name = dataset if dataset in HUB else file_name(Path(dataset).stem)
     tally = Tally(name, _asked_languages(languages))
-    tally.system_prompt = '' if no_system_prompt else system_prompt or None
+    tally.system_prompt = chosen_system(system_prompt or None, no_system_prompt)
     tally.keep_meta, tally.trim = tuple(keep_meta or ()), trim_last_user
     tally.min_turns = min_turns
     names = column_names(columns or ())
