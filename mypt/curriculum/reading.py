@@ -489,7 +489,7 @@ def _without_other_sections(text: str, subject: str) -> str:
     pairs = zip(pieces, numbers, strict=True)
     return ''.join(piece for piece, m in pairs if not m or m[1] == asked[0])
 
-
+# %% ../../nbs/curriculum/reading.ipynb #23c38c04
 _COUNT = re.compile(  # a number in any form
     r'\d|\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|hundred'
     r'|zwei|drei|vier|fünf|sechs|sieben|acht|neun|zehn|elf|zwölf|zwanzig|hundert)',
@@ -501,7 +501,7 @@ _YEAR = re.compile(r'\b(?:19|20)\d\d\b')
 _OF_LAW = re.compile(r'§+ ?\d+\w*(?:(?:,| und| oder| bis) \d+\w*)*')  # no year: *§ 2028*
 _PLURAL_END = re.compile(r'(?:e[nr]?|[ns])$')
 
-
+# %% ../../nbs/curriculum/reading.ipynb #a0938aaa
 def counting_sentence(
     passage: ShownPassage,
     subject: str,  # a heading
@@ -515,13 +515,13 @@ def counting_sentence(
         return step[0] if step else None
     unit = _PLURAL_END.sub('', attribute).casefold()
     is_year = attribute in ('year', 'Jahr')
+    number = _YEAR if is_year else _COUNT
     for said in sentences_of(_OF_LAW.sub(' ', passage.text)):
-        year = is_year and _YEAR.search(said)
-        if year or (unit in said.casefold() and _COUNT.search(said)):
+        if (is_year or unit in said.casefold()) and number.search(said):
             return said
     return None
 
-
+# %% ../../nbs/curriculum/reading.ipynb #908fd4f7
 def telling_sentence(
     passage: ShownPassage,
     question: str,

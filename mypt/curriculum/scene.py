@@ -140,7 +140,7 @@ def _names_attribute(page: ShownPage, fact: Fact) -> bool:
 
 _MARKS = dict(paragraph='({})', step='{}.')  # before what a number names
 
-
+# %% ../../nbs/curriculum/scene.ipynb #838d8811
 _PLACE = r'(?:§+|Abs(?:atz|ätze[n]?|\.)|Nummern?|Nr\.|Sätze[n]?|Satz|Artikeln?|Art\.)'
 _REFERENCE = re.compile(  # *§ 5 Absatz 1 und 2*, and the mark of a paragraph
     rf'{_PLACE} ?\d+\w*(?:(?:,| und| oder| bis) \d+\w*)*|\(\d+\w?\)'
@@ -154,7 +154,7 @@ def _may_count(text: str, fact: Fact) -> bool:
     unit = one or fact.attribute.rstrip('s')
     return re.search(r'\d', text) is not None or unit.lower() in text.lower()
 
-
+# %% ../../nbs/curriculum/scene.ipynb #cfbc6503
 def _under_heading(page: ShownPage, fact: Fact) -> bool:
     "Whether a page under the heading of a fact answers: it has its paragraph, number or unit."
     if fact.kind == 'section':
@@ -289,7 +289,7 @@ def counted_in_words(lang: str) -> list[str]:
     "Two to twelve."
     return list(_COUNTS[lang])
 
-
+# %% ../../nbs/curriculum/scene.ipynb #2c782add
 def with_value(f: Fact) -> Fact:
     "A fact with the number and its unit, or the year, as its value where the sentence has one."
     if f.value or f.kind not in ('number', 'date'):
@@ -462,7 +462,6 @@ def _under_name(rng: random.Random, fact: Fact, pages: list[ShownPage]) -> list[
     return [*pages[:i], pages[i]._replace(doc=doc, facts=found), *pages[i + 1 :]]
 
 # %% ../../nbs/curriculum/scene.ipynb #a6cfacb0
-_DRAWN = 12  # facts of a folder's document that are tried
 _UNSTATED = 0.9  # share of a folder's silent scenes that ask for a number or a step
 
 
@@ -480,6 +479,9 @@ def _unstated(
     pages = [shown_page(doc, found, text) for text in texts if fact.subject in text]
     silent = [page for page in pages if not may_answer(page, fact)]
     return (fact, [rng.choice(silent)]) if silent else None
+
+# %% ../../nbs/curriculum/scene.ipynb #dfa3be20
+_DRAWN = 12  # facts of a folder's document that are tried
 
 
 def _silent_fact(
