@@ -125,7 +125,7 @@ def passage_size(characters: int) -> int:  # in characters
     return size
 
 # %% ../../nbs/curriculum/budget.ipynb #d2b75598
-SHARES = dict(rag_chat=0.35, multiturn=0.25, agentic=0.1, practice=0.3)
+SHARES = dict(rag_chat=0.2, multiturn=0.1, agentic=0.1, practice=0.6)
 _READ = dict(pages=(2, 3, 3), turns=(4, 5), systems=_PROMPTS)
 _ASKED = dict(kinds=('topic', 'context', 'followup', 'unsaid'), think=0.2, long=0.0)
 
