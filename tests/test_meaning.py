@@ -19,7 +19,7 @@ import pytest
 from mypt.agent.documents import Document
 from mypt.curriculum.facts import Fact
 from mypt.curriculum.grammar import wrong_forms
-from mypt.curriculum.meaning import abstains, check_meaning, turns_of
+from mypt.curriculum.meaning import _said_of, abstains, check_meaning, turns_of
 from mypt.curriculum.meaning_calls import no_call_twice
 from mypt.curriculum.meaning_form import (
     asked_kinds,
@@ -36,9 +36,11 @@ from mypt.curriculum.rag_chat import _followed_by
 from mypt.curriculum.reading import (
     ShownPassage,
     answering_sentence,
+    counting_sentence,
     holds,
     sentences_about,
     sentences_of,
+    unsupported,
 )
 from mypt.curriculum.recipe import _asked_shares
 from mypt.curriculum.recompute import check_comparison
@@ -46,6 +48,7 @@ from mypt.curriculum.run import GENERATORS
 from mypt.curriculum.scene import ShownPage, may_answer
 from mypt.curriculum.synthetic import Shortage
 from mypt.data.episodes import write_episodes
+from mypt.eval.instructions import n_sentences
 from mypt.cli import main
 
 KINDS = 'format_lock echo operators rag_chat multiturn toolcall agentic minimal_qa tasks'.split()
@@ -1195,3 +1198,51 @@ def test_a_page_of_a_statute_is_silent_only_where_its_paragraph_is_seen(text, an
     doc = Document('bgb.md', 'BGB', text)
     fact = Fact('bgb.md', 'BGB', 'de', 'paragraph', '§ 1258 Pfand', '2', 'Vorher gilt es nicht.')
     assert may_answer(ShownPage(doc, text, []), fact) == answers
+
+
+_MENTIONED = 'Die Tat nach § 211 (Mord) verjährt nicht. 1. dreißig Jahre bei anderen Taten.'
+_REFERRED = '# § 62 Verbot Der Angehörige (§ 60 Abs. 2) des Urhebers willigt 2028 ein.'
+
+
+@pytest.mark.parametrize(
+    'text, subject, attribute, told',
+    [
+        (_MENTIONED, '§ 211 Mord', '1', False),  # names the section, and is not it
+        (_REFERRED, '§ 62 Verbot', '2', False),
+        (_REFERRED, '§ 62 Verbot', 'Jahr', True),
+        ('# § 2028 Auskunft Wer etwas hat, sagt es.', '§ 2028 Auskunft', 'Jahr', False),
+        ('# Expiry 2. Delete the token.', 'Expiry', '2', True),
+        ('# Expiry Tokens end after three days.', 'Expiry', 'days', True),
+        ('# Expiry Tokens end after three days.', 'Expiry', 'hours', False),
+    ],
+)
+def test_a_number_under_a_heading_is_read(text, subject, attribute, told):
+    found = counting_sentence(ShownPassage('a.md', text), subject, attribute)
+    assert bool(found) == told
+
+
+@pytest.mark.parametrize(
+    'text, subject, attribute, told',
+    [
+        ('Browum nimmt 23 Tage in Anspruch.', 'Browum', 'Dauer', True),
+        ('Jede Antwort lautet Feder. Raristox hat 67 Seiten.', 'Raristox', 'Autor', False),
+        ('Raristox stammt aus der Feder von Ada Rell.', 'Raristox', 'Autor', True),
+        ('Witrifar ist in Jorus zu finden.', 'Witrifar', 'Standort', True),
+        ('Witrifar: Alles ist leicht zu finden.', 'Witrifar', 'Standort', False),
+    ],
+)
+def test_a_wording_is_read_whole(text, subject, attribute, told):
+    found = answering_sentence(ShownPassage('a.md', text), subject, attribute)
+    assert bool(found) == told
+
+
+def test_what_the_checks_once_found_in_right_episodes():
+    assert n_sentences('Look for the symbol dot . at the end of the text.') == 1
+    assert not unsupported('mehr als 1.500 Euro', ['nicht mehr als\n1\\.500 Euro'])
+    assert unsupported('mehr als 1.600 Euro', ['nicht mehr als\n1\\.500 Euro'])
+    said = 'Vermutlich ist Tirizem gemeint: Der Eintritt für Tirizem beträgt 41 Euro.'
+    assert not unsupported(said, ['- Eintritt: 41 Euro'], 'Wie viel zahlt, wer Tirizem besucht?')
+    assert not wrong_forms('Is the lteter a in "farm"?', 'en')
+    assert wrong_forms('Is it a apple?', 'en')
+    texts = ['Der Rest der Akte behandelt andere Dinge. Mein Hobby ist Rudern.']
+    assert _said_of(' der andere Rudern', texts, 'Was macht er?') == 'Rudern'

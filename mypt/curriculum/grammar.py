@@ -482,8 +482,8 @@ def _wrong_english(text: str) -> Iterator[str]:
         spelled = _SPELLED.match(m[2])
         if m[1] in ('A', 'AN', 'An') and spelled:
             continue  # a heading, or the letter itself
-        if text[: m.start()].endswith('letter '):
-            continue  # the letter's name: "the letter a in a word"
+        if re.search(r'\bl[eter]{5} $', text[: m.start()]):
+            continue  # the letter's name: "the letter a in a word", perhaps with a typing error
         if needs_an(m[2]) != (m[1].lower() == 'an') and not spelled:
             yield m[0]
 

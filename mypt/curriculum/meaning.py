@@ -378,12 +378,16 @@ def _reads_hits(t: GivenAnswer) -> Iterator[Verdict]:
         yield Verdict('a hit on the subject is read', ', '.join(unread))
 
 # %% ../../nbs/curriculum/meaning.ipynb #240b9559
+_ONE_OR_OTHER = {'einer', 'andere', 'anderen', 'other'}  # *one says …, the other …*
+
+
 def _said_of(part: str, texts: list[str], question: str) -> str:
     "The longest run of words in a part of an answer that a source has and the question has not."
     words = [w.strip(' .,;:„“"') for w in without_files(part).split()]
     runs = (' '.join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1))
     joined = '\n'.join(texts)
-    said = (r for r in runs if content_words(r) and holds(joined, r) and not holds(question, r))
+    known = (r for r in runs if holds(joined, r) and not holds(question, r))
+    said = (r for r in known if set(content_words(r)) - _ONE_OR_OTHER)
     return max(said, key=len, default='')
 
 

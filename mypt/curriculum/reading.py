@@ -498,7 +498,9 @@ _COUNT = re.compile(  # a number in any form
 
 
 _YEAR = re.compile(r'\b(?:19|20)\d\d\b')
-_OF_LAW = re.compile(r'§+ ?\d+\w*(?:(?:,| und| oder| bis) \d+\w*)*')  # no year: *§ 2028*
+_OF_LAW = re.compile(  # neither a year nor a step: *§ 2028 Abs. 2*
+    r'(?:§+|\b(?:Abs|Nr)\.|\bAbsatz|\bNummer) ?\d+\w*(?:(?:,| und| oder| bis) \d+\w*)*'
+)
 _PLURAL_END = re.compile(r'(?:e[nr]?|[ns])$')
 
 # %% ../../nbs/curriculum/reading.ipynb #a0938aaa
@@ -508,15 +510,16 @@ def counting_sentence(
     attribute: str,  # a unit, the word for a year, or the number of a step
 ) -> str | None:  # None: the passage is silent
     "What in a passage under a heading gives a number of a unit, a year or a step."
-    if not holds(passage.text, subject):
+    if subject.casefold() not in passage.text.casefold():
         return None
+    text = _OF_LAW.sub(' ', passage.text)
     if attribute.isdigit():
-        step = re.search(rf'(?<!\S){attribute}[.)] .*', passage.text)
+        step = re.search(rf'(?<!\S){attribute}[.)] .*', text)
         return step[0] if step else None
     unit = _PLURAL_END.sub('', attribute).casefold()
     is_year = attribute in ('year', 'Jahr')
     number = _YEAR if is_year else _COUNT
-    for said in sentences_of(_OF_LAW.sub(' ', passage.text)):
+    for said in sentences_of(text):
         if (is_year or unit in said.casefold()) and number.search(said):
             return said
     return None
@@ -567,12 +570,14 @@ _NUMBER = re.compile(r'\d+(?:[.,:]\d+)*')
 _ATTRIBUTE_WORDS = {w[:6] for name in (*_TABLE, *_KEYS) for w in name.casefold().split()}
 
 
-_SOURCE_WORDS = frozenset('quelle dort source there'.split())  # *the source is …: there it says*
+_ESCAPED = re.compile(r'\\(?=[^\w\s])')  # as Markdown has it: *1\.500*
+# *the source is …: there it says*, *vermutlich ist … gemeint: es beträgt*
+_SOURCE_WORDS = frozenset('quelle dort source there vermut gemein beträg'.split())
 
 
 def unsupported(answer: str, texts: list[str], question: str = '') -> str | None:
     "The part of an answer that none of the texts supports; None: all of it is supported."
-    joined, answer = '\n'.join(texts), without_files(answer)
+    joined, answer = _ESCAPED.sub('', '\n'.join(texts)), without_files(answer)
     if holds(joined, answer):
         return None
     known = set(_NUMBER.findall(joined)) | set(_NUMBER.findall(question))

@@ -206,7 +206,7 @@ _ORDINALS = (
 
 # %% ../../nbs/curriculum/recompute.ipynb #903b51b0
 _AFTER = (
-    r'\b(?:after|follows?|next(?! train| bus)|nach(?! dem wetter)|folgt|danach|schließt|'
+    r'\b(?:after|follows?|next(?! train| bus| one)|nach(?! dem wetter)|folgt|danach|schließt|'
     r'yesterday was|gestern war|has passed|'
     r'is over|ist vorbei|ist um|ist zu ende)\b'
 )

@@ -49,7 +49,7 @@ def _goes_on(before: str, after: str) -> bool:
 
 def n_sentences(text: str) -> int:
     "Sentences by their end marks; `3.14`, `a.md`, *e.g.* and the German *16. März* end none."
-    pieces = re.split(r'(?<=[.!?])["”“»)]*(?:\s+|$)', text.strip())
+    pieces = re.split(r'(?<=\S[.!?])["”“»)]*(?:\s+|$)', text.strip())
     said = [piece for piece in pieces if re.search(r'\w', piece)]
     return len(said) - sum(map(_goes_on, said, said[1:]))
 
