@@ -43,7 +43,7 @@ from mypt.curriculum.reading import (
     unsupported,
 )
 from mypt.curriculum.recipe import _asked_shares
-from mypt.curriculum.recompute import check_comparison
+from mypt.curriculum.recompute import check_comparison, count_sentences
 from mypt.curriculum.run import GENERATORS
 from mypt.curriculum.scene import ShownPage, may_answer
 from mypt.curriculum.synthetic import Shortage
@@ -1237,7 +1237,8 @@ def test_a_wording_is_read_whole(text, subject, attribute, told):
 
 
 def test_what_the_checks_once_found_in_right_episodes():
-    assert n_sentences('Look for the symbol dot . at the end of the text.') == 1
+    dot = 'Look for the symbol dot . at the end of the text.'
+    assert n_sentences(dot) == len(sentences_of(dot)) == count_sentences(dot) == 1
     assert not unsupported('mehr als 1.500 Euro', ['nicht mehr als\n1\\.500 Euro'])
     assert unsupported('mehr als 1.600 Euro', ['nicht mehr als\n1\\.500 Euro'])
     said = 'Vermutlich ist Tirizem gemeint: Der Eintritt für Tirizem beträgt 41 Euro.'

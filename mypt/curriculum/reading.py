@@ -36,7 +36,7 @@ def holds(text: str, part: str) -> bool:
 _ABBREVIATION = re.compile(
     r'(?:\b(?:Abs|Nr|Art|Dr|Mr|Mrs|St|bzw|vgl|ca|usw|etc|vs|No|inkl|Str|Tel|Satz)|\b\w)\.$'
 )
-_END = re.compile(r'(?<=[.!?;])["”“»)]*\s+')
+_END = re.compile(r'(?<=\S[.!?;])["”“»)]*\s+')  # a mark by itself ends nothing: *the dot . at*
 
 
 _DATE = re.compile(

@@ -480,7 +480,7 @@ _NO_END = re.compile(
 def count_sentences(text: str) -> int:
     "Pieces that end with `.`, `!` or `?` before a blank; the last may lack it, *e.g.* ends none."
     text = _NO_END.sub('-', text)
-    pieces = re.split(r'[.!?]+["”“»)]*(?=\s|$)', text)
+    pieces = re.split(r'(?<=\S)[.!?]+["”“»)]*(?=\s|$)', text)
     return sum(any(c.isalnum() for c in piece) for piece in pieces)
 
 
