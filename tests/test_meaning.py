@@ -1247,3 +1247,5 @@ def test_what_the_checks_once_found_in_right_episodes():
     assert wrong_forms('Is it a apple?', 'en')
     texts = ['Der Rest der Akte behandelt andere Dinge. Mein Hobby ist Rudern.']
     assert _said_of(' der andere Rudern', texts, 'Was macht er?') == 'Rudern'
+    texts = ['Opinions on it differ. It came out in 1980.']
+    assert _said_of('The sources differ: 1980', texts, 'When did it come out?') == '1980'

@@ -378,7 +378,12 @@ def _reads_hits(t: GivenAnswer) -> Iterator[Verdict]:
         yield Verdict('a hit on the subject is read', ', '.join(unread))
 
 # %% ../../nbs/curriculum/meaning.ipynb #240b9559
-_ONE_OR_OTHER = {'einer', 'andere', 'anderen', 'other'}  # *one says …, the other …*
+_SAYS_BOTH = (
+    frozenset(  # words around two values, by their beginnings: *Einer sagt …, der andere …*
+        'answer both clear depend differ disagr find not one other source two andere antwor beides'
+        ' eindeu einer finde gibt kontex quelle texte uneins versch widers zwei'.split()
+    )
+)
 
 
 def _said_of(part: str, texts: list[str], question: str) -> str:
@@ -387,7 +392,7 @@ def _said_of(part: str, texts: list[str], question: str) -> str:
     runs = (' '.join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1))
     joined = '\n'.join(texts)
     known = (r for r in runs if holds(joined, r) and not holds(question, r))
-    said = (r for r in known if set(content_words(r)) - _ONE_OR_OTHER)
+    said = (r for r in known if set(content_words(r)) - _SAYS_BOTH)
     return max(said, key=len, default='')
 
 
