@@ -155,7 +155,7 @@ def check_labels(e: dict, invented: bool) -> Counter:
             unit = about['attribute'].rstrip('se')
             said = rf' {unit}[.)] ' if unit.isdigit() else rf'\d+[\s-]{unit}'
             assert under and not any(re.search(said, t, re.I) for t in under), m
-            done['unstated'] += 1
+            done['abstained'] += 1
         elif about and passages:
             assert not any(about['sentence'] in text for _, _, text in passages), m
             if invented:

@@ -16,8 +16,16 @@ from typing import Iterator, NamedTuple
 from .facts import Fact
 from .format_lock import asks
 from .questions import question, with_full_stop
-from .scene import ShownPage, alike_fact, is_clear, may_answer, shown_page
-from .shelf import Shelf
+from mypt.curriculum.scene import (
+    UNSTATED,
+    ShownPage,
+    alike_fact,
+    is_clear,
+    may_answer,
+    shown_page,
+    unstated,
+)
+from .shelf import Page, Shelf
 from .synthetic import distinct, held_out, invent, phrasings
 from ..data.prompts import CHAT_SYSTEM, context_block, systems_in
 from ..eval.instructions import DONT_KNOW, follows, n_sentences, n_words
@@ -69,9 +77,21 @@ def _near_passages(r: random.Random, shelf: Shelf, f: Fact, n: int) -> list[Show
     return [shown_page(doc, found, shelf.passage(doc, other, 200)) for doc, found, other in near]
 
 # %% ../../nbs/curriculum/minimal_qa.ipynb #62d9e332
+_OF_NUMBERS = 0.5  # share of a folder's topics that ask for a number, as many silent ones do
+
+
+def _sample(r: random.Random, lang: str, shelf: Shelf) -> Page:
+    "A document with its facts; of a folder often one fact about a number, where it has any."
+    counted = shelf.counted(lang)
+    if not counted or r.random() > _OF_NUMBERS:
+        return shelf.sample(r, lang, 1)[0]
+    fact = r.choice(counted[r.choice(list(counted))])
+    return next(doc for doc, found in shelf.read[lang] if fact in found), [fact]
+
+# %% ../../nbs/curriculum/minimal_qa.ipynb #354ff514
 def _passage_topic(r: random.Random, lang: str, shelf: Shelf) -> Topic | None:
     "A fact of a document, with the passage that states it; None where no sentence is whole."
-    document, found = shelf.sample(r, lang, 1)[0]
+    document, found = _sample(r, lang, shelf)
     found = [f for f in found if is_whole(f.sentence)]
     if not found:
         return None
@@ -239,10 +259,29 @@ def _silent_context(r: random.Random, shelf: Shelf, f: Fact) -> str | None:
     return context_block([(p.doc.doc_id, p.text) for p in r.sample(pages, len(pages))])
 
 # %% ../../nbs/curriculum/minimal_qa.ipynb #a172cdcf
+def _unstated_topic(r: random.Random, lang: str, shelf: Shelf) -> Topic | None:
+    "A question for a number that a folder's section lacks; None where the document gives none."
+    ((doc, found),) = shelf.sample(r, lang, 1)
+    asked = unstated(shelf, r, doc, found, 240)
+    if asked is None:
+        return None
+    fact, page = asked
+    near = _near_passages(r, shelf, fact, r.choice((0, 1, 2)))
+    pages = [page, *(p for p in near if not may_answer(p, fact))]
+    shown = context_block([(p.doc.doc_id, p.text) for p in r.sample(pages, len(pages))])
+    answer = DONT_KNOW[lang]
+    return Topic(
+        question(r, fact, simple=shelf.simple), (answer,), answer, fact.subject, shown, fact
+    )
+
+# %% ../../nbs/curriculum/minimal_qa.ipynb #3f0092eb
 def _unknown_topic(r: random.Random, lang: str, shelf: Shelf) -> Topic | None:
     "A question without an answer; None where the passage turns out to have one."
     if r.random() < 0.35:
         return _stranger_topic(r, lang, shelf.held)
+    topic = _unstated_topic(r, lang, shelf) if shelf.read and r.random() < UNSTATED else None
+    if topic:
+        return topic
     answer, with_pages, shown = DONT_KNOW[lang], r.random() < 0.6, None
     for _ in range(_TRIES if with_pages else 1):
         ((_, found),) = shelf.sample(r, lang, 1)
