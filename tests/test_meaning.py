@@ -1245,6 +1245,8 @@ def test_what_the_checks_once_found_in_right_episodes():
     assert not unsupported(said, ['- Eintritt: 41 Euro'], 'Wie viel zahlt, wer Tirizem besucht?')
     assert not wrong_forms('Is the lteter a in "farm"?', 'en')
     assert wrong_forms('Is it a apple?', 'en')
+    assert not check_exact('Now this. Respond with hi.', 'hi').wanted
+    assert check_exact('Now this. Respond with hello.', 'hi').wanted
     texts = ['Der Rest der Akte behandelt andere Dinge. Mein Hobby ist Rudern.']
     assert _said_of(' der andere Rudern', texts, 'Was macht er?') == 'Rudern'
     texts = ['Opinions on it differ. It came out in 1980.']

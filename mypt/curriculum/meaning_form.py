@@ -201,7 +201,6 @@ def check_exact(
     elif colon:
         right, wanted = question.endswith(tuple(f': {x}' for x in said)), behind
     else:  # *Say yes.*
-        at = question.find(answer)
-        around = question[max(0, at - 1) : at] + question[at + len(answer) :][:1]
-        right, wanted = at >= 0 and not any(c.isalnum() for c in around), 'words of the order'
+        whole = rf'(?<!\w){re.escape(answer)}(?!\w)'  # not the *hi* of *this*
+        right, wanted = bool(re.search(whole, question)), 'words of the order'
     return Verdict('repeated to the character', '' if right else wanted)
