@@ -1212,6 +1212,8 @@ _REFERRED = '# § 62 Verbot Der Angehörige (§ 60 Abs. 2) des Urhebers willigt 
         (_REFERRED, '§ 62 Verbot', 'Jahr', True),
         ('# § 2028 Auskunft Wer etwas hat, sagt es.', '§ 2028 Auskunft', 'Jahr', False),
         ('# Expiry 2. Delete the token.', 'Expiry', '2', True),
+        ('# Expiry - Delete it. - Tell us.', 'Expiry', '2', True),  # point 2 of the list
+        ('# Expiry - Delete it. - Tell us.', 'Expiry', '3', False),
         ('# Expiry Tokens end after three days.', 'Expiry', 'days', True),
         ('# Expiry Tokens end after three days.', 'Expiry', 'hours', False),
     ],

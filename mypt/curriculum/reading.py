@@ -515,7 +515,8 @@ def counting_sentence(
     text = _OF_LAW.sub(' ', passage.text)
     if attribute.isdigit():
         step = re.search(rf'(?<!\S){attribute}[.)] .*', text)
-        return step[0] if step else None
+        points = re.split(r'(?<!\S)[-*+•] ', text)[1:]
+        return step[0] if step else dict(enumerate(points, 1)).get(int(attribute))
     unit = _PLURAL_END.sub('', attribute).casefold()
     is_year = attribute in ('year', 'Jahr')
     number = _YEAR if is_year else _COUNT

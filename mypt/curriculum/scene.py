@@ -148,8 +148,13 @@ _REFERENCE = re.compile(  # *§ 5 Absatz 1 und 2*, and the mark of a paragraph
 )
 
 
+_BULLET = re.compile(r'(?<!\S)[-*+•] ')  # the third of a list has no number, and is point 3
+
+
 def _may_count(text: str, fact: Fact) -> bool:
     "Whether a text has any number, or the unit that a fact is about, in any form."
+    if fact.kind == 'step' and _BULLET.search(text):
+        return True
     text = _REFERENCE.sub('', text)
     one = next((noun for noun, many in PLURAL.items() if many == fact.attribute), '')
     unit = one or fact.attribute.rstrip('s')
