@@ -498,3 +498,22 @@ def test_a_damaged_file_of_an_earlier_run(name, text, use, said, tmp_path, monke
     (tmp_path / f'{name}.json').write_text(text)
     with pytest.raises(UserError, match=said):
         use(plan)
+
+
+PRODUCTS = Path(__file__).parent / 'products'
+
+
+@pytest.mark.slow
+def test_smollm2_answers_from_a_folder_by_one_command(smollm2, monkeypatch, tmp_path):
+    "A small run on the real base: some three minutes on two idle cores."
+    monkeypatch.chdir(tmp_path)
+    argv = ['assistant', str(PRODUCTS), '--output_dir', 'desk', '--base', str(smollm2[1])]
+    argv += ['--language', 'en', '--num_examples', '80', '--no-vectors', '--quiet']
+    assert main(argv) == 0
+    exam = json.loads(Path('desk/exam.json').read_text())
+    rates = {m['name']: m['rate'] for m in exam['measures']}
+    assert rates['passage found'] > 0.8 and rates['grounded'] > 0.6, rates
+    right = [line for line in exam['lines'] if line['right'] and line['answers']]
+    assert right, rates
+    for line in right:  # what is right can be read in the passages that were shown
+        assert line['shown']

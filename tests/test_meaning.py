@@ -1201,7 +1201,9 @@ def test_a_page_of_a_statute_is_silent_only_where_its_paragraph_is_seen(text, an
 
 
 _MENTIONED = 'Die Tat nach § 211 (Mord) verjährt nicht. 1. dreißig Jahre bei anderen Taten.'
-_REFERRED = '# § 62 Verbot Der Angehörige (§ 60 Abs. 2) des Urhebers willigt 2028 ein.'
+_REFERRED = (
+    '# § 62 Verbot Der Angehörige (§ 60 Abs. 2) des Urhebers willigt 2028 ein, siehe Satz 2.'
+)
 
 
 @pytest.mark.parametrize(
@@ -1241,6 +1243,7 @@ def test_a_wording_is_read_whole(text, subject, attribute, told):
 def test_what_the_checks_once_found_in_right_episodes():
     dot = 'Look for the symbol dot . at the end of the text.'
     assert n_sentences(dot) == len(sentences_of(dot)) == count_sentences(dot) == 1
+    assert count_sentences('die Aufhebung (§§ 1060 ff.) oder die Erklärung.') == 1
     assert not unsupported('mehr als 1.500 Euro', ['nicht mehr als\n1\\.500 Euro'])
     assert unsupported('mehr als 1.600 Euro', ['nicht mehr als\n1\\.500 Euro'])
     said = 'Vermutlich ist Tirizem gemeint: Der Eintritt für Tirizem beträgt 41 Euro.'

@@ -499,7 +499,7 @@ _COUNT = re.compile(  # a number in any form
 
 _YEAR = re.compile(r'\b(?:19|20)\d\d\b')
 _OF_LAW = re.compile(  # neither a year nor a step: *§ 2028 Abs. 2*
-    r'(?:§+|\b(?:Abs|Nr)\.|\bAbsatz|\bNummer) ?\d+\w*(?:(?:,| und| oder| bis) \d+\w*)*'
+    r'(?:§+|\b(?:Abs|Nr)\.|\b(?:Absatz|Nummer|Satz)) ?\d+\w*(?:(?:,| und| oder| bis) \d+\w*)*'
 )
 _PLURAL_END = re.compile(r'(?:e[nr]?|[ns])$')
 

@@ -471,7 +471,7 @@ def count_words(text: str) -> int:
 
 _NO_END = re.compile(
     r'\b(?:u\. ?a|etc|bzw|ca)\.(?=["”)]* [^A-ZÄÖÜ])|'
-    r'\b(?:e\.g|i\.e|z\. ?B|d\. ?h|cf|vs|vgl|Abs|Art|Nr|No|Dr)\.|'
+    r'\b(?:e\.g|i\.e|z\. ?B|d\. ?h|cf|ff|vs|vgl|Abs|Art|Nr|No|Dr)\.|'
     r'\d\.(?= [a-zäöü])|\b(?:de[mnrs]|die|das|zum|vom|am) \d+\\?\.|'
     r'\d\.(?= (?:Jan|Feb|Mär|Apr|Mai|Jun|Jul|Aug|Sep|Okt|Nov|Dez))'
 )
