@@ -505,7 +505,7 @@ PRODUCTS = Path(__file__).parent / 'products'
 
 @pytest.mark.slow
 def test_smollm2_answers_from_a_folder_by_one_command(smollm2, monkeypatch, tmp_path):
-    "A small run on the real base: some three minutes on two idle cores."
+    "A small run on the real base: some five minutes on one core."
     monkeypatch.chdir(tmp_path)
     argv = ['assistant', str(PRODUCTS), '--output_dir', 'desk', '--base', str(smollm2[1])]
     argv += ['--language', 'en', '--num_examples', '80', '--no-vectors', '--quiet']
@@ -513,7 +513,7 @@ def test_smollm2_answers_from_a_folder_by_one_command(smollm2, monkeypatch, tmp_
     exam = json.loads(Path('desk/exam.json').read_text())
     rates = {m['name']: m['rate'] for m in exam['measures']}
     assert rates['passage found'] > 0.8 and rates['grounded'] > 0.6, rates
-    right = [line for line in exam['lines'] if line['right'] and line['answers']]
-    assert right, rates
-    for line in right:  # what is right can be read in the passages that were shown
-        assert line['shown']
+    assert rates['cites the passage'] > 0.4, rates
+    for line in exam['lines']:  # nothing is cited that was not shown
+        if line['cited']:
+            assert set(line['cites']) <= {hit['doc_id'] for hit in line['shown']}
