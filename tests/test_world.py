@@ -631,3 +631,9 @@ def test_an_item_leaves_out_how_the_list_goes_on():
         'das Gericht stellt es fest',
         'die Frist ist abgelaufen',
     ]
+
+
+def test_a_heading_loses_its_marks_in_pairs():
+    text = '# Rules\n\n## Keep the level at `info`\n\nThis level is enough for most servers here.\n'
+    (fact,) = facts(Document('a.md', 'Rules', text))
+    assert fact.subject == 'Keep the level at info'

@@ -99,7 +99,8 @@ def _sections(text: str, lang: str) -> list[_Section]:
         if line.lstrip().startswith('```'):
             code = not code
         elif heading and not code:
-            out.append(_Section(heading[1].rstrip(' #').strip(' *`:'), lang))
+            name = without_markup(heading[1].rstrip(' #'))
+            out.append(_Section(name.strip(' *`:'), lang))
         elif line.strip() and not code:
             indent = len(line) - len(line.lstrip())
             out[-1].lines.append((place + indent, line.strip()))
