@@ -634,6 +634,6 @@ def test_an_item_leaves_out_how_the_list_goes_on():
 
 
 def test_a_heading_loses_its_marks_in_pairs():
-    text = '# Rules\n\n## Keep the level at `info`\n\nThis level is enough for most servers here.\n'
+    text = '# Rules\n\n## Keep the level at `info`\n\nServers write every event to a central log.\n'
     (fact,) = facts(Document('a.md', 'Rules', text))
     assert fact.subject == 'Keep the level at info'
