@@ -1243,6 +1243,7 @@ def test_a_wording_is_read_whole(text, subject, attribute, told):
 def test_what_the_checks_once_found_in_right_episodes():
     dot = 'Look for the symbol dot . at the end of the text.'
     assert n_sentences(dot) == len(sentences_of(dot)) == count_sentences(dot) == 1
+    assert not check_comparison('Ist 23 durch 2 teilbar? Mehr brauche ich nicht.', 'Nein.')
     assert count_sentences('die Aufhebung (§§ 1060 ff.) oder die Erklärung.') == 1
     assert not unsupported('mehr als 1.500 Euro', ['nicht mehr als\n1\\.500 Euro'])
     assert unsupported('mehr als 1.600 Euro', ['nicht mehr als\n1\\.500 Euro'])

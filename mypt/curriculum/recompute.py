@@ -104,7 +104,7 @@ def check_sum(question: str, answer: str) -> Verdict | None:
 _LIMIT_WORDS = r'\d+ (?:words?|wörtern?|worte|sentences?|sätzen?)\b'
 
 # %% ../../nbs/curriculum/recompute.ipynb #c47093ed
-_MORE = r'more|bigger|greater|larger|higher|above|over|mehr|größer|höher|über'
+_MORE = r'more|bigger|greater|larger|higher|above|over|mehr(?! brauche)|größer|höher|über'
 _LESS = r'less|smaller|lower|fewer|below|under|weniger|kleiner|niedriger|unter'
 _YES, _NO = ('yes', 'ja'), ('no', 'nein')
 _YES_OR_NO = re.compile(r'\b(?:yes|ja|nein)\b|\bno\b(?! *\w)', re.I)
