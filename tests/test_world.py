@@ -22,7 +22,7 @@ from mypt.curriculum.grammar import (
 )
 from mypt.curriculum.chat_words import fact_sentence
 from mypt.curriculum.invented import make_document, make_documents, other_value
-from mypt.curriculum.questions import follow_up, question, search_query, with_typo
+from mypt.curriculum.questions import _names, follow_up, question, search_query, with_typo
 from mypt.curriculum.shelf import Shelf, passage
 from mypt.curriculum.synthetic import held_out
 from mypt.curriculum.values import (
@@ -637,3 +637,9 @@ def test_a_heading_loses_its_marks_in_pairs():
     text = '# Rules\n\n## Keep the level at `info`\n\nServers write every event to a central log.\n'
     (fact,) = facts(Document('a.md', 'Rules', text))
     assert fact.subject == 'Keep the level at info'
+
+
+def test_a_noun_is_not_in_a_verb_that_begins_with_it():
+    assert _names('Wem gehört der Hofladen?', 'Hof') and _names('der hof von Ada', 'Hof')
+    assert not _names('Ich hoffe, es geht dir gut.', 'Hof')
+    assert not _names('Hoffnung bleibt.', 'Hof') and not _names('', 'Hof')

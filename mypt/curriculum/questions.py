@@ -244,8 +244,9 @@ def follow_up(
 
 # %% ../../nbs/curriculum/questions.ipynb #e5c65874
 def _names(said: str, word: str) -> bool:
-    "Whether a word, or one that begins with it, is in what was said."
-    return bool(word) and re.search(rf'(?<!\w){re.escape(word)}', said, re.I) is not None
+    "Whether a word, or one that begins with it, is in what was said; *Hof* is not in *hoffe*."
+    begins = rf'(?<!\w){re.escape(word)}(?!f[ent])'
+    return bool(word) and re.search(begins, said, re.I) is not None
 
 
 def search_query(
