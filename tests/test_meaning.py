@@ -1206,38 +1206,31 @@ _REFERRED = (
 )
 
 
-@pytest.mark.parametrize(
-    'text, subject, attribute, told',
-    [
-        (_MENTIONED, '§ 211 Mord', '1', False),  # names the section, and is not it
-        (_REFERRED, '§ 62 Verbot', '2', False),
-        (_REFERRED, '§ 62 Verbot', 'Jahr', True),
-        ('# § 2028 Auskunft Wer etwas hat, sagt es.', '§ 2028 Auskunft', 'Jahr', False),
-        ('# Expiry 2. Delete the token.', 'Expiry', '2', True),
-        ('# Expiry - Delete it. - Tell us.', 'Expiry', '2', True),  # point 2 of the list
-        ('# Expiry - Delete it. - Tell us.', 'Expiry', '3', False),
-        ('# Expiry Tokens end after three days.', 'Expiry', 'days', True),
-        ('# Expiry Tokens end after three days.', 'Expiry', 'hours', False),
-    ],
-)
-def test_a_number_under_a_heading_is_read(text, subject, attribute, told):
-    found = counting_sentence(ShownPassage('a.md', text), subject, attribute)
-    assert bool(found) == told
+_NUMBERS = [
+    (_MENTIONED, '§ 211 Mord', '1', False),  # names the section, and is not it
+    (_REFERRED, '§ 62 Verbot', '2', False),
+    (_REFERRED, '§ 62 Verbot', 'Jahr', True),
+    ('# § 2028 Auskunft Wer etwas hat, sagt es.', '§ 2028 Auskunft', 'Jahr', False),
+    ('# Expiry 2. Delete the token.', 'Expiry', '2', True),
+    ('# Expiry - Delete it. - Tell us.', 'Expiry', '2', True),  # point 2 of the list
+    ('# Expiry - Delete it. - Tell us.', 'Expiry', '3', False),
+    ('# Expiry Tokens end after three days.', 'Expiry', 'days', True),
+    ('# Expiry Tokens end after three days.', 'Expiry', 'hours', False),
+]
+_WORDINGS = [
+    ('Browum nimmt 23 Tage in Anspruch.', 'Browum', 'Dauer', True),
+    ('Jede Antwort lautet Feder. Raristox hat 67 Seiten.', 'Raristox', 'Autor', False),
+    ('Raristox stammt aus der Feder von Ada Rell.', 'Raristox', 'Autor', True),
+    ('Witrifar ist in Jorus zu finden.', 'Witrifar', 'Standort', True),
+    ('Witrifar: Alles ist leicht zu finden.', 'Witrifar', 'Standort', False),
+]
+_READ = [(counting_sentence, *case) for case in _NUMBERS]
+_READ += [(answering_sentence, *case) for case in _WORDINGS]
 
 
-@pytest.mark.parametrize(
-    'text, subject, attribute, told',
-    [
-        ('Browum nimmt 23 Tage in Anspruch.', 'Browum', 'Dauer', True),
-        ('Jede Antwort lautet Feder. Raristox hat 67 Seiten.', 'Raristox', 'Autor', False),
-        ('Raristox stammt aus der Feder von Ada Rell.', 'Raristox', 'Autor', True),
-        ('Witrifar ist in Jorus zu finden.', 'Witrifar', 'Standort', True),
-        ('Witrifar: Alles ist leicht zu finden.', 'Witrifar', 'Standort', False),
-    ],
-)
-def test_a_wording_is_read_whole(text, subject, attribute, told):
-    found = answering_sentence(ShownPassage('a.md', text), subject, attribute)
-    assert bool(found) == told
+@pytest.mark.parametrize('read, text, subject, attribute, told', _READ)
+def test_a_passage_is_read_whole(read, text, subject, attribute, told):
+    assert bool(read(ShownPassage('a.md', text), subject, attribute)) == told
 
 
 def test_what_the_checks_once_found_in_right_episodes():

@@ -378,11 +378,10 @@ def _reads_hits(t: GivenAnswer) -> Iterator[Verdict]:
         yield Verdict('a hit on the subject is read', ', '.join(unread))
 
 # %% ../../nbs/curriculum/meaning.ipynb #240b9559
-_SAYS_BOTH = (
-    frozenset(  # words around two values, by their beginnings: *Einer sagt …, der andere …*
-        'answer both clear depend differ disagr find not one other source two andere antwor beides'
-        ' eindeu einer finde gibt kontex quelle texte uneins versch widers zwei'.split()
-    )
+# words around two values, by their beginnings: *Einer sagt …, der andere …*
+_SAYS_BOTH = set(
+    'answer both clear depend differ disagr find not one other source two andere antwor beides'
+    ' eindeu einer finde gibt kontex quelle texte uneins versch widers zwei'.split()
 )
 
 
