@@ -112,8 +112,9 @@ _QUESTIONS = Source(
     ),
     generator='multiturn',
 )
-_READ = dict(pages=(1, 2, 2, 2), turns=(4, 5), think=0.05)
-_READS_MORE = DOCUMENTED['3'].with_sources(shares=dict(written=0.45))
+_SILENT = dict(left_open=0.15, elsewhere=0.25)
+_READ = dict(pages=(1, 2, 2, 2), turns=(4, 5), think=0.05, silent=_SILENT)
+_READS_MORE = DOCUMENTED['3'].with_sources(shares=dict(written=0.6))
 CHAT_ASKED_MORE = replace(_READS_MORE, sources=(*_READS_MORE.sources, _QUESTIONS))
 _LONGER = dict(turns=(3, 4, 5, 6))
 
@@ -122,7 +123,7 @@ _CHAT_LEGS = (
     Leg(
         CHAT_ASKED_MORE,
         'base_phase3_chat_sft',
-        _sized(CHAT_ASKED_MORE, 1400),
+        _sized(CHAT_ASKED_MORE, 1700),
         dict(rag_chat=_FIT, questions=_FIT, written=_READ),
         replay={'1': 0.09, '2': 0.09},
         rows=1024,
@@ -131,7 +132,7 @@ _CHAT_LEGS = (
     Leg(
         DOCUMENTED['4'],
         'base_phase4_multiturn',
-        _sized(DOCUMENTED['4'], 400),
+        _sized(DOCUMENTED['4'], 600),
         dict(multiturn=_FIT | _LONGER, new_context=_FIT | dict(pages=(2, 3))),
         replay={'1': 0.06, '2': 0.06, '3': 0.09},
         rows=1024,
@@ -142,23 +143,28 @@ _CHAT_LEGS = (
 # %% ../../nbs/curriculum/legs.ipynb #571b18c9
 _ASKED_AGAIN = dict(multi_step=0.06, no_results=0.06, wrong_tool=0.08)
 _EACH_TOOL = dict(search=0.14, list=0.22, get=0.22, summarize=0.22) | _ASKED_AGAIN
+_NONE_FITS = dict(one_call=0.4, two_calls=0.12, two_turns=0.08, no_fitting_tool=0.4)
+_OF_OTHERS = dict(tools=(1, 1, 2, 3, 4), shares=_NONE_FITS)
+_TOOLS_OR_NONE = DOCUMENTED['5'].with_sources(shares=dict(no_tool=0.3))
+_CHAINS_OR_NONE = DOCUMENTED['6'].with_sources(shares=dict(no_tool=0.3))
 _TOOL_LEGS = (
     Leg(
-        DOCUMENTED['5'],
+        _TOOLS_OR_NONE,
         'base_phase5_simple_toolcall',
-        _sized(DOCUMENTED['5'], 900),
-        dict(toolcall=_FEW_DOCUMENTS | dict(shares=_EACH_TOOL), no_tool=_FEW_DOCUMENTS),
+        _sized(_TOOLS_OR_NONE, 950),
+        dict(toolcall=_FEW_DOCUMENTS | dict(shares=_EACH_TOOL), foreign_tools=_OF_OTHERS)
+        | dict(no_tool=_FEW_DOCUMENTS),
         replay=dict.fromkeys('1234', 0.06),
         rows=1024,
         most=CASES_ASKED,
     ),
     Leg(
-        DOCUMENTED['6'],
+        _CHAINS_OR_NONE,
         'base_phase6_agentic_rag',
-        _sized(DOCUMENTED['6'], 1000),
-        dict(agentic=_FEW_DOCUMENTS | dict(before=0.2))
+        _sized(_CHAINS_OR_NONE, 1000),
+        dict(agentic=_FEW_DOCUMENTS | dict(before=0.2), foreign_tools=_OF_OTHERS)
         | dict.fromkeys(('toolcall', 'no_tool'), _FEW_DOCUMENTS),
-        replay=dict.fromkeys('12345', 0.03),
+        replay=dict.fromkeys('125', 0.03) | dict.fromkeys('34', 0.09),
         rows=1024,
         most=CASES_ASKED,
     ),
