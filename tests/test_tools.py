@@ -8,6 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import connection
 from pathlib import Path
 import pytest
 from browser import Browser
@@ -978,6 +981,22 @@ def test_a_notebook_is_run_in_a_fork(project):
     results = [check.run(job('notebook', '--path', name), project) for name in names]
     assert [(r.passed, r.failed) for r in results] == [(1, 0), (0, 1)]
     assert 'so not' in results[1].output
+
+
+def test_forks_that_end_together_all_pass(tmp_path, monkeypatch):
+    wait = connection.wait
+
+    def slow(*args):
+        ready = wait(*args)
+        time.sleep(0.1)  # between seeing that a child has ended and reading how
+        return ready
+
+    monkeypatch.setattr(connection, 'wait', slow)
+    (tmp_path / 'test_it.py').write_text('def test_a(): pass')
+    fork = job('tests', '-m', 'pytest', 'test_it.py')
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda _: check.run(fork, tmp_path), range(6)))
+    assert [(r.passed, r.failed) for r in results] == [(1, 0)] * 6
 
 
 def test_closing_line(monkeypatch, capsys, tmp_path):

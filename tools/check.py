@@ -17,9 +17,11 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 from py_compile import PycInvalidationMode
 
@@ -67,6 +69,9 @@ PRELOADED = (  # into the process that is forked; none of ours, for tests import
 COMPILED = ('mypt', 'tools')  # packages that hundreds of processes import
 LIMITS = {'tool': 300, 'check': 700, 'notebook': 400, 'tests': 700}  # seconds
 LANES = 3  # jobs at a time
+# A start polls all children that there are, and a status can be read once: of two threads that
+# read one at the same time, the second takes the child for crashed.
+ONE_READS_STATUS = threading.Lock()
 MEASURING = re.compile(r'/test_speed(?:_\w+)?\.py$')  # tests that run alone
 
 
@@ -168,14 +173,16 @@ def run_fork(job: Job, root: Path, limit: float) -> tuple[int, str]:  # Exit sta
     with tempfile.NamedTemporaryFile() as output:
         arguments = job.kind, job.command[-1], root, output.name
         process = multiprocessing.get_context('forkserver').Process(target=in_fork, args=arguments)
-        process.start()
-        process.join(limit)
-        ended = process.exitcode is None
-        if ended:
+        with ONE_READS_STATUS:
+            process.start()
+        in_time = connection.wait([process.sentinel], limit)
+        if not in_time:
             os.killpg(process.pid, 9)
-            process.join()
+            connection.wait([process.sentinel])
+        with ONE_READS_STATUS:
+            code = process.exitcode
         text = Path(output.name).read_text(encoding='utf-8', errors='replace')
-    return process.exitcode, text + (f'\nended after {limit:g} s' if ended else '')
+    return code, text + ('' if in_time else f'\nended after {limit:g} s')
 
 
 def in_fork(kind: str, path: str, root: Path, output: str):
