@@ -7,12 +7,16 @@ python bench/retrieval.py --recall   # the recall only; the times of the file st
 python bench/retrieval.py --vectors  # words alone and with the built-in model, on the exams and
                                      # on bench/data/retrieval_dev.jsonl; half an hour on one core;
                                      # writes bench/results/retrieval_vectors.json
+python bench/retrieval.py --sentence # the exams, answered without a model; writes
+                                     # bench/results/exam_by_words.json
 
 Recall: 1,190 questions on 240 passages, in English and in German; does the passage stand among
 the first? bm25s gets the stop words of the language, once as it is and once with Snowball's
 stemmer for that language; mypt gets the same text and is told nothing. Exams: 42 questions
 each on the OWASP cheat sheets and on seven German statutes, in people's own words; does the
 sentence that answers stand in one of the first passages? bm25s gets the same passages.
+Without a model: of the three passages that an assistant is shown, the sentence that BM25 ranks
+first among all sentences of the folder is the answer. It is what a schooled model must surpass.
 Times: passages of the OWASP cheat sheets and seven German statutes, each heading asked as a
 query, one by one. Each side runs in a process of its own, in turn; imports are not timed. mypt
 reads its file (`file`) or holds everything (`memory`); bm25s holds everything.
@@ -27,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -34,6 +39,7 @@ from statistics import median
 DATA, ROUNDS, QUERIES = (Path(__file__).resolve().parent.parent.parent / 'shared/data', 3, 300)
 RESULTS = Path(__file__).parent / 'results'
 FOLDERS = ('owasp_cheatsheets', 'law_de')
+PASSAGES = 3  # that an assistant is shown
 SIDES = ('memory', 'file', 'bm25s', 'bm25s+stem')
 
 
@@ -180,6 +186,31 @@ def with_vectors(name):
     return dict(out, index_s=built)
 
 
+def answered_by_words(name):
+    "An exam by the best sentence of the found passages; also how often any sentence answers."
+    from mypt.agent.documents import Document, read_documents
+    from mypt.agent.retrieval import Index
+    from mypt.agent.tools import sentences
+    from mypt.eval.exam import holding, read_exam
+    from mypt.eval.same_answer import says_one_of
+
+    folder = DATA / EXAMS[name]
+    cases = [c for c in read_exam(name, folder) if c.answerable]
+    index = Index.build(folder)
+    texts = sorted({s for d in read_documents(folder) for s in sentences(d.text)})
+    by_sentence = Index.of([Document(f'{i:06}', '', s) for i, s in enumerate(texts)], size=10**6)
+    found = Counter(asked=len(cases))
+    for case in cases:
+        hits = index.search(case.question, PASSAGES)
+        shown = {s for h in hits for s in sentences(h.text)}
+        ranked = by_sentence.search(case.question, len(texts))
+        best = next((h.text for h in ranked if h.text in shown), '')
+        found['found'] += bool(holding(case, hits))
+        found['right'] += says_one_of(best, case.answers, case.language)
+        found['some sentence'] += any(says_one_of(s, case.answers, case.language) for s in shown)
+    return dict(found)
+
+
 def timed(side):
     "Seconds to index, milliseconds per query."
     from mypt.agent.documents import chunks
@@ -227,6 +258,7 @@ def main():
     ap.add_argument('--job', nargs='+')
     ap.add_argument('--recall', action='store_true')
     ap.add_argument('--vectors', action='store_true')
+    ap.add_argument('--sentence', action='store_true')
     a = ap.parse_args()
     if a.job:
         jobs = dict(recall=recall, exam=exam_recall, time=timed, vectors=with_vectors)
@@ -238,6 +270,10 @@ def main():
         sides = {name: child('vectors', name) for name in EXAMS}
         print(json.dumps(sides, indent=1))
         return save('retrieval_vectors', sides)
+    if a.sentence:
+        answered = {name: answered_by_words(name) for name in EXAMS}
+        print(json.dumps(answered, indent=1))
+        return save('exam_by_words', answered)
     found = {
         lang: {s: child('recall', s, lang) for s in ('mypt', 'bm25s', 'bm25s+stem')}
         for lang in ('en', 'de')

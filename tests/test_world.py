@@ -69,6 +69,7 @@ LANGUAGES = ('en', 'de')
         'Wie viel Garantie gibt es auf es?',
         'Wo befindet sich sie?',
         'Welches Dokument handelt von Die Heizung Trotral?',
+        'Woraus ist es? [Nimm|Nehmen Sie] dafür das Dokument „Lager“.',
     ],
 )
 def test_wrong_german_is_found(wrong):

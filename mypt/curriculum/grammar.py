@@ -449,6 +449,7 @@ _WRONG_DE = [
         rf'\b(?:{"|".join(_PERSONS.split())}) Frau\b',
         r'\bsich (?:er|sie|es)(?=[?.!,;]|$)',
         rf'\b(?:über|von|zu|mit|um|für|bei|aus) D(?:er|ie|as) (?:{"|".join(GENDER)}) [A-ZÄÖÜ]\w+',
+        r'\[[^\[\]|]+\|[^\[\]|]*\bSie\b[^\[\]|]*\]',  # neither *du* nor *Sie* was chosen
     )
 ]
 

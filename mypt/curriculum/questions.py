@@ -136,7 +136,7 @@ def _other_question(rng: random.Random, f: Fact, unseen: bool, formal: bool, who
     asked = _fill_other(form, f)
     if '{t}' in form or not _needs_title(rng, f):
         return asked
-    form = rng.choice(forms['in_title'])
+    form = with_address(rng.choice(forms['in_title']), formal)
     return form.format(t=f.title, q=with_full_stop(asked) if '{q} ' in form else asked)
 
 
