@@ -15,7 +15,7 @@ from .format_lock import PHASE1
 from .mixes import DOCUMENTED
 from .multiturn import make_multiturn
 from .operators import PHASE2
-from .recipe import Phase, Source
+from .recipe import Phase, Source, source_numbers
 from ..eval.gates import GateReport, Requirement
 from ..model.config import ModelConfig
 
@@ -68,12 +68,6 @@ _TOOLS = dict(tool_choice=80, no_tool=60, grounded=30, phase5_toolcall_ood=60)
 _CHAINS = dict(chains=40, phase6_agentic_ood=40)
 CASES_ASKED = _SHORT | _CHAT | dict(phase3_chat_ood=60) | _TURNS | _TOOLS | _CHAINS
 
-# %% ../../nbs/curriculum/legs.ipynb #47c7efee
-def _sized(phase: Phase, episodes: int) -> dict[str, int]:  # source → episodes
-    "How many episodes each source makes for a mix of this size."
-    total = sum(s.share + s.stands_in for s in phase.sources)
-    return {s.kind: round(episodes * (s.share + s.stands_in) / total) for s in phase.sources}
-
 # %% ../../nbs/curriculum/legs.ipynb #c7e5336a
 _FIT = dict(long=0)
 _FEW_DOCUMENTS = dict(long=0, docs=(3, 4, 5))
@@ -81,7 +75,7 @@ _FIRST = (
     Leg(
         PHASE1,
         'base_phase1_format_lock',
-        _sized(PHASE1, 3000),
+        source_numbers(PHASE1.sources, 3000),
         dict(echo=dict(anti_echo_ratio=0.3)),
         rows=512,
         most=CASES_ASKED,
@@ -90,7 +84,7 @@ _FIRST = (
     Leg(
         PHASE2,
         'base_phase2_operators',
-        _sized(PHASE2, 4200),
+        source_numbers(PHASE2.sources, 4200),
         replay={'1': 0.15},
         rows=512,
         most=CASES_ASKED,
@@ -123,7 +117,7 @@ _CHAT_LEGS = (
     Leg(
         CHAT_ASKED_MORE,
         'base_phase3_chat_sft',
-        _sized(CHAT_ASKED_MORE, 1700),
+        source_numbers(CHAT_ASKED_MORE.sources, 1700),
         dict(rag_chat=_FIT, questions=_FIT, written=_READ),
         replay={'1': 0.09, '2': 0.09},
         rows=1024,
@@ -132,7 +126,7 @@ _CHAT_LEGS = (
     Leg(
         DOCUMENTED['4'],
         'base_phase4_multiturn',
-        _sized(DOCUMENTED['4'], 600),
+        source_numbers(DOCUMENTED['4'].sources, 600),
         dict(multiturn=_FIT | _LONGER, new_context=_FIT | dict(pages=(2, 3))),
         replay={'1': 0.06, '2': 0.06, '3': 0.09},
         rows=1024,
@@ -151,7 +145,7 @@ _TOOL_LEGS = (
     Leg(
         _TOOLS_OR_NONE,
         'base_phase5_simple_toolcall',
-        _sized(_TOOLS_OR_NONE, 950),
+        source_numbers(_TOOLS_OR_NONE.sources, 950),
         dict(toolcall=_FEW_DOCUMENTS | dict(shares=_EACH_TOOL), foreign_tools=_OF_OTHERS)
         | dict(no_tool=_FEW_DOCUMENTS),
         replay=dict.fromkeys('1234', 0.06),
@@ -161,7 +155,7 @@ _TOOL_LEGS = (
     Leg(
         _CHAINS_OR_NONE,
         'base_phase6_agentic_rag',
-        _sized(_CHAINS_OR_NONE, 1000),
+        source_numbers(_CHAINS_OR_NONE.sources, 1000),
         dict(agentic=_FEW_DOCUMENTS | dict(before=0.2), foreign_tools=_OF_OTHERS)
         | dict.fromkeys(('toolcall', 'no_tool'), _FEW_DOCUMENTS),
         replay=dict.fromkeys('125', 0.03) | dict.fromkeys('34', 0.09),

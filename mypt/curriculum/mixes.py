@@ -19,7 +19,7 @@ from .foreign_tools import make_foreign_tools
 from .gold_episodes import make_gold
 from .multiturn import PHASE4, TURN_KINDS, make_multiturn
 from .rag_chat import PHASE3, make_rag_chat
-from .recipe import Phase, PhasePlan, Source
+from .recipe import Phase, PhasePlan, Source, source_numbers
 from .synthetic import distinct, first_question
 from .toolcall import PHASE5, TOOL_SHARES, make_toolcall
 from .written import make_written
@@ -53,10 +53,8 @@ def documented(
     hub: str = '',  # What `stands_in` replaces
 ) -> Phase:
     "A phase with all of its documented data."
-    total = sum(s.share + s.stands_in for s in sources)
-    part = episodes / total
-    sized = tuple(replace(s, n=round(part * (s.share + s.stands_in))) for s in sources)
-    return replace(phase, sources=sized, hub=hub)
+    n = source_numbers(sources, episodes)
+    return replace(phase, sources=sources, hub=hub).with_sources(n=n)
 
 
 def _part(kind: str, make: Any, share: float, stands_in: float = 0.0, **more: Any) -> Source:

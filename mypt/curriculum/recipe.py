@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['START_AGAIN', 'NEAR', 'FEW', 'FILE_EPISODES', 'MAKE_FLAGS', 'JUDGE_AGAIN', 'Source', 'gate_table', 'Phase',
-           'command_line', 'Command', 'stage_key', 'stage_seconds', 'Stages', 'check_options', 'system_prompts',
-           'check_number', 'make_episodes', 'PlanFiles', 'PhasePlan', 'make_command', 'mix_command', 'prepare_command',
-           'data_commands', 'train_command', 'gate_command', 'plan_commands', 'run_commands', 'stored_report',
-           'run_plan', 'run_phase', 'stated_answer', 'suite_case']
+           'source_numbers', 'command_line', 'Command', 'stage_key', 'stage_seconds', 'Stages', 'check_options',
+           'system_prompts', 'check_number', 'make_episodes', 'PlanFiles', 'PhasePlan', 'make_command', 'mix_command',
+           'prepare_command', 'data_commands', 'train_command', 'gate_command', 'plan_commands', 'run_commands',
+           'stored_report', 'run_plan', 'run_phase', 'stated_answer', 'suite_case']
 
 # %% ../../nbs/19_recipe.ipynb #7ebff206
 import hashlib
@@ -119,6 +119,16 @@ class Phase:
 
     def _repr_markdown_(self):
         return f'Gate of phase {self.number}, {self.title}:\n\n{gate_table(self.gate)}'
+
+# %% ../../nbs/19_recipe.ipynb #2c66f714
+def source_numbers(
+    sources: Iterable[Source],
+    episodes: int,  # of the whole mix, without replay
+) -> dict[str, int]:  # kind → its episodes
+    "How many episodes each source makes for a mix of this size."
+    shares = {s.kind: s.share + s.stands_in for s in sources}
+    total = sum(shares.values())
+    return {kind: round(episodes * share / total) for kind, share in shares.items()}
 
 # %% ../../nbs/19_recipe.ipynb #661c3162
 def command_line(
