@@ -251,7 +251,7 @@ def test_a_heading_that_is_shown_does_not_tell_that_there_is_an_answer():
     if not REAL['en'].is_dir():
         pytest.skip(f'{REAL["en"]} is not there')
     docs, kinds = str(REAL['en']), ('answer', 'silent')
-    eps = list(make_rag_chat(200, 'en', docs_dir=docs, seed=5, kinds=kinds, long=0))
+    eps = list(make_rag_chat(240, 'en', docs_dir=docs, seed=5, kinds=kinds, long=0))
     named = {k: [] for k in kinds}
     for e in eps:
         about, user = e['_meta']['about'], e['messages'][0]
@@ -446,14 +446,14 @@ def test_a_small_folder_gives_what_it_can_and_says_it(kind, tmp_path):
 
 def test_too_few_documents_are_said(tmp_path):
     docs = Path(write_products(tmp_path))
-    for path in sorted(docs.iterdir())[2:]:
+    for path in sorted(docs.iterdir())[1:]:
         path.unlink()
     counts = {}
     few = dict(docs_dir=str(docs), kinds=('no_context', 'conflict'), made=counts)
     with pytest.warns(Shortage, match='different episodes of 9,000 could be made'):
         eps = list(make_rag_chat(9000, 'en', **few))
     assert sum(counts.values()) == len(eps) < 9000
-    assert counts['no_context'] > 50
+    assert counts['no_context'] > 50 and not counts['conflict']  # one sheet contradicts nothing
 
 
 def test_a_conversation_goes_on_after_a_first_abstention():

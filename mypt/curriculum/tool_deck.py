@@ -195,6 +195,14 @@ class ScriptSource:
         del spaces[:-SPACES]
         return script
 
+    def put_away(self, script: ToolScript):
+        "Take a workspace no more whose good questions were asked: the others suit few plays."
+        facts = [f for _, found in script.pages for f in found]
+        asked = sum(f.sentence in self.spent[script.lang] for f in facts)
+        if 2 * asked > len(facts):
+            kept = self.spaces[script.lang]
+            kept[:] = [space for space in kept if space[1] is not script.workspace]
+
 # %% ../../nbs/curriculum/tool_deck.ipynb #17ff0dc9
 class ToolSource(ScriptSource):
     "Plays kinds in scripts."
@@ -209,6 +217,8 @@ class ToolSource(ScriptSource):
         if before and play_before(script, before, self.sets.before_of(play)) < before:
             return None
         if not play_on(script, play, 16 if before > 1 else 4):
+            if self.shelf.read:
+                self.put_away(script)
             return None
         written = sum(len(str(m)) for m in script.messages)
         if written > 2 * NEAR_WINDOW[1] and message_tokens(script.messages) > NEAR_WINDOW[1]:
